@@ -1,0 +1,196 @@
+"""Every error of the package, in one tree.
+
+CQRSError
+├── ConfigurationError            the program is put together wrongly; found at import or start
+│   ├── NotConfigured             no CQRS app in this process
+│   ├── InvalidSetting            a `cqrs_…` setting has a value that is not accepted
+│   ├── MissingDependency         an optional package or server program is not installed
+│   └── RegistrationError         a message type or handler can't be registered
+│       ├── DuplicateRegistration     the name, or the command, is taken
+│       ├── ReservedFieldName         a message field hides a name of the base class
+│       └── HandlerSignatureError     a handler's parameters don't fit what it handles
+├── MessageError                  a message can't be read; it becomes a dead letter
+│   ├── UnknownMessageType        its name or version is not registered
+│   └── MalformedMessage          its bytes don't fit the registered type
+├── HandlerNotFound               nothing handles this message
+├── AggregateError
+│   ├── AggregateNotFound         the stream has no events
+│   ├── AggregateNotConstructible the class can't be built from an id alone
+│   ├── MissingAggregateId        an event was recorded by an aggregate without an id
+│   ├── EventOutOfOrder           history has a gap or a repeat
+│   ├── ForeignEvent              history holds another aggregate's event
+│   └── UnhandledEvent            a strict aggregate has no `applies` method for it
+├── SessionError                  a session was used after its end, or committed in a handler
+├── StoreError
+│   ├── ConcurrencyError          another writer committed first
+│   ├── DuplicateCommand          the command has committed before
+│   ├── LeaseLost                 the writer no longer holds its message
+│   └── StoreUnavailable          the store's server does not answer
+└── PublishFailed                 a message could not be handed to the broker
+
+Errors carry what they name as attributes, and survive pickling between pool processes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def _rebuild(cls: type[CQRSError], message: str, fields: dict[str, Any]) -> CQRSError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, message)
+    error.__dict__.update(fields)
+    return error
+
+
+class CQRSError(Exception):
+    """Be the base of every error that this package raises.
+
+    Its text says what was tried, expected and found; keyword arguments become attributes.
+    """
+
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(fields)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self), dict(self.__dict__))
+
+
+class ConfigurationError(CQRSError):
+    """Say that the program is put together wrongly."""
+
+
+class NotConfigured(ConfigurationError):
+    """Say that a message was sent or run with no `CQRS(app)` in this process."""
+
+
+class InvalidSetting(ConfigurationError):
+    """Say which setting has which value, and which values are accepted."""
+
+    setting: str
+    accepted: str
+
+
+class MissingDependency(ConfigurationError):
+    """Say which optional package or program is missing and how to install it."""
+
+
+class RegistrationError(ConfigurationError):
+    """Say why a message type or handler can't be registered."""
+
+
+class DuplicateRegistration(RegistrationError):
+    """Name both parties that claim one name or one command."""
+
+
+class ReservedFieldName(RegistrationError):
+    """Say which field of a message hides a name of its base class."""
+
+    field: str
+
+
+class HandlerSignatureError(RegistrationError):
+    """Say which parameter of a handler does not fit, and what was expected."""
+
+
+class MessageError(CQRSError):
+    """Say that a stored or received message can't be read."""
+
+
+class UnknownMessageType(MessageError):
+    """Say which message name and version nobody registered."""
+
+    name: str
+    version: int
+
+
+class MalformedMessage(MessageError):
+    """Say which message's content does not fit its type, and where."""
+
+    name: str
+    version: int
+
+
+class HandlerNotFound(CQRSError):
+    """Say which message has no handler, and whether a sync or an async one was looked for."""
+
+    message_type: str
+    looked_for: str
+
+
+class AggregateError(CQRSError):
+    """Say that an aggregate can't be loaded or changed."""
+
+
+class AggregateNotFound(AggregateError):
+    """Say that an aggregate has no events in the store."""
+
+    aggregate_type: str
+    aggregate_id: str
+
+
+class AggregateNotConstructible(AggregateError):
+    """Say that an aggregate class can't be built from an id alone."""
+
+
+class MissingAggregateId(AggregateError):
+    """Name the aggregate and the event of which neither has an id."""
+
+
+class EventOutOfOrder(AggregateError):
+    """Say which version was expected next in a stream, and which was found."""
+
+    stream: str
+    expected: int
+    found: int
+
+
+class ForeignEvent(AggregateError):
+    """Say that a stream holds an event of another aggregate."""
+
+
+class UnhandledEvent(AggregateError):
+    """Say that a strict aggregate class does not apply an event type."""
+
+
+class SessionError(CQRSError):
+    """Say that a session was used after its end, or committed where it may not be."""
+
+
+class StoreError(CQRSError):
+    """Say that an event store refused or failed an operation."""
+
+
+class ConcurrencyError(StoreError):
+    """Say which stream was at which version when another was expected.
+
+    Nothing of the commit was written. Load the aggregate again and repeat the command.
+    """
+
+    stream: str
+    expected: int
+    found: int
+
+
+class DuplicateCommand(StoreError):
+    """Say that a command has committed before; carries the outcome that it then recorded."""
+
+    command_id: str
+    outcome: str
+
+
+class LeaseLost(StoreError):
+    """Say that a worker's lease on its message ended before it committed; nothing was written."""
+
+    message_id: int
+
+
+class StoreUnavailable(StoreError):
+    """Say that a store's server does not answer; the driver's error is its cause."""
+
+
+class PublishFailed(CQRSError):
+    """Say which message could not be handed to the broker; the driver's error is its cause."""
+
+    message_id: str

@@ -1,0 +1,298 @@
+"""Publish, take and settle messages in Redis.
+
+Each method is one script, so one round trip, and happens whole or not at all. Redis's clock
+decides everything that has to do with time. Errors of the driver pass through unchanged: whether
+to repeat is the caller's to know (a publish with a publish id may be repeated safely).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
+
+import redis
+
+from .scripts import load
+from .values import (
+    Beat,
+    DeadLetter,
+    Destination,
+    Exchange,
+    QueueCount,
+    Recovered,
+    Settlement,
+    Taken,
+)
+
+#: Milliseconds for which a publish id is remembered. Longer than any client repeats a publish.
+DEDUP_TTL_MS = 120_000
+
+#: The most messages purged in one script, so that the server is never blocked for long.
+PURGE_BATCH = 1_000
+
+_publish = load("publish")
+_publish_topic = load("publish_topic")
+_subscribe = load("subscribe")
+_settle_and_take = load("settle_and_take")
+_beat = load("beat")
+_consume = load("consume")
+_recover = load("recover")
+_redrive = load("redrive")
+_discard = load("discard")
+_purge = load("purge")
+_count = load("count")
+
+
+class ReliableQueue:
+    """Be one virtual host's queues: those under one key prefix of one Redis database.
+
+    Args:
+        client: a redis client that returns bytes.
+        prefix: in front of every key; on Redis Cluster it holds the hash tag, as `{shop}.`.
+        dedup_ttl_ms: milliseconds for which a publish id is remembered.
+    """
+
+    def __init__(
+        self, client: redis.Redis, *, prefix: str = "", dedup_ttl_ms: int = DEDUP_TTL_MS
+    ) -> None:
+        self.client = client
+        self.prefix = prefix
+        self.dedup_ttl_ms = dedup_ttl_ms
+        self._keys = [f"{prefix}cq:id"]
+
+    def key(self, name: str) -> str:
+        """Return the full name of one of the queue's own keys."""
+        return f"{self.prefix}cq:{name}"
+
+    def publish(
+        self,
+        destinations: Sequence[Destination],
+        *,
+        publish_id: str = "",
+        delay_ms: int = 0,
+        body: str | bytes = "",
+    ) -> int:
+        """Store a message on all its queues, or on none; once per publish id.
+
+        Args:
+            destinations: one a queue, each with its payload; empty stores nothing.
+            publish_id: the same for every repetition of one publish; "" never deduplicates.
+            delay_ms: milliseconds before it may be taken; 0 for at once.
+            body: kept once for all; then each payload is only the head that goes before it.
+
+        Returns:
+            How many messages were stored; 0 if this publish id was seen.
+        """
+        if not destinations:
+            return 0
+        args: list[Any] = [self.prefix, publish_id, self.dedup_ttl_ms, delay_ms, body]
+        for to in destinations:
+            args += (to.queue, to.priority, to.sequence, to.payload)
+        return int(_publish(self.client, self._keys, args))
+
+    def publish_topic(
+        self,
+        topic: str,
+        body: str | bytes,
+        *,
+        message_id: str,
+        root_id: str,
+        parent_id: str = "",
+        sequence: str = "",
+        publish_id: str = "",
+    ) -> int | None:
+        """Give a message to every subscriber of a topic, or to none; once per publish id.
+
+        Args:
+            topic: what the subscribers registered for.
+            body: kept once for all of them.
+            message_id: fills the id holes of their heads.
+            root_id: fills the root hole.
+            parent_id: fills the parent hole.
+            sequence: what it must stay in order with; "" for nothing.
+            publish_id: the same for every repetition of one publish; "" never deduplicates.
+
+        Returns:
+            The number of queues it went to; None if this publish id was seen.
+        """
+        args = [self.prefix, publish_id, self.dedup_ttl_ms, topic, body]
+        args += [message_id, root_id, parent_id, sequence]
+        count = int(_publish_topic(self.client, self._keys, args))
+        return None if count < 0 else count
+
+    def subscribe(
+        self,
+        subscriber: str,
+        topics: Sequence[str],
+        *,
+        queue: str,
+        pieces: Sequence[str],
+        priority: int = 0,
+    ) -> int:
+        """Register, or replace, a subscriber of topics; it stays until it is unsubscribed.
+
+        Args:
+            subscriber: its name; the task's.
+            topics: what it gets.
+            queue: where it gets it.
+            pieces: the five pieces of a message's head. Between them go the message id, the
+                message id, the root id and the parent id.
+            priority: the priority step of its messages.
+
+        Returns:
+            The number of topics that are new to it.
+        """
+        if len(pieces) != 5:
+            raise ValueError(f"a head has 5 pieces around its 4 holes, not {len(pieces)}")
+        args = [self.prefix, subscriber, queue, priority, *pieces, *topics]
+        return int(_subscribe(self.client, self._keys, args))
+
+    def unsubscribe(self, subscriber: str, topics: Iterable[str]) -> int:
+        """Remove a subscriber from topics; returns from how many. What it was sent stays."""
+        with self.client.pipeline(transaction=True) as pipe:
+            for topic in topics:
+                pipe.hdel(self.key(f"routes:{topic}"), subscriber)
+            return sum(pipe.execute())
+
+    def block_on_dead_letter(self, queue: str, *, is_blocking: bool) -> None:
+        """Say whether a dead letter of this queue stops its sequence."""
+        change = self.client.sadd if is_blocking else self.client.srem
+        change(self.key("blocking"), queue)
+
+    def settle_and_take(
+        self,
+        consumer: str,
+        settlements: Sequence[Settlement] = (),
+        *,
+        queues: Sequence[str] = (),
+        count: int = 0,
+        run: int = 1,
+        was_idle: bool = False,
+    ) -> Exchange:
+        """Settle what a consumer has finished, then take what is next, in one round trip.
+
+        Args:
+            consumer: who asks; it must have beaten with `register`.
+            settlements: each counts only if the consumer still holds that delivery.
+            queues: in the order of their turn; one message of each before a second of any.
+            count: the most messages to take; 0 only settles.
+            run: the most messages of one sequence; later ones wait with the consumer.
+            was_idle: True if the last take brought nothing.
+
+        Returns:
+            What was refused, revoked and taken. Nothing is taken for an unknown consumer.
+        """
+        args: list[Any] = [self.prefix, consumer, len(settlements), count, run, int(was_idle)]
+        for settlement in settlements:
+            args += settlement
+        args += queues
+        known, refused, revoked, due, fence, taken = _settle_and_take(
+            self.client, self._keys, args
+        )
+        number = int(fence)
+        return Exchange(
+            is_known=bool(known),
+            refused=tuple(map(int, refused)),
+            revoked=tuple(map(int, revoked)),
+            due_in_ms=None if due < 0 else int(due),
+            taken=[
+                Taken(int(i), number, q.decode(), s.decode(), int(p), int(t), payload, body)
+                for i, q, s, p, t, payload, body in taken
+            ],
+        )
+
+    def consume(self, consumer: str, queues: Sequence[str]) -> None:
+        """Say which queues wake this consumer, in place of those said before."""
+        _consume(self.client, self._keys, [self.prefix, consumer, *queues])
+
+    def beat(self, consumer: str, lease_ms: int, *, register: bool = False) -> Beat:
+        """Renew a consumer's lease, also one that ended and was not recovered yet.
+
+        Args:
+            consumer: whose lease.
+            lease_ms: milliseconds from now, by Redis's clock.
+            register: start a lease for a consumer that is unknown.
+        """
+        held, ended, now = _beat(
+            self.client, self._keys, [self.prefix, consumer, lease_ms, int(register)]
+        )
+        return Beat(bool(held), int(ended), int(now))
+
+    def recover(self, *, most_tries: int = 0) -> list[Recovered]:
+        """Give back what consumers hold whose lease has ended; each message once.
+
+        Only a caller that has itself beaten without a gap for one lease may recover: after an
+        outage of Redis all leases have ended.
+
+        Args:
+            most_tries: a message delivered that often without a settlement becomes a dead letter;
+                0 for no limit.
+
+        Returns:
+            What was recovered from whom; at most ten consumers a call.
+        """
+        why = '{"reason":"delivered too often: its worker was lost each time"}'
+        return self._recover([self.prefix, most_tries, why, ""])
+
+    def leave(self, consumer: str) -> list[Recovered]:
+        """Give back at once everything that a consumer holds, and forget the consumer."""
+        return self._recover([self.prefix, 0, "", consumer])
+
+    def _recover(self, args: list[Any]) -> list[Recovered]:
+        flat = _recover(self.client, self._keys, args)
+        return [
+            Recovered(flat[i].decode(), int(flat[i + 1]), int(flat[i + 2]))
+            for i in range(0, len(flat), 3)
+        ]
+
+    def dead_letters(self, queue: str) -> Iterator[DeadLetter]:
+        """Yield the dead letters of a queue, in no particular order."""
+        for field, letter in self.client.hscan_iter(self.key(f"dead:{queue}"), count=100):
+            pri, died, tries, seq, why = bytes(letter).split(b"\x1f", 4)
+            payload = cast(bytes, self.client.hget(self.key("msg"), field) or b"")
+            body = b""
+            if payload.startswith(b"@"):
+                mark, _, payload = payload.partition(b"\n")
+                body = cast(bytes, self.client.hget(self.key("body"), mark[1:].decode()) or b"")
+            yield DeadLetter(
+                int(field), queue, seq.decode(), int(pri), int(died), int(tries), why.decode(),
+                payload, body,
+            )  # fmt: skip
+
+    def redrive(self, queue: str, message_id: int) -> bool:
+        """Put a dead letter back in line, at the head of its sequence; False if it is gone."""
+        return bool(_redrive(self.client, self._keys, [self.prefix, queue, message_id]))
+
+    def discard(self, queue: str, message_id: int) -> bool:
+        """Delete a dead letter for good; its sequence goes on. False if it is gone."""
+        return bool(_discard(self.client, self._keys, [self.prefix, queue, message_id]))
+
+    def declare(self, queue: str) -> None:
+        """Make a queue known, so that it is listed while it is empty."""
+        self.client.sadd(self.key("queues"), queue)
+
+    def exists(self, queue: str) -> bool:
+        """Say whether a queue was declared."""
+        return bool(self.client.sismember(self.key("queues"), queue))
+
+    def queues(self) -> list[str]:
+        """Return the names of the declared queues, sorted."""
+        names = cast("set[bytes]", self.client.smembers(self.key("queues")))
+        return sorted(name.decode() for name in names)
+
+    def purge(self, queue: str) -> int:
+        """Delete a queue's messages except those in flight and dead; returns how many."""
+        total = 0
+        while count := int(_purge(self.client, self._keys, [self.prefix, queue, PURGE_BATCH])):
+            total += count
+        return total
+
+    def delete(self, queue: str) -> int:
+        """Purge a queue and forget that it was declared; returns how many messages it had."""
+        count = self.purge(queue)
+        self.client.srem(self.key("queues"), queue)
+        return count
+
+    def count(self, queue: str) -> QueueCount:
+        """Count a queue's messages by what they wait for."""
+        return QueueCount(*map(int, _count(self.client, self._keys, [self.prefix, queue])))

@@ -1,0 +1,63 @@
+"""Load the Lua scripts of a room: one operation a file, shared pieces in files that begin with `_`.
+
+The first line of a script, `--!include _a _b`, names the pieces put in front of it. A script runs
+by its hash; a server that does not know it (restarted, failed over) gets its text once more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import redis
+
+_INCLUDE = "--!include "
+_HOME = "cqrs_celery.queue.scripts"
+
+
+class Script:
+    """Run one Lua operation by its hash, loading it where the server does not know it."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self.text = text
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(self, client: redis.Redis, keys: list[str], args: list[Any]) -> Any:
+        """Run the script once.
+
+        Args:
+            client: the connection to run on.
+            keys: `KEYS`; they route the script to its slot on Redis Cluster.
+            args: `ARGV`.
+
+        Returns:
+            What the script's header says.
+
+        Raises:
+            redis.RedisError: as the driver raised it.
+        """
+        try:
+            return client.evalsha(self.sha, len(keys), *keys, *args)
+        except redis.exceptions.NoScriptError:
+            return client.eval(self.text, len(keys), *keys, *args)
+
+    def __repr__(self) -> str:
+        return f"<Script {self.name}>"
+
+
+@cache
+def load(name: str, package: str = _HOME) -> Script:
+    """Read a script and put the pieces that it includes in front of it.
+
+    Args:
+        name: the file's name without `.lua`.
+        package: the package that holds it; pieces always come from the queue's own.
+    """
+    text = files(package).joinpath(f"{name}.lua").read_text(encoding="utf-8")
+    first, _, _ = text.partition("\n")
+    pieces = first[len(_INCLUDE) :].split() if first.startswith(_INCLUDE) else []
+    shared = [files(_HOME).joinpath(f"{piece}.lua").read_text(encoding="utf-8") for piece in pieces]
+    return Script(name, "\n".join([*shared, text]))

@@ -1,0 +1,80 @@
+-- Shared by every script: names of keys, the ready lists, waking, and putting a message in line.
+-- All keys begin with the prefix ARGV[1], so one hash tag in it keeps a virtual host in one slot.
+-- KEYS[1] only routes the script to that slot.
+--
+-- <prefix><queue>[\6\22<step>]    LIST  what a free worker can take; head on the right. An element is
+--                                       a message id, a sequence's token "=<sequence>", or a message
+--                                       that a stock producer pushed there whole ("{…").
+-- cq:msg       HASH id -> payload, or "@<body id>\n<head>" where several queues share a body
+-- cq:body      HASH body id -> body          cq:refs  HASH body id -> messages that still need it
+-- cq:seq:<queue>\31<sequence>  LIST  every unsettled id of a sequence, in flight ones included
+-- cq:seqs:<queue>  HASH sequence -> state: r<pri> its token is ready; h<pri>|<n>|<consumer> held, the
+--                  first n ids in flight; l<pri> its head waits for its time; d<pri> its head is dead
+-- cq:delayed:<queue>  ZSET "<pri>|<id>|<sequence>" -> due ms; without an id, a sequence's token
+-- cq:due       ZSET queue -> earliest due ms of its delayed messages
+-- cq:flight:<consumer>  HASH id -> "<fence>|<pri>|<body id>|<queue>\31<sequence>"
+-- cq:consumers ZSET consumer -> end of its lease, ms    cq:idle  SET consumers that wait for a wake-up
+-- cq:consuming:<queue>  SET consumers                   cq:queues_of:<consumer>  SET queues
+-- cq:tries     HASH id -> deliveries that ended without a settlement
+-- cq:dead:<queue>  HASH id -> letter    cq:blocking  SET queues whose dead letters block a sequence
+-- cq:dedup:<publish id>  STRING, expires                cq:prioritised  SET queues with steps above 0
+-- cq:steps     SET of those steps
+-- cq:id, cq:fence  counters             cq:queues  SET of declared queues
+
+local P = ARGV[1]
+local C = P .. 'cq:'
+local call = redis.call
+
+local function now_ms()
+  local t = call('TIME')
+  return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+end
+
+local function ready_key(queue, pri)
+  if pri == '0' then return P .. queue end
+  return P .. queue .. '\6\22' .. pri
+end
+
+local function seq_key(queue, seq)
+  return C .. 'seq:' .. queue .. '\31' .. seq
+end
+
+-- Wake one idle consumer of a queue; O(consumers) only where somebody is idle.
+local function wake(queue)
+  if call('SCARD', C .. 'idle') == 0 then return end
+  local who = call('SINTER', C .. 'idle', C .. 'consuming:' .. queue)[1]
+  if who then
+    call('SREM', C .. 'idle', who)
+    call('PUBLISH', C .. 'wake:' .. who, queue)
+  end
+end
+
+-- The priority steps of each queue, most urgent first: {"0"} unless another one was ever used there.
+local function steps_in_use(queues)
+  local all, result = {'0'}, {}
+  for i, has_more in ipairs(call('SMISMEMBER', C .. 'prioritised', unpack(queues))) do
+    if has_more == 1 and #all == 1 then
+      for _, step in ipairs(call('SMEMBERS', C .. 'steps')) do all[#all + 1] = step end
+      table.sort(all, function(a, b) return tonumber(a) < tonumber(b) end)
+    end
+    result[i] = has_more == 1 and all or {'0'}
+  end
+  return result
+end
+
+local function push_ready(queue, pri, element, at_head)
+  if pri ~= '0' then
+    call('SADD', C .. 'prioritised', queue)
+    call('SADD', C .. 'steps', pri)
+  end
+  if call(at_head and 'RPUSH' or 'LPUSH', ready_key(queue, pri), element) == 1 then wake(queue) end
+end
+
+-- Put a stored message in line: into its queue, or behind the others of its sequence.
+local function enqueue(id, queue, pri, seq)
+  if seq == '' then return push_ready(queue, pri, id) end
+  call('LPUSH', seq_key(queue, seq), id)
+  if call('HSETNX', C .. 'seqs:' .. queue, seq, 'r' .. pri) == 1 then
+    push_ready(queue, pri, '=' .. seq)
+  end
+end

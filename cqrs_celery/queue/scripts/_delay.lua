@@ -1,0 +1,34 @@
+-- Needs _common. Keep messages and sequences until they are due, and put the due ones in line.
+
+local function delay(queue, pri, id, seq, due_ms)
+  call('ZADD', C .. 'delayed:' .. queue, due_ms, pri .. '|' .. id .. '|' .. seq)
+  call('ZADD', C .. 'due', 'LT', due_ms, queue)
+end
+
+local function refresh_due(queue)
+  local first = call('ZRANGE', C .. 'delayed:' .. queue, 0, 0, 'WITHSCORES')
+  if first[2] then call('ZADD', C .. 'due', first[2], queue) else call('ZREM', C .. 'due', queue) end
+end
+
+-- Move what is due to the head of its queue, earliest first; at most 100 of each of 10 queues.
+local function promote(now)
+  for _, queue in ipairs(call('ZRANGEBYSCORE', C .. 'due', '-inf', now, 'LIMIT', 0, 10)) do
+    local delayed = C .. 'delayed:' .. queue
+    local members = call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 100)
+    for i = #members, 1, -1 do
+      local pri, id, seq = string.match(members[i], '^(%d+)|(%d*)|(.*)$')
+      if id == '' then
+        call('HSET', C .. 'seqs:' .. queue, seq, 'r' .. pri)
+        push_ready(queue, pri, '=' .. seq, true)
+      elseif seq == '' then
+        push_ready(queue, pri, id, true)
+      end
+    end
+    for i = 1, #members do
+      local pri, id, seq = string.match(members[i], '^(%d+)|(%d*)|(.*)$')
+      if id ~= '' and seq ~= '' then enqueue(id, queue, pri, seq) end
+    end
+    if #members > 0 then call('ZREM', delayed, unpack(members)) end
+    refresh_due(queue)
+  end
+end

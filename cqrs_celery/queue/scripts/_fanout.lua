@@ -1,0 +1,28 @@
+-- Needs _common. Give one body to every subscriber of a topic.
+--
+-- cq:routes:<topic>  HASH subscriber -> cmsgpack {queue, priority step, A, B, C, D, E}: a head is the
+-- pieces A to E with the message id, the message id, the root id and the parent id between them.
+
+local routes_of = {}
+
+local function fanout(topic, body, message_id, root, parent, seq)
+  local routes = routes_of[topic]
+  if not routes then
+    routes = {}
+    for i, packed in ipairs(call('HVALS', C .. 'routes:' .. topic)) do routes[i] = cmsgpack.unpack(packed) end
+    routes_of[topic] = routes
+  end
+  local count = #routes
+  if count == 0 then return 0 end
+  local first = call('INCRBY', C .. 'id', count) - count + 1
+  call('HSET', C .. 'body', first, body)
+  call('HSET', C .. 'refs', first, count)
+  local mark = '@' .. first .. '\n'
+  for i, r in ipairs(routes) do
+    local id = tostring(first + i - 1)
+    call('HSET', C .. 'msg', id, table.concat(
+      {mark, r[3], message_id, r[4], message_id, r[5], root, r[6], parent, r[7]}))
+    enqueue(id, r[1], r[2], seq)
+  end
+  return count
+end

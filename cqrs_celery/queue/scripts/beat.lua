@@ -1,0 +1,15 @@
+--!include _common
+-- Renew a consumer's lease by Redis's clock. An ended lease that nobody recovered yet is renewed too.
+--
+-- KEYS  1 routing key
+-- ARGV  1 prefix   2 consumer   3 lease in ms   4 "1" to register a consumer that is unknown
+-- RETURN  {1 if the lease holds, 0 if it was recovered meanwhile; how many leases have ended;
+--          ms of Redis's clock}
+-- COST  O(log consumers); 4 commands
+local now = now_ms()
+local known = call('ZSCORE', C .. 'consumers', ARGV[2])
+if known or ARGV[4] == '1' then
+  call('ZADD', C .. 'consumers', now + tonumber(ARGV[3]), ARGV[2])
+end
+local ended = call('ZCOUNT', C .. 'consumers', '-inf', '(' .. now)
+return {(known or ARGV[4] == '1') and 1 or 0, ended, now}

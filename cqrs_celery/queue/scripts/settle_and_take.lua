@@ -1,0 +1,233 @@
+--!include _common _delay _settle
+-- Settle what a consumer has finished, then take what is next for it, in one round trip.
+--
+-- An operation counts only if the consumer still holds that delivery: same id, same fence.
+--   a <id> <fence> - -       ack: the message is done
+--   n <id> <fence> - -       give back unstarted: to its place, not counted as a delivery
+--   r <id> <fence> - -       put back after a start: to its place, counted
+--   l <id> <fence> <ms> <payload>  deliver again after a delay; "" keeps the payload; in a sequence
+--                            everything behind it waits
+--   d <id> <fence> - <why>   dead letter; in a queue whose letters block, its sequence stops here
+-- Putting back, delaying or blocking a message of a sequence takes the later ones that the consumer
+-- holds of it back too, so that none can overtake it.
+--
+-- KEYS  1 routing key
+-- ARGV  1 prefix   2 consumer   3 number of operations   4 how many to take (0: only settle)
+--       5 how many of one sequence   6 "1" if the consumer had gone idle
+--       7… five per operation, then the queues to take from, in the order of their turn
+-- RETURN  {1 if the consumer is known else 0, ids whose settlement counted nothing, ids taken back,
+--          ms until something delayed is due (-1: nothing), fence,
+--          {{id, queue, sequence, priority step, tries, payload or head, shared body or ""}…}}
+-- COST  one HMGET and HDEL per batch, 1–5 commands per settlement, 1–4 per message taken
+local consumer = ARGV[2]
+local flight = C .. 'flight:' .. consumer
+local operations, wanted, run = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local now = now_ms()
+local refused, revoked = {}, {}
+
+---------------------------------------------------------------- settle
+local held, sequences = {}, {}
+local gone, unread, bodies = {}, {}, {}
+local back = {}
+
+local function sequence(queue, seq)
+  local name = queue .. '\31' .. seq
+  local s = sequences[name]
+  if not s then
+    local pri, n = held_state(call('HGET', C .. 'seqs:' .. queue, seq))
+    s = {queue = queue, seq = seq, pri = pri, n = tonumber(n), at_head = false}
+    sequences[name] = s
+  end
+  return s
+end
+
+-- Take a held message, and all held ones behind it, out of flight; true if it is now the head.
+local function withdraw(s, id)
+  local ids = call('LRANGE', seq_key(s.queue, s.seq), -s.n, -1)
+  local ahead = 0
+  for i = #ids, 1, -1 do
+    if ids[i] == id then break end
+    ahead = ahead + 1
+  end
+  for i = #ids - ahead, 1, -1 do
+    gone[#gone + 1] = ids[i]
+    if ids[i] ~= id then
+      held[ids[i]] = nil
+      revoked[#revoked + 1] = ids[i]
+    end
+  end
+  s.n = ahead
+  return ahead == 0
+end
+
+local function leave_sequence(s, id)
+  local key = seq_key(s.queue, s.seq)
+  if call('LINDEX', key, -1) == id then call('RPOP', key) else call('LREM', key, -1, id) end
+  s.n = s.n - 1
+end
+
+local function settle(op, id, record, argument, text)
+  local pri, body, queue, seq = string.match(record, '^%d+|(%d+)|(%d*)|([^\31]*)\31(.*)$')
+  local s = seq ~= '' and sequence(queue, seq)
+  if op == 'a' or (op == 'd' and not (s and call('SISMEMBER', C .. 'blocking', queue) == 1)) then
+    gone[#gone + 1] = id
+    if s then leave_sequence(s, id) end
+    if op == 'd' then
+      bury(id, queue, pri, seq, now, call('HGET', C .. 'tries', id) or '0', text)
+    else
+      unread[#unread + 1] = id
+      if body ~= '' then bodies[#bodies + 1] = body end
+    end
+    return
+  end
+  if op == 'r' then call('HINCRBY', C .. 'tries', id, 1) end
+  if op == 'l' and text ~= '' then call('HSET', C .. 'msg', id, text) end
+  if s then
+    local is_head = withdraw(s, id)
+    s.at_head = true
+    if is_head and op == 'l' then
+      s.blocked = 'l'
+      delay(queue, s.pri, '', seq, now + tonumber(argument))
+    elseif is_head and op == 'd' then
+      s.blocked = 'd'
+      bury(id, queue, pri, seq, now, call('HGET', C .. 'tries', id) or '0', text)
+    end
+    return
+  end
+  gone[#gone + 1] = id
+  if op == 'l' then
+    delay(queue, pri, id, '', now + tonumber(argument))
+  else
+    local place = pri .. '|' .. queue
+    back[place] = back[place] or {}
+    table.insert(back[place], id)
+  end
+end
+
+if operations > 0 then
+  local ids = {}
+  for i = 1, operations do ids[i] = ARGV[7 + (i - 1) * 5 + 1] end
+  local records = call('HMGET', flight, unpack(ids))
+  for i, id in ipairs(ids) do held[id] = held[id] or records[i] or nil end
+  for i = 1, operations do
+    local at = 7 + (i - 1) * 5
+    local id, record = ids[i], held[ids[i]]
+    if record and string.match(record, '^%d+') == ARGV[at + 2] then
+      held[id] = nil
+      settle(ARGV[at], id, record, ARGV[at + 3], ARGV[at + 4])
+    else
+      refused[#refused + 1] = id
+    end
+  end
+  if #gone > 0 then call('HDEL', flight, unpack(gone)) end
+  forget(unread, bodies)
+  for _, s in pairs(sequences) do
+    if s.blocked then
+      call('HSET', C .. 'seqs:' .. s.queue, s.seq, s.blocked .. s.pri)
+    elseif s.n > 0 then
+      call('HSET', C .. 'seqs:' .. s.queue, s.seq, 'h' .. s.pri .. '|' .. s.n .. '|' .. consumer)
+    else
+      free_sequence(s.queue, s.seq, s.pri, s.at_head)
+    end
+  end
+  for place, list in pairs(back) do
+    local pri, queue = string.match(place, '^(%d+)|(.*)$')
+    put_back(queue, pri, list)
+  end
+end
+
+---------------------------------------------------------------- take
+local is_known = call('ZSCORE', C .. 'consumers', consumer)
+if wanted == 0 or not is_known then return {is_known and 1 or 0, refused, revoked, -1, '0', {}} end
+
+promote(now)
+local taken, records, ids = {}, {}, {}
+local queues, live = {}, 0
+for i = 7 + operations * 5, #ARGV do
+  live = live + 1
+  queues[live] = ARGV[i]
+end
+local fence
+
+local function hold(id, queue, pri, seq)
+  ids[#ids + 1] = id
+  taken[#taken + 1] = {id, queue, seq, pri}
+end
+
+local tokens = {}
+
+-- A token gives its first message now; the rest of its run comes after every other sequence's first.
+local function take_element(element, queue, pri)
+  local first = string.byte(element)
+  if first == 61 then
+    local seq = string.sub(element, 2)
+    local id = call('LINDEX', seq_key(queue, seq), -1)
+    if not id then return call('HDEL', C .. 'seqs:' .. queue, seq) end
+    hold(id, queue, pri, seq)
+    tokens[#tokens + 1] = {queue = queue, pri = pri, seq = seq}
+  elseif first == 123 then
+    local id = tostring(call('INCR', C .. 'id'))
+    call('HSET', C .. 'msg', id, element)
+    hold(id, queue, pri, '')
+  else
+    hold(element, queue, pri, '')
+  end
+end
+
+local drained = {}
+local steps = live > 0 and steps_in_use(queues) or {}
+while live > 0 and #taken < wanted do
+  local share = math.max(1, math.floor((wanted - #taken) / live))
+  for i, queue in ipairs(queues) do
+    if not drained[i] and #taken < wanted then
+      local room = math.min(share, wanted - #taken)
+      for _, pri in ipairs(steps[i]) do
+        local elements = room > 0 and call('RPOP', ready_key(queue, pri), room) or {}
+        for _, element in ipairs(elements) do take_element(element, queue, pri) end
+        room = room - #elements
+      end
+      if room > 0 then
+        drained[i] = true
+        live = live - 1
+      end
+    end
+  end
+end
+for _, t in ipairs(tokens) do
+  local room = math.min(run - 1, wanted - #taken)
+  local more = room > 0 and call('LRANGE', seq_key(t.queue, t.seq), -room - 1, -2) or {}
+  for i = #more, 1, -1 do hold(more[i], t.queue, t.pri, t.seq) end
+  call('HSET', C .. 'seqs:' .. t.queue, t.seq, 'h' .. t.pri .. '|' .. (1 + #more) .. '|' .. consumer)
+end
+
+local result = {}
+if #ids > 0 then
+  fence = tostring(call('INCR', C .. 'fence'))
+  local payloads = call('HMGET', C .. 'msg', unpack(ids))
+  local tries = call('HMGET', C .. 'tries', unpack(ids))
+  for i, t in ipairs(taken) do
+    local payload, body_id, body = payloads[i] or '', '', ''
+    if string.byte(payload) == 64 then
+      local stop = string.find(payload, '\n', 2, true)
+      body_id = string.sub(payload, 2, stop - 1)
+      body = call('HGET', C .. 'body', body_id) or ''
+      payload = string.sub(payload, stop + 1)
+    end
+    records[#records + 1] = t[1]
+    records[#records + 1] = table.concat({fence, '|', t[4], '|', body_id, '|', t[2], '\31', t[3]})
+    result[i] = {t[1], t[2], t[3], t[4], tries[i] or '0', payload, body}
+  end
+  call('HSET', flight, unpack(records))
+  if ARGV[6] == '1' then call('SREM', C .. 'idle', consumer) end
+  -- One wake-up was enough for the first message only: pass it on while there is more.
+  if #taken >= wanted and call('SCARD', C .. 'idle') > 0 then
+    for i, queue in ipairs(queues) do
+      if not drained[i] and call('EXISTS', ready_key(queue, '0')) == 1 then wake(queue) end
+    end
+  end
+else
+  -- pcall: a full server refuses this write, and a consumer that only asks must not fail for it.
+  redis.pcall('SADD', C .. 'idle', consumer)
+end
+local first_due = call('ZRANGE', C .. 'due', 0, 0, 'WITHSCORES')[2]
+return {1, refused, revoked, first_due and math.max(0, tonumber(first_due) - now) or -1, fence or '0', result}

@@ -1,0 +1,13 @@
+--!include _common
+-- Register, or replace, a subscriber of topics: from now on it gets what is published there.
+--
+-- KEYS  1 routing key
+-- ARGV  1 prefix   2 subscriber   3 queue   4 priority step   5–9 the five pieces of its head
+--       10… topics
+-- RETURN  the number of topics that are new to this subscriber
+-- COST  O(topics)
+local packed = cmsgpack.pack({ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]})
+local new = 0
+call('SADD', C .. 'queues', ARGV[3])
+for i = 10, #ARGV do new = new + call('HSET', C .. 'routes:' .. ARGV[i], ARGV[2], packed) end
+return new

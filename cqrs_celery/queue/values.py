@@ -1,0 +1,162 @@
+"""What goes into the queue and what comes out of it, as frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+#: Kombu's default priority steps; a priority counts as the next lower step. 0 is the most urgent.
+PRIORITY_STEPS = (0, 3, 6, 9)
+
+
+class Destination(NamedTuple):
+    """Say where a message goes.
+
+    Args:
+        queue: the queue's name, without prefix.
+        payload: the whole message; only its head where the publish has a shared body.
+        sequence: what it must stay in order with; "" for nothing.
+        priority: the priority step; 0 is taken first.
+    """
+
+    queue: str
+    payload: str | bytes
+    sequence: str = ""
+    priority: int = 0
+
+
+class Taken(NamedTuple):
+    """Be one delivery: a message that this consumer holds until it settles it.
+
+    `fence` grows with every take: a settlement counts only with the fence of its own delivery.
+    `tries` counts the deliveries before this one that ended without a settlement. `body` is empty
+    unless several queues share it.
+    """
+
+    id: int
+    fence: int
+    queue: str
+    sequence: str
+    priority: int
+    tries: int
+    payload: bytes
+    body: bytes
+
+
+class Settlement(NamedTuple):
+    """Say how one delivery ends; made by the functions below."""
+
+    operation: str
+    id: int
+    fence: int
+    delay_ms: int = 0
+    text: str | bytes = ""
+
+
+def ack(id: int, fence: int) -> Settlement:
+    """Say that the message is done."""
+    return Settlement("a", id, fence)
+
+
+def give_back(id: int, fence: int) -> Settlement:
+    """Return a message that was not started to its place; no delivery is counted."""
+    return Settlement("n", id, fence)
+
+
+def requeue(id: int, fence: int) -> Settlement:
+    """Return a message that was started to its place; the delivery is counted."""
+    return Settlement("r", id, fence)
+
+
+def later(id: int, fence: int, delay_ms: int, payload: str | bytes = "") -> Settlement:
+    """Deliver the message again after a delay; what is behind it in its sequence waits.
+
+    Args:
+        id: the message.
+        fence: of its delivery.
+        delay_ms: milliseconds by Redis's clock, from now.
+        payload: replaces the stored payload; "" keeps it.
+    """
+    return Settlement("l", id, fence, delay_ms, payload)
+
+
+def bury(id: int, fence: int, why: str) -> Settlement:
+    """Make the message a dead letter.
+
+    Args:
+        id: the message.
+        fence: of its delivery.
+        why: JSON text for whoever reads the letter.
+    """
+    return Settlement("d", id, fence, 0, why)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Be the answer to a settle-and-take.
+
+    Attributes:
+        is_known: False if this consumer's lease ended and its messages were recovered.
+        refused: ids whose settlement counted nothing, since the consumer no longer held them.
+        revoked: ids taken back because an earlier message of their sequence went back.
+        due_in_ms: milliseconds until something delayed is due; None if nothing is.
+        taken: the new deliveries; those of one sequence in its order.
+    """
+
+    is_known: bool
+    refused: tuple[int, ...] = ()
+    revoked: tuple[int, ...] = ()
+    due_in_ms: int | None = None
+    taken: Sequence[Taken] = field(default=())
+
+
+class Beat(NamedTuple):
+    """Be the answer to a heartbeat: is the lease held, how many have ended, Redis's clock in ms."""
+
+    is_held: bool
+    ended: int
+    now_ms: int
+
+
+class Recovered(NamedTuple):
+    """Say what was taken back from one consumer."""
+
+    consumer: str
+    messages: int
+    dead_letters: int
+
+
+class QueueCount(NamedTuple):
+    """Count a queue's messages by what they wait for.
+
+    `ready` counts what a free worker could take now (a sequence counts once); `in_sequences` all
+    messages of running sequences; `retrying` those of sequences whose head waits for its time;
+    `blocked` those of sequences behind a dead letter, it included.
+    """
+
+    ready: int
+    in_sequences: int
+    retrying: int
+    blocked: int
+    delayed: int
+    dead: int
+
+
+class DeadLetter(NamedTuple):
+    """Be a message set aside, whole, with the reason."""
+
+    id: int
+    queue: str
+    sequence: str
+    priority: int
+    died_at_ms: int
+    tries: int
+    why: str
+    payload: bytes
+    body: bytes
+
+
+def priority_step(priority: int, steps: Sequence[int] = PRIORITY_STEPS) -> int:
+    """Return the step that a priority counts as: the highest one not above it."""
+    return max((step for step in steps if step <= priority), default=steps[0])

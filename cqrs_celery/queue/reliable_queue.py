@@ -175,8 +175,10 @@ class ReliableQueue:
             consumer: who asks; it must have beaten with `register`.
             settlements: each counts only if the consumer still holds that delivery.
             queues: in the order of their turn; one message of each before a second of any.
-            count: the most messages to take; 0 only settles.
-            run: the most messages of one sequence; later ones wait with the consumer.
+            count: the most messages to take, of a sequence only the first counting; 0 only
+                settles.
+            run: the most messages of one sequence; those behind the first must wait for it, and
+                are held so that no round trip lies between them.
             was_idle: True if the last take brought nothing.
 
         Returns:

@@ -231,12 +231,15 @@ class QueueModel:
 
     def _exchange(self, consumer: Consumer, settlements: list[Settlement], count: int) -> int:
         queues = self.random.sample(QUEUES, len(QUEUES))
+        run = self.random.randint(1, 4)
         answer = self.queue.settle_and_take(
-            consumer.name, settlements, queues=queues, count=count, run=self.random.randint(1, 4)
+            consumer.name, settlements, queues=queues, count=count, run=run
         )
         self.check(answer.is_known, "a living consumer was unknown")
         self.check(not answer.refused, f"settlements of held messages were refused: {answer}")
-        self.check(len(answer.taken) <= count, "more was taken than asked for")
+        lines = Counter((t.queue, t.sequence or t.id) for t in answer.taken)
+        self.check(len(lines) <= count, "more was taken than asked for")
+        self.check(all(n <= run for n in lines.values()), "a run is longer than asked for")
         for taken in answer.taken:
             self._receive(consumer, taken)
         return len(answer.taken)

@@ -12,8 +12,8 @@
 -- holds of it back too, so that none can overtake it.
 --
 -- KEYS  1 routing key
--- ARGV  1 prefix   2 consumer   3 number of operations   4 how many to take (0: only settle)
---       5 how many of one sequence   6 "1" if the consumer had gone idle
+-- ARGV  1 prefix   2 consumer   3 number of operations   4 how many to take (0: only settle), of a
+--       sequence only the first counts   5 how many of one sequence   6 "1" if the consumer had gone idle
 --       7… five per operation, then the queues to take from, in the order of their turn
 -- RETURN  {1 if the consumer is known else 0, ids whose settlement counted nothing, ids taken back,
 --          ms until something delayed is due (-1: nothing), fence,
@@ -194,8 +194,7 @@ while live > 0 and #taken < wanted do
   end
 end
 for _, t in ipairs(tokens) do
-  local room = math.min(run - 1, wanted - #taken)
-  local more = room > 0 and call('LRANGE', seq_key(t.queue, t.seq), -room - 1, -2) or {}
+  local more = run > 1 and call('LRANGE', seq_key(t.queue, t.seq), -run, -2) or {}
   for i = #more, 1, -1 do hold(more[i], t.queue, t.pri, t.seq) end
   call('HSET', C .. 'seqs:' .. t.queue, t.seq, 'h' .. t.pri .. '|' .. (1 + #more) .. '|' .. consumer)
 end

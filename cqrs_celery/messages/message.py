@@ -1,0 +1,144 @@
+"""The base classes of all messages: typed, frozen values under registered names and versions.
+
+    class CheckInItems(Command, name="inventory.check_in_items", aggregate=InventoryItem, key="id"):
+        id: str
+        count: int
+
+A message holds its user's fields only. When it happened, to what, and why, is metadata beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, dataclass_transform
+
+import msgspec
+
+from ..errors import RegistrationError, ReservedFieldName
+from .registry import Registered, registry, where
+from .sender import current_sender
+
+
+class MessageMeta(msgspec.StructMeta):
+    """Register every message class once it is whole.
+
+    msgspec calls `__init_subclass__` before a class knows its fields; a metaclass comes after.
+    """
+
+    def __new__(
+        mcs,
+        cls_name: str,
+        bases: tuple[type, ...],
+        namespace: dict[str, Any],
+        *,
+        kind: str | None = None,
+        name: str | None = None,
+        version: int = 1,
+        aggregate: type | None = None,
+        key: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Make the class and register it; a class with `kind` is a base and is not registered."""
+        options = {"frozen": True, "kw_only": True, **options}
+        cls: Any = super().__new__(mcs, cls_name, bases, namespace, **options)
+        if kind is not None:
+            cls.__kind__ = kind
+            cls.__reserved__ = frozenset(n for n in dir(cls) if not n.startswith("__"))
+            return cls
+        for field in cls.__struct_fields__:
+            if field in cls.__reserved__ or field.startswith("_"):
+                raise ReservedFieldName(
+                    f"{where(cls)} has a field {field!r}, a name that its base class"
+                    f" {cls.__kind__} keeps for itself"
+                    f" ({', '.join(sorted(cls.__reserved__)) or 'and names that begin with _'})."
+                    " Rename the field.",
+                    field=field,
+                )
+        cls.__registered__ = registry.add(cls.__kind__, name or cls_name, version, cls)
+        if aggregate is not None or key is not None:
+            _check_key(cls, aggregate, key)
+            cls.__aggregate__, cls.__key__ = aggregate, key
+        return cls
+
+    # msgspec's own __init__ takes the options that __new__ has taken.
+    def __init__(cls, cls_name: str, bases: tuple[type, ...], namespace: dict[str, Any], **_: Any):
+        super().__init__(cls_name, bases, namespace)
+
+
+def _check_key(cls: Any, aggregate: type | None, key: str | None) -> None:
+    if cls.__kind__ != "command":
+        raise RegistrationError(f"{where(cls)} names an aggregate: only a command is for one")
+    if aggregate is None or key is None:
+        raise RegistrationError(
+            f"{where(cls)} names {'a key' if aggregate is None else 'an aggregate'} only; expected"
+            " both: aggregate=InventoryItem, key='id'"
+        )
+    if key not in cls.__struct_fields__:
+        raise RegistrationError(
+            f"{where(cls)} has the key {key!r}, but its fields are"
+            f" {', '.join(cls.__struct_fields__) or 'none'}"
+        )
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
+class Message(msgspec.Struct, metaclass=MessageMeta, kind="message", frozen=True):
+    """Be a fact or a request that is sent to subscribers without being stored."""
+
+    __kind__: ClassVar[str]
+    __reserved__: ClassVar[frozenset[str]]
+    __registered__: ClassVar[Registered]
+    __aggregate__: ClassVar[type | None] = None
+    __key__: ClassVar[str | None] = None
+
+    def __json__(self) -> dict[str, Any]:
+        """Return the plain values that Celery's JSON encoder writes for a message."""
+        entry = self.__registered__
+        return {
+            "type": entry.name,
+            "version": entry.version,
+            "data": msgspec.to_builtins(self),
+        }
+
+
+class Event(Message, kind="event"):
+    """Be something that happened to an aggregate; recorded once, never changed."""
+
+
+class Query(Message, kind="query"):
+    """Ask something of its one handler, which answers and changes nothing."""
+
+
+class Command(Message, kind="command"):
+    """Ask its one handler to do something.
+
+    Class arguments:
+        name: the name of its task. The first segment is the application and gives the queue;
+            without a dot, the sender's application is put in front.
+        version: of the content's shape.
+        aggregate: the class of the aggregate it is for.
+        key: the field that holds the aggregate's id. Commands to one aggregate are handled in the
+            order in which they were sent, one at a time.
+    """
+
+    def delay(self) -> Any:
+        """Send the command to its handler, wherever that runs; returns a Celery AsyncResult.
+
+        Raises:
+            NotConfigured: no CQRS app exists in this process.
+            PublishFailed: the broker did not take it.
+        """
+        return self.apply_async()
+
+    def apply_async(self, **options: Any) -> Any:
+        """Send the command with Celery's own options, as `countdown` or `priority`.
+
+        Args:
+            options: what Celery's `Task.apply_async` takes beside the arguments.
+
+        Returns:
+            A Celery AsyncResult.
+
+        Raises:
+            NotConfigured: no CQRS app exists in this process.
+            PublishFailed: the broker did not take it.
+        """
+        return current_sender(type(self).__qualname__).send_command(self, **options)

@@ -1,0 +1,144 @@
+"""Events on their way into a store and out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from ..messages.metadata import Metadata
+from .stream import StreamName
+
+E = TypeVar("E")
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """Be an event that is to be appended; its version and position are the store's to give.
+
+    Attributes:
+        event_id: unique; the same whenever the append is repeated.
+        type: the event's full registered name.
+        type_version: of the content's shape.
+        timestamp: when it was recorded, UTC.
+        data: the event's fields as a JSON object.
+        metadata: where it came from.
+    """
+
+    event_id: str
+    type: str
+    type_version: int
+    timestamp: datetime
+    data: bytes
+    metadata: Metadata = field(default_factory=Metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """Be an event as a store holds it.
+
+    Attributes:
+        stream: whose it is.
+        version: its place in the stream, from 1.
+        global_position: its place in the store, from 1, without gaps.
+        event: what was appended.
+    """
+
+    stream: StreamName
+    version: int
+    global_position: int
+    event: NewEvent
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedEvent(Generic[E]):
+    """Be an event with the facts of its recording, as subscribers and aggregates get it.
+
+    Attributes:
+        event: the typed event.
+        event_id: unique.
+        application: that recorded it.
+        aggregate_type: of the aggregate that recorded it.
+        aggregate_id: of the aggregate that recorded it.
+        version: its place in the aggregate's stream, from 1.
+        global_position: its place in the store, from 1, without gaps.
+        timestamp: when it was recorded, UTC.
+        metadata: correlation and causation.
+    """
+
+    event: E
+    event_id: str
+    application: str
+    aggregate_type: str
+    aggregate_id: str
+    version: int
+    global_position: int
+    timestamp: datetime
+    metadata: Metadata
+
+    @property
+    def stream(self) -> StreamName:
+        """The stream that holds it."""
+        return StreamName(self.application, self.aggregate_type, self.aggregate_id)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAppend:
+    """Say what to append to one stream.
+
+    Attributes:
+        stream: the stream.
+        expected_version: its version before the append; NO_STREAM or ANY_VERSION are such too.
+        events: oldest first; at least one.
+    """
+
+    stream: StreamName
+    expected_version: int
+    events: Sequence[NewEvent]
+
+
+class Lease(NamedTuple):
+    """Be a worker's hold on the message that it works on; an append under a lost one is refused."""
+
+    consumer: str
+    message_id: int
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRecord:
+    """Say which command an append carries out, so that it is carried out once.
+
+    Attributes:
+        command_id: the command's id.
+        outcome: JSON text kept with it, and handed to whoever repeats the command.
+        ttl_s: seconds for which it is remembered.
+    """
+
+    command_id: str
+    outcome: str
+    ttl_s: int
+
+
+class Committed(NamedTuple):
+    """Say where a commit ended.
+
+    `position` is the global position of its last event; `versions` has the version of each
+    stream after it, in the order of the append.
+    """
+
+    position: int
+    versions: tuple[int, ...]
+
+
+class Subscriber(NamedTuple):
+    """Be a durable registration: which events go to which task on which queue.
+
+    `topics` are full event names; `message` is what the engine needs to make the task's message.
+    """
+
+    name: str
+    topics: tuple[str, ...]
+    queue: str
+    message: Any

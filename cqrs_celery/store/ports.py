@@ -1,0 +1,83 @@
+"""What an event store must do. Any object that does it may be used as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from .events import CommandRecord, Committed, Lease, StoredEvent, StreamAppend
+from .stream import StreamName
+
+
+class EventStore(Protocol):
+    """Keep events: append atomically, read a stream in order, read everything in order.
+
+    An event that was appended is delivered to every subscriber; that is the engine's to see to.
+    """
+
+    def append(
+        self,
+        appends: Sequence[StreamAppend],
+        *,
+        command: CommandRecord | None = None,
+        lease: Lease | None = None,
+    ) -> Committed:
+        """Append events to their streams, all or none, each stream at its expected version.
+
+        A repeated append of the same events (the first reply was lost) returns what the first did.
+
+        Args:
+            appends: one a stream; each stream once.
+            command: recorded with the events, refused if it was recorded before.
+            lease: the worker's hold on its message; refused if it was lost.
+
+        Returns:
+            The position of the last event and the streams' versions.
+
+        Raises:
+            ConcurrencyError: a stream is at another version; nothing was written.
+            DuplicateCommand: the command has committed before; nothing was written.
+            LeaseLost: the worker no longer holds its message; nothing was written.
+            StoreUnavailable: the server does not answer; the append may or may not have happened.
+        """
+
+    def read_stream(
+        self, stream: StreamName, *, after_version: int = 0, limit: int | None = None
+    ) -> Sequence[StoredEvent]:
+        """Return a stream's events in order.
+
+        Args:
+            stream: whose events.
+            after_version: the first one returned is the next version.
+            limit: the most to return; None for all.
+
+        Returns:
+            Oldest first; empty if the stream is new or ends there.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+
+    def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
+        """Return the store's events in the order of their positions.
+
+        Args:
+            after_position: the first one returned is the next position.
+            limit: the most to return.
+
+        Returns:
+            Oldest first, without gaps; empty at the end.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+
+    def find_command(self, command_id: str) -> str | None:
+        """Return the outcome that a command recorded when it committed; None if it did not.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+
+    def close(self) -> None:
+        """Give back connections; the store may be used again and makes new ones."""

@@ -1,0 +1,50 @@
+"""Name a stream and say at which version it is expected to be."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from ..errors import ConfigurationError
+
+_PART = re.compile(r"[A-Za-z0-9_.-]+")
+
+#: No version is expected: append behind whatever is there.
+ANY_VERSION: Final = -1
+
+#: The stream is expected to be new.
+NO_STREAM: Final = 0
+
+
+class StreamName(NamedTuple):
+    """Be the identity of one aggregate's events: application, aggregate type and aggregate id."""
+
+    application: str
+    aggregate_type: str
+    aggregate_id: str
+
+    def __str__(self) -> str:
+        return f"{self.aggregate_type}-{self.aggregate_id}"
+
+    @property
+    def key(self) -> str:
+        """The whole identity as one text; it can be split again, since only the id is free."""
+        return f"{self.application}:{self.aggregate_type}:{self.aggregate_id}"
+
+    @classmethod
+    def from_key(cls, key: str) -> StreamName:
+        """Return the stream name that `key` was made from."""
+        return cls(*key.split(":", 2))
+
+
+def check_name(what: str, name: str) -> str:
+    """Return a name of an application or aggregate type as it is, if it may be one.
+
+    Raises:
+        ConfigurationError: it is blank, or holds other than letters, digits, `_`, `.` and `-`.
+    """
+    if not _PART.fullmatch(name):
+        raise ConfigurationError(
+            f"{what} is {name!r}; expected one or more letters, digits, '_', '.' or '-'"
+        )
+    return name

@@ -80,7 +80,8 @@ def test_a_task_runs_on_a_worker_process(redis_url: str, worker_factory: WorkerF
     assert result.get(timeout=10) == 5
     assert worker.status == "running"
     assert worker.worker_queue() == "sums"
-    assert "succeeded" in worker.logs()
+    # the worker stores the result before it logs the success
+    wait_until(lambda: "succeeded" in worker.logs(), 10, "the success in the log")
 
 
 def test_a_killed_worker_leaves_no_child_and_works_again_after_its_restart(

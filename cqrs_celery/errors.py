@@ -147,7 +147,11 @@ class EventOutOfOrder(AggregateError):
 
 
 class ForeignEvent(AggregateError):
-    """Say that a stream holds an event of another aggregate."""
+    """Say that a stream holds an event of another aggregate, and of which one."""
+
+    stream: str
+    expected: str
+    found: str
 
 
 class UnhandledEvent(AggregateError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Final
 from uuid import uuid4
 
 import msgspec
@@ -18,6 +19,10 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     correlation_id: str = ""
     causation_id: str = ""
+
+
+#: Of what nothing caused that we know of.
+NO_METADATA: Final = Metadata()
 
 
 def new_id() -> str:

@@ -39,6 +39,7 @@ class EventStore(Protocol):
             DuplicateCommand: the command has committed before; nothing was written.
             LeaseLost: the worker no longer holds its message; nothing was written.
             StoreUnavailable: the server does not answer; the append may or may not have happened.
+            ValueError: there are no appends, one has no events, or a stream is there twice.
         """
 
     def read_stream(

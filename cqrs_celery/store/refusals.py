@@ -1,0 +1,54 @@
+"""What every store refuses, in the same words: stale versions, repeated commands, odd appends.
+
+Nothing here reads a store. An engine finds out what is the case and asks here for the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import ConcurrencyError, DuplicateCommand
+from .events import StreamAppend
+from .stream import NO_STREAM, StreamName
+
+
+def check_appends(appends: Sequence[StreamAppend]) -> None:
+    """Check that an append writes something, and to each stream once.
+
+    Raises:
+        ValueError: there is no append, one is without events, or a stream is there twice.
+    """
+    if not appends:
+        raise ValueError("nothing to append; expected at least one stream with its events")
+    streams = set()
+    for append in appends:
+        if not append.events:
+            raise ValueError(f"the append to {append.stream} has no events; expected at least one")
+        if append.stream in streams:
+            raise ValueError(
+                f"{append.stream} is appended to twice in one commit; expected one append with all"
+                " its events"
+            )
+        streams.add(append.stream)
+
+
+def version_conflict(stream: StreamName, *, expected: int, found: int) -> ConcurrencyError:
+    """Return the error for a stream that is at another version than expected."""
+    wanted = "expected to be new" if expected == NO_STREAM else f"expected {expected}"
+    return ConcurrencyError(
+        f"{stream} is at version {found}, {wanted}: another writer committed first, and nothing of"
+        " this commit was written. Load it again and repeat the command.",
+        stream=str(stream),
+        expected=expected,
+        found=found,
+    )
+
+
+def command_repeated(command_id: str, outcome: str) -> DuplicateCommand:
+    """Return the error for a command that has committed before."""
+    return DuplicateCommand(
+        f"command {command_id} has committed before; nothing was written this time. Its outcome"
+        " is kept with this error.",
+        command_id=command_id,
+        outcome=outcome,
+    )

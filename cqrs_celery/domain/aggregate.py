@@ -1,0 +1,194 @@
+"""The aggregate: decides, records what it decided as events, and is rebuilt from them.
+
+    class InventoryItem(Aggregate):
+        count: int = 0
+
+        def check_in(self, count: int) -> None:
+            if count <= 0:
+                raise ValueError(f"check in at least 1 item, not {count}")
+            self.record(ItemsCheckedIn(count=count))
+
+        @applies(ItemsCheckedIn)
+        def _checked_in(self, event: ItemsCheckedIn) -> None:
+            self.count += event.count
+
+Its state is its attributes. What the session needs to know about it beside them is one attribute,
+`__ledger__`; `lifecycle` has what the session does with it.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, MutableMapping, MutableSequence, MutableSet
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, ClassVar, Final
+
+from ..errors import (
+    AggregateError,
+    MissingAggregateId,
+    RegistrationError,
+    ReservedFieldName,
+    UnhandledEvent,
+)
+from ..messages.message import Event
+from ..messages.metadata import new_id, utc_now
+from ..messages.registry import where
+from .applies import appliers_of
+
+_RESERVED: Final = frozenset({"id", "version", "pending_events", "record"})
+_TYPE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
+_MUTABLE: Final = (MutableMapping, MutableSequence, MutableSet)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingEvent:
+    """Be an event that is recorded, but not yet committed.
+
+    Attributes:
+        event: the typed event.
+        event_id: unique; it keeps it in the store.
+        timestamp: when it was recorded, UTC.
+    """
+
+    event: Event
+    event_id: str
+    timestamp: datetime
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Keep an aggregate's id, its committed version, and what it has recorded since."""
+
+    id: str
+    version: int = 0
+    pending: list[PendingEvent] = field(default_factory=list)
+    applying: Event | None = None
+
+
+class Aggregate:
+    """Be something with an identity that changes only through the events it records.
+
+    It is built from its id alone; a class with an `__init__` of its own passes the id on. Mutable
+    class attributes, such as `lines: list[Line] = []`, are defaults: each instance has its own
+    copy. Upper-case ones are constants and stay shared.
+
+    Class arguments:
+        name: its type, as it is stored and as streams are named; the class's name by default.
+        strict: refuse events that no method applies; a subclass inherits it.
+    """
+
+    __aggregate_type__: ClassVar[str] = "Aggregate"
+    __strict__: ClassVar[bool] = False
+    __appliers__: ClassVar[Mapping[type[Event], str]] = {}
+    __mutable_defaults__: ClassVar[Mapping[str, Any]] = {}
+
+    __ledger__: Ledger
+
+    def __init_subclass__(
+        cls, *, name: str | None = None, strict: bool | None = None, **options: Any
+    ) -> None:
+        super().__init_subclass__(**options)
+        if hidden := _RESERVED & vars(cls).keys():
+            raise ReservedFieldName(
+                f"{where(cls)} defines {', '.join(sorted(hidden))}, a name that Aggregate keeps for"
+                f" itself ({', '.join(sorted(_RESERVED))}). Rename it.",
+                field=min(hidden),
+            )
+        cls.__aggregate_type__ = cls.__name__ if name is None else name
+        if not _TYPE_NAME.fullmatch(cls.__aggregate_type__):
+            raise RegistrationError(
+                f"{where(cls)} has the name {cls.__aggregate_type__!r}; expected letters, digits,"
+                f" '_', '.' and '-': class {cls.__name__}(Aggregate, name=\"…\")"
+            )
+        if strict is not None:
+            cls.__strict__ = strict
+        cls.__appliers__ = appliers_of(cls)
+        cls.__mutable_defaults__ = _mutable_defaults(cls)
+
+    def __init__(self, id: str) -> None:
+        self.__ledger__ = Ledger(id)
+        for name, default in self.__mutable_defaults__.items():
+            setattr(self, name, copy.deepcopy(default))
+
+    @property
+    def id(self) -> str:
+        """Its identity among the aggregates of its type."""
+        return self.__ledger__.id
+
+    @property
+    def version(self) -> int:
+        """The number of its committed events; it moves only after a save has succeeded."""
+        return self.__ledger__.version
+
+    @property
+    def pending_events(self) -> tuple[PendingEvent, ...]:
+        """What it has recorded since it was loaded or saved, oldest first."""
+        return tuple(self.__ledger__.pending)
+
+    def record(self, event: Event) -> None:
+        """Apply an event at once, and keep it until the session commits it.
+
+        Args:
+            event: what has been decided; anything that could refuse it comes before.
+
+        Raises:
+            MissingAggregateId: the aggregate has no id.
+            UnhandledEvent: the class is strict and has no method for the event.
+            AggregateError: an `@applies` method recorded it, which would repeat on every load.
+        """
+        ledger = self.__ledger__
+        if not ledger.id:
+            raise MissingAggregateId(
+                f"{type(self).__qualname__} recorded {type(event).__qualname__}, and neither has an"
+                f" id; expected the aggregate to be made with one: {type(self).__qualname__}(id)"
+            )
+        if ledger.applying is not None:
+            raise AggregateError(
+                f"{self!r} recorded {type(event).__qualname__} while it applied"
+                f" {type(ledger.applying).__qualname__}: that would happen again on every load."
+                " Record events where they are decided; an @applies method only sets attributes."
+            )
+        apply(self, event)
+        ledger.pending.append(PendingEvent(event, new_id(), utc_now()))
+
+    def __repr__(self) -> str:
+        ledger = self.__ledger__
+        return (
+            f"<{self.__aggregate_type__}-{ledger.id} at version {ledger.version},"
+            f" {len(ledger.pending)} pending>"
+        )
+
+
+def apply(aggregate: Aggregate, event: Event) -> None:
+    """Change an aggregate's attributes through the method that applies the event, if it has one.
+
+    Raises:
+        UnhandledEvent: it has none, and its class is strict.
+    """
+    appliers = aggregate.__appliers__
+    name = next((appliers[cls] for cls in type(event).__mro__ if cls in appliers), None)
+    if name is None:
+        if aggregate.__strict__:
+            raise UnhandledEvent(
+                f"{type(aggregate).__qualname__} is strict and has no method for"
+                f" {type(event).__qualname__}; add one with @applies({type(event).__qualname__})"
+            )
+        return
+    ledger = aggregate.__ledger__
+    ledger.applying = event
+    try:
+        getattr(aggregate, name)(event)
+    finally:
+        ledger.applying = None
+
+
+def _mutable_defaults(cls: type[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        for name, value in vars(base).items():
+            found.pop(name, None)
+            if isinstance(value, _MUTABLE) and not name.startswith("__") and not name.isupper():
+                found[name] = value
+    return found

@@ -1,0 +1,96 @@
+"""Say which method of an aggregate applies which event.
+
+The method is found by the most specific class of the event for which there is one. A subclass
+inherits the methods of its bases; its own come first.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
+
+from ..errors import HandlerSignatureError, RegistrationError
+from ..messages.message import Event
+from ..messages.registry import where
+
+A = TypeVar("A")
+E = TypeVar("E", bound=Event)
+M = TypeVar("M", bound=Callable[..., None])
+
+
+@overload
+def applies(
+    event_type: type[E], /
+) -> Callable[[Callable[[A, E], None]], Callable[[A, E], None]]: ...
+
+
+@overload
+def applies(*event_types: type[Event]) -> Callable[[M], M]: ...
+
+
+def applies(*event_types: Any) -> Any:
+    """Mark a method of an aggregate as the one that applies events of these types.
+
+    The method takes the event and changes the aggregate's attributes, nothing else: it runs when
+    the event is recorded and again whenever the aggregate is loaded.
+
+    Args:
+        event_types: one or more; a base class stands for every event below it.
+
+    Raises:
+        RegistrationError: no event types are given, or something that is not one.
+        HandlerSignatureError: the method does not take the event alone, or is async.
+    """
+    for event_type in event_types:
+        if not (isinstance(event_type, type) and issubclass(event_type, Event)):
+            raise RegistrationError(
+                f"@applies was given {event_type!r}; expected event classes:"
+                " @applies(ItemCreated), or @applies(ItemRenamed, ItemMoved)"
+            )
+    if not event_types:
+        raise RegistrationError("@applies() names no event; expected @applies(ItemCreated)")
+
+    def mark(method: Any) -> Any:
+        _check_signature(method)
+        method.__applies__ = event_types
+        return method
+
+    return mark
+
+
+def appliers_of(cls: type[Any]) -> dict[type[Event], str]:
+    """Return which method of a class, by name, applies which type of event.
+
+    Raises:
+        RegistrationError: two methods of one class apply the same type; names both.
+    """
+    found: dict[type[Event], str] = {}
+    for base in reversed(cls.__mro__):
+        own: dict[type[Event], str] = {}
+        for name, method in vars(base).items():
+            for event_type in getattr(method, "__applies__", ()):
+                if event_type in own:
+                    other = getattr(base, own[event_type])
+                    raise RegistrationError(
+                        f"{event_type.__qualname__} is applied by {where(other)} and by"
+                        f" {where(method)}; expected one method for it. Remove one @applies."
+                    )
+                own[event_type] = name
+        found |= own
+    return found
+
+
+def _check_signature(method: Any) -> None:
+    try:
+        inspect.signature(method).bind("self", "event")
+    except TypeError as error:
+        raise HandlerSignatureError(
+            f"{where(method)} applies events, but can't be called with an event alone: {error};"
+            " expected (self, event)"
+        ) from error
+    if inspect.iscoroutinefunction(method):
+        raise HandlerSignatureError(
+            f"{where(method)} applies events and is async; expected an ordinary method, since"
+            " applying an event only changes attributes"
+        )

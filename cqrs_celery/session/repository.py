@@ -1,0 +1,137 @@
+"""Load aggregates from a store and save them to it.
+
+A save is one append, whatever the number of aggregates. Nothing in an aggregate changes unless it
+succeeded, so a failed save may be repeated: the events keep their ids, and the store knows them.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from ..domain.aggregate import Aggregate, PendingEvent
+from ..domain.lifecycle import build, mark_saved, replay
+from ..errors import AggregateNotFound, ConcurrencyError
+from ..messages.metadata import NO_METADATA, Metadata
+from ..messages.serializer import Serializer
+from ..store.decoding import recorded
+from ..store.events import CommandRecord, Committed, Lease, NewEvent, StreamAppend
+from ..store.ports import EventStore
+from ..store.refusals import version_conflict
+from ..store.stream import StreamName
+
+A = TypeVar("A", bound=Aggregate)
+
+
+class Repository:
+    """Be where aggregates come from and go to.
+
+    Args:
+        store: keeps the events.
+        serializer: turns events into what is stored, and names the application.
+    """
+
+    def __init__(self, store: EventStore, serializer: Serializer) -> None:
+        self._store = store
+        self._serializer = serializer
+
+    def find(self, cls: type[A], id: str) -> A | None:
+        """Return an aggregate as its events have left it, or None if it has none.
+
+        Raises:
+            AggregateNotConstructible: the class can't be built from an id alone.
+            EventOutOfOrder: its history has a gap or a repeat.
+            ForeignEvent: its history holds another aggregate's event.
+            UnhandledEvent: the class is strict and has no method for an event.
+            MessageError: an event can't be read; a note says where it is stored.
+            StoreUnavailable: the store's server does not answer.
+        """
+        aggregate = build(cls, id)
+        history = self._store.read_stream(self.stream_of(cls, id))
+        replay(aggregate, (recorded(stored, self._serializer) for stored in history))
+        return aggregate if aggregate.version else None
+
+    def get(self, cls: type[A], id: str) -> A:
+        """Return an aggregate as its events have left it.
+
+        Raises:
+            AggregateNotFound: it has no events.
+            CQRSError: as `find` does.
+        """
+        aggregate = self.find(cls, id)
+        if aggregate is None:
+            raise AggregateNotFound(
+                f"{cls.__aggregate_type__}-{id} has no events in the store of application"
+                f" {self._serializer.application!r}. Check the id, or use find, which gives None.",
+                aggregate_type=cls.__aggregate_type__,
+                aggregate_id=id,
+            )
+        return aggregate
+
+    def save(
+        self,
+        *aggregates: Aggregate,
+        metadata: Metadata = NO_METADATA,
+        command: CommandRecord | None = None,
+        lease: Lease | None = None,
+        expected_version: int | None = None,
+    ) -> Committed | None:
+        """Append what aggregates have pending, all or none; then they have nothing pending.
+
+        Args:
+            aggregates: those with nothing pending are passed over.
+            metadata: of all their events.
+            command: recorded with the events, refused if it was recorded before.
+            lease: the worker's hold on its message; refused if it was lost.
+            expected_version: at which they must be; None for wherever they were loaded.
+
+        Returns:
+            Where the commit ended; None if nothing was pending, and nothing was written.
+
+        Raises:
+            ConcurrencyError: one is not at the version expected, or is there in two instances;
+                nothing was written.
+            DuplicateCommand: the command has committed before; nothing was written.
+            LeaseLost: the worker no longer holds its message; nothing was written.
+            MalformedMessage: an event can't be written as JSON; nothing was written.
+            StoreUnavailable: the server does not answer. The save may be repeated.
+        """
+        changed: dict[StreamName, Aggregate] = {}
+        for aggregate in aggregates:
+            stream = self.stream_of(type(aggregate), aggregate.id)
+            if expected_version not in (None, aggregate.version):
+                raise version_conflict(stream, expected=expected_version, found=aggregate.version)
+            if aggregate.pending_events and changed.setdefault(stream, aggregate) is not aggregate:
+                raise two_instances(stream, changed[stream], aggregate)
+        if not changed:
+            return None
+        appends = [
+            StreamAppend(
+                stream,
+                aggregate.version,
+                [self._new_event(pending, metadata) for pending in aggregate.pending_events],
+            )
+            for stream, aggregate in changed.items()
+        ]
+        committed = self._store.append(appends, command=command, lease=lease)
+        for aggregate, version in zip(changed.values(), committed.versions, strict=True):
+            mark_saved(aggregate, version)
+        return committed
+
+    def stream_of(self, cls: type[Aggregate], id: str) -> StreamName:
+        """Return the name of an aggregate's stream."""
+        return StreamName(self._serializer.application, cls.__aggregate_type__, id)
+
+    def _new_event(self, pending: PendingEvent, metadata: Metadata) -> NewEvent:
+        name, version, data = self._serializer.encode(pending.event)
+        return NewEvent(pending.event_id, name, version, pending.timestamp, data, metadata)
+
+
+def two_instances(stream: StreamName, first: Aggregate, second: Aggregate) -> ConcurrencyError:
+    """Return the error for one aggregate that is there in two instances."""
+    return ConcurrencyError(
+        f"{stream} is there in two instances, at version {first.version} and {second.version};"
+        " expected one: what one records, the other does not know. Use the one that get returns.",
+        stream=str(stream),
+        expected=first.version,
+        found=second.version,
+    )

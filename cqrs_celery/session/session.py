@@ -1,0 +1,204 @@
+"""The unit of work: what a handler loads and changes is committed once, whole or not at all.
+
+A session is for one thread and one piece of work. It tracks every aggregate that it gave out or
+was given, so that one aggregate is one instance; a commit ends the tracking, and the next `get`
+reads the store again.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self, TypeVar
+
+from ..domain.aggregate import Aggregate
+from ..errors import SessionError
+from ..messages.metadata import NO_METADATA, Metadata
+from ..store.events import CommandRecord, Committed, Lease
+from ..store.refusals import version_conflict
+from ..store.stream import StreamName
+from .repository import Repository, two_instances
+
+A = TypeVar("A", bound=Aggregate)
+
+
+class Session:
+    """Be a unit of work.
+
+        with Session(repository) as session:
+            session.get(InventoryItem, "42").check_in(5)
+
+    Left without an exception, the block commits; left with one, nothing is written. Either way the
+    session has ended then.
+
+    Args:
+        repository: where aggregates come from and go to.
+        metadata: of every event that the session commits.
+    """
+
+    def __init__(self, repository: Repository, *, metadata: Metadata = NO_METADATA) -> None:
+        self._repository = repository
+        self._metadata = metadata
+        self._tracked: dict[StreamName, Aggregate] = {}
+        self._is_closed = False
+
+    def get(self, cls: type[A], id: str, expected_version: int | None = None) -> A:
+        """Return an aggregate; the same instance whenever it is asked for again.
+
+        Args:
+            cls: its class.
+            id: its id.
+            expected_version: at which it must be, committed events counted; None for any.
+
+        Raises:
+            AggregateNotFound: it has no events, and was not added.
+            ConcurrencyError: it is at another version.
+            SessionError: the session has ended, or tracks it under another class.
+            CQRSError: its history can't be replayed; see `Repository.find`.
+        """
+        aggregate = self._tracked_as(cls, id)
+        if aggregate is None:
+            aggregate = self._repository.get(cls, id)
+        stream = self._repository.stream_of(cls, id)
+        if expected_version not in (None, aggregate.version):
+            raise version_conflict(stream, expected=expected_version, found=aggregate.version)
+        self._tracked[stream] = aggregate
+        return aggregate
+
+    def find(self, cls: type[A], id: str) -> A | None:
+        """Return an aggregate, or None if it has no events and was not added.
+
+        Raises:
+            SessionError: the session has ended, or tracks it under another class.
+            CQRSError: its history can't be replayed; see `Repository.find`.
+        """
+        aggregate = self._tracked_as(cls, id)
+        if aggregate is None:
+            aggregate = self._repository.find(cls, id)
+        if aggregate is not None:
+            self._tracked[self._repository.stream_of(cls, id)] = aggregate
+        return aggregate
+
+    def add(self, aggregate: Aggregate) -> None:
+        """Track an aggregate that was made outside the session, so that it is committed.
+
+        Raises:
+            ConcurrencyError: another instance of it is tracked.
+            SessionError: the session has ended.
+        """
+        self._check_open()
+        stream = self._repository.stream_of(type(aggregate), aggregate.id)
+        tracked = self._tracked.setdefault(stream, aggregate)
+        if tracked is not aggregate:
+            raise two_instances(stream, tracked, aggregate)
+
+    def commit(
+        self, *, command: CommandRecord | None = None, lease: Lease | None = None
+    ) -> Committed | None:
+        """Write what all tracked aggregates have pending, all or none, and track nothing.
+
+        After an error the session is as it was before.
+
+        Args:
+            command: recorded with the events, refused if it was recorded before.
+            lease: the worker's hold on its message; refused if it was lost.
+
+        Returns:
+            Where the commit ended; None if nothing was pending, and nothing was written.
+
+        Raises:
+            ConcurrencyError: another writer committed first; nothing was written.
+            DuplicateCommand: the command has committed before; nothing was written.
+            LeaseLost: the worker no longer holds its message; nothing was written.
+            MalformedMessage: an event can't be written as JSON; nothing was written.
+            StoreUnavailable: the store's server does not answer. The commit may be repeated.
+            SessionError: the session has ended, or it is a handler's.
+        """
+        self._check_open()
+        committed = self._repository.save(
+            *self._tracked.values(), metadata=self._metadata, command=command, lease=lease
+        )
+        self._tracked.clear()
+        return committed
+
+    def close(self) -> None:
+        """Forget what is tracked, and end; a second time does nothing."""
+        self._tracked.clear()
+        self._is_closed = True
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.commit()
+        finally:
+            self.close()
+
+    def _tracked_as(self, cls: type[A], id: str) -> A | None:
+        self._check_open()
+        stream = self._repository.stream_of(cls, id)
+        tracked = self._tracked.get(stream)
+        if tracked is not None and not isinstance(tracked, cls):
+            raise SessionError(
+                f"{stream} is tracked as {type(tracked).__qualname__}, and was asked for as"
+                f" {cls.__qualname__}: two aggregate classes have one name. Give one of them"
+                f' another: class {cls.__name__}(Aggregate, name="…")'
+            )
+        return tracked
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise SessionError(
+                "the session has ended: it was committed on leaving its block or handler, or"
+                " closed. Use a new one."
+            )
+
+
+class HandlerSession(Session):
+    """Be the session that a command's handler gets; whoever runs the handler commits it.
+
+        session = HandlerSession(repository, metadata=metadata)
+        try:
+            result = handler(command, session)
+            committed = session.commit_on_return(command=record, lease=lease)
+        finally:
+            session.close()
+
+    A handler that commits by itself could commit twice, of which only one commit can be recorded
+    as the command's: so it may not.
+    """
+
+    def commit(
+        self, *, command: CommandRecord | None = None, lease: Lease | None = None
+    ) -> Committed | None:
+        """Refuse: the commit happens when the handler returns.
+
+        Raises:
+            SessionError: always.
+        """
+        raise SessionError(
+            "a command handler tried to commit its session: it is committed, once, when the handler"
+            " returns. Remove the commit (or the `with`); to write nothing, raise an exception."
+        )
+
+    def __enter__(self) -> Self:
+        self.commit()
+        return self
+
+    def commit_on_return(
+        self, *, command: CommandRecord | None = None, lease: Lease | None = None
+    ) -> Committed | None:
+        """Commit as `Session.commit` does, for whoever ran the handler, and end the session.
+
+        Ended it is only if the commit succeeded: after StoreUnavailable it may be repeated.
+        """
+        committed = super().commit(command=command, lease=lease)
+        self.close()
+        return committed

@@ -1,0 +1,122 @@
+"""Keep events in this process, with everything that the port promises but durability.
+
+A commit happens under one lock, so commits are whole and positions gapless. There are no queues
+here: a lease counts as held, and delivery is whatever `on_commit` does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ...store.events import CommandRecord, Committed, Lease, StoredEvent, StreamAppend
+from ...store.refusals import check_appends, command_repeated, version_conflict
+from ...store.stream import ANY_VERSION, StreamName
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    text: str
+    expires_at_s: float
+
+
+class MemoryEventStore:
+    """Be an EventStore whose events live as long as it does. Safe for threads.
+
+    Args:
+        on_commit: called with a commit's events after it, outside the lock, in the thread that
+            committed. What it raises reaches that thread, though the commit stands.
+        clock: gives seconds, and never goes back.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_commit: Callable[[Sequence[StoredEvent]], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._on_commit = on_commit
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._events: list[StoredEvent] = []
+        self._streams: dict[StreamName, list[StoredEvent]] = {}
+        self._outcomes: dict[str, _Outcome] = {}
+        self._commits: dict[tuple[str, ...], Committed] = {}
+
+    def append(
+        self,
+        appends: Sequence[StreamAppend],
+        *,
+        command: CommandRecord | None = None,
+        lease: Lease | None = None,
+    ) -> Committed:
+        """Append events to their streams, all or none; see `EventStore.append`."""
+        check_appends(appends)
+        event_ids = tuple(event.event_id for append in appends for event in append.events)
+        with self._lock:
+            if event_ids in self._commits:
+                return self._commits[event_ids]
+            self._check(appends, command)
+            stored = self._write(appends)
+            if command is not None:
+                expires_at_s = self._clock() + command.ttl_s
+                self._outcomes[command.command_id] = _Outcome(command.outcome, expires_at_s)
+            committed = self._commits[event_ids] = Committed(
+                position=len(self._events),
+                versions=tuple(len(self._streams[append.stream]) for append in appends),
+            )
+        if self._on_commit is not None:
+            self._on_commit(stored)
+        return committed
+
+    def read_stream(
+        self, stream: StreamName, *, after_version: int = 0, limit: int | None = None
+    ) -> Sequence[StoredEvent]:
+        """Return a stream's events in order; see `EventStore.read_stream`."""
+        end = None if limit is None else after_version + limit
+        with self._lock:
+            return self._streams.get(stream, [])[after_version:end]
+
+    def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
+        """Return the store's events in order; see `EventStore.read_all`."""
+        with self._lock:
+            return self._events[after_position : after_position + limit]
+
+    def find_command(self, command_id: str) -> str | None:
+        """Return what a command recorded when it committed; see `EventStore.find_command`."""
+        with self._lock:
+            return self._outcome(command_id)
+
+    def close(self) -> None:
+        """Do nothing: there are no connections, and the events stay."""
+
+    def _check(self, appends: Sequence[StreamAppend], command: CommandRecord | None) -> None:
+        if command is not None:
+            outcome = self._outcome(command.command_id)
+            if outcome is not None:
+                raise command_repeated(command.command_id, outcome)
+        for append in appends:
+            version = len(self._streams.get(append.stream, ()))
+            if append.expected_version not in (ANY_VERSION, version):
+                raise version_conflict(
+                    append.stream, expected=append.expected_version, found=version
+                )
+
+    def _write(self, appends: Sequence[StreamAppend]) -> list[StoredEvent]:
+        stored = []
+        for append in appends:
+            stream = self._streams.setdefault(append.stream, [])
+            for event in append.events:
+                entry = StoredEvent(append.stream, len(stream) + 1, len(self._events) + 1, event)
+                stream.append(entry)
+                self._events.append(entry)
+                stored.append(entry)
+        return stored
+
+    def _outcome(self, command_id: str) -> str | None:
+        outcome = self._outcomes.get(command_id)
+        if outcome is None or outcome.expires_at_s <= self._clock():
+            return None
+        return outcome.text

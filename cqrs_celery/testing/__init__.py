@@ -1,0 +1,14 @@
+"""Help to test what is built on this package, and what fulfils its ports.
+
+`given` and `when` test aggregates; `event_store_contract` has what every event store passes.
+"""
+
+import sys
+
+from .given_when_then import given, when
+
+__all__ = ["given", "when"]
+
+# Before the contract is imported, so that its failures show what was compared.
+if "pytest" in sys.modules:
+    sys.modules["pytest"].register_assert_rewrite(f"{__name__}.event_store_contract")

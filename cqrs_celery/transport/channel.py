@@ -1,0 +1,421 @@
+"""Translate Kombu's channel into operations of the reliable queue.
+
+Taken from Kombu by inheritance: connection parameters, exchanges and bindings, fanout by pub/sub.
+Everything that has to do with queues goes to `queue`, by one script each.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from functools import cached_property
+from queue import Empty
+from typing import Any
+from uuid import uuid4
+
+import redis
+from kombu.transport import redis as stock
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from ..queue.reliable_queue import DEDUP_TTL_MS, ReliableQueue
+from ..queue.values import Destination, Taken
+from . import qos as _qos
+from . import wire
+from .holder import Holder, tag_of
+from .poller import POLL_S
+
+logger = logging.getLogger(__name__)
+
+_PUBLISH_ID = "publish_id"
+
+
+class Channel(stock.Channel):
+    """Be a channel on the reliable queue.
+
+    Transport options, beside those of Kombu's Redis transport that concern connections:
+        lease_s: seconds after which a dead worker's messages come back (30).
+        max_deliveries: a message that came back unfinished that often becomes a dead letter (10).
+        max_run: messages of one sequence that a consumer holds ready behind the first (20).
+        dedup_ttl_s: seconds for which the id of a publish is remembered (120).
+    """
+
+    QoS = _qos.QoS
+    qos: _qos.QoS
+
+    lease_s = 30.0
+    max_deliveries = 10
+    max_run = 20
+    dedup_ttl_s = DEDUP_TTL_MS / 1000
+    #: Bodies lie in the queue as they are.
+    body_encoding = None
+    supports_batch_publish = False
+
+    from_transport_options = (
+        *stock.Channel.from_transport_options,
+        "lease_s",
+        "max_deliveries",
+        "max_run",
+        "dedup_ttl_s",
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._no_ack_queues: set[str] = set()
+        self._turns = 0
+        self._is_hungry = True
+        self._is_idle = False
+        self._next_look = 0.0
+        super().__init__(*args, **kwargs)
+
+    # ------------------------------------------------------------ publishing
+
+    @cached_property
+    def queue(self) -> ReliableQueue:
+        """The queues of this virtual host, for publishing and looking."""
+        return self._new_queue_client()
+
+    def _new_queue_client(self) -> ReliableQueue:
+        pool = self._get_pool()
+        # A take that was repeated unseen would hold messages that nobody knows of.
+        pool.connection_kwargs["retry"] = Retry(NoBackoff(), 0)
+        client = redis.Redis(
+            connection_pool=pool,
+            credential_provider=pool.connection_kwargs.get("credential_provider"),
+        )
+        return ReliableQueue(
+            client,
+            prefix=self.global_keyprefix,
+            dedup_ttl_ms=int(self.dedup_ttl_s * 1000),
+        )
+
+    def prepare_message(
+        self,
+        body: Any,
+        priority: int | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        headers: dict[str, Any] | None = None,
+        properties: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Make a message, with an id that stays when Kombu repeats the publish."""
+        if properties is not None:
+            properties.setdefault(_PUBLISH_ID, uuid4().hex)
+        return super().prepare_message(  # type: ignore[no-any-return]
+            body, priority, content_type, content_encoding, headers, properties
+        )
+
+    def basic_publish(
+        self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
+    ) -> Any:
+        """Put a message on every queue that its exchange and routing key name, or on none."""
+        if exchange and self.typeof(exchange).type == "fanout":
+            return super().basic_publish(message, exchange, routing_key, **kwargs)
+        properties = message["properties"]
+        properties["delivery_info"].update(exchange=exchange, routing_key=routing_key)
+        self._publish(self._lookup(exchange, routing_key), message)
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        self._publish([queue], message)
+
+    def _publish(self, queues: Iterable[str | None], message: dict[str, Any]) -> None:
+        properties = dict(message["properties"])
+        publish_id = properties.pop(_PUBLISH_ID, "")
+        message = {**message, "properties": properties}
+        headers = message.get("headers") or {}
+        sequence = headers.get(wire.SEQUENCE_HEADER, "")
+        priority = self.priority(self._get_message_priority(message, reverse=False))
+        names = [name for name in dict.fromkeys(queues) if name]
+        if len(names) == 1:
+            body: bytes = b""
+            payload: str | bytes = wire.encode(message)
+        else:
+            body, payload = wire.body_of(message), wire.head_of(message)
+        self.queue.publish(
+            [Destination(name, payload, sequence, priority) for name in names],
+            publish_id=publish_id,
+            delay_ms=_delay_ms(headers.get("eta")),
+            body=body,
+        )
+
+    # ------------------------------------------------------------ taking
+
+    @cached_property
+    def holder(self) -> Holder:
+        """The consumer that holds this channel's messages."""
+        return Holder(
+            self._new_queue_client(),
+            lease_s=float(self.lease_s),
+            max_deliveries=int(self.max_deliveries),
+            on_settled=self._on_settled,
+        )
+
+    @property
+    def _has_holder(self) -> bool:
+        return "holder" in self.__dict__
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether the channel needs its pub/sub connection."""
+        return bool(self.active_fanout_queues or self.active_queues)
+
+    def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
+        """Consume from a queue; its messages are taken at the next turns of the loop."""
+        result = super().basic_consume(queue, no_ack, *args, **kwargs)
+        if no_ack:
+            self._no_ack_queues.add(queue)
+        self._is_hungry = True
+        if queue not in self.active_fanout_queues:
+            self.holder.consume(self.active_queues)
+        self._in_listen = None
+        return result
+
+    def _basic_cancel(self, consumer_tag: str) -> Any:
+        queue = self._tag_to_queue.get(consumer_tag)
+        result = super()._basic_cancel(consumer_tag)
+        self._no_ack_queues.discard(queue or "")
+        if self._has_holder and not self._closing:
+            self.holder.consume(self.active_queues)
+        return result
+
+    @property
+    def wants_turn(self) -> bool:
+        """Whether another turn of the loop would find something to do at once."""
+        if not self._has_holder or self.closed:
+            return False
+        if self.holder.has_settlements or self.holder.has_ready:
+            return True
+        return self._is_hungry and bool(self.active_queues) and bool(self.qos.can_consume())
+
+    def until_turn(self) -> float:
+        """Return the seconds until the next look at the queues."""
+        if not self.active_queues:
+            return POLL_S
+        if self.wants_turn:
+            return 0.0
+        return max(0.0, self._next_look - time.monotonic())
+
+    def turn(self, *, is_loop: bool) -> int:
+        """Settle and take as needed, deliver what is ready.
+
+        Args:
+            is_loop: True if an event loop turns; without one, one message is delivered at a time.
+
+        Returns:
+            The number of messages delivered.
+        """
+        if self.closed or not (self._has_holder or self.active_queues):
+            return 0
+        holder, now = self.holder, time.monotonic()
+        if is_loop:
+            holder.last_turn = now
+        if is_loop or not holder.has_ready:
+            credit = self.qos.credit(is_loop=is_loop) if self.active_queues else 0
+            is_time = self._is_hungry or now >= self._next_look
+            if holder.has_settlements or (credit > 0 and is_time):
+                self._exchange(self._turn_of_queues(), credit, now)
+        return self._deliver_ready(1 if not is_loop else sys.maxsize)
+
+    def _turn_of_queues(self) -> list[str]:
+        queues: list[str] = self.active_queues
+        if self.queue_order_strategy == "sorted":
+            return sorted(queues)
+        if self.queue_order_strategy != "priority" and queues:
+            self._turns = (self._turns + 1) % len(queues)
+            return queues[self._turns :] + queues[: self._turns]
+        return queues
+
+    def _exchange(self, queues: list[str], credit: int, now: float) -> None:
+        answer = self.holder.exchange(
+            queues, count=credit, run=self.max_run, was_idle=self._is_idle
+        )
+        if not answer.is_known:
+            self._is_hungry = True
+        elif credit > 0:
+            self._is_idle = not answer.taken
+            self._is_hungry = bool(answer.taken)
+            due_s = POLL_S if answer.due_in_ms is None else answer.due_in_ms / 1000
+            self._next_look = now + min(POLL_S, due_s)
+            if due_s < POLL_S:
+                self.connection.turn_later(due_s)
+
+    def _deliver_ready(self, most: int) -> int:
+        holder, delivered = self.holder, 0
+        while delivered < most and holder.has_ready:
+            if not self.qos.can_consume():
+                holder.return_ready()
+                break
+            taken = holder.next_ready()
+            if taken is None:
+                break
+            holder.is_delivering = True
+            try:
+                delivered += self._deliver(taken)
+            finally:
+                holder.is_delivering = False
+        return delivered
+
+    def _deliver(self, taken: Taken) -> bool:
+        tag = tag_of(taken)
+        if taken.queue not in self.connection._callbacks:
+            self.holder.give_back(tag)
+            return False
+        message = self._read(taken, tag)
+        if message is None:
+            return False
+        if taken.queue in self._no_ack_queues:
+            self.holder.ack(tag)
+        self.connection._deliver(message, taken.queue)
+        return True
+
+    def _read(self, taken: Taken, tag: str) -> dict[str, Any] | None:
+        try:
+            return wire.decode(taken, tag)
+        except wire.UnreadableEnvelope as error:
+            logger.error("unreadable message became a dead letter", extra={"error": str(error)})
+            self.holder.bury(tag, reason={"reason": "unreadable envelope", "error": str(error)})
+            return None
+
+    def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
+        while not self.holder.has_ready:
+            answer = self.holder.exchange([queue], count=1, run=1, was_idle=False)
+            if not answer.taken:
+                raise Empty
+        taken = self.holder.next_ready()
+        if taken is None:
+            raise Empty
+        message = self._read(taken, tag_of(taken))
+        if message is None:
+            return self._get(queue)
+        return message
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
+        """Take one message by hand; None if there is none."""
+        message = super().basic_get(queue, no_ack=no_ack, **kwargs)
+        if message is not None and no_ack:
+            self.holder.ack(message.delivery_tag)
+            self.holder.flush()
+        return message
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        """Settle a message as done; also after the channel was closed, while its task ran."""
+        super().basic_ack(delivery_tag, multiple)
+        self._flush_without_loop()
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Put a message back, or make it a dead letter."""
+        super().basic_reject(delivery_tag, requeue)
+        self._flush_without_loop()
+
+    def _flush_without_loop(self) -> None:
+        # Without consumers no turn follows that would send the settlement.
+        if not self.closed and not self.active_queues:
+            self.holder.flush()
+
+    def _on_settled(self) -> None:
+        if self.connection is not None:
+            self.connection.cycle.turn_soon()
+
+    # ------------------------------------------------------------ wake-ups
+
+    def _subscribe(self) -> None:
+        super()._subscribe()
+        if self.active_queues:
+            client = self.subclient
+            if client.connection._sock is None:
+                client.connection.connect()
+            self._in_listen = client.connection
+            client.subscribe(self._wake_channel)
+
+    @property
+    def _wake_channel(self) -> str:
+        # A client with a key prefix puts it in front by itself.
+        return f"cq:wake:{self.holder.name}"
+
+    def _receive_one(self, client: Any) -> Any:
+        try:
+            response = client.parse_response()
+        except self.connection_errors:
+            self._in_listen = None
+            raise
+        if not isinstance(response, (list, tuple)):
+            return None
+        kind, name = stock.bytes_to_str(response[0]), stock.bytes_to_str(response[1])
+        if kind in ("subscribe", "message") and "cq:wake:" in str(name):
+            # At the confirmation too: what was published before it has woken nobody.
+            self._is_hungry = True
+            return None
+        return self._receive_fanout(client, response)
+
+    def _receive_fanout(self, client: Any, response: Any) -> Any:
+        payload = self._handle_message(client, response)
+        if not stock.bytes_to_str(payload["type"]).endswith("message") or not payload["data"]:
+            return None
+        name = stock.bytes_to_str(payload["channel"])
+        if name[0] == "/":
+            _, _, name = name.partition(".")
+        try:
+            message = stock.loads(stock.bytes_to_str(payload["data"]))
+        except (TypeError, ValueError):
+            logger.warning("unreadable fanout message dropped", extra={"channel": name})
+            return None
+        return self._deliver_fanout_message(message, name.split("/", 1)[0])
+
+    def _poll_error(self, type: str, **options: Any) -> Any:
+        return self.subclient.parse_response()
+
+    # ------------------------------------------------------------ queues
+
+    def _new_queue(self, queue: str, auto_delete: bool = False, **kwargs: Any) -> None:
+        super()._new_queue(queue, auto_delete, **kwargs)
+        self.queue.declare(queue)
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        return self.queue.exists(queue)
+
+    def _purge(self, queue: str) -> int:
+        return self.queue.purge(queue)
+
+    def _delete(
+        self, queue: str, exchange: str, routing_key: str, pattern: str, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._delete(queue, exchange, routing_key, pattern, *args, **kwargs)
+        self.queue.delete(queue)
+
+    # ------------------------------------------------------------ the end
+
+    def release(self) -> None:
+        """Give back what is not running; the holder stays until the rest is done."""
+        if self._has_holder:
+            self.holder.close(running=_running_tags())
+
+    def close(self) -> None:
+        """Close the channel; tasks that run on are settled through the holder."""
+        super().close()
+        if "queue" in self.__dict__:
+            self.queue.client.close()
+
+
+def _running_tags() -> set[str]:
+    """Return the tags of deliveries that a Celery worker in this process is running."""
+    state = sys.modules.get("celery.worker.state")
+    if state is None:
+        return set()
+    return {
+        request.message.delivery_tag for request in tuple(state.active_requests) if request.message
+    }
+
+
+def _delay_ms(eta: Any) -> int:
+    """Return how long a message must wait, by its sender's clock; 0 for not at all."""
+    if not isinstance(eta, str):
+        return 0
+    try:
+        due = datetime.fromisoformat(eta)
+    except ValueError:
+        return 0
+    if due.tzinfo is None:
+        due = due.replace(tzinfo=UTC)
+    return max(0, int((due - datetime.now(UTC)).total_seconds() * 1000))

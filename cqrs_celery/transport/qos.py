@@ -1,0 +1,76 @@
+"""Count what a channel has delivered, and turn acknowledgements into settlements."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kombu.transport import virtual
+
+if TYPE_CHECKING:
+    from .channel import Channel
+
+#: Messages taken at a time where the consumer sets no limit and an event loop delivers them.
+UNLIMITED = 100
+
+#: The attribute of a message that says why it will be rejected, for its dead letter.
+REASON = "dead_letter_reason"
+
+
+class QoS(virtual.QoS):
+    """Keep the prefetch count, and settle through the channel's holder.
+
+    A settlement that the queue refuses, since the lease was lost, still returns its credit.
+    """
+
+    channel: Channel
+
+    def credit(self, *, is_loop: bool) -> int:
+        """Return how many messages may be taken now.
+
+        Args:
+            is_loop: True if an event loop delivers; without one, messages go one at a time.
+        """
+        if not self.can_consume():
+            return 0
+        if self.prefetch_count:
+            return int(self.prefetch_count) - len(self._delivered)
+        return UNLIMITED if is_loop else 1
+
+    def can_consume(self) -> bool:
+        """Say whether another message may be delivered; Celery replaces this method."""
+        return not self.prefetch_count or len(self._delivered) < self.prefetch_count
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Count a delivered message."""
+        self._delivered[delivery_tag] = message
+
+    def ack(self, delivery_tag: str) -> None:
+        """Settle a message as done."""
+        if self._delivered.pop(delivery_tag, None) is not None:
+            self.channel.holder.ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Put a message back to its place, or make it a dead letter."""
+        message = self._delivered.pop(delivery_tag, None)
+        if message is None:
+            return
+        reason = getattr(message, REASON, None)
+        if requeue:
+            self.channel.holder.requeue(delivery_tag, reason=reason)
+        else:
+            self.channel.holder.bury(
+                delivery_tag, reason=reason or {"reason": "rejected by its consumer"}
+            )
+
+    def restore_unacked(self) -> list[Any]:
+        """Give back every message that is not settled (AMQP's recover)."""
+        delivered = list(self._delivered)
+        self._delivered.clear()
+        for tag in delivered:
+            self.channel.holder.give_back(tag)
+        return []
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """End the channel's hold at its close, or at the process's exit."""
+        self._on_collect.cancel()
+        self.channel.release()

@@ -42,34 +42,38 @@ class Serializer:
         return str(cls.__registered__.full_name(self.application))
 
     def encode(self, message: Any) -> Encoded:
-        """Return a message as it is stored.
+        """Return a message as it is stored. Whatever is returned can be decoded.
+
+        msgspec checks types only when it decodes, so that is done here too: an event that can't be
+        read would close its aggregate for ever.
 
         Raises:
-            MalformedMessage: a field holds a value that JSON has no form for.
+            MalformedMessage: a field holds a value that JSON has no form for, or that is not of
+                its type.
         """
         cls = type(message)
+        name, version = self.name_of(cls), cls.__registered__.version
         try:
             data = self._encoder.encode(message)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise MalformedMessage(
-                f"{self.name_of(cls)} can't be written as JSON: {error}",
-                name=self.name_of(cls),
-                version=cls.__registered__.version,
-            ) from error
-        return Encoded(self.name_of(cls), cls.__registered__.version, data)
+            self._decoder_of(cls).decode(data)
+        except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
+            raise _unwritable(name, version, error) from error
+        return Encoded(name, version, data)
 
     def to_plain(self, message: Any) -> dict[str, Any]:
-        """Return a message as plain values, the form in which it is a task's argument."""
+        """Return a message as plain values, the form in which it is a task's argument.
+
+        Raises:
+            MalformedMessage: as `encode` does.
+        """
         cls = type(message)
+        name, version = self.name_of(cls), cls.__registered__.version
         try:
             data = msgspec.to_builtins(message)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise MalformedMessage(
-                f"{self.name_of(cls)} can't be written as JSON: {error}",
-                name=self.name_of(cls),
-                version=cls.__registered__.version,
-            ) from error
-        return {"type": self.name_of(cls), "version": cls.__registered__.version, "data": data}
+            msgspec.convert(data, cls, builtin_types=())
+        except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
+            raise _unwritable(name, version, error) from error
+        return {"type": name, "version": version, "data": data}
 
     def decode(self, kind: str, name: str, version: int, data: bytes | memoryview) -> Any:
         """Return the message that stored bytes hold.
@@ -86,10 +90,7 @@ class Serializer:
         """
         cls = self.registry.find(kind, name, version, self.application).cls
         try:
-            decoder = self._decoders.get(cls)
-            if decoder is None:
-                decoder = self._decoders[cls] = msgspec.json.Decoder(cls)
-            return decoder.decode(data)
+            return self._decoder_of(cls).decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _malformed(kind, name, version, error) from error
 
@@ -128,6 +129,20 @@ class Serializer:
             return msgspec.convert(data, cls, builtin_types=())
         except msgspec.ValidationError as error:
             raise _malformed(kind, name, version, error) from error
+
+    def _decoder_of(self, cls: type[Any]) -> msgspec.json.Decoder[Any]:
+        decoder = self._decoders.get(cls)
+        if decoder is None:
+            decoder = self._decoders[cls] = msgspec.json.Decoder(cls)
+        return decoder
+
+
+def _unwritable(name: str, version: int, error: Exception) -> MessageError:
+    return MalformedMessage(
+        f"{name}, version {version}, can't be written as JSON that can be read again: {error}",
+        name=name,
+        version=version,
+    )
 
 
 def _malformed(kind: str, name: str, version: int, error: Exception) -> MessageError:

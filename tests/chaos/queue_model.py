@@ -1,21 +1,23 @@
 """Drive the queue at random beside a model that knows what must come out of it.
 
 The model is independent of the queue's own keys: it knows what was published in which order, who
-was handed what, and which settlements counted. Any disagreement is an AssertionError with the seed
-and the step.
+was handed what, how often, and which settlements counted. Only `audit` looks into the keys, for
+what no answer shows: that each message is in exactly one place. Any disagreement is an
+AssertionError with the seed and the step.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import redis
+from typing import Any
 
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.queue.values import (
     Destination,
+    Recovered,
     Settlement,
     Taken,
     ack,
@@ -24,13 +26,21 @@ from cqrs_celery.queue.values import (
     later,
     requeue,
 )
+from tests.queues import LEASE_MS, PREFIX, leftovers
 
 QUEUES = ["orders", "stock", "mail"]
+#: Its dead letters block their sequence.
+BLOCKING = "orders"
 SEQUENCES = [f"Item-{n}" for n in range(6)]
-LEASE_MS = 600_000
-#: What may stay when every message is done: counters, registrations, and ids that expire.
-MAY_STAY = ("cq:id", "cq:fence", "cq:consumers", "cq:idle", "cq:dedup:", "cq:consuming:",
-            "cq:queues_of:", "cq:prioritised", "cq:steps", "cq:blocking")  # fmt: skip
+PRIORITIES = [0, 0, 0, 3, 9]
+#: topic -> queues of its subscribers
+TOPICS = {"placed": ["orders", "stock", "mail"], "paid": ["mail"], "ignored": []}
+#: Deliveries without a settlement after which a message is a dead letter.
+MOST_TRIES = 3
+AUDIT_EVERY_STEPS = 500
+
+#: A message to one queue: the queue and what the message says.
+Copy = tuple[str, str]
 
 
 @dataclass
@@ -42,34 +52,49 @@ class Consumer:
 
 
 class QueueModel:
-    def __init__(self, client: redis.Redis, seed: int) -> None:
+    def __init__(self, client: Any, seed: int) -> None:
         self.random = random.Random(seed)
         self.seed = seed
         self.client = client
-        self.queue = ReliableQueue(client, prefix="{t}.")
+        self.queue = ReliableQueue(client, prefix=PREFIX)
         self.step = 0
-        self.published = 0
-        self.publish_ids: list[tuple[str, list[Destination], str, int]] = []
-        #: (queue, tag) -> how often an acknowledgement counted
-        self.settled: Counter[tuple[str, str]] = Counter()
-        self.expected: set[tuple[str, str]] = set()
-        #: (queue, sequence) -> tags in publish order that are not settled yet
+        #: What the table of a run shows.
+        self.seen: Counter[str] = Counter()
+        self.repeats: list[Callable[[], int | None]] = []
+        self.expected: set[Copy] = set()
+        #: Neither held nor dead nor done.
+        self.waiting: set[Copy] = set()
+        self.settled: Counter[Copy] = Counter()
+        self.purged: set[Copy] = set()
+        #: (queue, sequence) -> what is not done, as it must come
         self.order: dict[tuple[str, str], list[str]] = defaultdict(list)
-        self.dead: dict[tuple[str, int], str] = {}
-        self.deaths = 0
-        self.refusals = 0
+        self.dead: dict[tuple[str, int], Taken] = {}
+        #: message id -> deliveries without a settlement
+        self.tries: Counter[int] = Counter()
+        #: The heads of messages that came by a topic.
+        self.heads: dict[Copy, str] = {}
+        self.names = 0
         self.consumers = [self._new_consumer() for _ in range(4)]
-        self.queue.block_on_dead_letter("orders", is_blocking=True)
+        self.queue.block_on_dead_letter(BLOCKING, is_blocking=True)
+        for topic, queues in TOPICS.items():
+            for queue in queues:
+                self.queue.subscribe(
+                    f"{queue}.handler", [topic], queue=queue, priority=3, pieces="<|||>"
+                )
 
     def run(self, steps: int) -> None:
+        """Take random steps, then let all work end, and check that nothing is left of it."""
         actions = [
-            (self.publish, 30), (self.take, 30), (self.settle, 34), (self.die, 2),
-            (self.pause, 2), (self.late_ack, 3), (self.duplicate, 4), (self.renew_late, 1),
-            (self.revive, 3),
+            (self.publish, 26), (self.publish_topic, 4), (self.push_raw, 2), (self.take, 30),
+            (self.settle, 34), (self.die, 2), (self.leave, 1), (self.pause, 2), (self.late_ack, 3),
+            (self.duplicate, 4), (self.renew_late, 1), (self.revive, 3), (self.purge, 0.2),
         ]  # fmt: skip
         kinds, weights = zip(*actions, strict=True)
         for self.step in range(steps):
             self.random.choices(kinds, weights)[0]()
+            if self.step % AUDIT_EVERY_STEPS == 0:
+                self.audit()
+        self.seen["steps"] += steps
         self.drain()
 
     def check(self, truth: object, message: str) -> None:
@@ -78,65 +103,94 @@ class QueueModel:
     # ------------------------------------------------------------ actions
 
     def publish(self) -> None:
-        self.published += 1
-        tag = str(self.published)
+        tag = self._new_tag()
         targets = self.random.sample(QUEUES, self.random.choice([1, 1, 1, 2, 3]))
-        kind = self.random.choice(["plain", "sequence", "sequence", "sequence"])
-        is_delayed = self.random.random() < 0.1
-        sequence = self.random.choice(SEQUENCES) if kind == "sequence" else ""
-        if sequence and is_delayed:
+        sequence = self._some_sequence()
+        delay_ms = self.random.randint(1, 30) if self.random.random() < 0.1 else 0
+        if sequence and delay_ms:
             sequence = f"delayed-{sequence}"
-        priority = self.random.choice([0, 0, 0, 3, 9])
         body = tag if len(targets) > 1 else ""
         head = "" if body else tag
+        priority = self.random.choice(PRIORITIES)
         to = [Destination(queue, head, sequence, priority) for queue in targets]
-        publish_id = f"p{tag}"
-        delay_ms = self.random.randint(1, 30) if is_delayed else 0
-        count = self.queue.publish(to, publish_id=publish_id, body=body, delay_ms=delay_ms)
+
+        def send() -> int:
+            return self.queue.publish(to, publish_id=f"p{tag}", body=body, delay_ms=delay_ms)
+
+        count = send()
         self.check(count == len(targets), f"published to {count} queues, not {len(targets)}")
-        self.publish_ids.append((publish_id, to, body, delay_ms))
+        self.repeats.append(send)
+        self._expect(tag, targets, "" if delay_ms else sequence)
+
+    def publish_topic(self) -> None:
+        topic, targets = self.random.choice(list(TOPICS.items()))
+        tag, sequence = self._new_tag(), self._some_sequence()
+
+        def send() -> int | None:
+            return self.queue.publish_topic(
+                topic, tag, message_id=tag, root_id=f"r{tag}", parent_id=f"p{tag}",
+                sequence=sequence, publish_id=f"p{tag}",
+            )  # fmt: skip
+
+        count = send()
+        self.check(count == len(targets), f"{topic} went to {count} queues, not {len(targets)}")
+        self.repeats.append(send)
         for queue in targets:
-            self.expected.add((queue, tag))
-            if sequence and not is_delayed:
-                self.order[queue, sequence].append(tag)
+            self.heads[queue, tag] = f"<{tag}|{tag}|r{tag}|p{tag}>"
+        self._expect(tag, targets, sequence)
+
+    def push_raw(self) -> None:
+        """Publish as a stock producer does, past the queue's scripts."""
+        tag, queue = f'{{"raw": {self._new_tag()}}}', self.random.choice(QUEUES)
+        self.client.lpush(PREFIX + queue, tag)
+        self._expect(tag, [queue], "")
 
     def duplicate(self) -> None:
-        if self.publish_ids:
-            publish_id, to, body, delay_ms = self.random.choice(self.publish_ids[-50:])
-            count = self.queue.publish(to, publish_id=publish_id, body=body, delay_ms=delay_ms)
-            self.check(count == 0, f"publish id {publish_id} was stored twice")
+        if self.repeats:
+            self.check(not self.random.choice(self.repeats[-50:])(), "a publish was stored twice")
+            self.seen["duplicates refused"] += 1
 
-    def take(self, consumer: Consumer | None = None) -> int:
-        consumer = consumer or self.random.choice(self.consumers)
-        settlements = [self._settlement(consumer) for _ in range(self.random.choice([0, 0, 1, 2]))]
-        return self._exchange(consumer, [s for s in settlements if s], self.random.randint(1, 8))
+    def take(self) -> None:
+        consumer = self.random.choice(self.consumers)
+        self._exchange(consumer, self._settlements(consumer, 2), self.random.randint(1, 8))
 
     def settle(self) -> None:
         consumer = self.random.choice(self.consumers)
-        settlements = [self._settlement(consumer) for _ in range(self.random.randint(1, 5))]
-        self._exchange(consumer, [s for s in settlements if s], 0)
+        self._exchange(consumer, self._settlements(consumer, 6), 0)
 
     def die(self) -> None:
         """A worker is gone for good; another one recovers its messages."""
-        consumer = self.random.choice(self.consumers)
-        self._end_lease(consumer)
-        self.consumers.remove(consumer)
-        self.consumers.append(self._new_consumer())
+        consumer = self._replace()
+        self.client.zadd(self.queue.key("consumers"), {consumer.name: 1})
         self._recover(consumer)
+        self.seen["consumers died"] += 1
+
+    def leave(self) -> None:
+        """A worker ends in order: what it holds counts no delivery."""
+        consumer = self._replace()
+        held = self._return_all(consumer)
+        self.check(
+            self.queue.leave(consumer.name) == [Recovered(consumer.name, len(held), 0)],
+            f"{consumer.name} left and did not return {held}",
+        )
+        self.seen["consumers left"] += 1
 
     def pause(self) -> None:
         """A worker is frozen past its lease, recovered by another, and goes on unaware."""
         consumer = self.random.choice(self.consumers)
-        self._end_lease(consumer)
-        held = self._recover(consumer)
-        consumer.lost += held
+        self.client.zadd(self.queue.key("consumers"), {consumer.name: 1})
+        consumer.lost += self._recover(consumer)
         self.check(not self.queue.beat(consumer.name, LEASE_MS).is_held, "a recovered lease held")
+        answer = self.queue.settle_and_take(consumer.name, queues=QUEUES, count=1)
+        self.check(not answer.is_known and not answer.taken, "it took without a lease")
         self.queue.beat(consumer.name, LEASE_MS, register=True)
+        self.queue.consume(consumer.name, QUEUES)
+        self.seen["consumers frozen past their lease"] += 1
 
     def renew_late(self) -> None:
         """A worker renews its ended lease before anybody recovered it, and keeps everything."""
         consumer = self.random.choice(self.consumers)
-        self._end_lease(consumer)
+        self.client.zadd(self.queue.key("consumers"), {consumer.name: 1})
         self.check(self.queue.beat(consumer.name, LEASE_MS).is_held, "a late renewal was refused")
         self.check(self.queue.recover() == [], "a renewed consumer was recovered")
 
@@ -146,97 +200,195 @@ class QueueModel:
             taken = consumer.lost.pop(self.random.randrange(len(consumer.lost)))
             how = self.random.choice([ack, requeue, give_back])
             answer = self.queue.settle_and_take(consumer.name, [how(taken.id, taken.fence)])
-            self.refusals += 1
             self.check(answer.refused == (taken.id,), "a settlement after the lease counted")
+            self.seen["late settlements refused"] += 1
 
     def revive(self) -> None:
         """Redrive or discard a dead letter."""
         if self.dead:
-            (queue, message_id), tag = self.random.choice(list(self.dead.items()))
-            del self.dead[queue, message_id]
+            (queue, message_id), taken = self.random.choice(list(self.dead.items()))
             if self.random.random() < 0.6:
-                self.check(self.queue.redrive(queue, message_id), "a dead letter was missing")
+                self._redrive(queue, message_id)
                 return
+            del self.dead[queue, message_id]
             self.check(self.queue.discard(queue, message_id), "a dead letter was missing")
-            self.settled[queue, tag] += 1
-            for (of, _), tags in self.order.items():
-                if of == queue and tag in tags:
-                    tags.remove(tag)
+            self._done(taken)
 
-    # ------------------------------------------------------------ helpers
+    def purge(self) -> None:
+        queue = self.random.choice(QUEUES)
+        gone = {copy for copy in self.waiting if copy[0] == queue}
+        count = self.queue.purge(queue)
+        self.check(count == len(gone), f"purged {count} of {queue}, expected {len(gone)}")
+        self.waiting -= gone
+        self.purged |= gone
+        for (of, sequence), tags in self.order.items():
+            if of == queue:
+                self.order[of, sequence] = [tag for tag in tags if (of, tag) not in gone]
+        self.seen["purged"] += count
+
+    # ------------------------------------------------------------ what is expected
+
+    def _new_tag(self) -> str:
+        self.seen["publishes"] += 1
+        return str(self.seen["publishes"])
+
+    def _some_sequence(self) -> str:
+        return self.random.choice(SEQUENCES) if self.random.random() < 0.75 else ""
+
+    def _expect(self, tag: str, queues: list[str], sequence: str) -> None:
+        for queue in queues:
+            self.expected.add((queue, tag))
+            self.waiting.add((queue, tag))
+            if sequence:
+                self.order[queue, sequence].append(tag)
+
+    def _copy(self, taken: Taken) -> Copy:
+        return taken.queue, (taken.body or taken.payload).decode()
+
+    def _done(self, taken: Taken) -> None:
+        self.settled[self._copy(taken)] += 1
+        self._leave_order(taken)
+
+    def _leave_order(self, taken: Taken) -> None:
+        tags = self.order[taken.queue, taken.sequence]
+        if self._copy(taken)[1] in tags:
+            tags.remove(self._copy(taken)[1])
+
+    def _bury(self, taken: Taken) -> None:
+        self.dead[taken.queue, taken.id] = taken
+        if taken.queue != BLOCKING:
+            self._leave_order(taken)
+
+    def _redrive(self, queue: str, message_id: int) -> None:
+        """A letter returns: to the head of what it blocks, else to the end of its sequence."""
+        taken = self.dead.pop((queue, message_id))
+        self.check(self.queue.redrive(queue, message_id), "a dead letter was missing")
+        self.waiting.add(self._copy(taken))
+        del self.tries[message_id]
+        if taken.sequence and queue != BLOCKING and not taken.sequence.startswith("delayed-"):
+            self.order[queue, taken.sequence].append(self._copy(taken)[1])
+
+    # ------------------------------------------------------------ consumers
 
     def _new_consumer(self) -> Consumer:
-        self.deaths += 1
-        consumer = Consumer(f"worker-{self.deaths}")
+        self.names += 1
+        consumer = Consumer(f"worker-{self.names}")
         self.queue.beat(consumer.name, LEASE_MS, register=True)
         self.queue.consume(consumer.name, QUEUES)
         return consumer
 
-    def _end_lease(self, consumer: Consumer) -> None:
-        self.client.zadd(self.queue.key("consumers"), {consumer.name: 1})
+    def _replace(self) -> Consumer:
+        consumer = self.random.choice(self.consumers)
+        self.consumers.remove(consumer)
+        self.consumers.append(self._new_consumer())
+        return consumer
 
-    def _recover(self, consumer: Consumer) -> list[Taken]:
-        recovered = self.queue.recover()
-        self.check(
-            [(r.consumer, r.messages) for r in recovered] == [(consumer.name, len(consumer.holds))],
-            f"recovered {recovered}, expected {len(consumer.holds)} from {consumer.name}",
-        )
+    def _return_all(self, consumer: Consumer) -> list[Taken]:
         held, consumer.holds = list(consumer.holds.values()), {}
+        self.waiting |= {self._copy(taken) for taken in held}
         return held
 
-    def _tag(self, taken: Taken) -> str:
-        return (taken.payload + taken.body).decode()
+    def _recover(self, consumer: Consumer) -> list[Taken]:
+        """Expect each that may have been running to count a delivery; the worn-out ones to die."""
+        held, letters, seen = self._return_all(consumer), 0, set()
+        most_tries = self.random.choice([0, MOST_TRIES])
+        for taken in held:
+            place = (taken.queue, taken.sequence or taken.id)
+            if place not in seen:
+                seen.add(place)
+                self.tries[taken.id] += 1
+                if most_tries and self.tries[taken.id] >= most_tries:
+                    letters += 1
+                    self.waiting.remove(self._copy(taken))
+                    self._bury(taken)
+        recovered = self.queue.recover(most_tries=most_tries)
+        self.check(
+            recovered == [Recovered(consumer.name, len(held), letters)],
+            f"recovered {recovered}, expected {len(held)} and {letters} dead from {consumer.name}",
+        )
+        self.seen["worn out"] += letters
+        return held
 
-    def _settlement(self, consumer: Consumer) -> Settlement | None:
-        """End one delivery as a worker would: of a sequence, the first that it holds."""
-        if not consumer.holds:
-            return None
-        taken = self.random.choice(list(consumer.holds.values()))
-        if taken.sequence:
-            taken = next(
-                t for t in consumer.holds.values()
-                if (t.queue, t.sequence) == (taken.queue, taken.sequence)
-            )  # fmt: skip
-        del consumer.holds[taken.id]
-        tag, place = self._tag(taken), (taken.queue, taken.sequence)
+    def _settlements(self, consumer: Consumer, most: int) -> list[Settlement]:
+        """Settle some of what is held, whatever stands ahead of it, in any order."""
+        held = list(consumer.holds.values())
+        some = self.random.sample(held, min(len(held), self.random.randint(0, most)))
+        if self.random.random() < 0.7:
+            some.sort(key=lambda taken: list(consumer.holds).index(taken.id))
+        return [self._settlement(taken) for taken in some]
+
+    def _settlement(self, taken: Taken) -> Settlement:
         fate = self.random.random()
         if fate < 0.8:
-            self.settled[taken.queue, tag] += 1
-            if tag in self.order[place]:
-                self.order[place].remove(tag)
             return ack(taken.id, taken.fence)
+        if fate < 0.85:
+            return requeue(taken.id, taken.fence)
         if fate < 0.9:
-            self._forget_run(consumer, taken)
-            back = self.random.choice([requeue, give_back])
-            return back(taken.id, taken.fence)
+            return give_back(taken.id, taken.fence)
         if fate < 0.95:
-            self._forget_run(consumer, taken)
-            return later(taken.id, taken.fence, self.random.randint(1, 20))
-        if taken.queue == "orders":
-            self._forget_run(consumer, taken)
-        elif tag in self.order[place]:
-            # Letters of this queue let their sequence go on, so they leave the order.
-            self.order[place].remove(tag)
-        self.dead[taken.queue, taken.id] = tag
+            payload = self.random.choice(["", self._copy(taken)[1]])
+            return later(taken.id, taken.fence, self.random.randint(1, 20), payload)
         return bury(taken.id, taken.fence, '{"reason": "test"}')
 
-    def _forget_run(self, consumer: Consumer, taken: Taken) -> None:
-        """What follows in the sequence is taken back with it; acking that must count nothing."""
-        if taken.sequence:
-            place = taken.queue, taken.sequence
-            behind = [t for t in consumer.holds.values() if (t.queue, t.sequence) == place]
-            for one in behind:
-                del consumer.holds[one.id]
-                consumer.lost.append(one)
+    def _predict(
+        self, consumer: Consumer, settlements: list[Settlement]
+    ) -> tuple[list[int], list[int]]:
+        """Do to the model what the queue must do; returns what is refused and what is revoked."""
+        refused: list[int] = []
+        revoked: list[int] = []
+        returned: dict[tuple[str, str], tuple[str, Taken]] = {}
+        for settlement in settlements:
+            taken = consumer.holds.get(settlement.id)
+            if taken is None:
+                refused.append(settlement.id)
+                continue
+            place, is_burial = (taken.queue, taken.sequence), settlement.operation == "d"
+            blocks = taken.sequence and taken.queue == BLOCKING
+            behind = self._held_behind(consumer, taken)
+            del consumer.holds[taken.id]
+            if settlement.operation == "a":
+                self._done(taken)
+                continue
+            if is_burial and not blocks:
+                self._bury(taken)
+                continue
+            if settlement.operation == "r":
+                self.tries[taken.id] += 1
+            if settlement.text and not is_burial:
+                self.heads.pop(self._copy(taken), None)
+            self.waiting.add(self._copy(taken))
+            if taken.sequence:
+                returned[place] = (settlement.operation, taken)
+                for one in behind:
+                    del consumer.holds[one.id]
+                    consumer.lost.append(one)
+                    revoked.append(one.id)
+                    self.waiting.add(self._copy(one))
+        for place, (operation, taken) in returned.items():
+            if operation == "d" and not self._held_of(consumer, place):
+                self.waiting.remove(self._copy(taken))
+                self._bury(taken)
+        return refused, revoked
+
+    def _held_of(self, consumer: Consumer, place: tuple[str, str]) -> list[Taken]:
+        return [t for t in consumer.holds.values() if (t.queue, t.sequence) == place]
+
+    def _held_behind(self, consumer: Consumer, taken: Taken) -> list[Taken]:
+        held = self._held_of(consumer, (taken.queue, taken.sequence))
+        return held[held.index(taken) + 1 :]
 
     def _exchange(self, consumer: Consumer, settlements: list[Settlement], count: int) -> int:
+        refused, revoked = self._predict(consumer, settlements)
         queues = self.random.sample(QUEUES, len(QUEUES))
         run = self.random.randint(1, 4)
         answer = self.queue.settle_and_take(
             consumer.name, settlements, queues=queues, count=count, run=run
         )
         self.check(answer.is_known, "a living consumer was unknown")
-        self.check(not answer.refused, f"settlements of held messages were refused: {answer}")
+        self.check(list(answer.refused) == refused, f"refused {answer.refused}, not {refused}")
+        self.check(
+            sorted(answer.revoked) == sorted(revoked), f"revoked {answer.revoked}, not {revoked}"
+        )
         lines = Counter((t.queue, t.sequence or t.id) for t in answer.taken)
         self.check(len(lines) <= count, "more was taken than asked for")
         self.check(all(n <= run for n in lines.values()), "a run is longer than asked for")
@@ -245,51 +397,98 @@ class QueueModel:
         return len(answer.taken)
 
     def _receive(self, consumer: Consumer, taken: Taken) -> None:
-        tag, place = self._tag(taken), (taken.queue, taken.sequence)
-        self.check((taken.queue, tag) in self.expected, f"an unknown message {taken}")
-        self.check(not self.settled[taken.queue, tag], f"{taken} was settled before")
-        for other in self.consumers:
-            self.check(taken.id not in other.holds, f"{taken} is held by {other.name} already")
-            if taken.sequence and other is not consumer:
-                held = [t for t in other.holds.values() if (t.queue, t.sequence) == place]
-                self.check(not held, f"{place} is held by {other.name} and {consumer.name}")
-        if tag in self.order[place]:
-            ahead = self.order[place][: self.order[place].index(tag)]
-            held_tags = {self._tag(t) for t in consumer.holds.values() if t.queue == taken.queue}
-            self.check(set(ahead) <= held_tags, f"{taken} overtook {ahead}")
+        copy, place = self._copy(taken), (taken.queue, taken.sequence)
+        self.check(copy in self.waiting, f"{taken} is unknown, held, dead or done")
+        self.waiting.remove(copy)
+        head = taken.payload.decode() if taken.body else ""
+        self.check(head == self.heads.get(copy, ""), f"{taken} has a wrong head")
+        self.check(taken.tries == self.tries[taken.id], f"not {self.tries[taken.id]} tries {taken}")
+        if taken.sequence:
+            for other in self.consumers:
+                self.check(
+                    other is consumer or not self._held_of(other, place),
+                    f"{place} is held by {other.name} and {consumer.name}",
+                )
+        if copy[1] in self.order[place]:
+            ahead = self.order[place][: self.order[place].index(copy[1])]
+            held = {self._copy(one)[1] for one in self._held_of(consumer, place)}
+            if not set(ahead) <= held:
+                self.seen["out of order"] += 1
+            self.check(set(ahead) <= held, f"{taken} overtook {ahead}")
         consumer.holds[taken.id] = taken
+        self.seen["deliveries"] += 1
+
+    # ------------------------------------------------------------ the end
 
     def drain(self) -> None:
         """Let the work end: revive all letters, take and ack until nothing is left."""
-        for consumer in list(self.consumers[1:]):
-            self._end_lease(consumer)
-            self._recover(consumer)
-            self.consumers.remove(consumer)
+        while len(self.consumers) > 1:
+            consumer = self.consumers.pop()
+            self._return_all(consumer)
+            self.queue.leave(consumer.name)
         for queue, message_id in list(self.dead):
-            self.check(self.queue.redrive(queue, message_id), "a dead letter was missing")
-        self.dead.clear()
+            self._redrive(queue, message_id)
         consumer = self.consumers[0]
-        while len(self.settled) < len(self.expected) or consumer.holds:
+        while self.waiting or consumer.holds:
             self.step += 1
-            settlements = []
-            for taken in list(consumer.holds.values()):
-                settlements.append(ack(taken.id, taken.fence))
-                self.settled[taken.queue, self._tag(taken)] += 1
-                if self._tag(taken) in self.order[taken.queue, taken.sequence]:
-                    self.order[taken.queue, taken.sequence].remove(self._tag(taken))
-            consumer.holds.clear()
-            if not self._exchange(consumer, settlements, 100) and not settlements:
+            done = [ack(taken.id, taken.fence) for taken in consumer.holds.values()]
+            if not self._exchange(consumer, done, 100) and not done:
                 answer = self.queue.settle_and_take(consumer.name, queues=QUEUES, count=1)
-                self.check(
-                    answer.taken or answer.due_in_ms is not None,
-                    f"lost: {sorted(self.expected - set(self.settled))[:10]}",
-                )
                 for taken in answer.taken:
                     self._receive(consumer, taken)
-        self.check(set(self.settled.values()) <= {1}, "a message was settled twice")
-        self.check(set(self.settled) == self.expected, "settled is not what was published")
-        left = [
-            name for name in (key.decode() for key in self.client.scan_iter(count=1000))
-            if not name.removeprefix("{t}.").startswith(MAY_STAY)
-        ]  # fmt: skip
+                is_over = not answer.taken and answer.due_in_ms is None
+                self.check(not is_over, f"lost: {sorted(self.waiting)[:10]}")
+        self.seen["lost"] += len(self.expected - set(self.settled) - self.purged)
+        self.seen["doubled"] += sum(n > 1 for n in self.settled.values())
+        self.seen["doubled"] += len(self.purged & set(self.settled))
+        self.check(not self.seen["doubled"], "a message was settled twice")
+        self.check(not self.seen["lost"], "a message was lost")
+        left = leftovers(self.client)
+        self.seen["keys left"] += len(left)
         self.check(not left, f"keys left over: {left}")
+
+    def audit(self) -> None:
+        """Check that each message is in exactly one place, each token in one list or in none."""
+        places: Counter[str] = Counter()
+        held = {str(i) for consumer in self.consumers for i in consumer.holds}
+        raw = 0
+        for queue in QUEUES:
+            tokens: Counter[str] = Counter()
+            for key in (PREFIX + queue, *(f"{PREFIX}{queue}\x06\x16{step}" for step in (3, 6, 9))):
+                for element in self._list(key):
+                    if element.startswith("="):
+                        tokens[element[1:]] += 1
+                    elif element.isdigit():
+                        places[element] += 1
+                    else:
+                        raw += 1
+            states = self._hash(f"seqs:{queue}")
+            for member in self.client.zrange(self.queue.key(f"delayed:{queue}"), 0, -1):
+                _, message_id, sequence = member.decode().split("|", 2)
+                if message_id:
+                    places[message_id] += 1
+                else:
+                    self.check(states.get(sequence, "").startswith("l"), f"{member!r} is stray")
+            ready = {sequence for sequence, state in states.items() if state.startswith("r")}
+            self.check(dict(tokens) == dict.fromkeys(ready, 1), f"tokens {tokens}, ready {ready}")
+            for sequence in states:
+                ids = self._list(self.queue.key(f"seq:{queue}\x1f{sequence}"))
+                self.check(ids, f"{queue}/{sequence} is {states[sequence]} and empty")
+                places.update(ids)
+            for letter in self._hash(f"dead:{queue}"):
+                # The letter that blocks a sequence stays at its head.
+                places[letter] = max(places[letter], 1)
+        places.update(held - set(places))
+        self.check(set(places.values()) <= {1}, f"in two places: {places.most_common(3)}")
+        known = set(self._hash("msg"))
+        self.check(set(places) == known, f"nowhere or unknown: {set(places) ^ known}")
+        count = len(self.waiting) + len(held) + len(self.dead)
+        self.check(len(known) + raw == count, f"{len(known)} and {raw} raw are not {count}")
+        self.seen["audits"] += 1
+
+    def _list(self, key: str) -> list[str]:
+        return [element.decode() for element in self.client.lrange(key, 0, -1)]
+
+    def _hash(self, name: str) -> dict[str, str]:
+        entries = self.client.hgetall(self.queue.key(name))
+        return {field.decode(): value.decode() for field, value in entries.items()}

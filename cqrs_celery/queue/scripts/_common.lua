@@ -4,8 +4,9 @@
 --
 -- <prefix><queue>[\6\22<step>]    LIST  what a free worker can take; head on the right. An element is
 --                                       a message id, a sequence's token "=<sequence>", or a message
---                                       that a stock producer pushed there whole ("{…").
--- cq:msg       HASH id -> payload, or "@<body id>\n<head>" where several queues share a body
+--                                       that a stock producer pushed there whole (anything else).
+-- cq:msg       HASH id -> payload, or "@<body id>\n<head>" where several queues share a body, or
+--                  "@\n<payload>" where the payload itself begins with "@"
 -- cq:body      HASH body id -> body          cq:refs  HASH body id -> messages that still need it
 -- cq:seq:<queue>\31<sequence>  LIST  every unsettled id of a sequence, in flight ones included
 -- cq:seqs:<queue>  HASH sequence -> state: r<pri> its token is ready; h<pri>|<n>|<consumer> held, the
@@ -20,6 +21,11 @@
 -- cq:dedup:<publish id>  STRING, expires                cq:prioritised  SET queues with steps above 0
 -- cq:steps     SET of those steps
 -- cq:id, cq:fence  counters             cq:queues  SET of declared queues
+-- A queue's name holds no \31; sequences and consumers may be called anything.
+--
+-- A full server refuses a script whose first write needs memory, and none after that. So publish
+-- begins with one that does, to be refused whole, and whatever frees memory or keeps a lease begins
+-- with one that does not, to go on.
 
 local P = ARGV[1]
 local C = P .. 'cq:'
@@ -28,6 +34,33 @@ local call = redis.call
 local function now_ms()
   local t = call('TIME')
   return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+end
+
+-- Call a command with any number of arguments after the key; Lua itself passes only some thousands.
+local function call_with(command, key, arguments)
+  local replies = {}
+  for i = 1, #arguments, 1000 do
+    local reply = call(command, key, unpack(arguments, i, math.min(i + 999, #arguments)))
+    if type(reply) == 'table' then
+      for _, one in ipairs(reply) do replies[#replies + 1] = one end
+    end
+  end
+  return replies
+end
+
+-- What kind of element of a ready list this is: a message's id, or a sequence, or neither.
+local function id_of(element)
+  return string.match(element, '^%d+$')
+end
+
+local function sequence_of(element)
+  return string.match(element, '^=(.*)$')
+end
+
+-- Return a whole payload in the form in which cq:msg holds it.
+local function whole(payload)
+  if string.byte(payload) == 64 then return '@\n' .. payload end
+  return payload
 end
 
 local function ready_key(queue, pri)
@@ -52,7 +85,7 @@ end
 -- The priority steps of each queue, most urgent first: {"0"} unless another one was ever used there.
 local function steps_in_use(queues)
   local all, result = {'0'}, {}
-  for i, has_more in ipairs(call('SMISMEMBER', C .. 'prioritised', unpack(queues))) do
+  for i, has_more in ipairs(call_with('SMISMEMBER', C .. 'prioritised', queues)) do
     if has_more == 1 and #all == 1 then
       for _, step in ipairs(call('SMEMBERS', C .. 'steps')) do all[#all + 1] = step end
       table.sort(all, function(a, b) return tonumber(a) < tonumber(b) end)
@@ -68,6 +101,16 @@ local function push_ready(queue, pri, element, at_head)
     call('SADD', C .. 'steps', pri)
   end
   if call(at_head and 'RPUSH' or 'LPUSH', ready_key(queue, pri), element) == 1 then wake(queue) end
+end
+
+-- A stock producer says nowhere that it used a priority step: look for Kombu's own ones.
+local function notice_steps(queues)
+  for _, queue in ipairs(queues) do
+    if call('EXISTS', ready_key(queue, '3'), ready_key(queue, '6'), ready_key(queue, '9')) > 0 then
+      redis.pcall('SADD', C .. 'prioritised', queue)
+      redis.pcall('SADD', C .. 'steps', '3', '6', '9')
+    end
+  end
 end
 
 -- Put a stored message in line: into its queue, or behind the others of its sequence.

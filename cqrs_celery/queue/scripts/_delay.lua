@@ -15,6 +15,7 @@ local function promote(now)
   for _, queue in ipairs(call('ZRANGEBYSCORE', C .. 'due', '-inf', now, 'LIMIT', 0, 10)) do
     local delayed = C .. 'delayed:' .. queue
     local members = call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 100)
+    if #members > 0 then call('ZREM', delayed, unpack(members)) end
     for i = #members, 1, -1 do
       local pri, id, seq = string.match(members[i], '^(%d+)|(%d*)|(.*)$')
       if id == '' then
@@ -28,7 +29,6 @@ local function promote(now)
       local pri, id, seq = string.match(members[i], '^(%d+)|(%d*)|(.*)$')
       if id ~= '' and seq ~= '' then enqueue(id, queue, pri, seq) end
     end
-    if #members > 0 then call('ZREM', delayed, unpack(members)) end
     refresh_due(queue)
   end
 end

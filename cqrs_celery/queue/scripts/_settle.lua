@@ -10,21 +10,25 @@ local function put_back(queue, pri, ids)
     youngest = math.max(youngest, line[i])
   end
   for _ = 1, 1000 do
-    local head = tonumber(call('LINDEX', key, -1))
+    local head = tonumber(id_of(call('LINDEX', key, -1) or ''))
     if not head or head > youngest then break end
     call('RPOP', key)
     line[#line + 1] = head
   end
   table.sort(line, function(a, b) return a > b end)
-  for i = 1, #line, 1000 do call('RPUSH', key, unpack(line, i, math.min(i + 999, #line))) end
+  call_with('RPUSH', key, line)
   if was_empty then wake(queue) end
 end
 
--- Delete messages for good, and each shared body with the last message that needs it.
+-- The shared body that a stored payload needs, if any.
+local function body_of(stored)
+  return string.match(stored or '', '^@(%d+)\n')
+end
+
+-- Delete messages for good; of shared bodies, one use each, and with the last use the body.
 local function forget(ids, body_ids)
-  if #ids == 0 then return end
-  call('HDEL', C .. 'msg', unpack(ids))
-  call('HDEL', C .. 'tries', unpack(ids))
+  call_with('HDEL', C .. 'msg', ids)
+  call_with('HDEL', C .. 'tries', ids)
   for _, body in ipairs(body_ids) do
     if call('HINCRBY', C .. 'refs', body, -1) <= 0 then
       call('HDEL', C .. 'refs', body)
@@ -33,10 +37,16 @@ local function forget(ids, body_ids)
   end
 end
 
--- A letter keeps where the message stood, when it died, and why (JSON made by the caller).
+-- A letter keeps where the message stood, when it died, and why (JSON made by the caller, so without
+-- a bare \31, which a sequence's name may have).
 local function bury(id, queue, pri, seq, now, tries, why)
   call('HSET', C .. 'dead:' .. queue, id,
     table.concat({pri, string.format('%.0f', now), tries, seq, why}, '\31'))
+end
+
+-- The priority step and the sequence of a letter.
+local function place_of(letter)
+  return string.match(letter, '^(%d+)\31[^\31]*\31[^\31]*\31(.*)\31[^\31]*$')
 end
 
 local function held_state(state)

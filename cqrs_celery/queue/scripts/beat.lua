@@ -5,10 +5,11 @@
 -- ARGV  1 prefix   2 consumer   3 lease in ms   4 "1" to register a consumer that is unknown
 -- RETURN  {1 if the lease holds, 0 if it was recovered meanwhile; how many leases have ended;
 --          ms of Redis's clock}
--- COST  O(log consumers); 4 commands
+-- COST  O(log consumers); 5 commands
 local now = now_ms()
 local known = call('ZSCORE', C .. 'consumers', ARGV[2])
 if known or ARGV[4] == '1' then
+  call('ZREM', C .. 'consumers', ARGV[2])
   call('ZADD', C .. 'consumers', now + tonumber(ARGV[3]), ARGV[2])
 end
 local ended = call('ZCOUNT', C .. 'consumers', '-inf', '(' .. now)

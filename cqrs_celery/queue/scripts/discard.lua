@@ -7,13 +7,12 @@
 -- COST  O(1); 8 commands
 local letter = call('HGET', C .. 'dead:' .. ARGV[2], ARGV[3])
 if not letter then return 0 end
-local pri, seq = string.match(letter, '^(%d+)\31[^\31]*\31[^\31]*\31([^\31]*)\31')
+local pri, seq = place_of(letter)
 call('HDEL', C .. 'dead:' .. ARGV[2], ARGV[3])
 if seq ~= '' and call('HGET', C .. 'seqs:' .. ARGV[2], seq) == 'd' .. pri
    and call('LINDEX', seq_key(ARGV[2], seq), -1) == ARGV[3] then
   call('RPOP', seq_key(ARGV[2], seq))
   free_sequence(ARGV[2], seq, pri, true)
 end
-local body = string.match(call('HGET', C .. 'msg', ARGV[3]) or '', '^@(%d+)\n')
-forget({ARGV[3]}, {body})
+forget({ARGV[3]}, {body_of(call('HGET', C .. 'msg', ARGV[3]))})
 return 1

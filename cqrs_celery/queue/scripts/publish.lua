@@ -13,7 +13,7 @@ end
 local count = (#ARGV - 5) / 4
 local last = call('INCRBY', C .. 'id', count)
 local first = last - count + 1
-local head = ''
+local head
 if ARGV[5] ~= '' then
   call('HSET', C .. 'body', first, ARGV[5])
   call('HSET', C .. 'refs', first, count)
@@ -23,7 +23,7 @@ local due = tonumber(ARGV[4]) > 0 and now_ms() + tonumber(ARGV[4])
 for i = 0, count - 1 do
   local id, at = tostring(first + i), 6 + i * 4
   local queue, pri, seq = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  call('HSET', C .. 'msg', id, head .. ARGV[at + 3])
+  call('HSET', C .. 'msg', id, head and head .. ARGV[at + 3] or whole(ARGV[at + 3]))
   if due then delay(queue, pri, id, seq, due) else enqueue(id, queue, pri, seq) end
 end
 return count

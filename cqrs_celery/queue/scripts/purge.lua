@@ -4,20 +4,27 @@
 -- KEYS  1 routing key
 -- ARGV  1 prefix   2 queue   3 the most to delete in this call
 -- RETURN  how many were deleted; call again while it is not 0
--- COST  O(deleted)
+-- COST  O(deleted + sequences that are held or blocked)
 local queue, most = ARGV[2], tonumber(ARGV[3])
 local ids = {}
 
 local function take_sequence(seq)
   local key = seq_key(queue, seq)
-  local n = 0
   while #ids < most do
     local id = call('RPOP', key)
     if not id then break end
     ids[#ids + 1] = id
-    n = n + 1
   end
   return call('EXISTS', key) == 0
+end
+
+-- Delete what stands in a sequence behind its messages in flight or its dead head.
+local function take_behind(seq, kept)
+  local key = seq_key(queue, seq)
+  local last = math.min(most - #ids, call('LLEN', key) - kept) - 1
+  if last < 0 then return end
+  for _, id in ipairs(call('LRANGE', key, 0, last)) do ids[#ids + 1] = id end
+  call('LTRIM', key, last + 1, -1)
 end
 
 local raw = 0
@@ -26,20 +33,20 @@ for _, pri in ipairs(steps_in_use({queue})[1]) do
   while #ids + raw < most do
     local element = call('LINDEX', key, -1)
     if not element then break end
-    local first = string.byte(element)
-    if first == 61 then
-      if not take_sequence(string.sub(element, 2)) then break end
-      call('HDEL', C .. 'seqs:' .. queue, string.sub(element, 2))
-    elseif first == 123 then
-      raw = raw + 1
-    else
+    local seq = sequence_of(element)
+    if seq then
+      if not take_sequence(seq) then break end
+      call('HDEL', C .. 'seqs:' .. queue, seq)
+    elseif id_of(element) then
       ids[#ids + 1] = element
+    else
+      raw = raw + 1
     end
     call('RPOP', key)
   end
 end
 local delayed = C .. 'delayed:' .. queue
-for _, member in ipairs(call('ZRANGE', delayed, 0, -1)) do
+for _, member in ipairs(call('ZRANGE', delayed, 0, most - 1)) do
   if #ids + raw >= most then break end
   local id, seq = string.match(member, '^%d+|(%d*)|(.*)$')
   local is_done = true
@@ -52,12 +59,12 @@ for _, member in ipairs(call('ZRANGE', delayed, 0, -1)) do
   if is_done then call('ZREM', delayed, member) end
 end
 if call('EXISTS', delayed) == 0 then call('ZREM', C .. 'due', queue) end
-for i = 1, #ids, 1000 do
-  local some, shared = {unpack(ids, i, math.min(i + 999, #ids))}, {}
-  for _, payload in ipairs(call('HMGET', C .. 'msg', unpack(some))) do
-    local body = string.match(payload or '', '^@(%d+)\n')
-    if body then shared[#shared + 1] = body end
-  end
-  forget(some, shared)
+local states = #ids + raw < most and call('HGETALL', C .. 'seqs:' .. queue) or {}
+for i = 1, #states, 2 do
+  local _, n = held_state(states[i + 1])
+  if #ids + raw < most then take_behind(states[i], tonumber(n or 1)) end
 end
+local bodies = {}
+for _, payload in ipairs(call_with('HMGET', C .. 'msg', ids)) do bodies[#bodies + 1] = body_of(payload) end
+forget(ids, bodies)
 return #ids + raw

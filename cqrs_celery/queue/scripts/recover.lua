@@ -32,10 +32,20 @@ local function recover_sequence(queue, seq, pri, first, letters)
   end
 end
 
+local function deregister(consumer)
+  call('ZREM', C .. 'consumers', consumer)
+  call('SREM', C .. 'idle', consumer)
+  for _, queue in ipairs(call('SMEMBERS', C .. 'queues_of:' .. consumer)) do
+    call('SREM', C .. 'consuming:' .. queue, consumer)
+  end
+  call('DEL', C .. 'queues_of:' .. consumer)
+end
+
 local function recover(consumer)
   local flight = C .. 'flight:' .. consumer
   local entries, back, order, letters = call('HGETALL', flight), {}, {}, {}
   local seen = {}
+  call('DEL', flight)
   for i = 1, #entries, 2 do
     local id = entries[i]
     local pri, queue, seq = string.match(entries[i + 1], '^%d+|(%d+)|%d*|([^\31]*)\31(.*)$')
@@ -69,13 +79,6 @@ local function recover(consumer)
     local pri, queue = string.match(place, '^(%d+)|(.*)$')
     put_back(queue, pri, list)
   end
-  call('DEL', flight)
-  call('ZREM', C .. 'consumers', consumer)
-  call('SREM', C .. 'idle', consumer)
-  for _, queue in ipairs(call('SMEMBERS', C .. 'queues_of:' .. consumer)) do
-    call('SREM', C .. 'consuming:' .. queue, consumer)
-  end
-  call('DEL', C .. 'queues_of:' .. consumer)
   return #entries / 2, #letters
 end
 
@@ -83,6 +86,8 @@ local who = {leaver}
 if leaver == '' then
   who = call('ZRANGEBYSCORE', C .. 'consumers', '-inf', '(' .. now, 'LIMIT', 0, 10)
 end
+-- All of them first, so that what one gives back wakes none of the others.
+for _, consumer in ipairs(who) do deregister(consumer) end
 local result = {}
 for _, consumer in ipairs(who) do
   local count, letters = recover(consumer)

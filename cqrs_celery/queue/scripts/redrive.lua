@@ -1,5 +1,6 @@
 --!include _common _settle
--- Put a dead letter back in line with a fresh count of tries; a blocked sequence goes on from it.
+-- Put a dead letter back in line with a fresh count of tries: a sequence that it blocks goes on from
+-- it; any other has gone on without it, and gets it at its end.
 --
 -- KEYS  1 routing key
 -- ARGV  1 prefix   2 queue   3 message id
@@ -7,7 +8,7 @@
 -- COST  O(1); 6 commands
 local letter = call('HGET', C .. 'dead:' .. ARGV[2], ARGV[3])
 if not letter then return 0 end
-local pri, seq = string.match(letter, '^(%d+)\31[^\31]*\31[^\31]*\31([^\31]*)\31')
+local pri, seq = place_of(letter)
 call('HDEL', C .. 'dead:' .. ARGV[2], ARGV[3])
 call('HDEL', C .. 'tries', ARGV[3])
 if seq ~= '' and call('HGET', C .. 'seqs:' .. ARGV[2], seq) == 'd' .. pri

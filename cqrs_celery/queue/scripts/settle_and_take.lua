@@ -5,11 +5,12 @@
 --   a <id> <fence> - -       ack: the message is done
 --   n <id> <fence> - -       give back unstarted: to its place, not counted as a delivery
 --   r <id> <fence> - -       put back after a start: to its place, counted
---   l <id> <fence> <ms> <payload>  deliver again after a delay; "" keeps the payload; in a sequence
---                            everything behind it waits
+--   l <id> <fence> <ms> <payload>  deliver again after a delay; "" keeps the payload, any other text
+--                            is a whole one; in a sequence everything behind it waits
 --   d <id> <fence> - <why>   dead letter; in a queue whose letters block, its sequence stops here
 -- Putting back, delaying or blocking a message of a sequence takes the later ones that the consumer
--- holds of it back too, so that none can overtake it.
+-- holds of it back too, so that none can overtake it. While one ahead of it is still held after all
+-- operations, it only returns to its place.
 --
 -- KEYS  1 routing key
 -- ARGV  1 prefix   2 consumer   3 number of operations   4 how many to take (0: only settle), of a
@@ -26,8 +27,8 @@ local now = now_ms()
 local refused, revoked = {}, {}
 
 ---------------------------------------------------------------- settle
-local held, sequences = {}, {}
-local gone, unread, bodies = {}, {}, {}
+local held, sequences, order = {}, {}, {}
+local unread, bodies = {}, {}
 local back = {}
 
 local function sequence(queue, seq)
@@ -35,13 +36,14 @@ local function sequence(queue, seq)
   local s = sequences[name]
   if not s then
     local pri, n = held_state(call('HGET', C .. 'seqs:' .. queue, seq))
-    s = {queue = queue, seq = seq, pri = pri, n = tonumber(n), at_head = false}
+    s = {queue = queue, seq = seq, pri = pri, n = tonumber(n)}
     sequences[name] = s
+    order[#order + 1] = s
   end
   return s
 end
 
--- Take a held message, and all held ones behind it, out of flight; true if it is now the head.
+-- Take all that is held behind a message of a sequence back with it.
 local function withdraw(s, id)
   local ids = call('LRANGE', seq_key(s.queue, s.seq), -s.n, -1)
   local ahead = 0
@@ -49,15 +51,11 @@ local function withdraw(s, id)
     if ids[i] == id then break end
     ahead = ahead + 1
   end
-  for i = #ids - ahead, 1, -1 do
-    gone[#gone + 1] = ids[i]
-    if ids[i] ~= id then
-      held[ids[i]] = nil
-      revoked[#revoked + 1] = ids[i]
-    end
+  for i = #ids - ahead - 1, 1, -1 do
+    held[ids[i]] = nil
+    revoked[#revoked + 1] = ids[i]
   end
   s.n = ahead
-  return ahead == 0
 end
 
 local function leave_sequence(s, id)
@@ -70,7 +68,6 @@ local function settle(op, id, record, argument, text)
   local pri, body, queue, seq = string.match(record, '^%d+|(%d+)|(%d*)|([^\31]*)\31(.*)$')
   local s = seq ~= '' and sequence(queue, seq)
   if op == 'a' or (op == 'd' and not (s and call('SISMEMBER', C .. 'blocking', queue) == 1)) then
-    gone[#gone + 1] = id
     if s then leave_sequence(s, id) end
     if op == 'd' then
       bury(id, queue, pri, seq, now, call('HGET', C .. 'tries', id) or '0', text)
@@ -81,20 +78,15 @@ local function settle(op, id, record, argument, text)
     return
   end
   if op == 'r' then call('HINCRBY', C .. 'tries', id, 1) end
-  if op == 'l' and text ~= '' then call('HSET', C .. 'msg', id, text) end
+  if op == 'l' and text ~= '' then
+    call('HSET', C .. 'msg', id, whole(text))
+    if body ~= '' then bodies[#bodies + 1] = body end
+  end
   if s then
-    local is_head = withdraw(s, id)
-    s.at_head = true
-    if is_head and op == 'l' then
-      s.blocked = 'l'
-      delay(queue, s.pri, '', seq, now + tonumber(argument))
-    elseif is_head and op == 'd' then
-      s.blocked = 'd'
-      bury(id, queue, pri, seq, now, call('HGET', C .. 'tries', id) or '0', text)
-    end
+    withdraw(s, id)
+    s.back = {op = op, id = id, argument = argument, text = text}
     return
   end
-  gone[#gone + 1] = id
   if op == 'l' then
     delay(queue, pri, id, '', now + tonumber(argument))
   else
@@ -104,32 +96,52 @@ local function settle(op, id, record, argument, text)
   end
 end
 
+-- Let a sequence go on, or stop, as the first message that went back says.
+local function go_on(s)
+  local seqs, first = C .. 'seqs:' .. s.queue, s.back or {}
+  if s.n > 0 then
+    call('HSET', seqs, s.seq, 'h' .. s.pri .. '|' .. s.n .. '|' .. consumer)
+  elseif first.op == 'l' then
+    call('HSET', seqs, s.seq, 'l' .. s.pri)
+    delay(s.queue, s.pri, '', s.seq, now + tonumber(first.argument))
+  elseif first.op == 'd' then
+    call('HSET', seqs, s.seq, 'd' .. s.pri)
+    bury(first.id, s.queue, s.pri, s.seq, now, call('HGET', C .. 'tries', first.id) or '0', first.text)
+  else
+    free_sequence(s.queue, s.seq, s.pri, s.back ~= nil)
+  end
+end
+
 if operations > 0 then
-  local ids = {}
+  local ids, counted = {}, {}
   for i = 1, operations do ids[i] = ARGV[7 + (i - 1) * 5 + 1] end
-  local records = call('HMGET', flight, unpack(ids))
-  for i, id in ipairs(ids) do held[id] = held[id] or records[i] or nil end
+  local records = call_with('HMGET', flight, ids)
+  for i, id in ipairs(ids) do
+    if records[i] and string.match(records[i], '^%d+') == ARGV[7 + (i - 1) * 5 + 2] then
+      held[id] = records[i]
+      counted[#counted + 1] = id
+    end
+  end
+  call_with('HDEL', flight, counted)
   for i = 1, operations do
     local at = 7 + (i - 1) * 5
     local id, record = ids[i], held[ids[i]]
-    if record and string.match(record, '^%d+') == ARGV[at + 2] then
+    if record then
       held[id] = nil
       settle(ARGV[at], id, record, ARGV[at + 3], ARGV[at + 4])
     else
       refused[#refused + 1] = id
     end
   end
-  if #gone > 0 then call('HDEL', flight, unpack(gone)) end
+  call_with('HDEL', flight, revoked)
   forget(unread, bodies)
-  for _, s in pairs(sequences) do
-    if s.blocked then
-      call('HSET', C .. 'seqs:' .. s.queue, s.seq, s.blocked .. s.pri)
-    elseif s.n > 0 then
-      call('HSET', C .. 'seqs:' .. s.queue, s.seq, 'h' .. s.pri .. '|' .. s.n .. '|' .. consumer)
-    else
-      free_sequence(s.queue, s.seq, s.pri, s.at_head)
-    end
+  -- To the tail in the order of settlement; to the head the oldest last, so that it comes first.
+  local returning = {}
+  for _, s in ipairs(order) do
+    if s.back then returning[#returning + 1] = s else go_on(s) end
   end
+  table.sort(returning, function(a, b) return tonumber(a.back.id) > tonumber(b.back.id) end)
+  for _, s in ipairs(returning) do go_on(s) end
   for place, list in pairs(back) do
     local pri, queue = string.match(place, '^(%d+)|(.*)$')
     put_back(queue, pri, list)
@@ -154,28 +166,34 @@ local function hold(id, queue, pri, seq)
   taken[#taken + 1] = {id, queue, seq, pri}
 end
 
+local function has_ready(queue, in_steps)
+  for _, pri in ipairs(in_steps) do
+    if call('EXISTS', ready_key(queue, pri)) == 1 then return true end
+  end
+  return false
+end
+
 local tokens = {}
 
 -- A token gives its first message now; the rest of its run comes after every other sequence's first.
 local function take_element(element, queue, pri)
-  local first = string.byte(element)
-  if first == 61 then
-    local seq = string.sub(element, 2)
+  local seq = sequence_of(element)
+  if seq then
     local id = call('LINDEX', seq_key(queue, seq), -1)
     if not id then return call('HDEL', C .. 'seqs:' .. queue, seq) end
     hold(id, queue, pri, seq)
     tokens[#tokens + 1] = {queue = queue, pri = pri, seq = seq}
-  elseif first == 123 then
-    local id = tostring(call('INCR', C .. 'id'))
-    call('HSET', C .. 'msg', id, element)
-    hold(id, queue, pri, '')
-  else
+  elseif id_of(element) then
     hold(element, queue, pri, '')
+  else
+    local id = tostring(call('INCR', C .. 'id'))
+    call('HSET', C .. 'msg', id, whole(element))
+    hold(id, queue, pri, '')
   end
 end
 
 local drained = {}
-local steps = live > 0 and steps_in_use(queues) or {}
+local steps = steps_in_use(queues)
 while live > 0 and #taken < wanted do
   local share = math.max(1, math.floor((wanted - #taken) / live))
   for i, queue in ipairs(queues) do
@@ -202,31 +220,32 @@ end
 local result = {}
 if #ids > 0 then
   fence = tostring(call('INCR', C .. 'fence'))
-  local payloads = call('HMGET', C .. 'msg', unpack(ids))
-  local tries = call('HMGET', C .. 'tries', unpack(ids))
+  local payloads = call_with('HMGET', C .. 'msg', ids)
+  local tries = call_with('HMGET', C .. 'tries', ids)
   for i, t in ipairs(taken) do
     local payload, body_id, body = payloads[i] or '', '', ''
     if string.byte(payload) == 64 then
       local stop = string.find(payload, '\n', 2, true)
       body_id = string.sub(payload, 2, stop - 1)
-      body = call('HGET', C .. 'body', body_id) or ''
+      body = body_id ~= '' and call('HGET', C .. 'body', body_id) or ''
       payload = string.sub(payload, stop + 1)
     end
     records[#records + 1] = t[1]
     records[#records + 1] = table.concat({fence, '|', t[4], '|', body_id, '|', t[2], '\31', t[3]})
     result[i] = {t[1], t[2], t[3], t[4], tries[i] or '0', payload, body}
   end
-  call('HSET', flight, unpack(records))
+  call_with('HSET', flight, records)
   if ARGV[6] == '1' then call('SREM', C .. 'idle', consumer) end
   -- One wake-up was enough for the first message only: pass it on while there is more.
   if #taken >= wanted and call('SCARD', C .. 'idle') > 0 then
     for i, queue in ipairs(queues) do
-      if not drained[i] and call('EXISTS', ready_key(queue, '0')) == 1 then wake(queue) end
+      if not drained[i] and has_ready(queue, steps[i]) then wake(queue) end
     end
   end
 else
   -- pcall: a full server refuses this write, and a consumer that only asks must not fail for it.
   redis.pcall('SADD', C .. 'idle', consumer)
+  if ARGV[6] == '1' then notice_steps(queues) end
 end
 local first_due = call('ZRANGE', C .. 'due', 0, 0, 'WITHSCORES')[2]
 return {1, refused, revoked, first_due and math.max(0, tonumber(first_due) - now) or -1, fence or '0', result}

@@ -1,0 +1,116 @@
+"""The reliable queue under test, with the words that its tests are written in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+
+from cqrs_celery.queue.reliable_queue import ReliableQueue
+from cqrs_celery.queue.values import Destination, Exchange, Settlement, Taken
+
+PREFIX = "{t}."
+LEASE_MS = 600_000
+
+#: What may stay when every message is done: counters, registrations, and ids that expire.
+MAY_STAY = ("cq:id", "cq:fence", "cq:consumers", "cq:idle", "cq:dedup:", "cq:consuming:",
+            "cq:queues_of:", "cq:prioritised", "cq:steps", "cq:blocking", "cq:queues",
+            "cq:routes:")  # fmt: skip
+
+
+def texts(taken: Iterable[Taken]) -> list[str]:
+    """Return what was in the messages."""
+    return [(one.payload + one.body).decode() for one in taken]
+
+
+def leftovers(client: Any) -> list[str]:
+    """Return the keys that no finished message may leave behind."""
+    names = [key.decode().removeprefix(PREFIX) for key in client.scan_iter(count=1000)]
+    return sorted(name for name in names if not name.startswith(MAY_STAY))
+
+
+class Worker:
+    """A consumer that takes and settles, and remembers nothing."""
+
+    def __init__(self, queue: QueueCase, name: str, queues: Sequence[str]) -> None:
+        self.queue = queue
+        self.name = name
+        self.queues = queues
+        queue.beat(name, LEASE_MS, register=True)
+        queue.consume(name, queues)
+
+    def exchange(
+        self, *settlements: Settlement, count: int = 10, run: int = 1, **options: Any
+    ) -> Exchange:
+        """Settle and take in one round trip."""
+        options.setdefault("queues", self.queues)
+        return self.queue.settle_and_take(self.name, settlements, count=count, run=run, **options)
+
+    def take(self, count: int = 10, *, run: int = 1, **options: Any) -> list[Taken]:
+        """Take what is next."""
+        return list(self.exchange(count=count, run=run, **options).taken)
+
+    def settle(self, *settlements: Settlement) -> Exchange:
+        """Settle and take nothing."""
+        return self.exchange(*settlements, count=0)
+
+    def end(self, how: Any, taken: Iterable[Taken], *arguments: Any) -> Exchange:
+        """Settle all these deliveries the same way."""
+        return self.settle(*(how(one.id, one.fence, *arguments) for one in taken))
+
+
+class QueueCase(ReliableQueue):
+    """A reliable queue on a test's server."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(redis.Redis.from_url(url), prefix=PREFIX, **options)
+        #: The same client, for looks into the keys; the driver's types fit no reply exactly.
+        self.redis: Any = self.client
+
+    def send(
+        self, *tags: str, to: str = "orders", sequence: str = "", priority: int = 0, **options: Any
+    ) -> int:
+        """Publish messages one after the other; returns the id of the last."""
+        for tag in tags:
+            self.publish([Destination(to, tag, sequence, priority)], **options)
+        return int(self.redis.get(self.key("id")) or 0)
+
+    def count_of(self, queue: str = "orders") -> dict[str, int]:
+        """Return the counts of a queue that are not 0."""
+        return {name: n for name, n in self.count(queue)._asdict().items() if n}
+
+    def send_shared(self, body: str, *queues: str, sequence: str = "", **options: Any) -> None:
+        """Publish one body to several queues."""
+        self.publish([Destination(queue, "", sequence) for queue in queues], body=body, **options)
+
+    def push_raw(self, payload: str, *, to: str = "orders") -> None:
+        """Publish as stock Kombu does: the message itself onto the queue's list."""
+        self.redis.lpush(PREFIX + to, payload)
+
+    def worker(self, name: str = "anna", *queues: str) -> Worker:
+        """Start a consumer of these queues, of orders without any."""
+        return Worker(self, name, queues or ("orders",))
+
+    def end_lease(self, *names: str) -> None:
+        """Let the leases of these consumers end now."""
+        self.redis.zadd(self.key("consumers"), dict.fromkeys(names, 1))
+
+    def make_due(self) -> None:
+        """Let everything that is delayed be due now, in its order."""
+        for queue in self.redis.zrange(self.key("due"), 0, -1):
+            delayed = self.key(f"delayed:{queue.decode()}")
+            members = self.redis.zrange(delayed, 0, -1)
+            self.redis.zadd(delayed, {member: n for n, member in enumerate(members)})
+            self.redis.zadd(self.key("due"), {queue: 0})
+
+
+@contextmanager
+def opened(url: str, **options: Any) -> Iterator[QueueCase]:
+    """Open a queue on a server, close its connections after."""
+    case = QueueCase(url, **options)
+    try:
+        yield case
+    finally:
+        case.client.close()

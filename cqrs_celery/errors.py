@@ -181,6 +181,7 @@ class DuplicateCommand(StoreError):
     """Say that a command has committed before; carries the outcome that it then recorded."""
 
     command_id: str
+    position: int
     outcome: str
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from ..messages.metadata import Metadata
 from .stream import StreamName
@@ -121,6 +121,13 @@ class CommandRecord:
     ttl_s: int
 
 
+class CommandOutcome(NamedTuple):
+    """Be what a command recorded when it committed: its last event's position, and its outcome."""
+
+    position: int
+    outcome: str
+
+
 class Committed(NamedTuple):
     """Say where a commit ended.
 
@@ -135,10 +142,12 @@ class Committed(NamedTuple):
 class Subscriber(NamedTuple):
     """Be a durable registration: which events go to which task on which queue.
 
-    `topics` are full event names; `message` is what the engine needs to make the task's message.
+    `name` is the task's; `topics` are full event names; `head` is the task message's head in five
+    pieces, between which go the event id, the event id, the root id and the parent id. It stays
+    until it is unregistered: what is committed while no worker runs arrives later.
     """
 
     name: str
     topics: tuple[str, ...]
     queue: str
-    message: Any
+    head: tuple[str, str, str, str, str]

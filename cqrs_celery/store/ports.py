@@ -5,8 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from .events import CommandRecord, Committed, Lease, StoredEvent, StreamAppend
+from .events import (
+    CommandOutcome,
+    CommandRecord,
+    Committed,
+    Lease,
+    StoredEvent,
+    StreamAppend,
+    Subscriber,
+)
 from .stream import StreamName
+
+
+class Subscriptions(Protocol):
+    """Know who gets which events. A store that delivers within its append has one."""
+
+    def register(self, subscriber: Subscriber) -> int:
+        """Register a subscriber, or replace it; it stays until it is unregistered.
+
+        Returns:
+            The number of topics that are new to it.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+
+    def unregister(self, name: str, topics: Sequence[str]) -> int:
+        """Remove a subscriber from topics; what it was sent stays. Returns from how many.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
 
 
 class EventStore(Protocol):
@@ -73,8 +102,8 @@ class EventStore(Protocol):
             StoreUnavailable: the server does not answer.
         """
 
-    def find_command(self, command_id: str) -> str | None:
-        """Return the outcome that a command recorded when it committed; None if it did not.
+    def find_command(self, command_id: str) -> CommandOutcome | None:
+        """Return what a command recorded when it committed; None if it did not.
 
         Raises:
             StoreUnavailable: the server does not answer.

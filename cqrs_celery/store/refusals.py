@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import ConcurrencyError, DuplicateCommand
-from .events import StreamAppend
+from ..errors import ConcurrencyError, DuplicateCommand, LeaseLost
+from .events import CommandOutcome, Lease, StreamAppend
 from .stream import NO_STREAM, StreamName
 
 
@@ -44,11 +44,21 @@ def version_conflict(stream: StreamName, *, expected: int, found: int) -> Concur
     )
 
 
-def command_repeated(command_id: str, outcome: str) -> DuplicateCommand:
+def command_repeated(command_id: str, outcome: CommandOutcome) -> DuplicateCommand:
     """Return the error for a command that has committed before."""
     return DuplicateCommand(
-        f"command {command_id} has committed before; nothing was written this time. Its outcome"
-        " is kept with this error.",
+        f"the command {command_id} has committed before, at position {outcome.position}. Nothing"
+        " was written. Take the outcome that it then recorded: it is in this error.",
         command_id=command_id,
-        outcome=outcome,
+        position=outcome.position,
+        outcome=outcome.outcome,
+    )
+
+
+def lease_lost(lease: Lease) -> LeaseLost:
+    """Return the error for a worker whose lease on its message has ended."""
+    return LeaseLost(
+        f"{lease.consumer} no longer holds message {lease.message_id}: its lease ended, and another"
+        " worker may have taken over. Nothing was written.",
+        message_id=lease.message_id,
     )

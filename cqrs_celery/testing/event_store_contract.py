@@ -24,7 +24,14 @@ import pytest
 
 from ..errors import ConcurrencyError, CQRSError, DuplicateCommand
 from ..messages.metadata import Metadata, new_id
-from ..store.events import CommandRecord, Committed, NewEvent, StoredEvent, StreamAppend
+from ..store.events import (
+    CommandOutcome,
+    CommandRecord,
+    Committed,
+    NewEvent,
+    StoredEvent,
+    StreamAppend,
+)
 from ..store.ports import EventStore
 from ..store.stream import ANY_VERSION, NO_STREAM, StreamName
 
@@ -318,8 +325,9 @@ class EventStoreContract:
 
     def test_a_command_s_outcome_is_found_once_it_has_committed(self, store: EventStore) -> None:
         outcome = '{"result": "naïve 🔩"}'
+        append(store, NUT, NO_STREAM, event())
         append(store, BOLT, NO_STREAM, event(), command=command("c-1", outcome))
-        assert store.find_command("c-1") == outcome
+        assert store.find_command("c-1") == CommandOutcome(position=2, outcome=outcome)
         assert store.find_command("c-2") is None
 
     def test_a_command_that_has_committed_is_refused_and_nothing_is_written(
@@ -328,8 +336,9 @@ class EventStoreContract:
         append(store, BOLT, NO_STREAM, event(), command=command("c-1", '"first"'))
         with pytest.raises(DuplicateCommand) as refused:
             append(store, BOLT, 1, event(), command=command("c-1", '"second"'))
-        assert (refused.value.command_id, refused.value.outcome) == ("c-1", '"first"')
-        assert store.find_command("c-1") == '"first"'
+        error = refused.value
+        assert (error.command_id, error.position, error.outcome) == ("c-1", 1, '"first"')
+        assert store.find_command("c-1") == CommandOutcome(1, '"first"')
         assert len(store.read_all()) == 1
 
     def test_a_command_that_has_committed_is_a_duplicate_rather_than_stale(
@@ -349,7 +358,7 @@ class EventStoreContract:
     @pytest.mark.parametrize("command_id", STRANGE_IDS)
     def test_a_command_s_id_is_any_text(self, store: EventStore, command_id: str) -> None:
         append(store, BOLT, NO_STREAM, event(), command=command(command_id))
-        assert store.find_command(command_id) == "null"
+        assert store.find_command(command_id) == CommandOutcome(1, "null")
 
     # A stream's identity
 

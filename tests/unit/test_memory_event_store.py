@@ -7,7 +7,7 @@ import pytest
 
 from cqrs_celery.backends.memory.event_store import MemoryEventStore
 from cqrs_celery.errors import ConcurrencyError, DuplicateCommand
-from cqrs_celery.store.events import CommandRecord, StoredEvent, StreamAppend
+from cqrs_celery.store.events import CommandOutcome, CommandRecord, StoredEvent, StreamAppend
 from cqrs_celery.store.stream import NO_STREAM
 from cqrs_celery.testing.event_store_contract import (
     BOLT,
@@ -85,7 +85,7 @@ def test_a_command_is_remembered_for_its_time_to_live():
     # when
     now_s[0] += 59.9
     # then
-    assert store.find_command("c-1") == '"done"'
+    assert store.find_command("c-1") == CommandOutcome(1, '"done"')
     with pytest.raises(DuplicateCommand):
         append(store, BOLT, 1, event(), command=record)
     # when

@@ -9,17 +9,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from ...store.events import CommandRecord, Committed, Lease, StoredEvent, StreamAppend
+from ...store.events import (
+    CommandOutcome,
+    CommandRecord,
+    Committed,
+    Lease,
+    StoredEvent,
+    StreamAppend,
+)
 from ...store.refusals import check_appends, command_repeated, version_conflict
 from ...store.stream import ANY_VERSION, StreamName
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    text: str
-    expires_at_s: float
 
 
 class MemoryEventStore:
@@ -42,7 +42,7 @@ class MemoryEventStore:
         self._lock = threading.Lock()
         self._events: list[StoredEvent] = []
         self._streams: dict[StreamName, list[StoredEvent]] = {}
-        self._outcomes: dict[str, _Outcome] = {}
+        self._outcomes: dict[str, tuple[CommandOutcome, float]] = {}
         self._commits: dict[tuple[str, ...], Committed] = {}
 
     def append(
@@ -61,8 +61,8 @@ class MemoryEventStore:
             self._check(appends, command)
             stored = self._write(appends)
             if command is not None:
-                expires_at_s = self._clock() + command.ttl_s
-                self._outcomes[command.command_id] = _Outcome(command.outcome, expires_at_s)
+                outcome = CommandOutcome(len(self._events), command.outcome)
+                self._outcomes[command.command_id] = outcome, self._clock() + command.ttl_s
             committed = self._commits[event_ids] = Committed(
                 position=len(self._events),
                 versions=tuple(len(self._streams[append.stream]) for append in appends),
@@ -84,7 +84,7 @@ class MemoryEventStore:
         with self._lock:
             return self._events[after_position : after_position + limit]
 
-    def find_command(self, command_id: str) -> str | None:
+    def find_command(self, command_id: str) -> CommandOutcome | None:
         """Return what a command recorded when it committed; see `EventStore.find_command`."""
         with self._lock:
             return self._outcome(command_id)
@@ -115,8 +115,6 @@ class MemoryEventStore:
                 stored.append(entry)
         return stored
 
-    def _outcome(self, command_id: str) -> str | None:
-        outcome = self._outcomes.get(command_id)
-        if outcome is None or outcome.expires_at_s <= self._clock():
-            return None
-        return outcome.text
+    def _outcome(self, command_id: str) -> CommandOutcome | None:
+        outcome, expires_at_s = self._outcomes.get(command_id, (None, 0.0))
+        return outcome if self._clock() < expires_at_s else None

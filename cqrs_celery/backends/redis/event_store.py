@@ -1,0 +1,259 @@
+"""Append and read events in Redis. An append is atomic, and delivers.
+
+One script checks the command, the lease and every expected version, writes every event of every
+stream, and puts each on the queue of every matching subscription: one round trip. Positions have
+no gap: they are the length of a list.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, cast
+
+import msgspec
+import redis
+
+from ...errors import StoreUnavailable
+from ...messages.metadata import Metadata
+from ...queue.reliable_queue import ReliableQueue
+from ...queue.scripts import load
+from ...store.events import (
+    CommandOutcome,
+    CommandRecord,
+    Committed,
+    Lease,
+    NewEvent,
+    StoredEvent,
+    StreamAppend,
+    Subscriber,
+)
+from ...store.refusals import check_appends, command_repeated, lease_lost, version_conflict
+from ...store.stream import StreamName
+
+_append = load("append", __package__ + ".scripts")
+_read_all = load("read_all", __package__ + ".scripts")
+
+#: What goes before and after an event to make the body that its subscribers get.
+Body = tuple[str, str]
+
+
+class _Record(msgspec.Struct):
+    """Be an event as a stream's list holds it."""
+
+    event_id: str
+    type: str
+    type_version: int
+    timestamp: datetime
+    data: msgspec.Raw
+    metadata: Metadata = Metadata()
+    position: int = 0
+    version: int = 0
+
+
+class _NewRecord(msgspec.Struct):
+    """Be the part of a record that is known before the append."""
+
+    event_id: str
+    type: str
+    type_version: int
+    timestamp: datetime
+    data: msgspec.Raw
+    metadata: Metadata
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(_Record).decode
+
+
+class RedisEventStore:
+    """Keep events in one Redis database, under one key prefix.
+
+    Args:
+        client: returns a redis client that gives bytes; asked once per operation, so that it may
+            differ from process to process.
+        prefix: in front of every key; the broker's own, so that delivery is part of the append.
+        body: what goes before and after an event in the body that its subscribers get.
+        where: names the server in errors, without credentials.
+    """
+
+    def __init__(
+        self,
+        client: Callable[[], redis.Redis],
+        *,
+        prefix: str = "",
+        body: Body = ("", ""),
+        where: str = "Redis",
+    ) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._body = body
+        self._where = where
+        self._keys = [f"{prefix}cq:id"]
+
+    def __repr__(self) -> str:
+        return f"<RedisEventStore {self._where}>"
+
+    def append(
+        self,
+        appends: Sequence[StreamAppend],
+        *,
+        command: CommandRecord | None = None,
+        lease: Lease | None = None,
+    ) -> Committed:
+        """Append events to their streams and deliver them, all or none; see `EventStore.append`."""
+        check_appends(appends)
+        metadata = appends[0].events[0].metadata
+        record = command or CommandRecord("", "", 0)
+        args: list[Any] = [
+            self._prefix,
+            record.command_id, record.ttl_s * 1000, record.outcome,
+            *(lease or ("", 0, 0)),
+            *self._body,
+            _inside_json(metadata.correlation_id),
+            _inside_json(metadata.causation_id),
+        ]  # fmt: skip
+        for append in appends:
+            key = append.stream.key
+            args += (key, json.dumps(key), append.expected_version, len(append.events))
+            for event in append.events:
+                args += (event.type, event.event_id, _record(event))
+        with self._reach("append to " + ", ".join(str(a.stream) for a in appends)):
+            answer = _append(self._client(), self._keys, args)
+        return self._read_answer(answer, appends, command, lease)
+
+    def _read_answer(
+        self,
+        answer: list[Any],
+        appends: Sequence[StreamAppend],
+        command: CommandRecord | None,
+        lease: Lease | None,
+    ) -> Committed:
+        kind = answer[0].decode()
+        if kind == "ok":
+            return Committed(int(answer[1]), tuple(map(int, answer[2:])))
+        if kind == "version":
+            append = appends[int(answer[1]) - 1]
+            raise version_conflict(
+                append.stream, expected=append.expected_version, found=int(answer[2])
+            )
+        if kind == "command" and command is not None:
+            found = CommandOutcome(int(answer[1]), answer[2].decode())
+            raise command_repeated(command.command_id, found)
+        raise lease_lost(lease or Lease("", 0, 0))
+
+    def read_stream(
+        self, stream: StreamName, *, after_version: int = 0, limit: int | None = None
+    ) -> Sequence[StoredEvent]:
+        """Return a stream's events in order; see `EventStore.read_stream`."""
+        if limit is not None and limit <= 0:
+            return []
+        last = -1 if limit is None else after_version + limit - 1
+        key = f"{self._prefix}cq:stream:{stream.key}"
+        with self._reach(f"read {stream}"):
+            records = cast("list[bytes]", self._client().lrange(key, after_version, last))
+        return [_stored(stream, record) for record in records]
+
+    def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
+        """Return the store's events in the order of their positions; see `EventStore.read_all`."""
+        if limit <= 0:
+            return []
+        with self._reach(f"read from position {after_position + 1}"):
+            flat = _read_all(self._client(), self._keys, [self._prefix, after_position, limit])
+        return [
+            _stored(StreamName.from_key(flat[i].decode()), flat[i + 1])
+            for i in range(0, len(flat), 2)
+        ]
+
+    def find_command(self, command_id: str) -> CommandOutcome | None:
+        """Return what a command recorded when it committed; see `EventStore.find_command`."""
+        with self._reach(f"look up the command {command_id}"):
+            value = self._client().get(f"{self._prefix}cq:command:{command_id}")
+        if value is None:
+            return None
+        _, numbers, outcome = cast(bytes, value).decode().split("\x1f", 2)
+        return CommandOutcome(int(numbers.partition(",")[0]), outcome)
+
+    def register(self, subscriber: Subscriber) -> int:
+        """Register a subscriber, whose failing events then block their sequence.
+
+        Args:
+            subscriber: replaces what was registered under its name, also for topics that it has
+                no longer.
+
+        Returns:
+            The number of topics that are new to it.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        with self._reach(f"register {subscriber.name}"):
+            queue = ReliableQueue(self._client(), prefix=self._prefix)
+            queue.block_on_dead_letter(subscriber.queue, is_blocking=True)
+            return queue.subscribe(
+                subscriber.name, subscriber.topics, queue=subscriber.queue, pieces=subscriber.head
+            )
+
+    def unregister(self, name: str, topics: Sequence[str]) -> int:
+        """Remove a subscriber from topics; what it was sent stays. Returns from how many.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        with self._reach(f"unregister {name}"):
+            return ReliableQueue(self._client(), prefix=self._prefix).unsubscribe(name, topics)
+
+    def close(self) -> None:
+        """Give back connections."""
+        self._client().close()
+
+    @contextmanager
+    def _reach(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise StoreUnavailable(
+                f"could not {what}: {self._where} does not answer ({error}). Start it, or correct"
+                " its URL."
+            ) from error
+        except redis.OutOfMemoryError as error:
+            raise StoreUnavailable(
+                f"could not {what}: {self._where} has reached its maxmemory ({error}). Nothing was"
+                " written. Give it more memory."
+            ) from error
+
+
+def _inside_json(text: str) -> str:
+    """Return a text as it stands between the quotes of a JSON string."""
+    return json.dumps(text)[1:-1]
+
+
+def _record(event: NewEvent) -> bytes:
+    record = _NewRecord(
+        event.event_id,
+        event.type,
+        event.type_version,
+        event.timestamp,
+        msgspec.Raw(event.data),
+        event.metadata,
+    )
+    return _encode(record)[1:]
+
+
+def _stored(stream: StreamName, record: bytes) -> StoredEvent:
+    found = _decode(record)
+    return StoredEvent(
+        stream,
+        found.version,
+        found.position,
+        NewEvent(
+            found.event_id,
+            found.type,
+            found.type_version,
+            found.timestamp,
+            bytes(found.data),
+            found.metadata,
+        ),
+    )

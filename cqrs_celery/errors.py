@@ -133,9 +133,14 @@ class AggregateNotFound(AggregateError):
 class AggregateNotConstructible(AggregateError):
     """Say that an aggregate class can't be built from an id alone."""
 
+    aggregate_type: str
+
 
 class MissingAggregateId(AggregateError):
     """Name the aggregate and the event of which neither has an id."""
+
+    aggregate_type: str
+    event_type: str
 
 
 class EventOutOfOrder(AggregateError):
@@ -156,6 +161,9 @@ class ForeignEvent(AggregateError):
 
 class UnhandledEvent(AggregateError):
     """Say that a strict aggregate class does not apply an event type."""
+
+    aggregate_type: str
+    event_type: str
 
 
 class SessionError(CQRSError):

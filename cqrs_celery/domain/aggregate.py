@@ -37,7 +37,7 @@ from ..messages.metadata import new_id, utc_now
 from ..messages.registry import where
 from .applies import appliers_of
 
-_RESERVED: Final = frozenset({"id", "version", "pending_events", "record"})
+_RESERVED: Final = ("id", "version", "pending_events", "record")
 _TYPE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _MUTABLE: Final = (MutableMapping, MutableSequence, MutableSet)
 
@@ -90,17 +90,18 @@ class Aggregate:
         cls, *, name: str | None = None, strict: bool | None = None, **options: Any
     ) -> None:
         super().__init_subclass__(**options)
-        if hidden := _RESERVED & vars(cls).keys():
-            raise ReservedFieldName(
-                f"{where(cls)} defines {', '.join(sorted(hidden))}, a name that Aggregate keeps for"
-                f" itself ({', '.join(sorted(_RESERVED))}). Rename it.",
-                field=min(hidden),
-            )
+        for reserved in _RESERVED:
+            if getattr(cls, reserved) is not getattr(Aggregate, reserved):
+                raise ReservedFieldName(
+                    f"{where(cls)} has {reserved!r}, a name that Aggregate keeps for itself"
+                    f" ({', '.join(_RESERVED)}). Rename it.",
+                    field=reserved,
+                )
         cls.__aggregate_type__ = cls.__name__ if name is None else name
         if not _TYPE_NAME.fullmatch(cls.__aggregate_type__):
             raise RegistrationError(
                 f"{where(cls)} has the name {cls.__aggregate_type__!r}; expected letters, digits,"
-                f" '_', '.' and '-': class {cls.__name__}(Aggregate, name=\"…\")"
+                f" _, . and -: class {cls.__name__}(Aggregate, name='…')"
             )
         if strict is not None:
             cls.__strict__ = strict
@@ -108,6 +109,10 @@ class Aggregate:
         cls.__mutable_defaults__ = _mutable_defaults(cls)
 
     def __init__(self, id: str) -> None:
+        if not issubclass(type(id), str):
+            raise TypeError(
+                f"{self.__aggregate_type__} was built with the id {id!r}; expected text, as str(id)"
+            )
         self.__ledger__ = Ledger(id)
         for name, default in self.__mutable_defaults__.items():
             setattr(self, name, copy.deepcopy(default))
@@ -142,7 +147,9 @@ class Aggregate:
         if not ledger.id:
             raise MissingAggregateId(
                 f"{type(self).__qualname__} recorded {type(event).__qualname__}, and neither has an"
-                f" id; expected the aggregate to be made with one: {type(self).__qualname__}(id)"
+                f" id; expected the aggregate to be made with one: {type(self).__qualname__}(id)",
+                aggregate_type=self.__aggregate_type__,
+                event_type=type(event).__qualname__,
             )
         if ledger.applying is not None:
             raise AggregateError(
@@ -173,7 +180,9 @@ def apply(aggregate: Aggregate, event: Event) -> None:
         if aggregate.__strict__:
             raise UnhandledEvent(
                 f"{type(aggregate).__qualname__} is strict and has no method for"
-                f" {type(event).__qualname__}; add one with @applies({type(event).__qualname__})"
+                f" {type(event).__qualname__}; add one with @applies({type(event).__qualname__})",
+                aggregate_type=aggregate.__aggregate_type__,
+                event_type=type(event).__qualname__,
             )
         return
     ledger = aggregate.__ledger__

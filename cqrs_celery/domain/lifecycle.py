@@ -46,12 +46,14 @@ def build(cls: type[A], id: str) -> A:
             raise
         raise AggregateNotConstructible(
             f"{where(cls)} can't be built from an id alone: {error}. Give the other parameters of"
-            " its __init__ defaults, or set them through an event."
+            " its __init__ defaults, or set them through an event.",
+            aggregate_type=cls.__aggregate_type__,
         ) from error
     if "__ledger__" not in vars(aggregate) or aggregate.id != id:
         raise AggregateNotConstructible(
             f"{where(cls)} was built with the id {id!r} and does not have it; expected its __init__"
-            " to call super().__init__(id)"
+            " to call super().__init__(id)",
+            aggregate_type=cls.__aggregate_type__,
         )
     return aggregate
 

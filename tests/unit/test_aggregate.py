@@ -5,6 +5,7 @@ import pickle
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import pytest
 
@@ -160,17 +161,26 @@ def test_strictness_is_inherited_and_can_be_taken_back():
     LooseChild("42").record(AggregateItemMoved(to="shelf"))
 
 
-@pytest.mark.parametrize("id", ["", None])
-def test_without_an_id_nothing_is_recorded_and_both_types_are_named(id):
+def test_without_an_id_nothing_is_recorded_and_both_types_are_named():
     """24: no id on aggregate and event: an error that names both types."""
     # given
-    item = Item(id)
+    item = Item("")
     # when
-    with pytest.raises(MissingAggregateId, match=r"Item recorded AggregateItemsCheckedIn"):
+    with pytest.raises(MissingAggregateId, match="Item recorded AggregateItemsCheckedIn") as error:
         item.record(AggregateItemsCheckedIn())
     # then
+    assert (error.value.aggregate_type, error.value.event_type) == (
+        "Item",
+        "AggregateItemsCheckedIn",
+    )
     assert item.pending_events == ()
     assert item.count == 0
+
+
+@pytest.mark.parametrize("id", [None, 42, UUID(int=42)])
+def test_an_id_that_is_not_text_is_refused(id):
+    with pytest.raises(TypeError, match=r"expected text, as str\(id\)"):
+        build(Item, id)
 
 
 def test_an_event_that_can_not_be_applied_is_not_pending():
@@ -352,6 +362,16 @@ def test_names_of_the_base_class_are_refused(name):
     with pytest.raises(ReservedFieldName, match=name) as refused:
         type("Hiding", (Aggregate,), {name: 5})
     assert refused.value.field == name
+
+
+def test_names_of_the_base_class_are_refused_in_a_mixin_too():
+    class Versioned:
+        version = 5
+
+    with pytest.raises(ReservedFieldName, match="'version'"):
+
+        class Hiding(Versioned, Aggregate):
+            pass
 
 
 def test_instances_never_share_mutable_defaults():

@@ -42,6 +42,18 @@ _discard = load("discard")
 _purge = load("purge")
 _count = load("count")
 
+#: In no queue's name: what divides names within a key, and a queue from its priority step.
+_DIVIDERS = ("\x1f", "\x06\x16")
+
+
+def _checked(queue: str) -> str:
+    if queue.startswith("cq:") or any(divider in queue for divider in _DIVIDERS):
+        raise ValueError(
+            f"{queue!r} cannot name a queue: names beginning with cq: are the queue's own keys, and"
+            " \\x1f and \\x06\\x16 divide names within them. Choose another name"
+        )
+    return queue
+
 
 class ReliableQueue:
     """Be one virtual host's queues: those under one key prefix of one Redis database.
@@ -82,12 +94,15 @@ class ReliableQueue:
 
         Returns:
             How many messages were stored; 0 if this publish id was seen.
+
+        Raises:
+            ValueError: a queue's name would collide with the queue's own keys.
         """
         if not destinations:
             return 0
         args: list[Any] = [self.prefix, publish_id, self.dedup_ttl_ms, delay_ms, body]
         for to in destinations:
-            args += (to.queue, to.priority, to.sequence, to.payload)
+            args += (_checked(to.queue), to.priority, to.sequence, to.payload)
         return int(_publish(self.client, self._keys, args))
 
     def publish_topic(
@@ -141,10 +156,13 @@ class ReliableQueue:
 
         Returns:
             The number of topics that are new to it.
+
+        Raises:
+            ValueError: there are not 5 pieces, or the queue's name would collide with its own keys.
         """
         if len(pieces) != 5:
             raise ValueError(f"a head has 5 pieces around its 4 holes, not {len(pieces)}")
-        args = [self.prefix, subscriber, queue, priority, *pieces, *topics]
+        args = [self.prefix, subscriber, _checked(queue), priority, *pieces, *topics]
         return int(_subscribe(self.client, self._keys, args))
 
     def unsubscribe(self, subscriber: str, topics: Iterable[str]) -> int:
@@ -152,7 +170,8 @@ class ReliableQueue:
         with self.client.pipeline(transaction=True) as pipe:
             for topic in topics:
                 pipe.hdel(self.key(f"routes:{topic}"), subscriber)
-            return sum(pipe.execute())
+                pipe.srem(self.key(f"topics_of:{subscriber}"), topic)
+            return sum(pipe.execute()[::2])
 
     def block_on_dead_letter(self, queue: str, *, is_blocking: bool) -> None:
         """Say whether a dead letter of this queue stops its sequence."""
@@ -248,7 +267,8 @@ class ReliableQueue:
     def dead_letters(self, queue: str) -> Iterator[DeadLetter]:
         """Yield the dead letters of a queue, in no particular order."""
         for field, letter in self.client.hscan_iter(self.key(f"dead:{queue}"), count=100):
-            pri, died, tries, seq, why = bytes(letter).split(b"\x1f", 4)
+            pri, died, tries, rest = bytes(letter).split(b"\x1f", 3)
+            seq, _, why = rest.rpartition(b"\x1f")
             payload = cast(bytes, self.client.hget(self.key("msg"), field) or b"")
             body = b""
             if payload.startswith(b"@"):
@@ -260,7 +280,10 @@ class ReliableQueue:
             )  # fmt: skip
 
     def redrive(self, queue: str, message_id: int) -> bool:
-        """Put a dead letter back in line, at the head of its sequence; False if it is gone."""
+        """Put a dead letter back in line; False if it is gone.
+
+        A sequence that it blocks goes on from it; any other gets it at its end.
+        """
         return bool(_redrive(self.client, self._keys, [self.prefix, queue, message_id]))
 
     def discard(self, queue: str, message_id: int) -> bool:

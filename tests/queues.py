@@ -17,7 +17,7 @@ LEASE_MS = 600_000
 #: What may stay when every message is done: counters, registrations, and ids that expire.
 MAY_STAY = ("cq:id", "cq:fence", "cq:consumers", "cq:idle", "cq:dedup:", "cq:consuming:",
             "cq:queues_of:", "cq:prioritised", "cq:steps", "cq:blocking", "cq:queues",
-            "cq:routes:")  # fmt: skip
+            "cq:routes:", "cq:topics_of:")  # fmt: skip
 
 
 def texts(taken: Iterable[Taken]) -> list[str]:
@@ -77,6 +77,12 @@ class QueueCase(ReliableQueue):
             self.publish([Destination(to, tag, sequence, priority)], **options)
         return int(self.redis.get(self.key("id")) or 0)
 
+    def send_many(self, count: int, *, to: str = "orders", sequence: str = "") -> None:
+        """Publish "0", "1", … in a few calls."""
+        for start in range(0, count, 1_000):
+            numbers = range(start, min(start + 1_000, count))
+            self.publish([Destination(to, str(n), sequence) for n in numbers])
+
     def count_of(self, queue: str = "orders") -> dict[str, int]:
         """Return the counts of a queue that are not 0."""
         return {name: n for name, n in self.count(queue)._asdict().items() if n}
@@ -104,6 +110,34 @@ class QueueCase(ReliableQueue):
             members = self.redis.zrange(delayed, 0, -1)
             self.redis.zadd(delayed, {member: n for n, member in enumerate(members)})
             self.redis.zadd(self.key("due"), {queue: 0})
+
+    def is_idle(self, name: str) -> bool:
+        """Say whether a consumer waits for a wake-up."""
+        return bool(self.redis.sismember(self.key("idle"), name))
+
+
+class Ears:
+    """Hear the wake-ups of consumers, in order."""
+
+    def __init__(self, queue: QueueCase, *names: str) -> None:
+        self._queue = queue
+        self._pubsub: Any = queue.client.pubsub()
+        self._pubsub.subscribe(*(queue.key(f"wake:{name}") for name in names), "end")
+        for _ in (*names, "end"):
+            assert self._pubsub.get_message(timeout=5)["type"] == "subscribe"
+
+    def heard(self) -> list[tuple[str, str]]:
+        """Return who was woken since the last call, each with the queue that it was woken for."""
+        self._queue.redis.publish("end", "")
+        found = []
+        while (message := self._pubsub.get_message(timeout=5))["channel"] != b"end":
+            name = message["channel"].decode().rpartition(":")[2]
+            found.append((name, message["data"].decode()))
+        return found
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._pubsub.close()
 
 
 @contextmanager

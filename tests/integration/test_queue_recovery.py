@@ -1,0 +1,285 @@
+"""A lease is kept by beats; what a dead worker held returns to its place, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cqrs_celery.queue.values import Recovered, ack, bury, give_back, later, requeue
+from tests.queues import LEASE_MS, QueueCase, leftovers, opened, texts
+
+
+@pytest.fixture
+def queue(redis_url: str) -> Iterator[QueueCase]:
+    with opened(redis_url) as case:
+        yield case
+
+
+def test_a_dead_workers_messages_return_to_their_places(queue: QueueCase) -> None:
+    # given the first two of three in the hands of a worker
+    queue.send(*"123")
+    queue.worker("anna").take(2)
+    # when its lease ends
+    queue.end_lease("anna")
+    assert queue.recover() == [Recovered("anna", 2, 0)]
+    # then the next one gets all in order, and those two count a delivery
+    taken = queue.worker("berta").take()
+    assert [(one.payload, one.tries) for one in taken] == [(b"1", 1), (b"2", 1), (b"3", 0)]
+
+
+def test_a_consumer_is_recovered_once(queue: QueueCase) -> None:
+    queue.send("1")
+    queue.worker("anna").take()
+    queue.end_lease("anna")
+
+    assert len(queue.recover()) == 1
+    assert queue.recover() == []
+
+
+def test_a_living_consumer_is_not_recovered(queue: QueueCase) -> None:
+    queue.send("1")
+    anna = queue.worker("anna")
+    taken = anna.take()
+
+    assert queue.recover() == []
+    assert anna.end(ack, taken).refused == ()
+
+
+def test_a_beat_renews_a_lease_by_the_servers_clock(queue: QueueCase) -> None:
+    queue.worker("anna")
+
+    beat = queue.beat("anna", 5_000)
+
+    assert beat.is_held
+    assert queue.redis.zscore(queue.key("consumers"), "anna") == beat.now_ms + 5_000
+
+
+def test_a_late_beat_before_the_recovery_keeps_everything(queue: QueueCase) -> None:
+    # given a worker whose lease has ended
+    queue.send("1")
+    anna = queue.worker("anna")
+    taken = anna.take()
+    queue.end_lease("anna")
+    # when it beats before anybody recovers
+    assert queue.beat("anna", LEASE_MS).is_held
+    # then it keeps what it holds
+    assert queue.recover() == []
+    assert anna.end(ack, taken).refused == ()
+
+
+def test_a_beat_after_the_recovery_says_that_the_lease_is_lost(queue: QueueCase) -> None:
+    queue.worker("anna")
+    queue.end_lease("anna")
+    queue.recover()
+
+    assert not queue.beat("anna", LEASE_MS).is_held
+    assert not queue.settle_and_take("anna").is_known
+
+
+def test_a_beat_counts_the_leases_that_have_ended(queue: QueueCase) -> None:
+    for name in ("anna", "berta", "clara"):
+        queue.worker(name)
+    queue.end_lease("berta", "clara")
+
+    assert queue.beat("anna", LEASE_MS).ended == 2
+
+
+def test_a_beat_of_a_stranger_registers_nobody(queue: QueueCase) -> None:
+    assert not queue.beat("stranger", LEASE_MS).is_held
+    assert queue.redis.keys() == []
+
+
+def test_an_ack_after_the_recovery_counts_nothing(queue: QueueCase) -> None:
+    # given a worker that was frozen, recovered, and goes on unaware
+    queue.send("1")
+    anna = queue.worker("anna")
+    taken = anna.take()
+    queue.end_lease("anna")
+    queue.recover()
+    again = queue.worker("berta").take()
+    # when it acknowledges what it did
+    answer = anna.end(ack, taken)
+    # then that is refused, and the other's delivery stands
+    assert not answer.is_known
+    assert answer.refused == (taken[0].id,)
+    assert queue.worker("berta").end(ack, again).refused == ()
+
+
+def test_a_recovered_worker_that_registers_again_holds_nothing(queue: QueueCase) -> None:
+    queue.send("1")
+    taken = queue.worker("anna").take()
+    queue.end_lease("anna")
+    queue.recover()
+
+    anna = queue.worker("anna")
+
+    assert anna.end(ack, taken).refused == (taken[0].id,)
+    assert texts(anna.take()) == ["1"]
+
+
+def test_ten_consumers_a_call_are_recovered(queue: QueueCase) -> None:
+    names = [f"worker-{n:02}" for n in range(25)]
+    queue.send(*names)
+    for name in names:
+        queue.worker(name).take(1)
+    queue.end_lease(*names)
+
+    assert [len(queue.recover()) for _ in range(4)] == [10, 10, 5, 0]
+    assert texts(queue.worker("anna").take(25)) == names
+
+
+def test_a_message_delivered_too_often_becomes_a_letter(queue: QueueCase) -> None:
+    # given a message that kills its workers
+    queue.send("poison")
+    recovered = []
+    for name in ("anna", "berta", "clara"):
+        queue.worker(name).take()
+        queue.end_lease(name)
+        # when each is recovered
+        recovered += queue.recover(most_tries=3)
+    # then the third loss is the last
+    assert [one.dead_letters for one in recovered] == [0, 0, 1]
+    (letter,) = queue.dead_letters("orders")
+    assert letter.tries == 3
+    assert "delivered too often" in letter.why
+
+
+def test_only_the_first_of_a_run_counts_a_delivery(queue: QueueCase) -> None:
+    # given a run whose first message kills its worker
+    queue.send("poison", "2", "3", sequence="Item-1")
+    queue.worker("anna").take(run=3)
+    queue.end_lease("anna")
+    # when it is recovered with a limit of one
+    assert queue.recover(most_tries=1) == [Recovered("anna", 3, 1)]
+    # then the others go on
+    taken = queue.worker("berta").take(run=3)
+    assert [(one.payload, one.tries) for one in taken] == [(b"2", 0), (b"3", 0)]
+
+
+def test_a_worn_out_message_of_a_blocking_queue_stops_its_sequence(queue: QueueCase) -> None:
+    # given a run whose first message kills its worker, in a queue whose letters block
+    queue.block_on_dead_letter("orders", is_blocking=True)
+    queue.send("poison", "2", "3", sequence="Item-1")
+    queue.worker("anna").take(run=3)
+    queue.end_lease("anna")
+    # when it is recovered with a limit of one
+    queue.recover(most_tries=1)
+    # then the others wait behind it until somebody decides
+    berta = queue.worker("berta")
+    assert berta.take() == []
+    assert queue.count_of() == {"blocked": 3, "dead": 1}
+    (letter,) = queue.dead_letters("orders")
+    queue.redrive("orders", letter.id)
+    assert texts(berta.take(run=3)) == ["poison", "2", "3"]
+
+
+def test_a_requeue_counts_with_the_losses_of_workers(queue: QueueCase) -> None:
+    queue.send("1")
+    anna = queue.worker("anna")
+    anna.end(requeue, anna.take())
+    anna.take()
+    queue.end_lease("anna")
+
+    assert queue.recover(most_tries=2) == [Recovered("anna", 1, 1)]
+
+
+def test_a_done_message_is_not_counted_when_its_worker_dies_later(queue: QueueCase) -> None:
+    queue.send("1", "2")
+    anna = queue.worker("anna")
+    first, _ = anna.take()
+    anna.end(ack, [first])
+    queue.end_lease("anna")
+
+    assert queue.recover() == [Recovered("anna", 1, 0)]
+
+
+def test_a_worker_that_leaves_gives_back_everything_uncounted(queue: QueueCase) -> None:
+    # given a worker that holds plain messages and a run
+    queue.send("1", "2")
+    queue.send("a", "b", sequence="Item-1")
+    queue.worker("anna").take(run=2)
+    # when it leaves
+    assert queue.leave("anna") == [Recovered("anna", 4, 0)]
+    # then the next one gets all of it, untried
+    taken = queue.worker("berta").take(run=2)
+    assert sorted(texts(taken)) == ["1", "2", "a", "b"]
+    assert {one.tries for one in taken} == {0}
+
+
+def test_a_stranger_may_leave(queue: QueueCase) -> None:
+    assert queue.leave("stranger") == [Recovered("stranger", 0, 0)]
+
+
+def test_a_consumer_that_left_leaves_no_trace(queue: QueueCase) -> None:
+    queue.worker("anna", "orders", "stock").take()
+
+    queue.leave("anna")
+
+    assert queue.redis.keys() == []
+
+
+def test_a_consumer_that_was_recovered_leaves_no_trace(queue: QueueCase) -> None:
+    queue.worker("anna", "orders", "stock").take()
+    queue.end_lease("anna")
+
+    queue.recover()
+
+    assert queue.redis.keys() == []
+
+
+def test_sequences_of_a_dead_worker_return_in_their_order(queue: QueueCase) -> None:
+    for n in range(10):
+        queue.send(str(n), sequence=f"Item-{n}")
+    queue.worker("anna").take()
+    queue.end_lease("anna")
+    queue.recover()
+
+    assert texts(queue.worker("berta").take()) == [str(n) for n in range(10)]
+
+
+def test_delayed_and_dead_messages_are_no_matter_of_their_last_worker(queue: QueueCase) -> None:
+    queue.send("1", "2")
+    anna = queue.worker("anna")
+    first, second = anna.take()
+    anna.settle(later(first.id, first.fence, 60_000), bury(second.id, second.fence, "{}"))
+    queue.end_lease("anna")
+
+    assert queue.recover() == [Recovered("anna", 0, 0)]
+    assert queue.count_of() == {"delayed": 1, "dead": 1}
+
+
+def test_ten_thousand_messages_of_a_dead_worker_return(queue: QueueCase) -> None:
+    # given a worker that took more than Lua's stack holds
+    queue.send_many(10_000)
+    queue.worker("anna").take(10_000)
+    queue.end_lease("anna")
+    # when it is recovered
+    queue.recover()
+    # then all stand in line as they were published
+    assert texts(queue.worker("berta").take(10_000)) == [str(n) for n in range(10_000)]
+
+
+def test_the_messages_of_two_dead_workers_return_in_order(queue: QueueCase) -> None:
+    queue.send(*"1234")
+    anna, berta = queue.worker("anna"), queue.worker("berta")
+    for worker in (anna, berta, anna, berta):
+        worker.take(1)
+    queue.end_lease("anna", "berta")
+
+    queue.recover()
+
+    assert texts(queue.worker("clara").take()) == ["1", "2", "3", "4"]
+
+
+def test_work_after_a_recovery_leaves_nothing(queue: QueueCase) -> None:
+    queue.send("1", sequence="Item-1")
+    queue.send("2")
+    queue.worker("anna").take()
+    queue.end_lease("anna")
+    queue.recover()
+    berta = queue.worker("berta")
+    berta.end(give_back, berta.take())
+    berta.end(ack, berta.take())
+
+    assert leftovers(queue.client) == []

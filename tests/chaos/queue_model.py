@@ -76,11 +76,9 @@ class QueueModel:
         self.names = 0
         self.consumers = [self._new_consumer() for _ in range(4)]
         self.queue.block_on_dead_letter(BLOCKING, is_blocking=True)
-        for topic, queues in TOPICS.items():
-            for queue in queues:
-                self.queue.subscribe(
-                    f"{queue}.handler", [topic], queue=queue, priority=3, pieces="<|||>"
-                )
+        for queue in QUEUES:
+            topics = [topic for topic, queues in TOPICS.items() if queue in queues]
+            self.queue.subscribe(f"{queue}.handle", topics, queue=queue, priority=3, pieces="<|||>")
 
     def run(self, steps: int) -> None:
         """Take random steps, then let all work end, and check that nothing is left of it."""

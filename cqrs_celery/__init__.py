@@ -1,1 +1,32 @@
 """CQRS, event sourcing and messaging for Python teams that already run Celery."""
+
+from __future__ import annotations
+
+from .app.cqrs import CQRS
+from .dispatch.bus import CommandResult
+from .dispatch.decorators import command_handler, query_handler, subscribes
+from .domain.aggregate import Aggregate
+from .domain.applies import applies
+from .messages.message import Command, Event, Message, Query
+from .messages.metadata import Metadata
+from .session.session import Session
+from .store.events import RecordedEvent
+from .store.ports import EventStore
+
+__all__ = [
+    "CQRS",
+    "Aggregate",
+    "Command",
+    "CommandResult",
+    "Event",
+    "EventStore",
+    "Message",
+    "Metadata",
+    "Query",
+    "RecordedEvent",
+    "Session",
+    "applies",
+    "command_handler",
+    "query_handler",
+    "subscribes",
+]

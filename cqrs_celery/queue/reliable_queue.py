@@ -220,6 +220,11 @@ class ReliableQueue:
             ],
         )
 
+    def in_flight(self, consumer: str) -> dict[int, int]:
+        """Return the ids of the messages that a consumer holds, each with its fence."""
+        entries = cast("dict[bytes, bytes]", self.client.hgetall(self.key(f"flight:{consumer}")))
+        return {int(key): int(entry.split(b"|", 1)[0]) for key, entry in entries.items()}
+
     def consume(self, consumer: str, queues: Sequence[str]) -> None:
         """Say which queues wake this consumer, in place of those said before."""
         _consume(self.client, self._keys, [self.prefix, consumer, *queues])

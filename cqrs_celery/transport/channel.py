@@ -272,7 +272,7 @@ class Channel(stock.Channel):
 
     def _read(self, taken: Taken, tag: str) -> dict[str, Any] | None:
         try:
-            return wire.decode(taken, tag)
+            return wire.decode(taken, tag, self.holder.name)
         except wire.UnreadableEnvelope as error:
             logger.error("unreadable message became a dead letter", extra={"error": str(error)})
             self.holder.bury(tag, reason={"reason": "unreadable envelope", "error": str(error)})

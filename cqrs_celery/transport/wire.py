@@ -16,10 +16,14 @@ from ..queue.values import Taken
 #: The header that names what a message must stay in order with; see DESIGN's "sequence".
 SEQUENCE_HEADER = "cqrs_sequence"
 
+#: The delivery info that says who holds a message: consumer, message id, fence.
+LEASE = "cqrs_lease"
+
 #: Where a message's due time is kept once the queue has waited for it.
 WAITED_HEADER = "cqrs_eta"
 
-_HEAD = ("content-encoding", "content-type", "headers", "properties")
+#: A head's parts, in the order in which they are written.
+_HEAD = ("content-encoding", "content-type", "properties", "headers")
 
 
 class UnreadableEnvelope(ValueError):
@@ -42,12 +46,13 @@ def encode(message: dict[str, Any]) -> bytes:
     return head_of(message).encode() + b"\n" + body_of(message)
 
 
-def decode(taken: Taken, tag: str) -> dict[str, Any]:
+def decode(taken: Taken, tag: str, consumer: str) -> dict[str, Any]:
     """Return the Kombu message of a delivery.
 
     Args:
         taken: the delivery.
         tag: becomes its delivery tag.
+        consumer: holds it.
 
     Raises:
         UnreadableEnvelope: its head is not a message's head.
@@ -64,7 +69,7 @@ def decode(taken: Taken, tag: str) -> dict[str, Any]:
     # A stock message has its body inside; then nothing follows the head.
     message.setdefault("body", taken.body or body)
     info["redelivered"] = taken.tries > 0
-    info["tries"] = taken.tries
+    info[LEASE] = (consumer, taken.id, taken.fence)
     if headers.get("eta"):
         # Celery would wait for it a second time.
         headers[WAITED_HEADER] = headers.pop("eta")

@@ -1,1 +1,1 @@
-"""Keep events in Redis or Valkey, in the broker's own database: commit and delivery are one step."""
+"""Keep events in Redis, in the broker's own database: commit and delivery are one step."""

@@ -1,0 +1,1 @@
+"""The composition root: one Celery application and its settings become one CQRS application."""

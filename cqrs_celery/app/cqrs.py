@@ -1,0 +1,245 @@
+"""Make a Celery application a CQRS application.
+
+    app = Celery("inventory")
+    app.config_from_object("celeryconfig")
+    cqrs = CQRS(app)
+
+Nothing is connected, and no setting is read, before it is needed; a worker checks the settings at
+its start.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import celery
+from celery.signals import celeryd_init
+
+from ..dispatch.bus import Attempt, Bus, CommandResult, record_of
+from ..dispatch.context import current_metadata
+from ..dispatch.definitions import Definition, definitions
+from ..dispatch.envelope import pack_event
+from ..dispatch.handler import task_of
+from ..dispatch.runtime import Runtime, add_application, current_app
+from ..dispatch.tasks import send_unhandled
+from ..messages.message import Command, Query
+from ..messages.metadata import Metadata, new_id
+from ..messages.sender import use_sender
+from ..messages.serializer import Serializer
+from ..session.repository import Repository
+from ..session.session import Session
+from ..store.events import StoredEvent
+from ..store.ports import EventStore
+from ..transport import SCHEME, TRANSPORT
+from .settings import BROKER, Settings, check_broker, check_tasks, read_settings
+from .stores import open_store
+
+
+class CQRS:
+    """Be the CQRS side of a Celery application.
+
+    Args:
+        app: the Celery application; its configuration holds the settings.
+        store: keeps the events, in place of what `cqrs_event_store` names: any object that fulfils
+            the `EventStore` port.
+    """
+
+    def __init__(self, app: celery.Celery, *, store: EventStore | None = None) -> None:
+        self.app = app
+        self._given_store = store
+        self._lock = threading.RLock()
+        self._runtime: Runtime | None = None
+        self._deliveries = threading.local()
+        app.cqrs = self
+        add_application(app, self)
+        use_sender(_CurrentApplication())
+        app.steps["consumer"].add("cqrs_celery.workers.registration:RegistrationStep")
+        app.on_after_configure.connect(self._on_configured, weak=False)
+        app.on_after_finalize.connect(self._on_finalized, weak=False)
+        celeryd_init.connect(self._on_worker_init, weak=False)
+        definitions.listen(self._on_declared)
+        if app.configured:
+            self._on_configured(app)
+        if app.finalized:
+            self._on_finalized(app)
+
+    def __repr__(self) -> str:
+        return f"<CQRS {self.app.main}>"
+
+    # ------------------------------------------------------------ parts
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The checked settings.
+
+        Raises:
+            InvalidSetting: a setting has a value that is not accepted.
+        """
+        return read_settings(self.app)
+
+    @property
+    def runtime(self) -> Runtime:
+        """What the application's tasks are run with; made at its first use."""
+        with self._lock:
+            if self._runtime is None:
+                self._runtime = self._compose()
+            return self._runtime
+
+    def _compose(self) -> Runtime:
+        settings = self.settings
+        check_tasks(self.app)
+        if self._given_store is None and settings.event_store == BROKER:
+            check_broker(self.app, transport=TRANSPORT, scheme=SCHEME)
+        store = self._given_store or open_store(self.app, settings, deliver=self._deliver)
+        serializer = Serializer(settings.application)
+        bus = Bus(Repository(store, serializer), serializer)
+        return Runtime(self.app, serializer, store, bus, settings.command_id_ttl_s)
+
+    @property
+    def store(self) -> EventStore:
+        """The event store."""
+        return self.runtime.store
+
+    # ------------------------------------------------------------ use
+
+    def session(self) -> Session:
+        """Return a unit of work, for use outside a handler; `with` commits it.
+
+        Its events carry the trace of what is being handled, or begin one.
+        """
+        metadata = current_metadata()
+        if not metadata.correlation_id:
+            metadata = Metadata(correlation_id=new_id())
+        return Session(self.runtime.bus.repository, metadata=metadata)
+
+    def execute(self, command: Command, *, command_id: str = "") -> CommandResult:
+        """Carry out a command in this process.
+
+        Args:
+            command: the message.
+            command_id: the same whenever the command is repeated, which then has its effect once;
+                "" for a command that is not repeated.
+
+        Returns:
+            What its handler returned, and where its events are.
+
+        Raises:
+            HandlerNotFound: no handler is declared in this process.
+            ConcurrencyError: other writers committed first, again and again.
+            StoreUnavailable: the store's server does not answer.
+            Exception: what the handler raised; nothing was committed.
+        """
+        bus = self.runtime.bus
+        return bus.run(bus.find(command), self._attempt(command, command_id))
+
+    async def execute_async(self, command: Command, *, command_id: str = "") -> CommandResult:
+        """Carry out a command without blocking the event loop; see `execute`.
+
+        An async handler is awaited; a sync one, and every commit, runs in a thread.
+        """
+        bus = self.runtime.bus
+        return await bus.run_async(bus.find(command), self._attempt(command, command_id))
+
+    def query(self, query: Query) -> Any:
+        """Ask a query's handler, in this process; returns what it returns.
+
+        Raises:
+            HandlerNotFound: no handler is declared in this process.
+            Exception: what the handler raised.
+        """
+        return self.runtime.bus.answer(query)
+
+    async def query_async(self, query: Query) -> Any:
+        """Ask a query's handler without blocking the event loop; see `query`."""
+        return await self.runtime.bus.answer_async(query)
+
+    def send_command(self, command: Command, **options: Any) -> Any:
+        """Send a command to its handler's worker; `command.delay()` does this.
+
+        Args:
+            command: the message.
+            options: Celery's own, as `countdown`, `priority`, `task_id`.
+
+        Returns:
+            A Celery AsyncResult.
+
+        Raises:
+            PublishFailed: the broker did not take it.
+        """
+        definition = definitions.handler_of(type(command))
+        if definition is None:
+            return send_unhandled(command, self.runtime, options)
+        return task_of(self.app, definition).apply_async((command,), **options)
+
+    def _attempt(self, command: Command, command_id: str) -> Attempt:
+        current = current_metadata()
+        own_id = command_id or new_id()
+        metadata = Metadata(correlation_id=current.correlation_id or own_id, causation_id=own_id)
+        if not command_id:
+            return Attempt(command, metadata)
+        record = record_of(command_id, self.settings.command_id_ttl_s)
+        return Attempt(command, metadata, command=record)
+
+    # ------------------------------------------------------------ delivery in this process
+
+    def _deliver(self, events: Sequence[StoredEvent]) -> None:
+        """Hand events to this process's subscriptions, commit after commit.
+
+        What a subscriber commits is delivered after what it was called for, as through a queue.
+        """
+        waiting: deque[StoredEvent] | None = getattr(self._deliveries, "waiting", None)
+        if waiting is not None:
+            waiting.extend(events)
+            return
+        waiting = self._deliveries.waiting = deque(events)
+        try:
+            while waiting:
+                self._deliver_one(waiting.popleft())
+        finally:
+            del self._deliveries.waiting
+
+    def _deliver_one(self, stored: StoredEvent) -> None:
+        entry = self.runtime.serializer.registry.find(
+            "event", stored.event.type, stored.event.type_version, self.settings.application
+        )
+        for definition in definitions.subscribers_of(entry.cls):
+            task = task_of(self.app, definition)
+            task_id = f"{stored.event.event_id}:{task.name}"
+            task.apply((pack_event(stored),), task_id=task_id, throw=True)
+
+    # ------------------------------------------------------------ Celery's life
+
+    def _on_configured(self, sender: Any = None, **_: Any) -> None:
+        conf = self.app.conf
+        if conf.worker_consumer == "celery.worker.consumer:Consumer":
+            conf.worker_consumer = "cqrs_celery.workers.consumer:Consumer"
+
+    def _on_finalized(self, sender: Any = None, **_: Any) -> None:
+        for definition in definitions.all():
+            self._on_declared(definition)
+
+    def _on_declared(self, definition: Definition) -> None:
+        if self.app.finalized and definition.kind != "query":
+            task_of(self.app, definition)
+
+    def _on_worker_init(self, instance: Any = None, **_: Any) -> None:
+        """Check the settings, and consume the queues of all handlers unless -Q says which."""
+        if instance is None or instance.app is not self.app:
+            return
+        runtime = self.runtime
+        for definition in definitions.all():
+            if definition.kind != "query":
+                runtime.app.amqp.queues.select_add(task_of(self.app, definition).queue)
+
+
+class _CurrentApplication:
+    """Send by the CQRS application that is current where the sending happens."""
+
+    def send_command(self, command: Any, **options: Any) -> Any:
+        """Send a command by the current application."""
+        app = current_app(type(command).__qualname__)
+        return app.cqrs.send_command(command, **options)

@@ -1,0 +1,138 @@
+"""The settings: they live in Celery's configuration under `cqrs_…`, and are checked at start."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import celery
+
+from ..errors import InvalidSetting
+
+#: 14 days, in seconds.
+COMMAND_ID_TTL_S = 14 * 24 * 3600
+
+#: 7 days, in seconds: for so long a dead letter may be tried again.
+DEAD_LETTER_TTL_S = 7 * 24 * 3600
+
+#: The event store that is the broker's own Redis.
+BROKER = "broker"
+#: The event store of tests: this process's memory.
+MEMORY = "memory://"
+
+
+#: Every setting there is.
+NAMES = ("cqrs_application", "cqrs_event_store", "cqrs_command_id_ttl_s")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Be the checked settings of an application.
+
+    Attributes:
+        application: `cqrs_application`; in front of names without a dot. Default: the Celery
+            application's name.
+        event_store: `cqrs_event_store`; "broker" (default) or "memory://".
+        command_id_ttl_s: `cqrs_command_id_ttl_s`; seconds for which a command is remembered, so
+            that it has its effect once. Default 14 days, at least 7.
+    """
+
+    application: str
+    event_store: str
+    command_id_ttl_s: int
+
+
+def read_settings(app: celery.Celery) -> Settings:
+    """Return the checked settings of a Celery application.
+
+    Raises:
+        InvalidSetting: a setting has a value that is not accepted, or there is no such setting.
+    """
+    conf: Mapping[str, Any] = app.conf
+    _check_names(conf)
+    return Settings(
+        application=_application(app),
+        event_store=_one_of(conf, "cqrs_event_store", BROKER, (BROKER, MEMORY)),
+        command_id_ttl_s=_seconds(
+            conf, "cqrs_command_id_ttl_s", COMMAND_ID_TTL_S, at_least=DEAD_LETTER_TTL_S
+        ),
+    )
+
+
+def _check_names(conf: Mapping[str, Any]) -> None:
+    for name in conf:
+        if name.startswith("cqrs_") and name not in NAMES:
+            close = difflib.get_close_matches(name, NAMES, n=1)
+            raise InvalidSetting(
+                f"there is no setting {name!r}"
+                + (f"; did you mean {close[0]!r}?" if close else "")
+                + f" Settings are: {', '.join(NAMES)}.",
+                setting=name,
+                accepted=", ".join(NAMES),
+            )
+
+
+def _application(app: celery.Celery) -> str:
+    value = app.conf.get("cqrs_application")
+    name = (app.main or "") if value is None else value
+    accepted = "letters, digits, '_' and '-'"
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise _invalid("cqrs_application", name, accepted)
+    return name
+
+
+def _one_of(conf: Mapping[str, Any], name: str, default: str, accepted: tuple[str, ...]) -> str:
+    value = conf.get(name, default)
+    if value not in accepted:
+        raise _invalid(name, value, " or ".join(map(repr, accepted)))
+    return str(value)
+
+
+def _seconds(conf: Mapping[str, Any], name: str, default: int, *, at_least: int) -> int:
+    value = conf.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise _invalid(name, value, f"a whole number of seconds from {at_least}")
+    return value
+
+
+def _invalid(name: str, value: Any, accepted: str) -> InvalidSetting:
+    return InvalidSetting(
+        f"the setting {name} is {value!r}; accepted: {accepted}", setting=name, accepted=accepted
+    )
+
+
+def check_broker(app: celery.Celery, *, transport: str, scheme: str) -> None:
+    """Check that the broker is the reliable queue, in which the Redis event store delivers.
+
+    Raises:
+        InvalidSetting: the broker is another one.
+    """
+    conf = app.conf
+    url = str(conf.broker_write_url or conf.broker_url or "")
+    if conf.broker_transport == transport or url.partition("://")[0] == scheme:
+        return
+    found = url.partition("://")[0] or conf.broker_transport or "nothing"
+    raise InvalidSetting(
+        f"the event store is the broker's own Redis (cqrs_event_store = {BROKER!r}), so the broker"
+        f" must be the reliable queue; found the transport {found!r}. Set"
+        f" broker_transport = {transport!r} beside a redis:// URL, or begin broker_url with"
+        f" {scheme}://",
+        setting="broker_transport",
+        accepted=transport,
+    )
+
+
+def check_tasks(app: celery.Celery) -> None:
+    """Check Celery's own settings that handlers' tasks rest on.
+
+    Raises:
+        InvalidSetting: JSON is not accepted, or messages have the old protocol.
+    """
+    conf = app.conf
+    if not {"json", "application/json"} & set(conf.accept_content):
+        raise _invalid("accept_content", list(conf.accept_content), "a list with 'json' in it")
+    if conf.task_protocol != 2:
+        raise _invalid("task_protocol", conf.task_protocol, "2")

@@ -1,0 +1,41 @@
+"""Open the event store that the settings name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import celery
+
+from ..backends.memory.event_store import MemoryEventStore
+from ..backends.redis.event_store import RedisEventStore
+from ..store.events import StoredEvent
+from ..store.ports import EventStore
+from ..transport.clients import BrokerClient
+from .settings import MEMORY, Settings
+
+#: What goes before and after a recorded event to make the body of a Celery task.
+BODY = ("[[", '],{},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]')
+
+
+def open_store(
+    app: celery.Celery,
+    settings: Settings,
+    *,
+    deliver: Callable[[Sequence[StoredEvent]], None],
+) -> EventStore:
+    """Open the event store of an application.
+
+    Args:
+        app: whose broker the store may share.
+        settings: name the store.
+        deliver: hands committed events to subscribers, where the store does not do so itself.
+    """
+    if settings.event_store == MEMORY:
+        return MemoryEventStore(on_commit=deliver)
+    options = app.conf.broker_transport_options or {}
+    return RedisEventStore(
+        BrokerClient(app.connection_for_write),
+        prefix=str(options.get("global_keyprefix", "")),
+        body=BODY,
+        where=app.connection_for_write().as_uri(),
+    )

@@ -1,0 +1,1 @@
+"""Handlers and subscriptions: how they are declared, found and run."""

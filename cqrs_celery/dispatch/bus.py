@@ -1,0 +1,227 @@
+"""Run handlers in this process: find the one, give it what it asks for, commit on its return.
+
+Order of a command's execution: a session is opened; the handler runs; what its aggregates have
+recorded is committed in one append, together with the command's id. An exception commits nothing.
+A conflict with another writer repeats all of it, with fresh state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from ..errors import (
+    ConcurrencyError,
+    DuplicateCommand,
+    HandlerNotFound,
+    MalformedMessage,
+)
+from ..messages.metadata import Metadata
+from ..messages.serializer import Serializer
+from ..session.repository import Repository
+from ..session.session import HandlerSession, Session
+from ..store.events import CommandRecord, Committed, Lease, RecordedEvent
+from .context import handling
+from .definitions import Definition, Definitions
+from .definitions import definitions as all_definitions
+
+logger = logging.getLogger(__name__)
+
+#: How often a conflict with another writer repeats a handler.
+CONFLICT_RETRIES = 3
+
+#: Seconds to wait at most before such a repetition; drawn at random, doubled each time.
+CONFLICT_DELAY_S = 0.02
+
+
+class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Be the outcome of a command that was carried out.
+
+    Attributes:
+        value: what its handler returned.
+        position: the global position of the last event that it committed; None if it committed
+            nothing.
+        is_repeated: True if the command had committed before and its handler did not run.
+    """
+
+    value: Any = None
+    position: int | None = None
+    is_repeated: bool = False
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Say for what a handler runs.
+
+    Attributes:
+        message: the command or event.
+        metadata: of what it records and sends.
+        command: returns the record that is committed with its events; None to keep none.
+        recorded: the event's facts, for a subscription.
+        lease: the worker's hold on its message.
+    """
+
+    message: Any
+    metadata: Metadata
+    command: Callable[[Any], CommandRecord | None] = lambda value: None
+    recorded: RecordedEvent[Any] | None = None
+    lease: Lease | None = None
+
+
+class Bus:
+    """Run the handlers of one application.
+
+    Args:
+        repository: where handlers' sessions load and save.
+        serializer: of the application.
+        definitions: the handlers.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        serializer: Serializer,
+        *,
+        definitions: Definitions = all_definitions,
+    ) -> None:
+        self.repository = repository
+        self.serializer = serializer
+        self.definitions = definitions
+
+    def find(self, message: Any, *, looked_for: str = "sync or async") -> Definition:
+        """Return the handler of a command or query.
+
+        Raises:
+            HandlerNotFound: there is none.
+        """
+        definition = self.definitions.handler_of(type(message))
+        if definition is None:
+            kind, name = message.__kind__, type(message).__qualname__
+            raise HandlerNotFound(
+                f"no {looked_for} handler for the {kind} {name} is declared in this process;"
+                f" expected a function with @{kind}_handler({name}). Import the module that has"
+                " it.",
+                message_type=name,
+                looked_for=looked_for,
+            )
+        return definition
+
+    def run(self, definition: Definition, attempt: Attempt) -> CommandResult:
+        """Run a handler with a session, and commit on its return; repeat it on a conflict.
+
+        Raises:
+            ConcurrencyError: other writers won every time.
+            Exception: whatever the handler raised; then nothing was committed.
+        """
+        for number in range(CONFLICT_RETRIES + 1):
+            try:
+                return self._run_once(definition, attempt)
+            except DuplicateCommand as error:
+                return CommandResult(
+                    value=msgspec.json.decode(error.outcome),
+                    position=error.position,
+                    is_repeated=True,
+                )
+            except ConcurrencyError as error:
+                if number == CONFLICT_RETRIES:
+                    raise
+                logger.warning(
+                    "conflict, handler repeated",
+                    extra={"handler": definition.function.__qualname__, "stream": error.stream},
+                )
+                time.sleep(random.uniform(0, CONFLICT_DELAY_S * 2**number))  # noqa: S311
+        raise AssertionError("unreachable")
+
+    def _run_once(self, definition: Definition, attempt: Attempt) -> CommandResult:
+        session = HandlerSession(self.repository, metadata=attempt.metadata)
+        try:
+            with handling(attempt.metadata):
+                value = _call(definition, attempt, session)
+            committed = self._commit(session, attempt, value)
+        finally:
+            session.close()
+        return CommandResult(value=value, position=committed.position if committed else None)
+
+    def _commit(self, session: HandlerSession, attempt: Attempt, value: Any) -> Committed | None:
+        record = attempt.command(value)
+        return session.commit_on_return(command=record, lease=attempt.lease)
+
+    async def run_async(self, definition: Definition, attempt: Attempt) -> CommandResult:
+        """Run a handler as `run` does, without blocking the event loop.
+
+        An async handler is awaited here, and its commit runs in a thread; a sync handler runs in
+        a thread as a whole.
+        """
+        if not definition.is_async:
+            return await asyncio.to_thread(self.run, definition, attempt)
+        for number in range(CONFLICT_RETRIES + 1):
+            session = HandlerSession(self.repository, metadata=attempt.metadata)
+            try:
+                with handling(attempt.metadata):
+                    value = await definition.function(
+                        attempt.message, **_arguments(definition, attempt, session)
+                    )
+                committed = await asyncio.to_thread(self._commit, session, attempt, value)
+                return CommandResult(
+                    value=value, position=committed.position if committed else None
+                )
+            except ConcurrencyError:
+                if number == CONFLICT_RETRIES:
+                    raise
+                await asyncio.sleep(random.uniform(0, CONFLICT_DELAY_S * 2**number))  # noqa: S311
+            finally:
+                session.close()
+        raise AssertionError("unreachable")
+
+    def answer(self, query: Any) -> Any:
+        """Run a query's handler; returns what it returns.
+
+        Raises:
+            HandlerNotFound: there is none.
+            Exception: whatever the handler raised.
+        """
+        definition = self.find(query)
+        result = definition.function(query)
+        return asyncio.run(result) if definition.is_async else result
+
+    async def answer_async(self, query: Any) -> Any:
+        """Run a query's handler without blocking the event loop; a sync one runs in a thread."""
+        definition = self.find(query)
+        if definition.is_async:
+            return await definition.function(query)
+        return await asyncio.to_thread(definition.function, query)
+
+
+def record_of(command_id: str, ttl_s: int) -> Callable[[Any], CommandRecord | None]:
+    """Return what makes the record that is committed with a command's events."""
+
+    def record(value: Any) -> CommandRecord:
+        try:
+            outcome = msgspec.json.encode(value).decode()
+        except (TypeError, ValueError, OverflowError) as error:
+            raise MalformedMessage(
+                f"the handler of command {command_id} returned a value that JSON has no form for"
+                f" ({error}); expected None or plain values. Nothing was committed.",
+                name="",
+                version=0,
+            ) from error
+        return CommandRecord(command_id, outcome, ttl_s)
+
+    return record
+
+
+def _call(definition: Definition, attempt: Attempt, session: Session) -> Any:
+    result = definition.function(attempt.message, **_arguments(definition, attempt, session))
+    return asyncio.run(result) if definition.is_async else result
+
+
+def _arguments(definition: Definition, attempt: Attempt, session: Session) -> dict[str, Any]:
+    given = {Session: session, Metadata: attempt.metadata, RecordedEvent: attempt.recorded}
+    return {name: given[cls] for name, cls in definition.injections.items()}

@@ -1,0 +1,152 @@
+"""Keep what the decorators declare, for every application of the process to build on.
+
+A second handler for a command or query is refused here, naming both. Declaring the same function
+of the same module again replaces it: a reloaded module is not a conflict.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import DuplicateRegistration
+from ..messages.registry import registry, where
+
+
+@dataclass(frozen=True, eq=False)
+class Definition:
+    """Be one declared handler.
+
+    Attributes:
+        kind: command, query or event.
+        messages: the classes that it handles; one, but for a subscription.
+        function: the user's.
+        injections: its parameters beside the message, each with what it is given.
+        subscription: the name given to the decorator; "" for a subscription of its own.
+        options: Celery's task options.
+    """
+
+    kind: str
+    messages: tuple[type[Any], ...]
+    function: Callable[..., Any]
+    injections: Mapping[str, type[Any]]
+    subscription: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_async(self) -> bool:
+        """Whether its function must be awaited."""
+        return inspect.iscoroutinefunction(self.function)
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What tells it from others over a reload: module and name of its function."""
+        return self.function.__module__, self.function.__qualname__
+
+    def subscription_name(self, application: str) -> str:
+        """Return the full name of its subscription, which is its queue's name too."""
+        return _qualified(self.subscription or self.function.__name__, application)
+
+    def task_name(self, application: str) -> str:
+        """Return the name of its task, as Celery and Flower show it."""
+        if self.kind != "event":
+            return str(self.messages[0].__registered__.full_name(application))
+        name = self.subscription_name(application)
+        return f"{name}.{self.function.__name__}" if self.subscription else name
+
+
+def _qualified(name: str, application: str) -> str:
+    return name if "." in name else f"{application}.{name}"
+
+
+class Definitions:
+    """Hold the declared handlers of a process, and tell whoever builds on them of new ones."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[tuple[Any, ...], Definition] = {}
+        self._listeners: list[Callable[[Definition], None]] = []
+
+    def add(self, definition: Definition) -> None:
+        """Declare a handler.
+
+        Raises:
+            DuplicateRegistration: another function handles the command or query, takes the event
+                in the same subscription, or has the same name in it.
+        """
+        keys = list(_keys(definition))
+        for key in keys:
+            other = self._by_key.get(key)
+            if other is not None and other.place != definition.place:
+                raise DuplicateRegistration(
+                    f"{_claim(definition, key)} is claimed by {where(other.function)} and by"
+                    f" {where(definition.function)}; expected one. Remove one of them"
+                    + (", or give it a subscription." if definition.kind == "event" else ".")
+                )
+        for key in [k for k, d in self._by_key.items() if d.place == definition.place]:
+            if self._by_key[key].messages == definition.messages:
+                del self._by_key[key]
+        self._by_key.update(dict.fromkeys(keys, definition))
+        for listener in list(self._listeners):
+            listener(definition)
+
+    def listen(self, listener: Callable[[Definition], None]) -> None:
+        """Call a function with every handler that is declared from now on."""
+        self._listeners.append(listener)
+
+    def all(self) -> list[Definition]:
+        """Return the handlers in the order of their declaration."""
+        return list(dict.fromkeys(self._by_key.values()))
+
+    def handler_of(self, message: type[Any]) -> Definition | None:
+        """Return the handler of a command or query class; None if nobody declared one."""
+        return self._by_key.get((message.__kind__, message))
+
+    def topics_of(self, definition: Definition) -> list[type[Any]]:
+        """Return the event classes that a subscription's function gets.
+
+        A base class stands for every event below it, except those that another function of the
+        same subscription names.
+        """
+        taken = {
+            message
+            for other in self._by_key.values()
+            if other.kind == "event"
+            and other is not definition
+            and definition.subscription
+            and other.subscription == definition.subscription
+            for message in other.messages
+        }
+        found = dict.fromkeys(m for m in definition.messages if hasattr(m, "__registered__"))
+        for message in definition.messages:
+            for entry in registry.subclasses(message):
+                if entry.cls not in taken:
+                    found.setdefault(entry.cls)
+        return list(found)
+
+    def subscribers_of(self, event: type[Any]) -> list[Definition]:
+        """Return the subscriptions' functions that get an event class."""
+        return [d for d in self.all() if d.kind == "event" and event in self.topics_of(d)]
+
+
+def _keys(definition: Definition) -> Iterator[tuple[Any, ...]]:
+    if definition.kind != "event":
+        yield definition.kind, definition.messages[0]
+        return
+    yield "task", definition.subscription, definition.function.__name__
+    if definition.subscription:
+        for message in definition.messages:
+            yield "event", definition.subscription, message
+
+
+def _claim(definition: Definition, key: tuple[Any, ...]) -> str:
+    if definition.kind != "event":
+        return f"the {definition.kind} {definition.messages[0].__qualname__}"
+    if key[0] == "task":
+        return f"the name {key[2]!r} in subscription {key[1] or key[2]!r}"
+    return f"{key[2].__qualname__} in subscription {key[1]!r}"
+
+
+#: What was declared in this process.
+definitions = Definitions()

@@ -1,0 +1,112 @@
+"""The plain values in which commands and recorded events travel as a task's argument.
+
+A body is JSON; what a task gets is what Celery's JSON made of it. It is decoded inside the task, so
+that whatever can't be read fails there, and becomes a dead letter with its reason.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from ..errors import MalformedMessage, MessageError
+from ..messages.metadata import Metadata
+from ..messages.serializer import Serializer
+from ..store.events import RecordedEvent, StoredEvent
+from ..store.stream import StreamName
+from .context import current_metadata
+
+
+class _Facts(msgspec.Struct):
+    """Be the facts of an event's recording, beside its data."""
+
+    stream: str
+    position: int
+    version: int
+    event_id: str
+    type: str
+    type_version: int
+    timestamp: datetime
+    data: Any
+    metadata: Metadata = Metadata()
+
+
+def pack_command(command: Any, serializer: Serializer) -> dict[str, Any]:
+    """Return a command as a task's argument, with the trace of what sends it.
+
+    Raises:
+        MalformedMessage: a field holds a value that JSON has no form for.
+    """
+    plain = serializer.to_plain(command)
+    metadata = current_metadata()
+    if metadata.correlation_id:
+        plain["metadata"] = msgspec.to_builtins(metadata)
+    return plain
+
+
+def unpack_command(plain: Any, serializer: Serializer, *, command_id: str) -> tuple[Any, Metadata]:
+    """Return the command in a task's argument, and the metadata for what it brings about.
+
+    Args:
+        plain: what `pack_command` returned, or what JSON made of it.
+        serializer: decodes it.
+        command_id: causes what follows, and begins it where nothing did before.
+
+    Raises:
+        UnknownMessageType: its name and version are not registered.
+        MalformedMessage: it does not fit its type.
+    """
+    command = serializer.from_plain("command", plain)
+    came_with = plain.get("metadata") if isinstance(plain, dict) else None
+    correlation_id = (came_with or {}).get("correlation_id") or command_id
+    return command, Metadata(correlation_id=correlation_id, causation_id=command_id)
+
+
+def pack_event(stored: StoredEvent) -> dict[str, Any]:
+    """Return a stored event as a task's argument: the form that the Redis store's script makes."""
+    event = stored.event
+    return {
+        "stream": stored.stream.key,
+        "position": stored.global_position,
+        "version": stored.version,
+        "event_id": event.event_id,
+        "type": event.type,
+        "type_version": event.type_version,
+        "timestamp": event.timestamp.isoformat(),
+        "data": msgspec.json.decode(event.data),
+        "metadata": msgspec.to_builtins(event.metadata),
+    }
+
+
+def unpack_event(plain: Any, serializer: Serializer) -> RecordedEvent[Any]:
+    """Return the recorded event in a task's argument.
+
+    Raises:
+        UnknownMessageType: its name and version are not registered.
+        MalformedMessage: it does not fit its type, or is no recorded event.
+    """
+    try:
+        facts = msgspec.convert(plain, _Facts)
+        stream = StreamName.from_key(facts.stream)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise MalformedMessage(
+            f"a recorded event was expected; found something else: {error}", name="", version=0
+        ) from error
+    try:
+        event = serializer.convert("event", facts.type, facts.type_version, facts.data)
+    except MessageError as error:
+        error.add_note(f"recorded in {stream} at version {facts.version}")
+        raise
+    return RecordedEvent(
+        event=event,
+        event_id=facts.event_id,
+        application=stream.application,
+        aggregate_type=stream.aggregate_type,
+        aggregate_id=stream.aggregate_id,
+        version=facts.version,
+        global_position=facts.position,
+        timestamp=facts.timestamp,
+        metadata=facts.metadata,
+    )

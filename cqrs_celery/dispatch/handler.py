@@ -1,0 +1,101 @@
+"""What a decorated function becomes: still the function, and a Celery task besides."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import celery
+from celery.utils.functional import head_from_fun
+
+from ..errors import ConfigurationError
+from .definitions import Definition
+from .runtime import current_app, runtime_of
+from .tasks import CommandTask, HandlerTask, SubscriptionTask, command_queue
+
+#: Task options that would break what a handler's task promises.
+_FIXED = ("bind", "serializer", "compression", "acks_late", "name", "base", "typing")
+
+
+def _header(message: Any) -> None:
+    """Be the signature that Celery checks arguments against: the message alone."""
+
+
+class Handler:
+    """Be a declared handler.
+
+    Called, it is the user's function, with whatever arguments that takes. Everything else (`delay`,
+    `apply_async`, `s`, `si`, `name`, …) is its Celery task's in the current application.
+    """
+
+    def __init__(self, definition: Definition) -> None:
+        functools.update_wrapper(self, definition.function)
+        self.definition = definition
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the user's function."""
+        return self.definition.function(*args, **kwargs)
+
+    @property
+    def task(self) -> celery.Task:
+        """Its task in the current application.
+
+        Raises:
+            NotConfigured: there is no CQRS app in this process.
+        """
+        app = current_app(self.definition.function.__qualname__)
+        return task_of(app, self.definition)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.task, name)
+
+    def __repr__(self) -> str:
+        return f"<handler {self.definition.function.__qualname__}>"
+
+
+def task_of(app: celery.Celery, definition: Definition) -> celery.Task:
+    """Return a handler's task in an application, made where it is missing."""
+    name = definition.task_name(runtime_of(app).application)
+    task = app.tasks.get(name)
+    if task is None or getattr(task, "definition", None) is not definition:
+        task = build_task(app, definition)
+    return task
+
+
+def build_task(app: celery.Celery, definition: Definition) -> celery.Task:
+    """Make a handler's task in an application.
+
+    Raises:
+        ConfigurationError: an option would break what its task promises.
+    """
+    application = runtime_of(app).application
+    name = definition.task_name(application)
+    options = dict(definition.options)
+    for option in _FIXED:
+        if option in options:
+            raise ConfigurationError(
+                f"{definition.function.__qualname__} sets the task option {option!r}, which a"
+                " handler's task keeps for itself. Remove it."
+            )
+    is_command = definition.kind == "command"
+    options.setdefault(
+        "queue", command_queue(name) if is_command else definition.subscription_name(application)
+    )
+    base: type[HandlerTask] = CommandTask if is_command else SubscriptionTask
+    task_class = type(
+        definition.function.__name__,
+        (base,),
+        {
+            "app": app,
+            "name": name,
+            "definition": definition,
+            "__doc__": definition.function.__doc__,
+            "__module__": definition.function.__module__,
+            "__header__": staticmethod(head_from_fun(_header)),
+            **options,
+        },
+    )
+    app.tasks.pop(name, None)
+    return app.register_task(task_class())

@@ -1,0 +1,253 @@
+"""The Celery tasks behind handlers and subscriptions.
+
+What they need of Celery: JSON, late acknowledgement, no acknowledgement of what was lost. Their
+request class, which runs in the worker's main process, turns every outcome into one settlement.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import celery
+import msgspec
+from celery.exceptions import Ignore, Reject
+from kombu.exceptions import OperationalError
+from kombu.utils.uuid import uuid
+
+from ..errors import HandlerNotFound, LeaseLost, PublishFailed, StoreUnavailable
+from ..messages.message import Command
+from ..messages.metadata import Metadata
+from ..store.events import Lease, RecordedEvent
+from ..store.stream import StreamName
+from .bus import Attempt, CommandResult, record_of
+from .definitions import Definition
+from .envelope import pack_command, unpack_command, unpack_event
+from .runtime import Runtime, runtime_of
+
+logger = logging.getLogger(__name__)
+
+#: The header that tells the transport what a message must stay in order with.
+SEQUENCE_HEADER = "cqrs_sequence"
+
+#: The delivery info under which the worker's main process says what it holds.
+LEASE = "cqrs_lease"
+
+
+def command_queue(task_name: str) -> str:
+    """Return the queue of a command: its application's, which is its name's first segment."""
+    return f"{task_name.partition('.')[0]}.commands"
+
+
+class HandlerTask(celery.Task):
+    """Be a task that runs a declared handler."""
+
+    abstract = True
+    Request = "cqrs_celery.workers.request:Request"
+
+    serializer = "json"
+    acks_late = True
+    reject_on_worker_lost = True
+    acks_on_timeout = False
+    #: Whether its failing message holds up those behind it.
+    is_blocking: ClassVar[bool] = False
+
+    definition: Definition
+
+    @property
+    def runtime(self) -> Runtime:
+        """The CQRS application that it belongs to."""
+        return runtime_of(self.app, self.name)
+
+    def _settled(self, work: Callable[[], CommandResult]) -> CommandResult:
+        """Do a worker's work; what is no outcome of it goes back to the queue."""
+        is_worker = not (self.request.called_directly or self.request.is_eager)
+        try:
+            return work()
+        except LeaseLost as error:
+            if not is_worker:
+                raise
+            logger.error("lease lost, commit refused", extra={"task": self.name, "why": str(error)})
+            raise Ignore(str(error)) from error
+        except StoreUnavailable as error:
+            if not is_worker:
+                raise
+            raise Reject(error, requeue=True) from error
+
+    @property
+    def _lease(self) -> Lease | None:
+        held = (self.request.delivery_info or {}).get(LEASE)
+        return Lease(*held) if held else None
+
+    @property
+    def _is_again(self) -> bool:
+        info = self.request.delivery_info or {}
+        return bool(info.get("redelivered") or self.request.retries)
+
+
+class CommandTask(HandlerTask):
+    """Be the task of a command: its name is the command's, its argument the command."""
+
+    abstract = True
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Send a command; it is ordered with the others to its aggregate.
+
+        Raises:
+            MalformedMessage: a field holds a value that JSON has no form for.
+            PublishFailed: the broker did not take it.
+        """
+        command = _only(self, args, kwargs)
+        if self.app.conf.task_always_eager:
+            return super().apply_async((command,), {}, **options)
+        packed, options = prepare_command(command, self.runtime, options)
+        with publishing(options["task_id"], self.name):
+            return super().apply_async((packed,), {}, **options)
+
+    def run(self, command: Any) -> Any:
+        """Carry out a command; returns its result as plain values.
+
+        Raises:
+            MessageError: the argument can't be read; a dead letter.
+            Exception: what the handler raised: the command's outcome, nothing was committed.
+        """
+        result = self._settled(lambda: self._carry_out(command))
+        return msgspec.to_builtins(result)
+
+    def _carry_out(self, argument: Any) -> CommandResult:
+        runtime, command_id = self.runtime, self.request.id or uuid()
+        if isinstance(argument, Command):
+            argument = pack_command(argument, runtime.serializer)
+        command, metadata = unpack_command(argument, runtime.serializer, command_id=command_id)
+        if self._is_again and (found := runtime.store.find_command(command_id)):
+            return CommandResult(
+                value=msgspec.json.decode(found.outcome), position=found.position, is_repeated=True
+            )
+        attempt = Attempt(
+            command,
+            metadata,
+            command=record_of(command_id, runtime.command_id_ttl_s),
+            lease=self._lease,
+        )
+        return runtime.bus.run(self.definition, attempt)
+
+
+class SubscriptionTask(HandlerTask):
+    """Be the task of a subscription's function: its argument is a recorded event."""
+
+    abstract = True
+    ignore_result = True
+    acks_on_failure = False
+    is_blocking = True
+
+    def run(self, recorded: Any) -> None:
+        """Handle a recorded event.
+
+        Raises:
+            MessageError: the argument can't be read; a dead letter.
+            Exception: what the function raised; a dead letter that holds up its sequence.
+        """
+        self._settled(lambda: self._handle(recorded))
+
+    def _handle(self, argument: Any) -> CommandResult:
+        runtime = self.runtime
+        recorded = (
+            argument
+            if isinstance(argument, RecordedEvent)
+            else unpack_event(argument, runtime.serializer)
+        )
+        metadata = Metadata(
+            correlation_id=recorded.metadata.correlation_id or recorded.event_id,
+            causation_id=recorded.event_id,
+        )
+        # What it commits is committed once, however often the event arrives.
+        record_id = f"{recorded.event_id}:{self.name}"
+        record = record_of(record_id, runtime.command_id_ttl_s)
+        attempt = Attempt(
+            recorded.event,
+            metadata,
+            command=lambda _: record(None),
+            recorded=recorded,
+            lease=self._lease,
+        )
+        return runtime.bus.run(self.definition, attempt)
+
+
+def prepare_command(
+    command: Any, runtime: Runtime, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Return a command as a task's argument, and the options to send it with."""
+    if isinstance(command, Command):
+        text = repr(command)
+        packed: Any = pack_command(command, runtime.serializer)
+    else:
+        text, packed = repr(command), command
+        command = runtime.serializer.from_plain("command", packed)
+    sequence = sequence_of(command, runtime.application)
+    headers = dict(options.get("headers") or {})
+    if sequence:
+        headers[SEQUENCE_HEADER] = sequence
+    return packed, {
+        "argsrepr": f"({text},)",
+        **options,
+        "task_id": options.get("task_id") or uuid(),
+        "headers": headers,
+    }
+
+
+def sequence_of(command: Command, application: str) -> str:
+    """Return what a command stays in order with: its aggregate's stream; "" for nothing."""
+    aggregate, key = command.__aggregate__, command.__key__
+    if aggregate is None or key is None:
+        return ""
+    kind = getattr(aggregate, "__aggregate_type__", aggregate.__name__)
+    name = command.__registered__.full_name(application)
+    return StreamName(name.partition(".")[0], kind, str(getattr(command, key))).key
+
+
+@contextmanager
+def publishing(message_id: str, name: str) -> Iterator[None]:
+    """Turn a broker that does not take a message into `PublishFailed`, with the message's id."""
+    try:
+        yield
+    except OperationalError as error:
+        raise PublishFailed(
+            f"{name} [{message_id}] was not sent: the broker does not answer ({error}). Start it,"
+            " or correct broker_url; then send it again with the same task_id.",
+            message_id=message_id,
+        ) from error
+
+
+def _only(task: celery.Task, args: Any, kwargs: Any) -> Any:
+    """Return a task's single argument.
+
+    Raises:
+        TypeError: there is another number of them.
+    """
+    given = [*(args or ()), *(kwargs or {}).values()]
+    if len(given) != 1:
+        raise TypeError(f"{task.name} takes its message alone; found {len(given)} arguments")
+    return given[0]
+
+
+def send_unhandled(command: Command, runtime: Runtime, options: dict[str, Any]) -> Any:
+    """Send a command whose handler this process does not know; its application's queue gets it.
+
+    Raises:
+        HandlerNotFound: tasks run eagerly, so it can't be run elsewhere.
+        PublishFailed: the broker did not take it.
+    """
+    if runtime.app.conf.task_always_eager:
+        runtime.bus.find(command)
+        raise HandlerNotFound(
+            f"{type(command).__qualname__} has no task",
+            message_type=type(command).__qualname__,
+            looked_for="sync or async",
+        )
+    name = runtime.serializer.name_of(type(command))
+    packed, options = prepare_command(command, runtime, options)
+    options.setdefault("queue", command_queue(name))
+    with publishing(options["task_id"], name):
+        return runtime.app.send_task(name, (packed,), **options)

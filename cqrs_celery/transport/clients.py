@@ -1,0 +1,58 @@
+"""Give others a client to the broker's own Redis, by the transport's own connection parameters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+
+#: Connections at most that one process's client opens: one a thread.
+MAX_CONNECTIONS = 1_000
+
+#: How often an operation is repeated when its connection broke; for operations that bear it.
+RETRIES = 3
+
+
+class BrokerClient:
+    """Return a redis client to a broker's database when called; a new one after a fork.
+
+    URL, TLS, credentials, Sentinel and sockets are as the transport would have them. The client
+    repeats an operation whose connection broke, so what runs on it must bear repetition.
+
+    Args:
+        connect: returns a Kombu connection to the broker, not yet connected.
+    """
+
+    def __init__(self, connect: Callable[[], Any]) -> None:
+        self._connect = connect
+        self._pid = 0
+        self._client: redis.Redis | None = None
+
+    def __call__(self) -> redis.Redis:
+        """Return this process's client.
+
+        Raises:
+            redis.ConnectionError: the server does not answer.
+        """
+        if self._client is None or self._pid != os.getpid():
+            self._client = self._new_client()
+            self._pid = os.getpid()
+        return self._client
+
+    def _new_client(self) -> redis.Redis:
+        connection = self._connect()
+        try:
+            channel = connection.channel()
+            channel.max_connections = MAX_CONNECTIONS
+            pool = channel._get_pool()
+        finally:
+            connection.close()
+        return redis.Redis(
+            connection_pool=pool,
+            credential_provider=pool.connection_kwargs.get("credential_provider"),
+            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), RETRIES),
+        )

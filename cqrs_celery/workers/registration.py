@@ -1,0 +1,111 @@
+"""Register the application's subscriptions when a worker starts, before it takes anything.
+
+A registration is durable: what is committed while no worker runs arrives later. It holds the head
+of the subscriber's task message, with holes for the ids, so that the event store can make each
+message by joining texts. During a rolling deploy, the last worker's registration wins.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from celery import bootsteps
+
+from ..dispatch.definitions import Definition, definitions
+from ..dispatch.handler import task_of
+from ..dispatch.runtime import Runtime, runtime_of
+from ..errors import InvalidSetting
+from ..store.events import Subscriber
+from ..transport import wire
+
+logger = logging.getLogger(__name__)
+
+#: Stand for what the event store puts into a head; no JSON text holds them by chance.
+_ID, _ROOT, _PARENT = "\x00id\x00", "\x00root\x00", "\x00parent\x00"
+
+
+class RegistrationStep(bootsteps.StartStopStep):
+    """Register once connected, and again after each reconnection: the server may be a new one."""
+
+    requires = ("celery.worker.consumer.connection:Connection",)
+    name = "cqrs-registration"
+
+    def start(self, parent: Any) -> None:
+        """Register every subscription of the worker's application."""
+        runtime = runtime_of(parent.app)
+        register = getattr(runtime.store, "register", None)
+        if register is None:
+            return
+        for definition in definitions.all():
+            if definition.kind == "event":
+                subscriber = subscriber_of(definition, runtime)
+                new = register(subscriber)
+                logger.info(
+                    "subscription registered",
+                    extra={
+                        "task": subscriber.name,
+                        "queue": subscriber.queue,
+                        "topics": subscriber.topics,
+                        "new_topics": new,
+                    },
+                )
+
+
+def subscriber_of(definition: Definition, runtime: Runtime) -> Subscriber:
+    """Return what the event store must know of a subscription's function.
+
+    Raises:
+        InvalidSetting: its task has an option that a message made by the store can't have.
+    """
+    task = task_of(runtime.app, definition)
+    for option in ("expires", "compression"):
+        if getattr(task, option, None):
+            raise InvalidSetting(
+                f"the task {task.name} has {option} = {getattr(task, option)!r}; accepted: none,"
+                " since the event store makes its messages by joining texts",
+                setting=option,
+                accepted="none",
+            )
+    topics = tuple(runtime.serializer.name_of(event) for event in definitions.topics_of(definition))
+    return Subscriber(task.name, topics, task.queue, _head(task))
+
+
+def _head(task: Any) -> tuple[str, str, str, str, str]:
+    """Return the head of a task's message in five pieces around its four holes."""
+    app = task.app
+    task_id = f"{_ID}:{task.name}"
+    message = app.amqp.as_task_v2(
+        task_id, task.name, (), {},
+        root_id=_ROOT, parent_id=_PARENT, ignore_result=task.ignore_result,
+        argsrepr="(<recorded event>,)", kwargsrepr="{}", origin="cqrs",
+    )  # fmt: skip
+    properties = {
+        **message.properties,
+        "delivery_mode": 2,
+        "delivery_info": {"exchange": "", "routing_key": task.queue},
+        "priority": task.priority or 0,
+    }
+    properties["correlation_id"] = task_id
+    # The ids stand in the order of the holes: id, id, root, parent.
+    headers = dict(message.headers)
+    first = {name: headers.pop(name) for name in ("id", "root_id", "parent_id")}
+    text = wire.head_of(
+        {
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+            "properties": properties,
+            "headers": {**first, **headers},
+        }
+    )
+    return _split(text)
+
+
+def _split(text: str) -> tuple[str, str, str, str, str]:
+    pieces = []
+    for hole in (_ID, _ID, _ROOT, _PARENT):
+        piece, _, text = text.partition(json.dumps(hole)[1:-1])
+        pieces.append(piece)
+    one, two, three, four = pieces
+    return one, two, three, four, text

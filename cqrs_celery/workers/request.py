@@ -1,0 +1,79 @@
+"""The request of a handler's task, in the worker's main process: every outcome is one settlement.
+
+- success, and a command's exception: done
+- a subscription's exception, what can't be read, a hard time limit: a dead letter with its reason
+- a lost child: back to its place, and a dead letter when that has happened too often
+- the store away: once more, later
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from billiard.einfo import ExceptionWithTraceback
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry
+from celery.worker.request import Request as CeleryRequest
+
+from ..dispatch.tasks import LEASE
+from ..errors import MessageError
+from ..transport.qos import REASON
+
+
+class Request(CeleryRequest):
+    """Be a request that loses nothing."""
+
+    def __init__(self, message: Any, **options: Any) -> None:
+        super().__init__(message, **options)
+        info = message.delivery_info or {}
+        if LEASE in info:
+            self._delivery_info[LEASE] = info[LEASE]
+        self._must_bury = False
+
+    def on_failure(
+        self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
+    ) -> Any:
+        """Say why the message will be a dead letter, if it will, and settle as Celery would."""
+        error = exc_info.exception
+        if isinstance(error, ExceptionWithTraceback):
+            error = error.exc
+        if isinstance(error, TimeLimitExceeded):
+            self._say("hard time limit", error, exc_info, must_bury=True)
+        elif isinstance(error, (WorkerLostError, SystemExit, KeyboardInterrupt)):
+            self._say("its child process was lost", error, exc_info)
+        elif isinstance(error, MessageError):
+            self._say("unreadable message", error, exc_info, must_bury=True)
+            self.reject(requeue=False)
+        elif not isinstance(error, (Ignore, Reject, Retry)):
+            self._say("its function failed", error, exc_info)
+        return super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Make a dead letter of a message that hit its hard time limit."""
+        if not soft:
+            self._say("hard time limit", TimeLimitExceeded(timeout), None, must_bury=True)
+        super().on_timeout(soft, timeout)
+
+    def reject(self, requeue: bool = False) -> None:
+        """Put the message back, or set it aside for good where putting it back can't help."""
+        super().reject(requeue=requeue and not self._must_bury)
+
+    def _say(
+        self, reason: str, error: BaseException, exc_info: Any, *, must_bury: bool = False
+    ) -> None:
+        self._must_bury = must_bury
+        setattr(
+            self._message,
+            REASON,
+            {
+                "reason": reason,
+                "exception": f"{type(error).__module__}.{type(error).__qualname__}",
+                "error": str(error),
+                "traceback": getattr(exc_info, "traceback", None),
+                "task": self.name,
+                "task_id": self.id,
+                "worker": self.hostname,
+                "failed_at": time.time(),
+            },
+        )

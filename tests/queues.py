@@ -31,6 +31,16 @@ def leftovers(client: Any) -> list[str]:
     return sorted(name for name in names if not name.startswith(MAY_STAY))
 
 
+def make_due(queue: ReliableQueue) -> None:
+    """Let everything that is delayed be due now, in its order."""
+    client: Any = queue.client
+    for name in client.zrange(queue.key("due"), 0, -1):
+        delayed = queue.key(f"delayed:{name.decode()}")
+        members = client.zrange(delayed, 0, -1)
+        client.zadd(delayed, {member: n for n, member in enumerate(members)})
+        client.zadd(queue.key("due"), {name: 0})
+
+
 class Worker:
     """A consumer that takes and settles, and remembers nothing."""
 
@@ -105,11 +115,7 @@ class QueueCase(ReliableQueue):
 
     def make_due(self) -> None:
         """Let everything that is delayed be due now, in its order."""
-        for queue in self.redis.zrange(self.key("due"), 0, -1):
-            delayed = self.key(f"delayed:{queue.decode()}")
-            members = self.redis.zrange(delayed, 0, -1)
-            self.redis.zadd(delayed, {member: n for n, member in enumerate(members)})
-            self.redis.zadd(self.key("due"), {queue: 0})
+        make_due(self)
 
     def is_idle(self, name: str) -> bool:
         """Say whether a consumer waits for a wake-up."""

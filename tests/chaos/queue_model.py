@@ -2,7 +2,8 @@
 
 The model is independent of the queue's own keys: it knows what was published in which order, who
 was handed what, how often, and which settlements counted. Only `audit` looks into the keys, for
-what no answer shows: that each message is in exactly one place. Any disagreement is an
+what no answer shows: that each message is in exactly one place. Delays are long, and end when
+the model lets time pass, so that a seed repeats a run exactly. Any disagreement is an
 AssertionError with the seed and the step.
 """
 
@@ -26,7 +27,7 @@ from cqrs_celery.queue.values import (
     later,
     requeue,
 )
-from tests.queues import LEASE_MS, PREFIX, leftovers
+from tests.queues import LEASE_MS, PREFIX, leftovers, make_due
 
 QUEUES = ["orders", "stock", "mail"]
 #: Its dead letters block their sequence.
@@ -38,6 +39,8 @@ TOPICS = {"placed": ["orders", "stock", "mail"], "paid": ["mail"], "ignored": []
 #: Deliveries without a settlement after which a message is a dead letter.
 MOST_TRIES = 3
 AUDIT_EVERY_STEPS = 500
+#: Longer than any run; `pass_time` ends it.
+DELAY_MS = 3_600_000
 
 #: A message to one queue: the queue and what the message says.
 Copy = tuple[str, str]
@@ -64,6 +67,8 @@ class QueueModel:
         self.expected: set[Copy] = set()
         #: Neither held nor dead nor done.
         self.waiting: set[Copy] = set()
+        #: Of those, what may not come before time passes.
+        self.not_due: set[Copy] = set()
         self.settled: Counter[Copy] = Counter()
         self.purged: set[Copy] = set()
         #: (queue, sequence) -> what is not done, as it must come
@@ -86,6 +91,7 @@ class QueueModel:
             (self.publish, 26), (self.publish_topic, 4), (self.push_raw, 2), (self.take, 30),
             (self.settle, 34), (self.die, 2), (self.leave, 1), (self.pause, 2), (self.late_ack, 3),
             (self.duplicate, 4), (self.renew_late, 1), (self.revive, 3), (self.purge, 0.2),
+            (self.pass_time, 4),
         ]  # fmt: skip
         kinds, weights = zip(*actions, strict=True)
         for self.step in range(steps):
@@ -104,7 +110,7 @@ class QueueModel:
         tag = self._new_tag()
         targets = self.random.sample(QUEUES, self.random.choice([1, 1, 1, 2, 3]))
         sequence = self._some_sequence()
-        delay_ms = self.random.randint(1, 30) if self.random.random() < 0.1 else 0
+        delay_ms = DELAY_MS if self.random.random() < 0.1 else 0
         if sequence and delay_ms:
             sequence = f"delayed-{sequence}"
         body = tag if len(targets) > 1 else ""
@@ -119,6 +125,8 @@ class QueueModel:
         self.check(count == len(targets), f"published to {count} queues, not {len(targets)}")
         self.repeats.append(send)
         self._expect(tag, targets, "" if delay_ms else sequence)
+        if delay_ms:
+            self.not_due |= {(queue, tag) for queue in targets}
 
     def publish_topic(self) -> None:
         topic, targets = self.random.choice(list(TOPICS.items()))
@@ -211,6 +219,12 @@ class QueueModel:
             del self.dead[queue, message_id]
             self.check(self.queue.discard(queue, message_id), "a dead letter was missing")
             self._done(taken)
+
+    def pass_time(self) -> None:
+        """Everything that is delayed is due now."""
+        self.seen["delayed"] += len(self.not_due & self.waiting)
+        self.not_due.clear()
+        make_due(self.queue)
 
     def purge(self) -> None:
         queue = self.random.choice(QUEUES)
@@ -325,7 +339,7 @@ class QueueModel:
             return give_back(taken.id, taken.fence)
         if fate < 0.95:
             payload = self.random.choice(["", self._copy(taken)[1]])
-            return later(taken.id, taken.fence, self.random.randint(1, 20), payload)
+            return later(taken.id, taken.fence, DELAY_MS, payload)
         return bury(taken.id, taken.fence, '{"reason": "test"}')
 
     def _predict(
@@ -355,6 +369,8 @@ class QueueModel:
             if settlement.text and not is_burial:
                 self.heads.pop(self._copy(taken), None)
             self.waiting.add(self._copy(taken))
+            if settlement.operation == "l" and not taken.sequence:
+                self.not_due.add(self._copy(taken))
             if taken.sequence:
                 returned[place] = (settlement.operation, taken)
                 for one in behind:
@@ -363,9 +379,13 @@ class QueueModel:
                     revoked.append(one.id)
                     self.waiting.add(self._copy(one))
         for place, (operation, taken) in returned.items():
-            if operation == "d" and not self._held_of(consumer, place):
+            if self._held_of(consumer, place):
+                continue
+            if operation == "d":
                 self.waiting.remove(self._copy(taken))
                 self._bury(taken)
+            elif operation == "l":
+                self.not_due.add(self._copy(taken))
         return refused, revoked
 
     def _held_of(self, consumer: Consumer, place: tuple[str, str]) -> list[Taken]:
@@ -397,6 +417,7 @@ class QueueModel:
     def _receive(self, consumer: Consumer, taken: Taken) -> None:
         copy, place = self._copy(taken), (taken.queue, taken.sequence)
         self.check(copy in self.waiting, f"{taken} is unknown, held, dead or done")
+        self.check(copy not in self.not_due, f"{taken} came before its time")
         self.waiting.remove(copy)
         head = taken.payload.decode() if taken.body else ""
         self.check(head == self.heads.get(copy, ""), f"{taken} has a wrong head")
@@ -431,11 +452,9 @@ class QueueModel:
             self.step += 1
             done = [ack(taken.id, taken.fence) for taken in consumer.holds.values()]
             if not self._exchange(consumer, done, 100) and not done:
-                answer = self.queue.settle_and_take(consumer.name, queues=QUEUES, count=1)
-                for taken in answer.taken:
-                    self._receive(consumer, taken)
-                is_over = not answer.taken and answer.due_in_ms is None
+                is_over = not self.client.exists(self.queue.key("due"))
                 self.check(not is_over, f"lost: {sorted(self.waiting)[:10]}")
+                self.pass_time()
         self.seen["lost"] += len(self.expected - set(self.settled) - self.purged)
         self.seen["doubled"] += sum(n > 1 for n in self.settled.values())
         self.seen["doubled"] += len(self.purged & set(self.settled))

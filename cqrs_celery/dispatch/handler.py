@@ -84,17 +84,19 @@ def build_task(app: celery.Celery, definition: Definition) -> celery.Task:
         "queue", command_queue(name) if is_command else definition.subscription_name(application)
     )
     base: type[HandlerTask] = CommandTask if is_command else SubscriptionTask
+    # Celery warns of `queue` and its like among a task class's own attributes: they are inherited.
+    configured = type(base.__name__, (base,), {"abstract": True, **options})
     task_class = type(
         definition.function.__name__,
-        (base,),
+        (configured,),
         {
+            "abstract": False,
             "app": app,
             "name": name,
             "definition": definition,
             "__doc__": definition.function.__doc__,
             "__module__": definition.function.__module__,
             "__header__": staticmethod(head_from_fun(_header)),
-            **options,
         },
     )
     app.tasks.pop(name, None)

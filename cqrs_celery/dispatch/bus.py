@@ -22,12 +22,13 @@ from ..errors import (
     DuplicateCommand,
     HandlerNotFound,
     MalformedMessage,
+    StoreError,
 )
 from ..messages.metadata import Metadata
 from ..messages.serializer import Serializer
 from ..session.repository import Repository
 from ..session.session import HandlerSession, Session
-from ..store.events import CommandRecord, Committed, Lease, RecordedEvent
+from ..store.events import CommandOutcome, CommandRecord, Committed, Lease, RecordedEvent
 from .context import handling
 from .definitions import Definition, Definitions
 from .definitions import definitions as all_definitions
@@ -64,6 +65,8 @@ class Attempt:
         message: the command or event.
         metadata: of what it records and sends.
         command: returns the record that is committed with its events; None to keep none.
+        find: looks up what was recorded when the same was committed before; asked when a handler
+            raises, which may be because of the state that it has itself made.
         recorded: the event's facts, for a subscription.
         lease: the worker's hold on its message.
     """
@@ -71,6 +74,7 @@ class Attempt:
     message: Any
     metadata: Metadata
     command: Callable[[Any], CommandRecord | None] = lambda value: None
+    find: Callable[[], CommandOutcome | None] = lambda: None
     recorded: RecordedEvent[Any] | None = None
     lease: Lease | None = None
 
@@ -124,11 +128,7 @@ class Bus:
             try:
                 return self._run_once(definition, attempt)
             except DuplicateCommand as error:
-                return CommandResult(
-                    value=msgspec.json.decode(error.outcome),
-                    position=error.position,
-                    is_repeated=True,
-                )
+                return result_of(CommandOutcome(error.position, error.outcome))
             except ConcurrencyError as error:
                 if number == CONFLICT_RETRIES:
                     raise
@@ -142,8 +142,13 @@ class Bus:
     def _run_once(self, definition: Definition, attempt: Attempt) -> CommandResult:
         session = HandlerSession(self.repository, metadata=attempt.metadata)
         try:
-            with handling(attempt.metadata):
-                value = _call(definition, attempt, session)
+            try:
+                with handling(attempt.metadata):
+                    value = _call(definition, attempt, session)
+            except Exception as error:
+                if _may_be_repeated(error) and (found := attempt.find()):
+                    return result_of(found)
+                raise
             committed = self._commit(session, attempt, value)
         finally:
             session.close()
@@ -162,23 +167,32 @@ class Bus:
         if not definition.is_async:
             return await asyncio.to_thread(self.run, definition, attempt)
         for number in range(CONFLICT_RETRIES + 1):
-            session = HandlerSession(self.repository, metadata=attempt.metadata)
+            try:
+                return await self._run_once_async(definition, attempt)
+            except DuplicateCommand as error:
+                return result_of(CommandOutcome(error.position, error.outcome))
+            except ConcurrencyError:
+                if number == CONFLICT_RETRIES:
+                    raise
+                await asyncio.sleep(random.uniform(0, CONFLICT_DELAY_S * 2**number))  # noqa: S311
+        raise AssertionError("unreachable")
+
+    async def _run_once_async(self, definition: Definition, attempt: Attempt) -> CommandResult:
+        session = HandlerSession(self.repository, metadata=attempt.metadata)
+        try:
             try:
                 with handling(attempt.metadata):
                     value = await definition.function(
                         attempt.message, **_arguments(definition, attempt, session)
                     )
-                committed = await asyncio.to_thread(self._commit, session, attempt, value)
-                return CommandResult(
-                    value=value, position=committed.position if committed else None
-                )
-            except ConcurrencyError:
-                if number == CONFLICT_RETRIES:
-                    raise
-                await asyncio.sleep(random.uniform(0, CONFLICT_DELAY_S * 2**number))  # noqa: S311
-            finally:
-                session.close()
-        raise AssertionError("unreachable")
+            except Exception as error:
+                if _may_be_repeated(error) and (found := await asyncio.to_thread(attempt.find)):
+                    return result_of(found)
+                raise
+            committed = await asyncio.to_thread(self._commit, session, attempt, value)
+        finally:
+            session.close()
+        return CommandResult(value=value, position=committed.position if committed else None)
 
     def answer(self, query: Any) -> Any:
         """Run a query's handler; returns what it returns.
@@ -197,6 +211,18 @@ class Bus:
         if definition.is_async:
             return await definition.function(query)
         return await asyncio.to_thread(definition.function, query)
+
+
+def result_of(found: CommandOutcome) -> CommandResult:
+    """Return the result of a command that had committed before."""
+    return CommandResult(
+        value=msgspec.json.decode(found.outcome), position=found.position, is_repeated=True
+    )
+
+
+def _may_be_repeated(error: Exception) -> bool:
+    """Say whether a handler may have raised this at the state that its first run has made."""
+    return not isinstance(error, StoreError) or isinstance(error, ConcurrencyError)
 
 
 def record_of(command_id: str, ttl_s: int) -> Callable[[Any], CommandRecord | None]:

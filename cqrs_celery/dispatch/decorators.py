@@ -15,6 +15,9 @@ from .definitions import Definition, definitions
 from .handler import Handler
 from .signature import injections
 
+#: Task options that would break what a handler's task promises.
+_FIXED = ("bind", "serializer", "compression", "acks_late", "name", "base", "typing")
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -34,7 +37,8 @@ def command_handler(command: type[Any], **options: Any) -> Callable[[Callable[..
         `apply_async`, `s`, `si`, and so on.
 
     Raises:
-        RegistrationError: the class is no command.
+        RegistrationError: the class is no command, or an option would break what a handler's task
+            promises.
         DuplicateRegistration: the command has a handler; both are named.
         HandlerSignatureError: a parameter's annotation does not fit.
     """
@@ -42,6 +46,7 @@ def command_handler(command: type[Any], **options: Any) -> Callable[[Callable[..
 
     def declare(function: Callable[..., Any]) -> Handler:
         found = injections(function, "command", (command,))
+        _check_options(function, options)
         definition = Definition("command", (command,), function, found, options=options)
         definitions.add(definition)
         return Handler(definition)
@@ -93,7 +98,8 @@ def subscribes(
         A decorator. What it returns is called like the function, and has a task's attributes.
 
     Raises:
-        RegistrationError: there is no class, or one is no event.
+        RegistrationError: there is no class, one is no event, or an option would break what a
+            handler's task promises.
         DuplicateRegistration: a function of the subscription takes the event; both are named.
         HandlerSignatureError: a parameter's annotation does not fit.
     """
@@ -101,6 +107,7 @@ def subscribes(
 
     def declare(function: Callable[..., Any]) -> Handler:
         found = injections(function, "event", events)
+        _check_options(function, options)
         definition = Definition("event", events, function, found, subscription, options)
         definitions.add(definition)
         return Handler(definition)
@@ -116,4 +123,13 @@ def _check(kind: str, classes: tuple[Any, ...]) -> None:
             name = where(cls) if isinstance(cls, type) else repr(cls)
             raise RegistrationError(
                 f"{name} is no {kind}; expected a class below cqrs_celery.{kind.capitalize()}"
+            )
+
+
+def _check_options(function: Callable[..., Any], options: dict[str, Any]) -> None:
+    for option in _FIXED:
+        if option in options:
+            raise RegistrationError(
+                f"{where(function)} sets the task option {option!r}, which a handler's task keeps"
+                " for itself. Remove it."
             )

@@ -8,13 +8,9 @@ from typing import Any
 import celery
 from celery.utils.functional import head_from_fun
 
-from ..errors import ConfigurationError
 from .definitions import Definition
 from .runtime import current_app, runtime_of
 from .tasks import CommandTask, HandlerTask, SubscriptionTask, command_queue
-
-#: Task options that would break what a handler's task promises.
-_FIXED = ("bind", "serializer", "compression", "acks_late", "name", "base", "typing")
 
 
 def _header(message: Any) -> None:
@@ -65,20 +61,10 @@ def task_of(app: celery.Celery, definition: Definition) -> celery.Task:
 
 
 def build_task(app: celery.Celery, definition: Definition) -> celery.Task:
-    """Make a handler's task in an application.
-
-    Raises:
-        ConfigurationError: an option would break what its task promises.
-    """
+    """Make a handler's task in an application."""
     application = runtime_of(app).application
     name = definition.task_name(application)
     options = dict(definition.options)
-    for option in _FIXED:
-        if option in options:
-            raise ConfigurationError(
-                f"{definition.function.__qualname__} sets the task option {option!r}, which a"
-                " handler's task keeps for itself. Remove it."
-            )
     is_command = definition.kind == "command"
     options.setdefault(
         "queue", command_queue(name) if is_command else definition.subscription_name(application)

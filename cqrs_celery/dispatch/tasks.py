@@ -22,7 +22,7 @@ from ..messages.message import Command
 from ..messages.metadata import Metadata
 from ..store.events import Lease, RecordedEvent
 from ..store.stream import StreamName
-from .bus import Attempt, CommandResult, record_of
+from .bus import Attempt, CommandResult, record_of, result_of
 from .definitions import Definition
 from .envelope import pack_command, unpack_command, unpack_event
 from .runtime import Runtime, runtime_of
@@ -100,8 +100,6 @@ class CommandTask(HandlerTask):
             PublishFailed: the broker did not take it.
         """
         command = _only(self, args, kwargs)
-        if self.app.conf.task_always_eager:
-            return super().apply_async((command,), {}, **options)
         packed, options = prepare_command(command, self.runtime, options)
         with publishing(options["task_id"], self.name):
             return super().apply_async((packed,), {}, **options)
@@ -122,13 +120,12 @@ class CommandTask(HandlerTask):
             argument = pack_command(argument, runtime.serializer)
         command, metadata = unpack_command(argument, runtime.serializer, command_id=command_id)
         if self._is_again and (found := runtime.store.find_command(command_id)):
-            return CommandResult(
-                value=msgspec.json.decode(found.outcome), position=found.position, is_repeated=True
-            )
+            return result_of(found)
         attempt = Attempt(
             command,
             metadata,
             command=record_of(command_id, runtime.command_id_ttl_s),
+            find=lambda: runtime.store.find_command(command_id),
             lease=self._lease,
         )
         return runtime.bus.run(self.definition, attempt)
@@ -169,6 +166,7 @@ class SubscriptionTask(HandlerTask):
             recorded.event,
             metadata,
             command=lambda _: record(None),
+            find=lambda: runtime.store.find_command(record_id),
             recorded=recorded,
             lease=self._lease,
         )

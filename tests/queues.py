@@ -31,12 +31,16 @@ def leftovers(client: Any) -> list[str]:
     return sorted(name for name in names if not name.startswith(MAY_STAY))
 
 
-def make_due(queue: ReliableQueue) -> None:
-    """Let everything that is delayed be due now, in its order."""
+def make_due(queue: ReliableQueue, *, is_by_name: bool = False) -> None:
+    """Let everything that is delayed be due now, in the order of its times, or else of its names.
+
+    What was delayed by the same time comes in an order that depends on the milliseconds between.
+    """
     client: Any = queue.client
     for name in client.zrange(queue.key("due"), 0, -1):
         delayed = queue.key(f"delayed:{name.decode()}")
         members = client.zrange(delayed, 0, -1)
+        members = sorted(members) if is_by_name else members
         client.zadd(delayed, {member: n for n, member in enumerate(members)})
         client.zadd(queue.key("due"), {name: 0})
 

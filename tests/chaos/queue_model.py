@@ -224,7 +224,7 @@ class QueueModel:
         """Everything that is delayed is due now."""
         self.seen["delayed"] += len(self.not_due & self.waiting)
         self.not_due.clear()
-        make_due(self.queue)
+        make_due(self.queue, is_by_name=True)
 
     def purge(self) -> None:
         queue = self.random.choice(QUEUES)

@@ -7,6 +7,7 @@ Everything that has to do with queues goes to `queue`, by one script each.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterable
@@ -26,7 +27,7 @@ from ..queue.values import Destination, Taken
 from . import qos as _qos
 from . import wire
 from .holder import Holder, tag_of
-from .poller import POLL_S
+from .pace import Pace
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +66,8 @@ class Channel(stock.Channel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._no_ack_queues: set[str] = set()
         self._turns = 0
-        self._is_hungry = True
-        self._is_idle = False
-        self._next_look = 0.0
+        self._is_loop = False
+        self.pace = Pace()
         super().__init__(*args, **kwargs)
 
     # ------------------------------------------------------------ publishing
@@ -166,7 +166,7 @@ class Channel(stock.Channel):
         result = super().basic_consume(queue, no_ack, *args, **kwargs)
         if no_ack:
             self._no_ack_queues.add(queue)
-        self._is_hungry = True
+        self.pace.is_hungry = True
         if queue not in self.active_fanout_queues:
             self.holder.consume(self.active_queues)
         self._in_listen = None
@@ -180,25 +180,28 @@ class Channel(stock.Channel):
             self.holder.consume(self.active_queues)
         return result
 
-    @property
-    def wants_turn(self) -> bool:
-        """Whether another turn of the loop would find something to do at once."""
-        if not self._has_holder or self.closed:
-            return False
-        if self.holder.has_settlements or self.holder.ready:
-            return True
-        return self._is_hungry and bool(self.active_queues) and bool(self.qos.can_consume())
-
-    def until_turn(self) -> float:
-        """Return the seconds until the next look at the queues."""
-        if not self.active_queues:
-            return POLL_S
-        if self.wants_turn:
+    def due_at(self) -> float:
+        """Return the monotonic time at which the channel's next turn is due."""
+        if self.closed or not (self._has_holder or self.active_queues):
+            return math.inf
+        if self.holder.ready:
             return 0.0
-        return max(0.0, self._next_look - time.monotonic())
+        return self.pace.due_at(
+            credit=self._credit, settled_at=self.holder.settled_at, is_busy=self._is_busy
+        )
+
+    @property
+    def _credit(self) -> int:
+        if not self.active_queues:
+            return 0
+        return max(0, self.qos.credit(is_loop=self._is_loop) - self.holder.ready)
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._is_loop and self.qos.is_half_full
 
     def turn(self, *, is_loop: bool) -> int:
-        """Settle and take as needed, deliver what is ready.
+        """Settle and take if it is time, deliver what is ready.
 
         Args:
             is_loop: True if an event loop turns; without one, one message is delivered at a time.
@@ -208,15 +211,18 @@ class Channel(stock.Channel):
         """
         if self.closed or not (self._has_holder or self.active_queues):
             return 0
+        self._is_loop = is_loop
         holder, now = self.holder, time.monotonic()
         if is_loop:
             holder.last_turn = now
         if is_loop or not holder.ready:
-            credit = self.qos.credit(is_loop=is_loop) - holder.ready if self.active_queues else 0
-            is_time = self._is_hungry or now >= self._next_look
-            if holder.has_settlements or (credit > 0 and is_time):
-                self._exchange(self._turn_of_queues(), max(0, credit), now)
-        return self._deliver_ready(1 if not is_loop else sys.maxsize)
+            credit = self._credit
+            due_at = self.pace.due_at(
+                credit=credit, settled_at=holder.settled_at, is_busy=self._is_busy
+            )
+            if due_at <= now:
+                self._exchange(credit, now)
+        return self._deliver_ready(sys.maxsize if is_loop else 1)
 
     def _turn_of_queues(self) -> list[str]:
         queues: list[str] = self.active_queues
@@ -227,19 +233,11 @@ class Channel(stock.Channel):
             return queues[self._turns :] + queues[: self._turns]
         return queues
 
-    def _exchange(self, queues: list[str], credit: int, now: float) -> None:
+    def _exchange(self, credit: int, now: float) -> None:
         answer = self.holder.exchange(
-            queues, count=credit, run=self.max_run, was_idle=self._is_idle
+            self._turn_of_queues(), count=credit, run=self.max_run, was_idle=self.pace.is_idle
         )
-        if not answer.is_known:
-            self._is_hungry = True
-        elif credit > 0:
-            self._is_idle = not answer.taken
-            self._is_hungry = bool(answer.taken)
-            due_s = POLL_S if answer.due_in_ms is None else answer.due_in_ms / 1000
-            self._next_look = now + min(POLL_S, due_s)
-            if due_s < POLL_S:
-                self.connection.turn_later(due_s)
+        self.pace.note(answer, credit=credit, now=now)
 
     def _deliver_ready(self, most: int) -> int:
         holder, delivered = self.holder, 0
@@ -345,7 +343,7 @@ class Channel(stock.Channel):
         kind, name = stock.bytes_to_str(response[0]), stock.bytes_to_str(response[1])
         if kind in ("subscribe", "message") and "cq:wake:" in str(name):
             # At the confirmation too: what was published before it has woken nobody.
-            self._is_hungry = True
+            self.pace.is_hungry = True
             return None
         return self._receive_fanout(client, response)
 

@@ -181,9 +181,9 @@ class Holder:
         return len(self._ready)
 
     @property
-    def has_settlements(self) -> bool:
-        """Whether something was settled and not sent."""
-        return bool(self._settlements)
+    def settled_at(self) -> float | None:
+        """When the oldest settlement was made that is not sent, by the monotonic clock."""
+        return self._settled_at if self._settlements else None
 
     def _accept(self, answer: Exchange, unsure: set[Line]) -> None:
         revoked = set(answer.revoked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable
@@ -11,8 +12,7 @@ from typing import Any
 
 from kombu.transport import redis as stock
 
-#: Seconds between two looks at the queues when nobody wakes us: a lost wake-up costs this much.
-POLL_S = 1.0
+from .pace import POLL_S
 
 
 class Poller(stock.MultiChannelPoller):
@@ -22,6 +22,8 @@ class Poller(stock.MultiChannelPoller):
     hub: Any = None
     #: A pipe that makes it turn: `call_soon` does not, from a callback of the turn itself.
     _pipe: tuple[int, int] | None = None
+    #: Monotonic time of the next turn that a timer will make.
+    _alarm_at = 0.0
 
     def use_hub(self, hub: Any) -> None:
         """Turn with an event loop."""
@@ -69,10 +71,20 @@ class Poller(stock.MultiChannelPoller):
             if channel.is_listening:
                 self._register_LISTEN(channel)
             delivered += channel.turn(is_loop=self.hub is not None)
-        # After a delivery too: a pool may have to send it to a child, at its own next turn.
-        if self.hub is not None and (delivered or any(c.wants_turn for c in self._channels)):
-            self.turn_soon()
+        if self.hub is not None:
+            self._turn_again(has_delivered=delivered > 0)
         return delivered
+
+    def _turn_again(self, *, has_delivered: bool) -> None:
+        """See to the loop's next turn: at once, when the next exchange is due, or by itself."""
+        now = time.monotonic()
+        due_at = min((channel.due_at() for channel in self._channels), default=math.inf)
+        # After a delivery too: a pool may have to send it to a child, at its own next turn.
+        if has_delivered or due_at <= now:
+            self.turn_soon()
+        elif due_at < now + POLL_S and not now < self._alarm_at <= due_at:
+            self._alarm_at = due_at
+            self.hub.call_later(due_at - now, self.turn_soon)
 
     def on_readable(self, fileno: int) -> Any:
         """Read what came by pub/sub; unlike a list, it never holds a task message."""
@@ -93,9 +105,11 @@ class Poller(stock.MultiChannelPoller):
             while True:
                 if self.on_poll_start():
                     return
-                wait_s = min((c.until_turn() for c in self._channels), default=POLL_S)
+                now = time.monotonic()
+                wait_s = min([POLL_S, *(c.due_at() - now for c in self._channels)])
                 if deadline is not None:
-                    wait_s = min(wait_s, max(0.0, deadline - time.monotonic()))
+                    wait_s = min(wait_s, deadline - now)
+                wait_s = max(0.0, wait_s)
                 has_read = False
                 for fileno, event in self.poller.poll(wait_s) or ():
                     with contextlib.suppress(Empty):

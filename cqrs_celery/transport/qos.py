@@ -39,6 +39,11 @@ class QoS(virtual.QoS):
             return int(self.prefetch_count) - len(self._delivered)
         return UNLIMITED if is_loop else 1
 
+    @property
+    def is_half_full(self) -> bool:
+        """Whether more than half of what may be delivered is, so that a worker has enough to do."""
+        return bool(self.prefetch_count) and len(self._delivered) * 2 > self.prefetch_count
+
     def can_consume(self) -> bool:
         """Say whether another message may be delivered; Celery replaces this method."""
         return not self.prefetch_count or len(self._delivered) < self.prefetch_count

@@ -7,7 +7,8 @@ from typing import Any
 from kombu.transport import redis as stock
 
 from .channel import Channel
-from .poller import POLL_S, Poller
+from .pace import POLL_S
+from .poller import Poller
 
 
 class Transport(stock.Transport):
@@ -31,8 +32,3 @@ class Transport(stock.Transport):
         super().register_with_event_loop(connection, loop)
         self.cycle.use_hub(loop)
         loop.call_repeatedly(POLL_S, self.cycle.turn_soon)
-
-    def turn_later(self, delay_s: float) -> None:
-        """Make the event loop turn when something delayed is due."""
-        if self.cycle.hub is not None:
-            self.cycle.hub.call_later(delay_s, self.cycle.turn_soon)

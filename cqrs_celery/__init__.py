@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .app.cqrs import CQRS
+from .backends.redis.embedded import embedded_redis, redis_or_embedded
 from .dispatch.bus import CommandResult
 from .dispatch.decorators import command_handler, query_handler, subscribes
 from .domain.aggregate import Aggregate
@@ -27,6 +28,8 @@ __all__ = [
     "Session",
     "applies",
     "command_handler",
+    "embedded_redis",
     "query_handler",
+    "redis_or_embedded",
     "subscribes",
 ]

@@ -34,7 +34,8 @@ from ..session.repository import Repository
 from ..session.session import Session
 from ..store.events import StoredEvent
 from ..store.ports import EventStore
-from ..transport import SCHEME, TRANSPORT
+from ..transport import TRANSPORT
+from ..transport.transport import SCHEMES
 from .settings import BROKER, Settings, check_broker, check_tasks, read_settings
 from .stores import open_store
 
@@ -93,7 +94,7 @@ class CQRS:
         settings = self.settings
         check_tasks(self.app)
         if self._given_store is None and settings.event_store == BROKER:
-            check_broker(self.app, transport=TRANSPORT, scheme=SCHEME)
+            check_broker(self.app, transport=TRANSPORT, schemes=SCHEMES.values())
         store = self._given_store or open_store(self.app, settings, deliver=self._deliver)
         serializer = Serializer(settings.application)
         bus = Bus(Repository(store, serializer), serializer)

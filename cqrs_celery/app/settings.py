@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +104,7 @@ def _invalid(name: str, value: Any, accepted: str) -> InvalidSetting:
     )
 
 
-def check_broker(app: celery.Celery, *, transport: str, scheme: str) -> None:
+def check_broker(app: celery.Celery, *, transport: str, schemes: Collection[str]) -> None:
     """Check that the broker is the reliable queue, in which the Redis event store delivers.
 
     Raises:
@@ -112,14 +112,14 @@ def check_broker(app: celery.Celery, *, transport: str, scheme: str) -> None:
     """
     conf = app.conf
     url = str(conf.broker_write_url or conf.broker_url or "")
-    if conf.broker_transport == transport or url.partition("://")[0] == scheme:
+    if conf.broker_transport == transport or url.partition("://")[0] in schemes:
         return
     found = url.partition("://")[0] or conf.broker_transport or "nothing"
     raise InvalidSetting(
         f"the event store is the broker's own Redis (cqrs_event_store = {BROKER!r}), so the broker"
         f" must be the reliable queue; found the transport {found!r}. Set"
-        f" broker_transport = {transport!r} beside a redis:// URL, or begin broker_url with"
-        f" {scheme}://",
+        f" broker_transport = {transport!r} beside a redis:// URL, or begin broker_url with one of"
+        f" {', '.join(f'{scheme}://' for scheme in schemes)}",
         setting="broker_transport",
         accepted=transport,
     )

@@ -78,7 +78,8 @@ class HandlerTask(celery.Task):
 
     @property
     def _lease(self) -> Lease | None:
-        held = (self.request.delivery_info or {}).get(LEASE)
+        info = (self.request.properties or {}).get("delivery_info") or {}
+        held = info.get(LEASE)
         return Lease(*held) if held else None
 
     @property

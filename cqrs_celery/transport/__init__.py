@@ -3,8 +3,9 @@
     broker_transport = "cqrs_celery.transport:Transport"     # with a plain redis:// URL
     broker_url = "reliable-redis://localhost:6379/0"         # or by scheme, once this is imported
 
-Importing this package makes the scheme known to Kombu. What is promised is the queue's doing; here
-it is translated into channels, acknowledgements and an event loop.
+With TLS the scheme is reliable-rediss, with Sentinel reliable-sentinel. Importing this package
+makes them known to Kombu. What is promised is the queue's doing; here it is translated into
+channels, acknowledgements and an event loop.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ import kombu.connection
 import kombu.transport
 
 from .channel import Channel
-from .transport import Transport
+from .transport import SCHEMES, SentinelTransport, Transport
 
-__all__ = ["SCHEME", "TRANSPORT", "Channel", "Transport"]
+__all__ = ["TRANSPORT", "Channel", "SentinelTransport", "Transport"]
 
 #: What `broker_transport` must be.
 TRANSPORT = "cqrs_celery.transport:Transport"
 
-#: The URL scheme that selects this transport.
-SCHEME = "reliable-redis"
-
-kombu.transport.TRANSPORT_ALIASES[SCHEME] = TRANSPORT
-# Tools such as Flower look at the resolved name to know that LLEN answers.
-kombu.connection.resolve_aliases[SCHEME] = "redis"
+for _stock, _ours in SCHEMES.items():
+    _class = "SentinelTransport" if _stock == "sentinel" else "Transport"
+    kombu.transport.TRANSPORT_ALIASES[_ours] = f"cqrs_celery.transport:{_class}"
+    # Tools such as Flower look at the resolved name to know that LLEN answers.
+    kombu.connection.resolve_aliases[_ours] = "redis"
+kombu.connection.resolve_aliases[TRANSPORT] = "redis"

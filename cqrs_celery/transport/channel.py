@@ -17,15 +17,16 @@ from queue import Empty
 from typing import Any
 from uuid import uuid4
 
-import redis
 from kombu.transport import redis as stock
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..queue.reliable_queue import DEDUP_TTL_MS, ReliableQueue
-from ..queue.values import Destination, Taken
+from ..queue.values import Destination, Taken, later
 from . import qos as _qos
 from . import wire
+from .clients import client_on
+from .handover import Delivery, retried_delivery
 from .holder import Holder, tag_of
 from .pace import Pace
 
@@ -81,12 +82,8 @@ class Channel(stock.Channel):
         pool = self._get_pool()
         # A take that was repeated unseen would hold messages that nobody knows of.
         pool.connection_kwargs["retry"] = Retry(NoBackoff(), 0)
-        client = redis.Redis(
-            connection_pool=pool,
-            credential_provider=pool.connection_kwargs.get("credential_provider"),
-        )
         return ReliableQueue(
-            client,
+            client_on(pool),
             prefix=self.global_keyprefix,
             dedup_ttl_ms=int(self.dedup_ttl_s * 1000),
         )
@@ -128,6 +125,11 @@ class Channel(stock.Channel):
         sequence = headers.get(wire.SEQUENCE_HEADER, "")
         priority = self.priority(self._get_message_priority(message, reverse=False))
         names = [name for name in dict.fromkeys(queues) if name]
+        delay_ms = _delay_ms(headers.get("eta"))
+        retried = retried_delivery(headers, names)
+        if retried is not None:
+            self._hand_over(retried, message, delay_ms)
+            return
         if len(names) == 1:
             body: bytes = b""
             payload: str | bytes = wire.encode(message)
@@ -136,9 +138,21 @@ class Channel(stock.Channel):
         self.queue.publish(
             [Destination(name, payload, sequence, priority) for name in names],
             publish_id=publish_id,
-            delay_ms=_delay_ms(headers.get("eta")),
+            delay_ms=delay_ms,
             body=body,
         )
+
+    def _hand_over(self, delivery: Delivery, message: dict[str, Any], delay_ms: int) -> None:
+        """Put a task's retry in the place of the message that it runs for."""
+        settlement = later(
+            delivery.message_id, delivery.fence, delay_ms, payload=wire.encode(message)
+        )
+        answer = self.queue.settle_and_take(delivery.consumer, [settlement])
+        if answer.refused:
+            logger.warning(
+                "retry dropped: the lease was lost, another worker has the message",
+                extra={"consumer": delivery.consumer, "message_id": delivery.message_id},
+            )
 
     # ------------------------------------------------------------ taking
 
@@ -302,6 +316,11 @@ class Channel(stock.Channel):
         super().basic_ack(delivery_tag, multiple)
         self._flush_without_loop()
 
+    def handed_over(self, delivery_tag: str) -> None:
+        """Let go of a message whose retry has taken its place: it is settled already."""
+        if self.qos.let_go(delivery_tag):
+            self.holder.let_go(delivery_tag)
+
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Put a message back, or make it a dead letter."""
         super().basic_reject(delivery_tag, requeue)
@@ -400,6 +419,25 @@ class Channel(stock.Channel):
         super().close()
         if "queue" in self.__dict__:
             self.queue.client.close()
+
+
+class SentinelChannel(Channel, stock.SentinelChannel):
+    """Be a channel on the reliable queue of whichever server Sentinel calls the master."""
+
+    from_transport_options = (
+        *Channel.from_transport_options,
+        *stock.SentinelChannel.from_transport_options,
+    )
+
+    def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
+        client = self.connection.client
+        alternates = client.alt
+        # Kombu picks the sentinels among the alternates by its own scheme.
+        client.alt = [url.removeprefix("reliable-") for url in alternates]
+        try:
+            return super()._sentinel_managed_pool(asynchronous)
+        finally:
+            client.alt = alternates
 
 
 def _running_tags() -> set[str]:

@@ -10,6 +10,8 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
+from .redis_errors import Client
+
 #: Connections at most that one process's client opens: one a thread.
 MAX_CONNECTIONS = 1_000
 
@@ -51,8 +53,13 @@ class BrokerClient:
             pool = channel._get_pool()
         finally:
             connection.close()
-        return redis.Redis(
-            connection_pool=pool,
-            credential_provider=pool.connection_kwargs.get("credential_provider"),
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), RETRIES),
-        )
+        pool.set_retry(Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), RETRIES))
+        return client_on(pool)
+
+
+def client_on(pool: Any) -> Client:
+    """Return a client on a pool that a channel has made."""
+    return Client(
+        connection_pool=pool,
+        credential_provider=pool.connection_kwargs.get("credential_provider"),
+    )

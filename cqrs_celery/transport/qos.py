@@ -54,8 +54,12 @@ class QoS(virtual.QoS):
 
     def ack(self, delivery_tag: str) -> None:
         """Settle a message as done."""
-        if self._delivered.pop(delivery_tag, None) is not None:
+        if self.let_go(delivery_tag):
             self.channel.holder.ack(delivery_tag)
+
+    def let_go(self, delivery_tag: str) -> bool:
+        """Return a message's credit without settling it; False if it was returned before."""
+        return self._delivered.pop(delivery_tag, None) is not None
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Put a message back to its place, or make it a dead letter."""

@@ -19,6 +19,9 @@ SEQUENCE_HEADER = "cqrs_sequence"
 #: The delivery info that says who holds a message: consumer, message id, fence.
 LEASE = "cqrs_lease"
 
+#: The delivery info that says from which queue a message came.
+QUEUE = "queue"
+
 #: Where a message's due time is kept once the queue has waited for it.
 WAITED_HEADER = "cqrs_eta"
 
@@ -69,6 +72,7 @@ def decode(taken: Taken, tag: str, consumer: str) -> dict[str, Any]:
     # A stock message has its body inside; then nothing follows the head.
     message.setdefault("body", taken.body or body)
     info["redelivered"] = taken.tries > 0
+    info[QUEUE] = taken.queue
     info[LEASE] = (consumer, taken.id, taken.fence)
     if headers.get("eta"):
         # Celery would wait for it a second time.

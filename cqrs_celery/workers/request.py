@@ -16,7 +16,6 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request as CeleryRequest
 
-from ..dispatch.tasks import LEASE
 from ..errors import MessageError
 from ..transport.qos import REASON
 
@@ -24,12 +23,9 @@ from ..transport.qos import REASON
 class Request(CeleryRequest):
     """Be a request that loses nothing."""
 
-    def __init__(self, message: Any, **options: Any) -> None:
-        super().__init__(message, **options)
-        info = message.delivery_info or {}
-        if LEASE in info:
-            self._delivery_info[LEASE] = info[LEASE]
-        self._must_bury = False
+    acknowledged: bool
+    #: Whether putting the message back could not help.
+    _must_bury = False
 
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
@@ -48,6 +44,14 @@ class Request(CeleryRequest):
         elif not isinstance(error, (Ignore, Reject, Retry)):
             self._say("its function failed", error, exc_info)
         return super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def on_retry(self, exc_info: Any) -> Any:
+        """Let go of the message: its retry has taken its place."""
+        hand_over = getattr(self._message.channel, "handed_over", None)
+        if hand_over is not None and self.task.acks_late and not self.acknowledged:
+            hand_over(self._message.delivery_tag)
+            self.acknowledged = True
+        return super().on_retry(exc_info)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Make a dead letter of a message that hit its hard time limit."""

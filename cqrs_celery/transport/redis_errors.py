@@ -1,0 +1,67 @@
+"""Say what a refusal of the server means: try again elsewhere, try again later, or give up.
+
+A server that is a replica, is loading, or has lost its master answers with an error of its own. To
+whoever uses the connection that is the same as no answer, and Kombu and Celery know what to do
+with that: connect again, to whichever server is the right one by then.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import redis
+from redis.exceptions import OutOfMemoryError, ResponseError
+
+#: Answers that mean: this server can't serve now.
+AWAY = frozenset({
+    "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "UNBLOCKED",
+})  # fmt: skip
+
+#: How often, and how many seconds apart, a server is asked again that runs somebody's long script.
+BUSY_RETRIES, BUSY_DELAY_S = 20, 0.25
+
+#: The code of an error, at its beginning, or where Redis 6.2 puts that of an error in a script.
+_CODE = re.compile(r"^([A-Z]+)\b|: -?([A-Z]{3,})\b|@user_script: \d+: -?([A-Z]{3,})\b")
+
+
+class ServerUnable(redis.ConnectionError):
+    """Say that a server answers, but can't serve: it is a replica, loading, or cut off."""
+
+
+def translated(error: ResponseError) -> Exception:
+    """Return the error that a refusal amounts to; the refusal itself if it is no more than one."""
+    text = str(error)
+    codes = {code for match in _CODE.finditer(text) for code in match.groups() if code}
+    codes |= {name for name in AWAY | {"OOM"} if f"-{name} " in text}
+    if codes & AWAY or isinstance(error, redis.ReadOnlyError):
+        return ServerUnable(text)
+    if "OOM" in codes and not isinstance(error, OutOfMemoryError):
+        return OutOfMemoryError(text)
+    return error
+
+
+class Client(redis.Redis):
+    """Be a client whose errors mean what they amount to."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Run a command as redis-py does.
+
+        Raises:
+            ServerUnable: the server can't serve now.
+            OutOfMemoryError: it has reached its maxmemory.
+            redis.RedisError: as the driver raised it.
+        """
+        for number in range(BUSY_RETRIES + 1):
+            try:
+                return super().execute_command(*args, **options)
+            except ResponseError as error:
+                if str(error).startswith("BUSY ") and number < BUSY_RETRIES:
+                    time.sleep(BUSY_DELAY_S)
+                    continue
+                other = translated(error)
+                if other is error:
+                    raise
+                raise other from error
+        raise AssertionError("the loop returns or raises")

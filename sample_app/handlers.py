@@ -1,0 +1,58 @@
+"""Who carries out the commands, and who answers the queries.
+
+A command's session is committed when its handler returns. An exception is the command's outcome:
+nothing is committed. `throws` tells Celery that a rule's refusal is nothing to log as an error.
+"""
+
+from __future__ import annotations
+
+from cqrs_celery import Session, command_handler, query_handler
+from sample_app import read_model
+from sample_app.commands import (
+    CheckInItems,
+    CreateItem,
+    DeactivateItem,
+    ItemDetails,
+    ListItems,
+    RemoveItems,
+    RenameItem,
+)
+from sample_app.domain import AlreadyExists, InventoryItem, Refused
+from sample_app.read_model import StockRow
+
+
+@command_handler(CreateItem, throws=(Refused,))
+def create_item(command: CreateItem, session: Session) -> None:
+    if session.find(InventoryItem, command.id):
+        raise AlreadyExists(f"{command.id} has been created before")
+    session.add(InventoryItem.create(command.id, command.name))
+
+
+@command_handler(RenameItem, throws=(Refused,))
+def rename_item(command: RenameItem, session: Session) -> None:
+    session.get(InventoryItem, command.id).rename(command.name)
+
+
+@command_handler(CheckInItems, throws=(Refused,))
+def check_in_items(command: CheckInItems, session: Session) -> None:
+    session.get(InventoryItem, command.id).check_in(command.count)
+
+
+@command_handler(RemoveItems, throws=(Refused,))
+def remove_items(command: RemoveItems, session: Session) -> None:
+    session.get(InventoryItem, command.id).remove(command.count)
+
+
+@command_handler(DeactivateItem, throws=(Refused,))
+def deactivate_item(command: DeactivateItem, session: Session) -> None:
+    session.get(InventoryItem, command.id).deactivate()
+
+
+@query_handler(ItemDetails)
+def item_details(query: ItemDetails) -> StockRow | None:
+    return read_model.find(query.id)
+
+
+@query_handler(ListItems)
+def list_items(query: ListItems) -> list[StockRow]:
+    return read_model.rows()

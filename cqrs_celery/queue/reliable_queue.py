@@ -41,6 +41,8 @@ _redrive = load("redrive")
 _discard = load("discard")
 _purge = load("purge")
 _count = load("count")
+_declare = load("declare")
+_expired = load("expired")
 
 #: In no queue's name: what divides names within a key, and a queue from its priority step.
 _DIVIDERS = ("\x1f", "\x06\x16")
@@ -82,6 +84,7 @@ class ReliableQueue:
         *,
         publish_id: str = "",
         delay_ms: int = 0,
+        ttl_ms: int = 0,
         body: str | bytes = "",
     ) -> int:
         """Store a message on all its queues, or on none; once per publish id.
@@ -90,6 +93,8 @@ class ReliableQueue:
             destinations: one a queue, each with its payload; empty stores nothing.
             publish_id: the same for every repetition of one publish; "" never deduplicates.
             delay_ms: milliseconds before it may be taken; 0 for at once.
+            ttl_ms: milliseconds for which it may wait to be taken, from when it is due; then it is
+                dropped. 0 for no limit; messages in a sequence have none.
             body: kept once for all; then each payload is only the head that goes before it.
 
         Returns:
@@ -100,7 +105,7 @@ class ReliableQueue:
         """
         if not destinations:
             return 0
-        args: list[Any] = [self.prefix, publish_id, self.dedup_ttl_ms, delay_ms, body]
+        args: list[Any] = [self.prefix, publish_id, self.dedup_ttl_ms, delay_ms, ttl_ms, body]
         for to in destinations:
             args += (_checked(to.queue), to.priority, to.sequence, to.payload)
         return int(_publish(self.client, self._keys, args))
@@ -237,10 +242,10 @@ class ReliableQueue:
             lease_ms: milliseconds from now, by Redis's clock.
             register: start a lease for a consumer that is unknown.
         """
-        held, ended, now = _beat(
+        held, ended, now, expired = _beat(
             self.client, self._keys, [self.prefix, consumer, lease_ms, int(register)]
         )
-        return Beat(bool(held), int(ended), int(now))
+        return Beat(bool(held), int(ended), int(now), int(expired))
 
     def recover(self, *, most_tries: int = 0) -> list[Recovered]:
         """Give back what consumers hold whose lease has ended; each message once.
@@ -295,9 +300,25 @@ class ReliableQueue:
         """Delete a dead letter for good; its sequence goes on. False if it is gone."""
         return bool(_discard(self.client, self._keys, [self.prefix, queue, message_id]))
 
-    def declare(self, queue: str) -> None:
-        """Make a queue known, so that it is listed while it is empty."""
-        self.client.sadd(self.key("queues"), queue)
+    def declare(self, queue: str, *, expires_ms: int = 0) -> None:
+        """Make a queue known, so that it is listed while it is empty.
+
+        Args:
+            queue: its name.
+            expires_ms: milliseconds after which it is deleted with its messages, if by then it has
+                no consumer and was not declared anew; 0 for never.
+
+        Raises:
+            ValueError: its name would collide with the queue's own keys.
+        """
+        _declare(self.client, self._keys, [self.prefix, _checked(queue), expires_ms])
+
+    def delete_expired(self) -> list[str]:
+        """Delete the unused queues whose time is over, with their messages; returns their names."""
+        names = [name.decode() for name in _expired(self.client, self._keys, [self.prefix])]
+        for name in names:
+            self.purge(name)
+        return names
 
     def forget(self, queue: str) -> None:
         """Make a queue unknown again; its messages stay."""

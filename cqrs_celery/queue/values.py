@@ -112,11 +112,16 @@ class Exchange:
 
 
 class Beat(NamedTuple):
-    """Be the answer to a heartbeat: is the lease held, how many have ended, Redis's clock in ms."""
+    """Be the answer to a heartbeat.
+
+    `is_held` says whether the lease is, `ended` how many leases have ended, `now_ms` Redis's
+    clock, `expired_queues` how many unused queues have outlived their time.
+    """
 
     is_held: bool
     ended: int
     now_ms: int
+    expired_queues: int = 0
 
 
 class Recovered(NamedTuple):

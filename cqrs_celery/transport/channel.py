@@ -66,6 +66,8 @@ class Channel(stock.Channel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._no_ack_queues: set[str] = set()
+        #: milliseconds for which messages of a queue may wait, as it was declared here
+        self._ttl_ms: dict[str, int] = {}
         self._turns = 0
         self._is_loop = False
         self.pace = Pace()
@@ -139,8 +141,14 @@ class Channel(stock.Channel):
             [Destination(name, payload, sequence, priority) for name in names],
             publish_id=publish_id,
             delay_ms=delay_ms,
+            ttl_ms=self._ttl_of(properties, names),
             body=body,
         )
+
+    def _ttl_of(self, properties: dict[str, Any], queues: list[str]) -> int:
+        """Return the shortest time that a message or one of its queues gives it; 0 for none."""
+        times = [int(properties.get("expiration") or 0), *(self._ttl_ms.get(q, 0) for q in queues)]
+        return min((ttl for ttl in times if ttl > 0), default=0)
 
     def _hand_over(self, delivery: Delivery, message: dict[str, Any], delay_ms: int) -> None:
         """Put a task's retry in the place of the message that it runs for."""
@@ -387,7 +395,8 @@ class Channel(stock.Channel):
 
     def _new_queue(self, queue: str, auto_delete: bool = False, **kwargs: Any) -> None:
         super()._new_queue(queue, auto_delete, **kwargs)
-        self.queue.declare(queue)
+        self._ttl_ms[queue] = int((kwargs.get("arguments") or {}).get("x-message-ttl") or 0)
+        self.queue.declare(queue, expires_ms=self._expires.get(queue, 0))
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         super()._queue_bind(exchange, routing_key, pattern, queue)

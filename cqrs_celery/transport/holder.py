@@ -383,6 +383,8 @@ class Holder:
         if not beat.is_held:
             self._lost_lease()
             return
+        if beat.expired_queues:
+            self.queue.delete_expired()
         # After an outage all leases have ended; whoever has not beaten through it must not judge.
         if beat.ended and now - self._beats_since >= self.lease_s:
             for one in self.queue.recover(most_tries=self.max_deliveries):

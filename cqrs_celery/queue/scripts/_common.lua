@@ -16,6 +16,8 @@
 -- cq:flight:<consumer>  HASH id -> "<fence>|<pri>|<body id>|<queue>\31<sequence>"
 -- cq:consumers ZSET consumer -> end of its lease, ms    cq:idle  SET consumers that wait for a wake-up
 -- cq:consuming:<queue>  SET consumers                   cq:queues_of:<consumer>  SET queues
+-- cq:until     HASH id -> ms at which a message expires that has not been taken
+-- cq:expiring  ZSET queue -> ms at which an unused one expires    cq:lifetime  HASH queue -> its ms
 -- cq:tries     HASH id -> deliveries that ended without a settlement
 -- cq:dead:<queue>  HASH id -> letter    cq:blocking  SET queues whose dead letters block a sequence
 -- cq:dedup:<publish id>  STRING, expires                cq:prioritised  SET queues with steps above 0

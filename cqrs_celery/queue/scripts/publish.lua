@@ -3,27 +3,30 @@
 --
 -- KEYS  1 routing key
 -- ARGV  1 prefix   2 publish id ("" for none)   3 ms to remember it   4 delay in ms (0: now)
---       5 shared body ("" when every payload is whole)
---       6… for each queue: queue, priority step, sequence ("" for none), payload (or head)
+--       5 ms for which it may wait, from when it is due (0: for ever; not for messages in a sequence)
+--       6 shared body ("" when every payload is whole)
+--       7… for each queue: queue, priority step, sequence ("" for none), payload (or head)
 -- RETURN  the number of messages stored; 0 if this publish id was seen
--- COST  O(queues); per queue 3 commands plain, 4 in a sequence, and 2 more to wake somebody
+-- COST  O(queues); per queue 3 commands plain, 4 in a sequence, 2 more to wake somebody, 1 to expire
 if ARGV[2] ~= '' and not call('SET', C .. 'dedup:' .. ARGV[2], 1, 'NX', 'PX', ARGV[3]) then
   return 0
 end
-local count = (#ARGV - 5) / 4
+local count = (#ARGV - 6) / 4
 local last = call('INCRBY', C .. 'id', count)
 local first = last - count + 1
 local head
-if ARGV[5] ~= '' then
-  call('HSET', C .. 'body', first, ARGV[5])
+if ARGV[6] ~= '' then
+  call('HSET', C .. 'body', first, ARGV[6])
   call('HSET', C .. 'refs', first, count)
   head = '@' .. first .. '\n'
 end
 local due = tonumber(ARGV[4]) > 0 and now_ms() + tonumber(ARGV[4])
+local last_ms = tonumber(ARGV[5]) > 0 and (due or now_ms()) + tonumber(ARGV[5])
 for i = 0, count - 1 do
-  local id, at = tostring(first + i), 6 + i * 4
+  local id, at = tostring(first + i), 7 + i * 4
   local queue, pri, seq = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   call('HSET', C .. 'msg', id, head and head .. ARGV[at + 3] or whole(ARGV[at + 3]))
+  if last_ms and seq == '' then call('HSET', C .. 'until', id, last_ms) end
   if due then delay(queue, pri, id, seq, due) else enqueue(id, queue, pri, seq) end
 end
 return count

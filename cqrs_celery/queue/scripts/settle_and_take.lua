@@ -217,6 +217,26 @@ for _, t in ipairs(tokens) do
   call('HSET', C .. 'seqs:' .. t.queue, t.seq, 'h' .. t.pri .. '|' .. (1 + #more) .. '|' .. consumer)
 end
 
+-- Leave out what has expired: nobody is given it, and nothing is left of it.
+local function drop_expired()
+  local gone, gone_bodies, kept_ids, kept = {}, {}, {}, {}
+  for i, last in ipairs(call_with('HMGET', C .. 'until', ids)) do
+    if last and tonumber(last) < now then
+      gone[#gone + 1] = ids[i]
+    else
+      kept_ids[#kept_ids + 1] = ids[i]
+      kept[#kept + 1] = taken[i]
+    end
+  end
+  for _, payload in ipairs(call_with('HMGET', C .. 'msg', gone)) do
+    gone_bodies[#gone_bodies + 1] = body_of(payload)
+  end
+  forget(gone, gone_bodies)
+  ids, taken = kept_ids, kept
+end
+
+local looked_at = #taken
+if #ids > 0 and may_expire() then drop_expired() end
 local result = {}
 if #ids > 0 then
   fence = tostring(call('INCR', C .. 'fence'))
@@ -237,12 +257,12 @@ if #ids > 0 then
   call_with('HSET', flight, records)
   if ARGV[6] == '1' then call('SREM', C .. 'idle', consumer) end
   -- One wake-up was enough for the first message only: pass it on while there is more.
-  if #taken >= wanted and call('SCARD', C .. 'idle') > 0 then
+  if looked_at >= wanted and call('SCARD', C .. 'idle') > 0 then
     for i, queue in ipairs(queues) do
       if not drained[i] and has_ready(queue, steps[i]) then wake(queue) end
     end
   end
-else
+elseif looked_at == 0 then
   -- pcall: a full server refuses this write, and a consumer that only asks must not fail for it.
   redis.pcall('SADD', C .. 'idle', consumer)
   if ARGV[6] == '1' then notice_steps(queues) end

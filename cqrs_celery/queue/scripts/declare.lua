@@ -1,0 +1,16 @@
+--!include _common
+-- Make a queue known, and say how long it lives unused: without consumers, and not declared anew.
+--
+-- KEYS  1 routing key
+-- ARGV  1 prefix   2 queue   3 ms (0: for ever)
+-- RETURN  1 if it was unknown, else 0
+-- COST  O(1); 3 commands
+local new = call('SADD', C .. 'queues', ARGV[2])
+if tonumber(ARGV[3]) > 0 then
+  call('HSET', C .. 'lifetime', ARGV[2], ARGV[3])
+  call('ZADD', C .. 'expiring', now_ms() + tonumber(ARGV[3]), ARGV[2])
+else
+  call('ZREM', C .. 'expiring', ARGV[2])
+  call('HDEL', C .. 'lifetime', ARGV[2])
+end
+return new

@@ -14,6 +14,7 @@ import redis
 
 from .scripts import load
 from .values import (
+    PRIORITY_STEPS,
     Beat,
     DeadLetter,
     Destination,
@@ -29,6 +30,9 @@ DEDUP_TTL_MS = 120_000
 
 #: The most messages purged in one script, so that the server is never blocked for long.
 PURGE_BATCH = 1_000
+
+#: What follows a queue's name in the name of the list of each priority step, as stock Kombu has it.
+_STEP_SUFFIXES = ("", *(f"\x06\x16{step}" for step in PRIORITY_STEPS if step))
 
 _publish = load("publish")
 _publish_topic = load("publish_topic")
@@ -279,15 +283,20 @@ class ReliableQueue:
         for field, letter in self.client.hscan_iter(self.key(f"dead:{queue}"), count=100):
             pri, died, tries, rest = bytes(letter).split(b"\x1f", 3)
             seq, _, why = rest.rpartition(b"\x1f")
-            payload = cast(bytes, self.client.hget(self.key("msg"), field) or b"")
-            body = b""
-            if payload.startswith(b"@"):
-                mark, _, payload = payload.partition(b"\n")
-                body = cast(bytes, self.client.hget(self.key("body"), mark[1:].decode()) or b"")
+            payload, body = self.read(int(field))
             yield DeadLetter(
                 int(field), queue, seq.decode(), int(pri), int(died), int(tries), why.decode(),
                 payload, body,
             )  # fmt: skip
+
+    def read(self, message_id: int) -> tuple[bytes, bytes]:
+        """Return a stored message's payload and shared body; empty where there is none."""
+        payload = cast(bytes, self.client.hget(self.key("msg"), str(message_id)) or b"")
+        if not payload.startswith(b"@"):
+            return payload, b""
+        mark, _, payload = payload.partition(b"\n")
+        body = cast(bytes, self.client.hget(self.key("body"), mark[1:].decode()) or b"")
+        return payload, body
 
     def redrive(self, queue: str, message_id: int) -> bool:
         """Put a dead letter back in line; False if it is gone.
@@ -319,6 +328,11 @@ class ReliableQueue:
         for name in names:
             self.purge(name)
         return names
+
+    def has_ready(self, queues: Sequence[str]) -> bool:
+        """Say whether a free worker could take something from any of these queues; one command."""
+        keys = [f"{self.prefix}{queue}{step}" for queue in queues for step in _STEP_SUFFIXES]
+        return bool(keys and self.client.exists(*keys))
 
     def forget(self, queue: str) -> None:
         """Make a queue unknown again; its messages stay."""

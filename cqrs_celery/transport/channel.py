@@ -122,6 +122,8 @@ class Channel(stock.Channel):
     def _publish(self, queues: Iterable[str | None], message: dict[str, Any]) -> None:
         properties = dict(message["properties"])
         publish_id = properties.pop(_PUBLISH_ID, "")
+        # AMQP's property, by the sender's clock: for those who look at the queue.
+        properties.setdefault("timestamp", int(time.time()))
         message = {**message, "properties": properties}
         headers = message.get("headers") or {}
         sequence = headers.get(wire.SEQUENCE_HEADER, "")
@@ -242,9 +244,17 @@ class Channel(stock.Channel):
             due_at = self.pace.due_at(
                 credit=credit, settled_at=holder.settled_at, is_busy=self._is_busy
             )
-            if due_at <= now:
+            if due_at <= now and not self._glance(now):
                 self._exchange(credit, now)
         return self._deliver_ready(sys.maxsize if is_loop else 1)
+
+    def _glance(self, now: float) -> bool:
+        """Look, where that is enough, whether anything is ready; True if nothing is."""
+        if not self.pace.is_glance_enough(settled_at=self.holder.settled_at, now=now):
+            return False
+        has_seen = self.holder.queue.has_ready(self.active_queues)
+        self.pace.note_glance(has_seen=has_seen, now=now)
+        return not has_seen
 
     def _turn_of_queues(self) -> list[str]:
         queues: list[str] = self.active_queues

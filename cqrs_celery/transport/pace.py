@@ -2,7 +2,8 @@
 
 Settling and taking go together in one exchange. It happens at once when the worker would run dry
 otherwise, or when somebody woke us, and a little later, with more to carry, while it still has
-enough to do. Without a wake-up the queues are looked at every `POLL_S`.
+enough to do. Without a wake-up the queues are glanced at every `POLL_S`, which costs one command,
+and looked at closely every `LOOK_S`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import math
 
 from ..queue.values import Exchange
 
-#: Seconds between two looks at the queues when nobody wakes us: a lost wake-up costs this much.
+#: Seconds between two glances at the queues when nobody wakes us: a lost wake-up costs this much.
 POLL_S = 1.0
+
+#: Seconds between two exchanges that only look: they find due messages of which nobody told us.
+LOOK_S = 30.0
 
 #: Seconds for which a settlement waits for company while the worker has enough to do.
 LINGER_S = 0.01
@@ -26,11 +30,12 @@ class Pace:
         self.is_hungry = True
         #: True if the queue knows us as waiting for a wake-up.
         self.is_idle = False
+        self._next_glance = 0.0
         self._next_look = 0.0
         self._last = 0.0
 
     def due_at(self, *, credit: int, settled_at: float | None, is_busy: bool) -> float:
-        """Return the monotonic time at which to exchange next.
+        """Return the monotonic time at which to exchange, or to glance, next.
 
         Args:
             credit: how many messages could be taken.
@@ -39,10 +44,19 @@ class Pace:
         """
         has_appetite = credit > 0 and self.is_hungry
         if settled_at is None and not has_appetite:
-            return self._next_look if credit > 0 else math.inf
+            return min(self._next_glance, self._next_look) if credit > 0 else math.inf
         if not is_busy:
             return 0.0
         return (self._last if settled_at is None else settled_at) + LINGER_S
+
+    def is_glance_enough(self, *, settled_at: float | None, now: float) -> bool:
+        """Say whether it is time for no more than a glance."""
+        return settled_at is None and not self.is_hungry and now < self._next_look
+
+    def note_glance(self, *, has_seen: bool, now: float) -> None:
+        """Learn from a glance."""
+        self.is_hungry = has_seen
+        self._next_glance = now + POLL_S
 
     def note(self, answer: Exchange, *, credit: int, now: float) -> None:
         """Learn from an exchange."""
@@ -52,5 +66,6 @@ class Pace:
         elif credit > 0:
             self.is_idle = not answer.taken
             self.is_hungry = bool(answer.taken)
-            due_s = POLL_S if answer.due_in_ms is None else answer.due_in_ms / 1000
-            self._next_look = now + min(POLL_S, due_s)
+            due_s = LOOK_S if answer.due_in_ms is None else answer.due_in_ms / 1000
+            self._next_look = now + min(LOOK_S, due_s)
+            self._next_glance = now + POLL_S

@@ -2,7 +2,8 @@
 
 local function delay(queue, pri, id, seq, due_ms)
   call('ZADD', C .. 'delayed:' .. queue, due_ms, pri .. '|' .. id .. '|' .. seq)
-  call('ZADD', C .. 'due', 'LT', due_ms, queue)
+  -- Somebody must know when to come back: who waits for a wake-up learns it at its next take.
+  if call('ZADD', C .. 'due', 'LT', 'CH', due_ms, queue) == 1 then wake(queue) end
 end
 
 local function refresh_due(queue)

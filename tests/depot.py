@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import redis
@@ -182,6 +184,20 @@ def client(url: str, **settings: Any) -> CQRS:
     )
     app.conf.update(settings)
     return CQRS(app)
+
+
+@contextmanager
+def connected(url: str, **settings: Any) -> Iterator[CQRS]:
+    """Give a client of the application that is closed at the end, results included."""
+    cqrs = client(url, **settings)
+    try:
+        yield cqrs
+    finally:
+        # A result that is collected later would ask a server that may be gone.
+        consumer = cqrs.app.backend.result_consumer
+        consumer.stop()
+        consumer.subscribed_to.clear()
+        cqrs.app.close()
 
 
 def seen(client: redis.Redis, subscription: str, id: str) -> list[int]:

@@ -17,7 +17,13 @@ from celery.exceptions import Ignore, Reject
 from kombu.exceptions import OperationalError
 from kombu.utils.uuid import uuid
 
-from ..errors import HandlerNotFound, LeaseLost, PublishFailed, StoreUnavailable
+from ..errors import (
+    HandlerNotFound,
+    LeaseLost,
+    MalformedMessage,
+    PublishFailed,
+    StoreUnavailable,
+)
 from ..messages.message import Command
 from ..messages.metadata import Metadata
 from ..store.events import Lease, RecordedEvent
@@ -105,14 +111,14 @@ class CommandTask(HandlerTask):
         with publishing(options["task_id"], self.name):
             return super().apply_async((packed,), {}, **options)
 
-    def run(self, command: Any) -> Any:
+    def run(self, *args: Any, **kwargs: Any) -> Any:
         """Carry out a command; returns its result as plain values.
 
         Raises:
             MessageError: the argument can't be read; a dead letter.
             Exception: what the handler raised: the command's outcome, nothing was committed.
         """
-        result = self._settled(lambda: self._carry_out(command))
+        result = self._settled(lambda: self._carry_out(_received(self, args, kwargs)))
         return msgspec.to_builtins(result)
 
     def _carry_out(self, argument: Any) -> CommandResult:
@@ -140,14 +146,14 @@ class SubscriptionTask(HandlerTask):
     acks_on_failure = False
     is_blocking = True
 
-    def run(self, recorded: Any) -> None:
+    def run(self, *args: Any, **kwargs: Any) -> None:
         """Handle a recorded event.
 
         Raises:
             MessageError: the argument can't be read; a dead letter.
             Exception: what the function raised; a dead letter that holds up its sequence.
         """
-        self._settled(lambda: self._handle(recorded))
+        self._settled(lambda: self._handle(_received(self, args, kwargs)))
 
     def _handle(self, argument: Any) -> CommandResult:
         runtime = self.runtime
@@ -229,6 +235,18 @@ def _only(task: celery.Task, args: Any, kwargs: Any) -> Any:
     if len(given) != 1:
         raise TypeError(f"{task.name} takes its message alone; found {len(given)} arguments")
     return given[0]
+
+
+def _received(task: celery.Task, args: Any, kwargs: Any) -> Any:
+    """Return the single argument of a message that came for a task.
+
+    Raises:
+        MalformedMessage: there is another number of them.
+    """
+    try:
+        return _only(task, args, kwargs)
+    except TypeError as error:
+        raise MalformedMessage(str(error), name="", version=0) from error
 
 
 def send_unhandled(command: Command, runtime: Runtime, options: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry
 from celery.worker.request import Request as CeleryRequest
 
 from ..errors import MessageError
@@ -26,6 +26,21 @@ class Request(CeleryRequest):
     acknowledged: bool
     #: Whether putting the message back could not help.
     _must_bury = False
+
+    def __init__(self, message: Any, **options: Any) -> None:
+        """Take a message whose body is arguments, keyword arguments and the rest.
+
+        Raises:
+            InvalidTaskError: it is something else; in the child it would pass for the task's error.
+        """
+        super().__init__(message, **options)
+        args, kwargs, embed = options["body"] if options.get("decoded") else message.payload
+        if not (
+            isinstance(args, (list, tuple))
+            and isinstance(kwargs, dict)
+            and isinstance(embed, dict | None)
+        ):
+            raise InvalidTaskError("a body was expected as [arguments, keyword arguments, options]")
 
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False

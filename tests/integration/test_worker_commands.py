@@ -117,9 +117,10 @@ def worker(server: RedisNode, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture
-def cqrs(server: RedisNode, worker: WorkerNode) -> CQRS:
+def cqrs(server: RedisNode, worker: WorkerNode) -> Iterator[CQRS]:
     """Give a client of the depot whose worker runs."""
-    return depot.client(server.url)
+    with depot.connected(server.url) as cqrs:
+        yield cqrs
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from .values import (
     DeadLetter,
     Destination,
     Exchange,
+    Publish,
     QueueCount,
     Recovered,
     Settlement,
@@ -109,10 +110,31 @@ class ReliableQueue:
         """
         if not destinations:
             return 0
+        publish = Publish(destinations, publish_id, delay_ms, ttl_ms, body)
+        return int(_publish(self.client, self._keys, self._publish_args(publish)))
+
+    def publish_many(self, publishes: Sequence[Publish]) -> int:
+        """Publish messages in one round trip, each as `publish` does.
+
+        Each is stored on all its queues or on none, but not all of them together: after an error
+        some may have been. Repeat the call then; those with a publish id are not stored twice.
+
+        Returns:
+            How many messages were stored.
+
+        Raises:
+            ValueError: a queue's name would collide with the queue's own keys; nothing was sent.
+        """
+        calls = [self._publish_args(publish) for publish in publishes if publish.destinations]
+        counts = _publish.call_many(self.client, self._keys, calls)
+        return sum(map(int, counts))
+
+    def _publish_args(self, publish: Publish) -> list[Any]:
+        _, publish_id, delay_ms, ttl_ms, body = publish
         args: list[Any] = [self.prefix, publish_id, self.dedup_ttl_ms, delay_ms, ttl_ms, body]
-        for to in destinations:
+        for to in publish.destinations:
             args += (_checked(to.queue), to.priority, to.sequence, to.payload)
-        return int(_publish(self.client, self._keys, args))
+        return args
 
     def publish_topic(
         self,

@@ -26,6 +26,16 @@ class Destination(NamedTuple):
     priority: int = 0
 
 
+class Publish(NamedTuple):
+    """Be one message on its way into the queue; see `ReliableQueue.publish` for its parts."""
+
+    destinations: Sequence[Destination]
+    publish_id: str = ""
+    delay_ms: int = 0
+    ttl_ms: int = 0
+    body: str | bytes = ""
+
+
 class Taken(NamedTuple):
     """Be one delivery: a message that this consumer holds until it settles it.
 

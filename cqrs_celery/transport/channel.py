@@ -22,9 +22,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..queue.reliable_queue import DEDUP_TTL_MS, ReliableQueue
-from ..queue.values import Destination, Taken, later
+from ..queue.values import Destination, Publish, Taken, later
 from . import qos as _qos
 from . import wire
+from .batch import PublishBatch
 from .clients import client_on
 from .handover import Delivery, retried_delivery
 from .holder import Holder, tag_of
@@ -54,7 +55,7 @@ class Channel(stock.Channel):
     dedup_ttl_s = DEDUP_TTL_MS / 1000
     #: Bodies lie in the queue as they are.
     body_encoding = None
-    supports_batch_publish = False
+    supports_batch_publish = True
 
     from_transport_options = (
         *stock.Channel.from_transport_options,
@@ -110,16 +111,26 @@ class Channel(stock.Channel):
         self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
     ) -> Any:
         """Put a message on every queue that its exchange and routing key name, or on none."""
+        batch: PublishBatch | None = kwargs.pop("_publish_batch", None)
         if exchange and self.typeof(exchange).type == "fanout":
             return super().basic_publish(message, exchange, routing_key, **kwargs)
         properties = message["properties"]
         properties["delivery_info"].update(exchange=exchange, routing_key=routing_key)
-        self._publish(self._lookup(exchange, routing_key), message)
+        self._publish(self._lookup(exchange, routing_key), message, batch)
+
+    def create_publish_batch(self, max_size: int) -> PublishBatch:
+        """Return what collects the publishes inside `Producer.batch`."""
+        return PublishBatch(self, self.queue, max_size)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         self._publish([queue], message)
 
-    def _publish(self, queues: Iterable[str | None], message: dict[str, Any]) -> None:
+    def _publish(
+        self,
+        queues: Iterable[str | None],
+        message: dict[str, Any],
+        batch: PublishBatch | None = None,
+    ) -> None:
         properties = dict(message["properties"])
         publish_id = properties.pop(_PUBLISH_ID, "")
         # AMQP's property, by the sender's clock: for those who look at the queue.
@@ -139,13 +150,17 @@ class Channel(stock.Channel):
             payload: str | bytes = wire.encode(message)
         else:
             body, payload = wire.body_of(message), wire.head_of(message)
-        self.queue.publish(
+        publish = Publish(
             [Destination(name, payload, sequence, priority) for name in names],
-            publish_id=publish_id,
-            delay_ms=delay_ms,
-            ttl_ms=self._ttl_of(properties, names),
-            body=body,
+            publish_id,
+            delay_ms,
+            self._ttl_of(properties, names),
+            body,
         )
+        if batch is not None:
+            batch.add(publish)
+        else:
+            self.queue.publish(**publish._asdict())
 
     def _ttl_of(self, properties: dict[str, Any], queues: list[str]) -> int:
         """Return the shortest time that a message or one of its queues gives it; 0 for none."""

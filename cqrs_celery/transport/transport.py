@@ -29,8 +29,8 @@ class Transport(stock.Transport):
 
     Channel = Channel
 
-    implements = stock.Transport.implements.extend(batch_publish=False)
-    supports_batch_publish = False
+    #: A batch repeated by Kombu stores nothing twice: every publish has its id.
+    supports_batch_publish = True
 
     # A server that is a replica or cut off: connect again, to the right one.
     connection_errors = (

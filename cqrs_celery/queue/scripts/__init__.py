@@ -44,6 +44,35 @@ class Script:
         except redis.exceptions.NoScriptError:
             return client.eval(self.text, len(keys), *keys, *args)
 
+    def call_many(self, client: redis.Redis, keys: list[str], calls: list[list[Any]]) -> list[Any]:
+        """Run the script once for each list of arguments, in one round trip and in order.
+
+        Where the server does not know it, none has run, and all are run again.
+
+        Args:
+            client: the connection to run on.
+            keys: `KEYS` of every call.
+            calls: `ARGV` of each call.
+
+        Returns:
+            What each call returned.
+
+        Raises:
+            redis.RedisError: the first that a call raised; other calls may have run.
+        """
+        for is_known in (False, True):
+            with client.pipeline(transaction=False) as pipe:
+                for args in calls:
+                    pipe.evalsha(self.sha, len(keys), *keys, *args)
+                results = pipe.execute(raise_on_error=False)
+            errors = [result for result in results if isinstance(result, Exception)]
+            if not errors:
+                return results
+            if is_known or not isinstance(errors[0], redis.exceptions.NoScriptError):
+                raise errors[0]
+            client.script_load(self.text)
+        raise AssertionError("the loop returns or raises")
+
     def __repr__(self) -> str:
         return f"<Script {self.name}>"
 

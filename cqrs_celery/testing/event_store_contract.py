@@ -72,6 +72,7 @@ class EventStoreContract:
 
     @pytest.fixture
     def store(self) -> EventStore:
+        """Return a new, empty store; every class of tests overrides this."""
         raise NotImplementedError(
             f"{type(self).__name__} has no store: override the fixture `store` to return a new,"
             " empty one"

@@ -1,0 +1,172 @@
+"""The pages of the documentation hold together, and name what the code has."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import cqrs_celery
+from cqrs_celery import errors
+from cqrs_celery.app import settings
+from cqrs_celery.transport.channel import Channel
+from tests.nodes import REPOSITORY
+
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *PAGES]
+IDS = [str(page.relative_to(REPOSITORY)) for page in TEXTS]
+
+#: Options that the settings page has in tables, and those of which it only says what they are not.
+STOCK = {"ack_emulation", "body_encoding"}
+
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
+FENCED = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+TEST_LINK = re.compile(r"\[`(test_\w+)`\]\((tests/[\w/]+\.py)\)")
+TEST_NAME = re.compile(r"`(tests/[\w/]+\.py)(?:::(test_\w+))?`")
+#: Addresses of package registries and paths of somebody's machine.
+PRIVATE = re.compile(r"/root/|/home/|/work/|/Users/|index-url|https?://[^\s)]*(?:pypi|simple)")
+
+
+def prose_of(page: Path) -> str:
+    return FENCED.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors_of(page: Path) -> set[str]:
+    headings = HEADING.findall(prose_of(page))
+    plain = [re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings]
+    return {re.sub(r"[-\s]+", "-", text) for text in plain}
+
+
+def nav_of(entries: Any) -> Iterator[str]:
+    if isinstance(entries, str):
+        yield entries
+    elif isinstance(entries, dict):
+        for entry in entries.values():
+            yield from nav_of(entry)
+    else:
+        for entry in entries:
+            yield from nav_of(entry)
+
+
+# ------------------------------------------------------------ pages and links
+
+
+def test_every_page_is_in_the_nav_once() -> None:
+    nav = list(nav_of(yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())["nav"]))
+    assert sorted(nav) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=IDS)
+def test_no_link_is_dead(page: Path) -> None:
+    prose = prose_of(page)
+    for link in [*LINK.findall(prose), *IMAGE.findall(prose)]:
+        if re.match(r"https?://", link):
+            continue
+        target, _, anchor = link.partition("#")
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{page.name} links to {link}"
+        if page.is_relative_to(DOCS):
+            assert path.is_relative_to(DOCS), f"{page.name} links out of the site: {link}"
+        if anchor:
+            assert anchor in anchors_of(path), f"{page.name}: {link} has no such heading"
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=IDS)
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = [(file, name) for name, file in TEST_LINK.findall(text)] + TEST_NAME.findall(text)
+    for file, name in named:
+        source = (REPOSITORY / file).read_text(encoding="utf-8")
+        assert not name or f"def {name}(" in source, f"{page.name} names {file}::{name}"
+
+
+def test_every_guarantee_of_the_readme_names_its_test() -> None:
+    table = (REPOSITORY / "README.md").read_text().partition("| guarantee | shown by |")[2]
+    rows = [row for row in table.partition("\n\n")[0].split("\n")[2:] if row]
+    assert len(rows) > 10
+    for row in rows:
+        assert TEST_LINK.search(row), row
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=IDS)
+def test_no_page_names_a_machine_or_a_registry(page: Path) -> None:
+    assert not PRIVATE.search(page.read_text(encoding="utf-8"))
+
+
+def test_the_word_saga_stands_once_in_the_glossary() -> None:
+    texts = {page: page.read_text(encoding="utf-8").lower() for page in TEXTS}
+    assert {page.name: text.count("saga") for page, text in texts.items() if "saga" in text} == {
+        "glossary.md": 1
+    }
+
+
+# ------------------------------------------------------------ what the pages name
+
+
+def test_the_settings_page_has_exactly_the_settings_there_are() -> None:
+    page = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(cqrs_\w+)` \|", page, re.MULTILINE)) == set(settings.NAMES)
+    assert set(re.findall(r"\bcqrs_[a-z]\w*", page)) - {"cqrs_celery"} <= set(settings.NAMES)
+
+
+def test_the_settings_page_has_exactly_the_options_of_the_transport() -> None:
+    page = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
+    section = page.partition("## Transport options")[2]
+    own, _, stock = section.partition("These come from Kombu's")
+    defaults = re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]+) \|", own, re.MULTILINE)
+    ours = set(Channel.from_transport_options) - set(Channel.__base__.from_transport_options)
+    assert {name for name, _ in defaults} == ours
+    for name, default in defaults:
+        assert float(default) == getattr(Channel, name), name
+    named = set(re.findall(r"`(\w+)`", stock))
+    options = set(Channel.from_transport_options) - ours
+    assert options - named == set(), "missing"
+    assert named - options - ours <= {"True"}, "no such option"
+
+
+def test_the_errors_page_has_every_error_with_its_fields_in_the_order_of_the_tree() -> None:
+    page = (DOCS / "reference" / "errors.md").read_text(encoding="utf-8")
+    classes = [c for c in vars(errors).values() if inspect.isclass(c) and issubclass(c, Exception)]
+    tree = re.findall(r"(\w+)$", page.partition("```text")[2].partition("```")[0], re.MULTILINE)
+    sections = re.split(r"^#{2,4} ", page.partition("## CQRSError")[2], flags=re.MULTILINE)
+    headings = ["CQRSError", *(section.partition("\n")[0] for section in sections[1:])]
+    assert sorted(headings) == sorted(c.__name__ for c in classes)
+    assert headings == tree
+    for name, section in zip(headings, sections, strict=True):
+        fields = inspect.get_annotations(getattr(errors, name))
+        for field in fields:
+            assert f"`{field}`" in section, f"{name} has the field {field}"
+
+
+def test_the_tree_of_errors_is_the_one_in_the_modules_docstring() -> None:
+    page = (DOCS / "reference" / "errors.md").read_text(encoding="utf-8")
+    drawn = page.partition("```text\n")[2].partition("```")[0].rstrip()
+    lines = (errors.__doc__ or "").split("\n\n")[1].splitlines()
+    assert drawn == "\n".join(re.sub(r"(\w+) .*", r"\1", line) for line in lines)
+
+
+def test_the_public_api_page_has_every_public_name() -> None:
+    page = (DOCS / "reference" / "public-api.md").read_text(encoding="utf-8")
+    for name in cqrs_celery.__all__:
+        assert re.search(rf"[`@. ]{name}\b", page), name
+
+
+def test_the_keys_page_has_every_key_and_every_command_of_the_scripts() -> None:
+    page = (DOCS / "reference" / "redis-keys.md").read_text(encoding="utf-8")
+    commands = set(page.partition('COMMANDS = """')[2].partition('"""')[0].split())
+    scripts = sorted((REPOSITORY / "cqrs_celery").rglob("*.lua"))
+    assert scripts
+    for script in scripts:
+        source = script.read_text(encoding="utf-8")
+        for key in re.findall(r"C \.\. '([a-z_]+)", source):
+            assert f"`cq:{key}" in page, f"{script.name} uses cq:{key}"
+        for command in re.findall(r"\b[a-z_]*call(?:_with)?\('([A-Z]+)'", source):
+            assert command.lower() in commands, f"{script.name} calls {command}"

@@ -11,6 +11,7 @@ from redis import exceptions
 from .channel import Channel, SentinelChannel
 from .pace import POLL_S
 from .poller import Poller
+from .pools import flush_threads
 
 #: URL schemes of Kombu's own, each with ours.
 SCHEMES = {
@@ -47,6 +48,7 @@ class Transport(stock.Transport):
             # Kombu knows one scheme that means TLS; under another one it would talk plain text.
             client.ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
         super().__init__(client, **kwargs)
+        flush_threads()
         self.cycle = Poller()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:

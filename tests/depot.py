@@ -17,6 +17,8 @@ from typing import Any
 
 import redis
 from celery import Celery
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from cqrs_celery import (
     CQRS,
@@ -91,8 +93,10 @@ class Ring(Command, name="depot.ring"):
 
 
 def server() -> redis.Redis:
-    """Return a client of the worker's server; also for a call that blocks for long."""
-    return redis.Redis.from_url(os.environ["DEPOT_URL"], socket_timeout=None)
+    """Return a client of the worker's server, which may block for long, and waits for it."""
+    return redis.Redis.from_url(
+        os.environ["DEPOT_URL"], socket_timeout=None, retry=Retry(ConstantBackoff(0.1), 200)
+    )
 
 
 def box(session: Session, id: str) -> Box:

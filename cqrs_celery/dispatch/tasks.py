@@ -108,7 +108,7 @@ class CommandTask(HandlerTask):
         """
         command = _only(self, args, kwargs)
         packed, options = prepare_command(command, self.runtime, options)
-        with publishing(options["task_id"], self.name):
+        with publishing(self.app, options["task_id"], self.name):
             return super().apply_async((packed,), {}, **options)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
@@ -213,16 +213,33 @@ def sequence_of(command: Command, application: str) -> str:
 
 
 @contextmanager
-def publishing(message_id: str, name: str) -> Iterator[None]:
-    """Turn a broker that does not take a message into `PublishFailed`, with the message's id."""
+def publishing(app: celery.Celery, message_id: str, name: str) -> Iterator[None]:
+    """Turn a server that does not take a message into `PublishFailed`, with the message's id."""
     try:
         yield
     except OperationalError as error:
-        raise PublishFailed(
-            f"{name} [{message_id}] was not sent: the broker does not answer ({error}). Start it,"
-            " or correct broker_url; then send it again with the same task_id.",
-            message_id=message_id,
-        ) from error
+        raise _not_sent(message_id, name, "broker", "broker_url", error) from error
+    except Exception as error:
+        # Celery subscribes to the result before it publishes, and gives up with a RuntimeError.
+        if app.conf.task_always_eager or not _is_result_backend_away(app, error):
+            raise
+        raise _not_sent(message_id, name, "result backend", "result_backend", error) from error
+
+
+def _is_result_backend_away(app: celery.Celery, error: Exception) -> bool:
+    errors = getattr(app.backend, "connection_errors", ())
+    return isinstance(error, errors) or isinstance(error.__cause__, errors)
+
+
+def _not_sent(
+    message_id: str, name: str, server: str, setting: str, error: Exception
+) -> PublishFailed:
+    return PublishFailed(
+        f"{name} [{message_id}] was not sent: the {server} does not answer"
+        f" ({' '.join(str(error).split())}). Start it, or correct {setting}; then send it again"
+        " with the same task_id.",
+        message_id=message_id,
+    )
 
 
 def _only(task: celery.Task, args: Any, kwargs: Any) -> Any:
@@ -266,5 +283,5 @@ def send_unhandled(command: Command, runtime: Runtime, options: dict[str, Any]) 
     name = runtime.serializer.name_of(type(command))
     packed, options = prepare_command(command, runtime, options)
     options.setdefault("queue", command_queue(name))
-    with publishing(options["task_id"], name):
+    with publishing(runtime.app, options["task_id"], name):
         return runtime.app.send_task(name, (packed,), **options)

@@ -240,7 +240,6 @@ def test_a_task_that_hits_its_time_limit_or_kills_its_process_becomes_a_dead_let
     assert after_killed.get(timeout=20)["value"] == 4
     # when the late one is put back, then it is tried again, with the same end
     assert ReliableQueue(data).redrive(COMMANDS, slow.id)
-    wait_until(lambda: len(worker.logs().split("Hard time limit")) >= 3, 10, "another time limit")
     assert len(letters(data, COMMANDS, 2)) == 2
     assert_goes_on(cqrs, data, worker)
 
@@ -276,7 +275,6 @@ def test_a_failing_event_blocks_only_its_own_sequence_and_a_failing_command_none
     assert ReliableQueue(data).count(SHELF).blocked == 4
     # when it is put back before it can succeed, then it is dead again, and still blocks
     assert ReliableQueue(data).redrive(SHELF, letter.id)
-    wait_until(lambda: worker.logs().count("the shelf is broken at 2") >= 4, 10, "its second end")
     (letter,) = letters(data, SHELF, 1)
     assert depot.seen(data, "shelf", "one") == [1]
     # when it is put back and succeeds, then everything follows in order

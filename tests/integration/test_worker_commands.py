@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import redis
+from celery import chain, chord, group
 
 from cqrs_celery import CQRS
 from cqrs_celery.queue.reliable_queue import ReliableQueue
@@ -211,6 +212,22 @@ def test_the_trace_flows_through_a_worker(cqrs: CQRS, data: redis.Redis) -> None
     assert filled.event.metadata.causation_id == "the-beginning"
     assert overflow.event.metadata.correlation_id == "the-beginning"
     assert overflow.event.metadata.causation_id not in ("", "the-beginning")
+
+
+def test_commands_make_chains_groups_and_chords(cqrs: CQRS, data: redis.Redis) -> None:
+    # given signatures of commands
+    fill = cqrs.app.tasks["depot.fill_box"].si
+    # when they are chained, then they run one after the other
+    chained = chain(*[fill(FillBox(id="chained", count=n)) for n in (1, 2, 3)]).apply_async()
+    assert chained.get(timeout=10)["value"] == 6
+    assert counts(cqrs, "chained") == [1, 2, 3]
+    # when they are a group, and a chord's head, then all run, and then its body
+    grouped = group(fill(FillBox(id=f"grouped-{n}", count=n)) for n in (1, 2, 3)).apply_async()
+    assert [value["value"] for value in grouped.get(timeout=10)] == [1, 2, 3]
+    body = fill(FillBox(id="chord", count=9))
+    done = chord([fill(FillBox(id="chord", count=n)) for n in (1, 2)])(body)
+    assert done.get(timeout=10)["value"] == 12
+    assert counts(cqrs, "chord") == [1, 2, 9]
 
 
 def test_another_service_sends_a_command_by_its_class_alone(

@@ -349,6 +349,12 @@ class Channel(stock.Channel):
         super().basic_ack(delivery_tag, multiple)
         self._flush_without_loop()
 
+    def ack_retried(self, delivery_tag: str) -> None:
+        """Settle a message whose task ended with a retry; that may have taken its place."""
+        if self.qos.let_go(delivery_tag):
+            self.holder.ack(delivery_tag, is_sure=False)
+            self._flush_without_loop()
+
     def handed_over(self, delivery_tag: str) -> None:
         """Let go of a message whose retry has taken its place: it is settled already."""
         if self.qos.let_go(delivery_tag):

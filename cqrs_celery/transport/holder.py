@@ -86,8 +86,9 @@ class Holder:
         self._ready: deque[Taken] = deque()
         #: what waits behind the delivered first message of its sequence
         self._runs: dict[Line, deque[Taken]] = {}
-        #: lines whose first message was settled other than by ack, in a settlement not yet sent
-        self._unsure: set[Line] = set()
+        #: lines whose first message was settled so that the queue must say what becomes of the
+        #: rest, each with that message; the settlement is not yet sent
+        self._unsure: dict[Line, Taken] = {}
         self._settlements: list[Settlement] = []
         self._settled_at = 0.0
         self._must_reconcile = False
@@ -141,7 +142,7 @@ class Holder:
             self._reconcile()
             with self._lock:
                 settlements, self._settlements = self._settlements, []
-                unsure, self._unsure = self._unsure, set()
+                unsure, self._unsure = self._unsure, {}
             try:
                 answer = self.queue.settle_and_take(
                     self.name, settlements, queues=queues, count=count, run=run, was_idle=was_idle
@@ -151,7 +152,7 @@ class Holder:
                 # taken without our knowing is given back by the next one.
                 with self._lock:
                     self._settlements = settlements + self._settlements
-                    self._unsure |= unsure
+                    self._unsure = unsure | self._unsure
                     self._must_reconcile = True
                 raise
             with self._lock:
@@ -185,9 +186,15 @@ class Holder:
         """When the oldest settlement was made that is not sent, by the monotonic clock."""
         return self._settled_at if self._settlements else None
 
-    def _accept(self, answer: Exchange, unsure: set[Line]) -> None:
-        revoked = set(answer.revoked)
-        for line in unsure:
+    def _accept(self, answer: Exchange, unsure: dict[Line, Taken]) -> None:
+        revoked, refused = set(answer.revoked), set(answer.refused)
+        for line, settled in unsure.items():
+            if settled.id in refused:
+                # Settled elsewhere, or by an exchange whose answer was lost: then some of the run
+                # may be ours still.
+                self._drop_run(line, settled.fence)
+                self._must_reconcile = True
+                continue
             run = self._runs.get(line)
             while run and run[0].id in revoked:
                 run.popleft()
@@ -211,6 +218,13 @@ class Holder:
         else:
             self._runs.pop(line, None)
 
+    def _drop_run(self, line: Line, fence: int) -> None:
+        """Forget what stood behind a message that is no longer ours."""
+        run = self._runs.get(line)
+        # The same sequence may have been taken again meanwhile.
+        if run is not None and all(behind.fence == fence for behind in run):
+            del self._runs[line]
+
     def _give_back_line(self, taken: Taken) -> None:
         """Give back an undelivered message; the queue takes back what stands behind it."""
         self._runs.pop((taken.queue, taken.sequence), None)
@@ -218,15 +232,25 @@ class Holder:
 
     # ------------------------------------------------------------ settling
 
-    def ack(self, tag: str) -> None:
-        """Say that a delivery is done; the next of its sequence becomes ready at once."""
+    def ack(self, tag: str, *, is_sure: bool = True) -> None:
+        """Say that a delivery is done; the next of its sequence becomes ready at once.
+
+        Args:
+            tag: the delivery's.
+            is_sure: False if it may have been settled elsewhere; then the next must wait until the
+                queue has answered.
+        """
         with self._lock:
-            taken = self._held.pop(tag, None)
+            taken = self._held.get(tag)
             if taken is None:
                 return
-            self._add(ack(taken.id, taken.fence))
-            if taken.sequence:
-                self._next_of((taken.queue, taken.sequence))
+            if not is_sure:
+                self._settle_unsure(tag, ack(taken.id, taken.fence))
+            else:
+                del self._held[tag]
+                self._add(ack(taken.id, taken.fence))
+                if taken.sequence:
+                    self._next_of((taken.queue, taken.sequence))
         self._tell()
 
     def let_go(self, tag: str) -> None:
@@ -235,11 +259,7 @@ class Holder:
             taken = self._held.pop(tag, None)
             if taken is None:
                 return
-            line = taken.queue, taken.sequence
-            run = self._runs.get(line)
-            # The same sequence may have been taken again meanwhile.
-            if run is not None and all(behind.fence == taken.fence for behind in run):
-                del self._runs[line]
+            self._drop_run((taken.queue, taken.sequence), taken.fence)
         self._tell()
 
     def requeue(self, tag: str, *, reason: dict[str, Any] | None = None) -> None:
@@ -294,7 +314,7 @@ class Holder:
         taken = self._held.pop(tag)
         self._add(settlement)
         if taken.sequence:
-            self._unsure.add((taken.queue, taken.sequence))
+            self._unsure[taken.queue, taken.sequence] = taken
 
     def _add(self, settlement: Settlement) -> None:
         if not self._settlements:

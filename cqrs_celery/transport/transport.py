@@ -8,10 +8,10 @@ from typing import Any
 from kombu.transport import redis as stock
 from redis import exceptions
 
+from .celery_worker import teach_celery
 from .channel import Channel, SentinelChannel
 from .pace import POLL_S
 from .poller import Poller
-from .pools import flush_threads
 
 #: URL schemes of Kombu's own, each with ours.
 SCHEMES = {
@@ -48,7 +48,7 @@ class Transport(stock.Transport):
             # Kombu knows one scheme that means TLS; under another one it would talk plain text.
             client.ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
         super().__init__(client, **kwargs)
-        flush_threads()
+        teach_celery()
         self.cycle = Poller()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:

@@ -193,26 +193,35 @@ class CQRS:
         """Hand events to this process's subscriptions, commit after commit.
 
         What a subscriber commits is delivered after what it was called for, as through a queue.
+        One that fails keeps nothing from the others; the first failure is raised in the end.
         """
         waiting: deque[StoredEvent] | None = getattr(self._deliveries, "waiting", None)
         if waiting is not None:
             waiting.extend(events)
             return
         waiting = self._deliveries.waiting = deque(events)
+        failures: list[Exception] = []
         try:
             while waiting:
-                self._deliver_one(waiting.popleft())
+                failures += self._deliver_one(waiting.popleft())
         finally:
             del self._deliveries.waiting
+        if failures:
+            raise failures[0]
 
-    def _deliver_one(self, stored: StoredEvent) -> None:
+    def _deliver_one(self, stored: StoredEvent) -> list[Exception]:
+        failures: list[Exception] = []
         entry = self.runtime.serializer.registry.find(
             "event", stored.event.type, stored.event.type_version, self.settings.application
         )
         for definition in definitions.subscribers_of(entry.cls):
             task = task_of(self.app, definition)
             task_id = f"{stored.event.event_id}:{task.name}"
-            task.apply((pack_event(stored),), task_id=task_id, throw=True)
+            try:
+                task.apply((pack_event(stored),), task_id=task_id, throw=True)
+            except Exception as error:  # noqa: BLE001
+                failures.append(error)
+        return failures
 
     # ------------------------------------------------------------ Celery's life
 

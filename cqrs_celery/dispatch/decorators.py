@@ -13,10 +13,8 @@ from ..errors import RegistrationError
 from ..messages.registry import where
 from .definitions import Definition, definitions
 from .handler import Handler
+from .options import check_options
 from .signature import injections
-
-#: Task options that would break what a handler's task promises.
-_FIXED = ("bind", "serializer", "compression", "acks_late", "name", "base", "typing")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,7 +44,7 @@ def command_handler(command: type[Any], **options: Any) -> Callable[[Callable[..
 
     def declare(function: Callable[..., Any]) -> Handler:
         found = injections(function, "command", (command,))
-        _check_options(function, options)
+        check_options(function, options)
         definition = Definition("command", (command,), function, found, options=options)
         definitions.add(definition)
         return Handler(definition)
@@ -107,7 +105,7 @@ def subscribes(
 
     def declare(function: Callable[..., Any]) -> Handler:
         found = injections(function, "event", events)
-        _check_options(function, options)
+        check_options(function, options)
         definition = Definition("event", events, function, found, subscription, options)
         definitions.add(definition)
         return Handler(definition)
@@ -125,11 +123,3 @@ def _check(kind: str, classes: tuple[Any, ...]) -> None:
                 f"{name} is no {kind}; expected a class below cqrs_celery.{kind.capitalize()}"
             )
 
-
-def _check_options(function: Callable[..., Any], options: dict[str, Any]) -> None:
-    for option in _FIXED:
-        if option in options:
-            raise RegistrationError(
-                f"{where(function)} sets the task option {option!r}, which a handler's task keeps"
-                " for itself. Remove it."
-            )

@@ -29,6 +29,7 @@ from .batch import PublishBatch
 from .clients import client_on
 from .handover import Delivery, retried_delivery
 from .holder import Holder, tag_of
+from .options import OPTIONS, check_options
 from .pace import Pace
 
 logger = logging.getLogger(__name__)
@@ -58,21 +59,20 @@ class Channel(stock.Channel):
     supports_batch_publish = True
 
     from_transport_options = (
-        *stock.Channel.from_transport_options,
-        "lease_s",
-        "max_deliveries",
-        "max_run",
-        "dedup_ttl_s",
+        # Acknowledgements are the queue's business: there is nothing to emulate.
+        *(name for name in stock.Channel.from_transport_options if name != "ack_emulation"),
+        *OPTIONS,
     )
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
+        check_options(connection.client.transport_options, known=self.from_transport_options)
         self._no_ack_queues: set[str] = set()
         #: milliseconds for which messages of a queue may wait, as it was declared here
         self._ttl_ms: dict[str, int] = {}
         self._turns = 0
         self._is_loop = False
         self.pace = Pace()
-        super().__init__(*args, **kwargs)
+        super().__init__(connection, *args, **kwargs)
 
     # ------------------------------------------------------------ publishing
 
@@ -359,6 +359,12 @@ class Channel(stock.Channel):
         """Let go of a message whose retry has taken its place: it is settled already."""
         if self.qos.let_go(delivery_tag):
             self.holder.let_go(delivery_tag)
+
+    def basic_later(self, delivery_tag: str, delay_s: float) -> None:
+        """Deliver a message again after a delay; that is no fault of its, and counts none."""
+        if self.qos.let_go(delivery_tag):
+            self.holder.later(delivery_tag, delay_s)
+        self._flush_without_loop()
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Put a message back, or make it a dead letter."""

@@ -16,8 +16,11 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry
 from celery.worker.request import Request as CeleryRequest
 
-from ..errors import MessageError
+from ..errors import MessageError, StoreUnavailable
 from ..transport.qos import REASON
+
+#: Seconds to wait before a message is tried again whose store did not answer; none is counted.
+STORE_AWAY_DELAY_S = 1.0
 
 
 class Request(CeleryRequest):
@@ -26,6 +29,8 @@ class Request(CeleryRequest):
     acknowledged: bool
     #: Whether putting the message back could not help.
     _must_bury = False
+    #: Seconds after which to try again, where the fault is not the message's; 0 for none.
+    _again_in_s = 0.0
 
     def __init__(self, message: Any, **options: Any) -> None:
         """Take a message whose body is arguments, keyword arguments and the rest.
@@ -56,6 +61,8 @@ class Request(CeleryRequest):
         elif isinstance(error, MessageError):
             self._say("unreadable message", error, exc_info, must_bury=True)
             self.reject(requeue=False)
+        elif isinstance(error, Reject) and isinstance(error.reason, StoreUnavailable):
+            self._again_in_s = STORE_AWAY_DELAY_S
         elif not isinstance(error, (Ignore, Reject, Retry)):
             self._say("its function failed", error, exc_info)
         return super().on_failure(exc_info, send_failed_event, return_ok)
@@ -76,6 +83,12 @@ class Request(CeleryRequest):
 
     def reject(self, requeue: bool = False) -> None:
         """Put the message back, or set it aside for good where putting it back can't help."""
+        later = getattr(self._message.channel, "basic_later", None)
+        if self._again_in_s and later is not None and not self.acknowledged:
+            later(self._message.delivery_tag, self._again_in_s)
+            self.acknowledged = True
+            self.send_event("task-rejected", requeue=True)
+            return
         super().reject(requeue=requeue and not self._must_bury)
 
     def _say(

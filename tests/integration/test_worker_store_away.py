@@ -1,0 +1,74 @@
+"""A store that does not answer is no fault of the message: it waits, and is tried again."""
+
+from __future__ import annotations
+
+import redis
+from celery import Celery
+
+from tests.integration.conftest import WorkerFactory
+
+#: A store that is away for its first appends, as many as the test says.
+SOURCE = """
+    import os
+
+    import redis
+    from celery import Celery
+
+    from cqrs_celery import CQRS, Aggregate, Command, Event, Session, command_handler
+    from cqrs_celery.errors import StoreUnavailable
+
+    URL = os.environ["TEST_URL"]
+    counters = redis.Redis.from_url(URL)
+
+    class Noted(Event, name="note.noted"):
+        pass
+
+    class Note(Aggregate):
+        pass
+
+    class TakeNote(Command, name="note.take", aggregate=Note, key="id"):
+        id: str
+
+    @command_handler(TakeNote)
+    def take_note(command: TakeNote, session: Session) -> str:
+        note = Note(command.id)
+        note.record(Noted())
+        session.add(note)
+        counters.incr("attempts")
+        return "taken"
+
+    app = Celery("note", broker=URL, backend=URL)
+    app.conf.broker_transport = "cqrs_celery.transport:Transport"
+    app.conf.broker_transport_options = {"max_deliveries": 2}
+    app.conf.broker_connection_retry_on_startup = True
+    cqrs = CQRS(app)
+
+    real = cqrs.store.append
+
+    def append(*args, **options):
+        if counters.decr("away_for") >= 0:
+            raise StoreUnavailable("the store is away")
+        return real(*args, **options)
+
+    cqrs.store.append = append
+"""
+
+
+def test_a_command_waits_for_its_store_longer_than_it_may_be_redelivered(
+    redis_url: str, worker_factory: WorkerFactory
+) -> None:
+    # given a store that is away three times, and messages that may come back once
+    client = redis.Redis.from_url(redis_url)
+    client.set("away_for", 3)
+    worker_factory(SOURCE, pool="solo", env={"TEST_URL": redis_url})
+    app = Celery("sender", broker=redis_url, backend=redis_url, set_as_current=False)
+    app.conf.broker_transport = "cqrs_celery.transport:Transport"
+    # when a command is sent
+    plain = {"type": "note.take", "version": 1, "data": {"id": "7"}}
+    result = app.send_task("note.take", (plain,), queue="note.commands")
+    # then it is carried out when the store is back
+    assert result.get(timeout=20)["value"] == "taken"
+    assert client.get("attempts") == b"4"
+    assert client.llen("cq:stream:note:Note:7") == 1
+    # and nothing became a dead letter
+    assert not client.exists("cq:dead:note.commands")

@@ -1,0 +1,65 @@
+"""Options that do nothing, or that can't be, are refused where they are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cqrs_celery import Command, command_handler
+from cqrs_celery.errors import InvalidSetting, RegistrationError
+from cqrs_celery.transport.channel import Channel
+from cqrs_celery.transport.options import OPTIONS, check_options
+
+
+class OptionsCommand(Command):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("nonsense", "no such option"),
+        ("rate_limits", "did you mean 'rate_limit'"),
+        ("lock", "no such option"),
+        ("queue", "keeps for itself"),
+        ("acks_late", "keeps for itself"),
+        ("_app", "no such option"),
+    ],
+)
+def test_a_task_option_that_would_do_nothing_is_refused(option: str, text: str) -> None:
+    def handle(command: OptionsCommand) -> None:
+        pass
+
+    with pytest.raises(RegistrationError, match=text) as refused:
+        command_handler(OptionsCommand, **{option: "x"})(handle)
+    assert option in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("lease_s", 0), ("lease_s", "30"), ("lease_s", True), ("lease_s", None),
+        ("max_deliveries", 0), ("max_deliveries", 2.5), ("max_run", 0), ("dedup_ttl_s", -1),
+    ],
+)  # fmt: skip
+def test_a_transport_option_that_can_t_be_names_what_is_accepted(option: str, value: Any) -> None:
+    with pytest.raises(InvalidSetting, match="accepted: a ") as refused:
+        check_options({option: value}, known=Channel.from_transport_options)
+    assert refused.value.setting == f"broker_transport_options['{option}']"
+
+
+def test_a_misspelt_transport_option_names_the_one_that_was_meant() -> None:
+    with pytest.raises(InvalidSetting, match="did you mean 'lease_s'"):
+        check_options({"leases_s": 30}, known=Channel.from_transport_options)
+
+
+def test_options_of_kombu_and_of_others_are_let_pass() -> None:
+    check_options(
+        {"max_connections": 5, "max_retries": 3, "whatever": 1},
+        known=Channel.from_transport_options,
+    )
+
+
+def test_every_option_has_a_default_that_it_accepts() -> None:
+    check_options({name: getattr(Channel, name) for name in OPTIONS}, known=())

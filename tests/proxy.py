@@ -1,0 +1,145 @@
+"""A TCP proxy that cuts connections, refuses new ones, and swallows replies, for tests.
+
+    with Proxy(redis_node.port) as proxy:
+        connect(f"redis://127.0.0.1:{proxy.port}/0")
+        proxy.cut()
+
+It runs in threads of the test's own process: nothing is left of it when the test ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+from typing import Self
+
+#: Closes with a reset instead of a farewell, as a machine does that went down.
+_RESET = struct.pack("ii", 1, 0)
+
+
+class _Pair:
+    """A connection of a client, and the one to the server that goes with it."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self.client, self.server = client, server
+        self.is_mute = False
+
+    def cut(self) -> None:
+        for end in (self.client, self.server):
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+class Proxy:
+    """Pass every connection on to a port of this machine, until told otherwise.
+
+    Args:
+        target: the port.
+    """
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        #: how many replies were swallowed
+        self.swallowed = 0
+        #: how many connections were accepted and passed on
+        self.accepted = 0
+        self._marker: bytes | None = None
+        self._is_refusing = False
+        self._lock = threading.Lock()
+        self._pairs: set[_Pair] = set()
+        threading.Thread(target=self._accept, name="proxy", daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def url(self, database: int = 0) -> str:
+        """Return the URL of a Redis database behind the proxy."""
+        return f"redis://127.0.0.1:{self.port}/{database}"
+
+    def cut(self) -> int:
+        """Reset every connection that is open; returns how many."""
+        with self._lock:
+            pairs, self._pairs = self._pairs, set()
+        for pair in pairs:
+            pair.cut()
+        return len(pairs)
+
+    def refuse(self) -> None:
+        """Cut every connection, and each new one at once."""
+        self._is_refusing = True
+        self.cut()
+
+    def accept(self) -> None:
+        """Let connections through again."""
+        self._is_refusing = False
+
+    def swallow_reply_to(self, marker: bytes) -> None:
+        """Pass the next request that has these bytes on, and cut instead of passing its reply."""
+        self._marker = marker
+
+    def close(self) -> None:
+        """Stop listening and cut everything."""
+        self._is_refusing = True
+        # close() alone would not wake the thread that accepts.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._is_refusing:
+                _Pair(client, client).cut()
+                continue
+            try:
+                server = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                _Pair(client, client).cut()
+                continue
+            pair = _Pair(client, server)
+            with self._lock:
+                self._pairs.add(pair)
+                self.accepted += 1
+            for work in (self._pass_requests, self._pass_replies):
+                threading.Thread(target=work, args=(pair,), name="proxy", daemon=True).start()
+
+    def _pass_requests(self, pair: _Pair) -> None:
+        with self._ending(pair):
+            while chunk := pair.client.recv(65536):
+                marker = self._marker
+                if marker is not None and marker in chunk:
+                    self._marker = None
+                    pair.is_mute = True
+                pair.server.sendall(chunk)
+
+    def _pass_replies(self, pair: _Pair) -> None:
+        with self._ending(pair):
+            while chunk := pair.server.recv(65536):
+                if pair.is_mute:
+                    self.swallowed += 1
+                    return
+                pair.client.sendall(chunk)
+
+    @contextlib.contextmanager
+    def _ending(self, pair: _Pair):
+        try:
+            with contextlib.suppress(OSError):
+                yield
+        finally:
+            with self._lock:
+                self._pairs.discard(pair)
+            pair.cut()

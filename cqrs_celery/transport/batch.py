@@ -27,6 +27,7 @@ class PublishBatch:
         self._queue = queue
         self._max_size = max_size
         self._collected: list[Publish] = []
+        self._broadcasts: list[tuple[str, str]] = []
         self._is_over = False
 
     def publish(self, message: dict[str, Any], **kwargs: Any) -> Any:
@@ -34,10 +35,19 @@ class PublishBatch:
         self._check_open()
         return self.channel.basic_publish(message, _publish_batch=self, **kwargs)
 
-    def add(self, publish: Publish) -> None:
-        """Keep a routed message; sends all when there are enough."""
-        self._collected.append(publish)
-        if len(self._collected) >= self._max_size:
+    def add(self, publish: Publish | str, *broadcast: str) -> None:
+        """Keep a routed message; sends all when there are enough.
+
+        Args:
+            publish: the message; for a fanout, as Kombu's own channel says it, "publish".
+            broadcast: a fanout's topic and payload.
+        """
+        if isinstance(publish, str):
+            topic, payload = broadcast
+            self._broadcasts.append((topic, payload))
+        else:
+            self._collected.append(publish)
+        if len(self._collected) + len(self._broadcasts) >= self._max_size:
             self.flush()
 
     def flush(self) -> None:
@@ -48,19 +58,29 @@ class PublishBatch:
         """
         self._check_open()
         collected, self._collected = self._collected, []
-        if not collected:
-            return
+        broadcasts, self._broadcasts = self._broadcasts, []
+        count = len(collected) + len(broadcasts)
         try:
-            self._queue.publish_many(collected)
+            if collected:
+                self._queue.publish_many(collected)
+            if broadcasts:
+                self._broadcast(broadcasts)
         except Exception as error:
             self._is_over = True
             raise BatchPublishError(
-                f"a batch of {len(collected)} messages was not confirmed; some may have arrived"
+                f"a batch of {count} messages was not confirmed; some may have arrived"
             ) from error
+
+    def _broadcast(self, broadcasts: list[tuple[str, str]]) -> None:
+        with self.channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+            for topic, payload in broadcasts:
+                pipe.publish(topic, payload)
+            pipe.execute()
 
     def discard(self) -> None:
         """Forget what was collected and not sent."""
         self._collected.clear()
+        self._broadcasts.clear()
         self._is_over = True
 
     def close(self) -> None:

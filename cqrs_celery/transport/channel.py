@@ -113,7 +113,9 @@ class Channel(stock.Channel):
         """Put a message on every queue that its exchange and routing key name, or on none."""
         batch: PublishBatch | None = kwargs.pop("_publish_batch", None)
         if exchange and self.typeof(exchange).type == "fanout":
-            return super().basic_publish(message, exchange, routing_key, **kwargs)
+            return super().basic_publish(
+                message, exchange, routing_key, _publish_batch=batch, **kwargs
+            )
         properties = message["properties"]
         properties["delivery_info"].update(exchange=exchange, routing_key=routing_key)
         self._publish(self._lookup(exchange, routing_key), message, batch)
@@ -413,8 +415,10 @@ class Channel(stock.Channel):
 
     def _receive_fanout(self, client: Any, response: Any) -> Any:
         payload = self._handle_message(client, response)
-        if not stock.bytes_to_str(payload["type"]).endswith("message") or not payload["data"]:
-            return None
+        kind = stock.bytes_to_str(payload["type"])
+        if not kind.endswith("message") or not payload["data"]:
+            # Kombu's own returns from `drain_events` when a subscription is confirmed, too.
+            return kind.endswith("subscribe")
         name = stock.bytes_to_str(payload["channel"])
         if name[0] == "/":
             _, _, name = name.partition(".")

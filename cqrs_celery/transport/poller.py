@@ -102,6 +102,8 @@ class Poller(stock.MultiChannelPoller):
         deadline = None if timeout is None else time.monotonic() + timeout
         self._in_protected_read = True
         try:
+            # No event loop's timer does it here.
+            self.maybe_refresh_binding_expiry()
             while True:
                 if self.on_poll_start():
                     return

@@ -72,6 +72,9 @@ def decode(taken: Taken, tag: str, consumer: str) -> dict[str, Any]:
     # A stock message has its body inside; then nothing follows the head.
     message.setdefault("body", taken.body or body)
     info["redelivered"] = taken.tries > 0
+    if taken.tries:
+        # Where Kombu's Redis transport says it too.
+        headers["redelivered"] = True
     info[QUEUE] = taken.queue
     info[LEASE] = (consumer, taken.id, taken.fence)
     if headers.get("eta"):

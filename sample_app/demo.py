@@ -37,7 +37,7 @@ from sample_app.orders import command_of
 from sample_app.processes import WORKER, ended_by_sigterm, last_words, running
 from sample_app.read_model import StockRow
 
-#: Seconds for all outcomes, and as many again for the read model.
+#: Seconds to wait for the next outcome, and for the read model to have every event.
 DEADLINE_S: Final = 60.0
 
 #: Rows of the stock that are shown: those that moved most.

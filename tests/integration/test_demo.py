@@ -86,10 +86,11 @@ def names(processes: list[psutil.Process]) -> list[str]:
     return found
 
 
+@pytest.mark.timeout(240)  # a quarter of a minute, where the machine does nothing else
 def test_the_demo_shows_the_stock_and_that_it_is_right(start: Start) -> None:
     # when the demo runs
     process = start("demo")
-    output, _ = process.communicate(timeout=100)
+    output, _ = process.communicate(timeout=200)
     # then it ends well
     assert process.returncode == 0, output
     expected = compute(read_orders())

@@ -70,6 +70,7 @@ def worker(
     node.teardown()
 
 
+@pytest.mark.timeout(240)  # half a minute, where the machine does nothing else
 def test_every_command_has_its_effect_once_however_often_the_worker_is_killed(
     worker: WorkerNode, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -92,7 +93,7 @@ def test_every_command_has_its_effect_once_however_often_the_worker_is_killed(
             assert client.poll() is None, "the client was done before the last kill"
             rng.choice([worker.kill, worker.kill_main])()
             worker.start()
-        output, errors = client.communicate(timeout=60)
+        output, errors = client.communicate(timeout=150)
     finally:
         client.kill()
         client.communicate()

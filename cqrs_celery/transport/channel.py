@@ -454,7 +454,12 @@ class Channel(stock.Channel):
     def _delete(
         self, queue: str, exchange: str, routing_key: str, pattern: str, *args: Any, **kwargs: Any
     ) -> None:
-        super()._delete(queue, exchange, routing_key, pattern, *args, **kwargs)
+        # Not stock's: it drops the list of ids, and what they name would stay for ever.
+        self.auto_delete_queues.discard(queue)
+        member = self.sep.join([routing_key or "", pattern or "", queue])
+        with self.conn_or_acquire(client=kwargs.get("client")) as client:
+            client.srem(self.keyprefix_queue % (exchange,), member)
+            client.srem(self.keyprefix_binding_permanent % (exchange,), member)
         self.queue.delete(queue)
 
     # ------------------------------------------------------------ the end

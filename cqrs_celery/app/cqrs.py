@@ -61,7 +61,7 @@ class CQRS:
         app.steps["consumer"].add("cqrs_celery.workers.registration:RegistrationStep")
         app.on_after_configure.connect(self._on_configured, weak=False)
         app.on_after_finalize.connect(self._on_finalized, weak=False)
-        celeryd_init.connect(self._on_worker_init, weak=False)
+        celeryd_init.connect(self._on_worker_init)
         definitions.listen(self._on_declared)
         if app.configured:
             self._on_configured(app)
@@ -245,7 +245,7 @@ class CQRS:
         runtime = self.runtime
         for definition in definitions.all():
             if definition.kind != "query":
-                runtime.app.amqp.queues.select_add(task_of(self.app, definition).queue)
+                runtime.app.amqp.queues.select_add(task_of(self.app, definition).home_queue)
 
 
 class _CurrentApplication:

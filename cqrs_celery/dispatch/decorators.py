@@ -122,4 +122,3 @@ def _check(kind: str, classes: tuple[Any, ...]) -> None:
             raise RegistrationError(
                 f"{name} is no {kind}; expected a class below cqrs_celery.{kind.capitalize()}"
             )
-

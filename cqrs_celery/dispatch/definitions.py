@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakMethod
 
 from ..errors import DuplicateRegistration
 from ..messages.registry import registry, where
@@ -66,7 +67,7 @@ class Definitions:
 
     def __init__(self) -> None:
         self._by_key: dict[tuple[Any, ...], Definition] = {}
-        self._listeners: list[Callable[[Definition], None]] = []
+        self._listeners: list[WeakMethod[Callable[[Definition], None]]] = []
 
     def add(self, definition: Definition) -> None:
         """Declare a handler.
@@ -88,12 +89,16 @@ class Definitions:
             if self._by_key[key].messages == definition.messages:
                 del self._by_key[key]
         self._by_key.update(dict.fromkeys(keys, definition))
-        for listener in list(self._listeners):
-            listener(definition)
+        for reference in list(self._listeners):
+            listener = reference()
+            if listener is None:
+                self._listeners.remove(reference)
+            else:
+                listener(definition)
 
     def listen(self, listener: Callable[[Definition], None]) -> None:
-        """Call a function with every handler that is declared from now on."""
-        self._listeners.append(listener)
+        """Call a method with every handler that is declared from now on, while its object lives."""
+        self._listeners.append(WeakMethod(listener))
 
     def all(self) -> list[Definition]:
         """Return the handlers in the order of their declaration."""

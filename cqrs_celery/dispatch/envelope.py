@@ -46,13 +46,16 @@ def pack_command(command: Any, serializer: Serializer) -> dict[str, Any]:
     return plain
 
 
-def unpack_command(plain: Any, serializer: Serializer, *, command_id: str) -> tuple[Any, Metadata]:
+def unpack_command(
+    plain: Any, serializer: Serializer, *, command_id: str, root_id: str = ""
+) -> tuple[Any, Metadata]:
     """Return the command in a task's argument, and the metadata for what it brings about.
 
     Args:
         plain: what `pack_command` returned, or what JSON made of it.
         serializer: decodes it.
         command_id: causes what follows, and begins it where nothing did before.
+        root_id: Celery's, for a command that came as a part of a chain, group or chord.
 
     Raises:
         UnknownMessageType: its name and version are not registered.
@@ -60,7 +63,7 @@ def unpack_command(plain: Any, serializer: Serializer, *, command_id: str) -> tu
     """
     command = serializer.from_plain("command", plain)
     came_with = plain.get("metadata") if isinstance(plain, dict) else None
-    correlation_id = (came_with or {}).get("correlation_id") or command_id
+    correlation_id = (came_with or {}).get("correlation_id") or root_id or command_id
     return command, Metadata(correlation_id=correlation_id, causation_id=command_id)
 
 

@@ -64,14 +64,11 @@ def build_task(app: celery.Celery, definition: Definition) -> celery.Task:
     """Make a handler's task in an application."""
     application = runtime_of(app).application
     name = definition.task_name(application)
-    options = dict(definition.options)
     is_command = definition.kind == "command"
-    options.setdefault(
-        "queue", command_queue(name) if is_command else definition.subscription_name(application)
-    )
+    home = command_queue(name) if is_command else definition.subscription_name(application)
     base: type[HandlerTask] = CommandTask if is_command else SubscriptionTask
-    # Celery warns of `queue` and its like among a task class's own attributes: they are inherited.
-    configured = type(base.__name__, (base,), {"abstract": True, **options})
+    # Celery warns of some options among a task class's own attributes: they are inherited.
+    configured = type(base.__name__, (base,), {"abstract": True, **definition.options})
     task_class = type(
         definition.function.__name__,
         (configured,),
@@ -80,6 +77,7 @@ def build_task(app: celery.Celery, definition: Definition) -> celery.Task:
             "app": app,
             "name": name,
             "definition": definition,
+            "home_queue": home,
             "__doc__": definition.function.__doc__,
             "__module__": definition.function.__module__,
             "__header__": staticmethod(head_from_fun(_header)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import celery
 
@@ -38,13 +38,13 @@ class Runtime:
         return self.serializer.application
 
 
-#: The CQRS applications of this process; what is held here is asked for its runtime when needed.
-_applications: WeakKeyDictionary[celery.Celery, Any] = WeakKeyDictionary()
+#: The CQRS applications of this process that are in use, in the order of their making.
+_applications: WeakKeyDictionary[celery.Celery, ReferenceType[Any]] = WeakKeyDictionary()
 
 
 def add_application(app: celery.Celery, source: Any) -> None:
     """Make a Celery application's `CQRS` known; it is asked for its `runtime` when needed."""
-    _applications[app] = source
+    _applications[app] = ref(source)
 
 
 def runtime_of(app: celery.Celery, what: str = "this") -> Runtime:
@@ -53,7 +53,8 @@ def runtime_of(app: celery.Celery, what: str = "this") -> Runtime:
     Raises:
         NotConfigured: it has none.
     """
-    source = _applications.get(app)
+    reference = _applications.get(app)
+    source = reference() if reference else None
     if source is None:
         raise NotConfigured(
             f"{what} needs a CQRS app, but Celery's app {app.main!r} has none: make one with"

@@ -61,6 +61,9 @@ class HandlerTask(celery.Task):
     is_blocking: ClassVar[bool] = False
 
     definition: Definition
+    #: Where its messages go that no option and no `task_routes` send elsewhere, and where workers
+    #: look for them.
+    home_queue: str
 
     @property
     def runtime(self) -> Runtime:
@@ -108,6 +111,7 @@ class CommandTask(HandlerTask):
         """
         command = _only(self, args, kwargs)
         packed, options = prepare_command(command, self.runtime, options)
+        route(self.app, self.name, options, home_queue=self.home_queue)
         with publishing(self.app, options["task_id"], self.name):
             return super().apply_async((packed,), {}, **options)
 
@@ -125,7 +129,9 @@ class CommandTask(HandlerTask):
         runtime, command_id = self.runtime, self.request.id or uuid()
         if isinstance(argument, Command):
             argument = pack_command(argument, runtime.serializer)
-        command, metadata = unpack_command(argument, runtime.serializer, command_id=command_id)
+        command, metadata = unpack_command(
+            argument, runtime.serializer, command_id=command_id, root_id=self.request.root_id or ""
+        )
         if self._is_again and (found := runtime.store.find_command(command_id)):
             return result_of(found)
         attempt = Attempt(
@@ -145,6 +151,11 @@ class SubscriptionTask(HandlerTask):
     ignore_result = True
     acks_on_failure = False
     is_blocking = True
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Send a recorded event by hand; it is handled beside its sequence, not in it."""
+        route(self.app, self.name, options, home_queue=self.home_queue)
+        return super().apply_async(args, kwargs, **options)
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Handle a recorded event.
@@ -200,6 +211,13 @@ def prepare_command(
         "task_id": options.get("task_id") or uuid(),
         "headers": headers,
     }
+
+
+def route(app: celery.Celery, name: str, options: dict[str, Any], *, home_queue: str) -> None:
+    """Send a message home, unless its options or `task_routes` say where it goes."""
+    is_told = any(options.get(option) for option in ("queue", "exchange", "routing_key"))
+    if not is_told and not app.amqp.router.lookup_route(name, (), {}, options):
+        options["queue"] = home_queue
 
 
 def sequence_of(command: Command, application: str) -> str:
@@ -282,6 +300,6 @@ def send_unhandled(command: Command, runtime: Runtime, options: dict[str, Any]) 
         )
     name = runtime.serializer.name_of(type(command))
     packed, options = prepare_command(command, runtime, options)
-    options.setdefault("queue", command_queue(name))
+    route(runtime.app, name, options, home_queue=command_queue(name))
     with publishing(runtime.app, options["task_id"], name):
         return runtime.app.send_task(name, (packed,), **options)

@@ -69,7 +69,7 @@ def subscriber_of(definition: Definition, runtime: Runtime) -> Subscriber:
                 accepted="none",
             )
     topics = tuple(runtime.serializer.name_of(event) for event in definitions.topics_of(definition))
-    return Subscriber(task.name, topics, task.queue, _head(task))
+    return Subscriber(task.name, topics, task.home_queue, _head(task))
 
 
 def _head(task: Any) -> tuple[str, str, str, str, str]:
@@ -84,7 +84,7 @@ def _head(task: Any) -> tuple[str, str, str, str, str]:
     properties = {
         **message.properties,
         "delivery_mode": 2,
-        "delivery_info": {"exchange": "", "routing_key": task.queue},
+        "delivery_info": {"exchange": "", "routing_key": task.home_queue},
         "priority": task.priority or 0,
     }
     properties["correlation_id"] = task_id

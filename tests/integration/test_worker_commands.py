@@ -221,6 +221,9 @@ def test_commands_make_chains_groups_and_chords(cqrs: CQRS, data: redis.Redis) -
     chained = chain(*[fill(FillBox(id="chained", count=n)) for n in (1, 2, 3)]).apply_async()
     assert chained.get(timeout=10)["value"] == 6
     assert counts(cqrs, "chained") == [1, 2, 3]
+    # and all of them are traced to the chain's beginning
+    history = cqrs.store.read_stream(StreamName("depot", "DepotBox", "chained"))
+    assert len({stored.event.metadata.correlation_id for stored in history}) == 1
     # when they are a group, and a chord's head, then all run, and then its body
     grouped = group(fill(FillBox(id=f"grouped-{n}", count=n)) for n in (1, 2, 3)).apply_async()
     assert [value["value"] for value in grouped.get(timeout=10)] == [1, 2, 3]

@@ -365,7 +365,7 @@ def test_a_handler_is_still_the_function(cqrs: CQRS) -> None:
 def test_a_handlers_task_has_the_commands_name_and_celerys_options(cqrs: CQRS) -> None:
     assert withdraw.name == "bank.withdraw"
     assert withdraw.rate_limit == "100/s"
-    assert withdraw.queue == "bank.commands"
+    assert withdraw.home_queue == "bank.commands"
     assert cqrs.app.tasks["bank.withdraw"] is withdraw.task
     # a name without a dot belongs to the application
     assert ping.name == "bank.HandlersPing"
@@ -569,7 +569,7 @@ def test_the_facts_of_recording_come_with_the_event(cqrs: CQRS) -> None:
 
 def test_tasks_and_queues_of_subscriptions_are_named_after_them(cqrs: CQRS) -> None:
     names = [
-        (handler.name, handler.queue)
+        (handler.name, handler.home_queue)
         for handler in (begin_statement, add_to_statement, audit, charge_for_withdrawals)
     ]
     assert names == [

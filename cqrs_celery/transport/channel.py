@@ -472,6 +472,8 @@ class Channel(stock.Channel):
     def close(self) -> None:
         """Close the channel; tasks that run on are settled through the holder."""
         super().close()
+        # Kombu does so itself only for a channel that has delivered something.
+        self.release()
         if "queue" in self.__dict__:
             self.queue.client.close()
 

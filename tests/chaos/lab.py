@@ -247,9 +247,10 @@ class Lab:
 
     @cached_property
     def client(self) -> redis.Redis:
-        """A client to the lab's own server."""
-        assert self.node is not None
-        return self._stack.enter_context(self.node.client())
+        """A client to the server."""
+        if self.node is not None:
+            return self._stack.enter_context(self.node.client())
+        return self._stack.enter_context(redis.Redis.from_url(self.url))
 
     @property
     def queue(self) -> ReliableQueue:

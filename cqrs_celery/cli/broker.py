@@ -1,0 +1,46 @@
+"""Reach the broker of the application that `celery -A` names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from kombu.exceptions import KombuError
+
+from ..transport import TRANSPORT
+from ..transport.channel import Channel
+from ..transport.transport import Transport
+
+
+@contextmanager
+def broker_channel(context: click.Context) -> Iterator[Channel]:
+    """Give a channel to the application's broker, which knows the application's exchanges.
+
+    Raises:
+        click.UsageError: the broker is not the reliable queue.
+        click.ClickException: it does not answer, or refuses what is asked.
+    """
+    app: Any = context.obj.app
+    with app.connection_for_read() as connection:
+        if not issubclass(connection.get_transport_cls(), Transport):
+            raise click.UsageError(
+                f"the broker {connection.as_uri()} is not the reliable queue: set"
+                f" broker_transport = {TRANSPORT!r}"
+            )
+        try:
+            channel = connection.channel()
+            for queue in app.amqp.queues.values():
+                # Else a topic exchange would be taken for a direct one.
+                queue.exchange(channel).declare()
+            yield channel
+        except (*connection.connection_errors, *connection.channel_errors, KombuError) as error:
+            raise click.ClickException(
+                f"the broker {connection.as_uri()} does not answer: {error}"
+            ) from error
+
+
+def is_reply_queue(app: Any, queue: str) -> bool:
+    """Say whether a queue is for answers to remote control, which live for seconds."""
+    return queue.endswith(f".{app.control.mailbox.reply_exchange.name}")

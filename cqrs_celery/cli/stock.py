@@ -1,0 +1,78 @@
+"""How a message lies in a stock Redis queue: JSON with the body inside, base64-encoded.
+
+What is not Kombu's to understand goes through unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from ..transport.channel import _delay_ms
+from ..transport.wire import SEQUENCE_HEADER, WAITED_HEADER
+
+
+class Wants(NamedTuple):
+    """Say what a stock message wants that stock Redis does not have.
+
+    `wait_ms` is the time until its ETA, 0 if it has none, or a past one.
+    """
+
+    sequence: str = ""
+    wait_ms: int = 0
+
+
+def stock_message(payload: bytes, body: bytes, *, queue: str, due_ms: int | None = None) -> bytes:
+    """Return a message of ours as stock Kombu writes it.
+
+    Args:
+        payload: its head and body, its head alone, or a whole stock message.
+        body: the body that it shares with others; empty where it has its own.
+        queue: where it lies.
+        due_ms: the time by Redis's clock before which it may not run; becomes its ETA.
+
+    Raises:
+        ValueError: its head can't be read.
+    """
+    head, _, own = payload.partition(b"\n")
+    message = _object(json.loads(head))
+    properties = _object(message.setdefault("properties", {}))
+    headers = message["headers"] = _object(message.get("headers") or {})
+    if "body" not in message:
+        message["body"] = b64encode(body or own).decode()
+        properties["body_encoding"] = "base64"
+    properties["delivery_tag"] = str(uuid4())
+    place = _object(properties.setdefault("delivery_info", {}))
+    place.setdefault("exchange", "")
+    place.setdefault("routing_key", queue)
+    if WAITED_HEADER in headers:
+        del headers[WAITED_HEADER]
+    if due_ms is not None:
+        headers["eta"] = datetime.fromtimestamp(due_ms / 1000, UTC).isoformat()
+    return json.dumps(message).encode()
+
+
+def wants_of(element: bytes) -> Wants:
+    """Return what an element of a ready list wants; nothing if it is no stock message."""
+    try:
+        headers = json.loads(element)["headers"]
+        return Wants(str(headers.get(SEQUENCE_HEADER) or ""), _delay_ms(headers.get("eta")))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Wants()
+
+
+def redelivered(message: dict[str, Any]) -> bytes:
+    """Return a message that goes back to its queue, marked as stock Kombu marks it."""
+    for place in (message.get("headers"), message["properties"].get("delivery_info")):
+        if isinstance(place, dict):
+            place["redelivered"] = True
+    return json.dumps(message).encode()
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is no JSON object")
+    return value

@@ -66,9 +66,9 @@ class SentinelTransport(Transport):
 
 
 def _is_tls(client: Any) -> bool:
-    url = str(client._initial_params.get("hostname") or "")
-    scheme = url.partition("://")[0]
-    return "rediss" in (scheme, scheme.removeprefix("reliable-"))
+    # Kombu has taken the URL apart by now: of its scheme, the transport's name is what is left, and
+    # nothing where `broker_transport` gave that name. Then `broker_use_ssl` must say it.
+    return client.transport_cls in ("rediss", SCHEMES["rediss"])
 
 
 def _keep_ours_on_failover(client: Any) -> None:

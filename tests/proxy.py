@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts connections, refuses new ones, and swallows replies, for tests.
+"""A TCP proxy that cuts connections, refuses new ones, swallows replies, or speaks TLS, for tests.
 
     with Proxy(redis_node.port) as proxy:
         connect(f"redis://127.0.0.1:{proxy.port}/0")
@@ -10,7 +10,9 @@ It runs in threads of the test's own process: nothing is left of it when the tes
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
+import ssl
 import struct
 import threading
 from typing import Self
@@ -40,10 +42,12 @@ class Proxy:
 
     Args:
         target: the port.
+        tls: makes it speak TLS with its clients, for servers that were built without.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *, tls: ssl.SSLContext | None = None) -> None:
         self._target = target
+        self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         #: how many replies were swallowed
@@ -114,6 +118,9 @@ class Proxy:
             with self._lock:
                 self._pairs.add(pair)
                 self.accepted += 1
+            if self._tls is not None:
+                threading.Thread(target=self._pass_tls, args=(pair,), daemon=True).start()
+                continue
             for work in (self._pass_requests, self._pass_replies):
                 threading.Thread(target=work, args=(pair,), name="proxy", daemon=True).start()
 
@@ -134,10 +141,31 @@ class Proxy:
                     return
                 pair.client.sendall(chunk)
 
+    def _pass_tls(self, pair: _Pair) -> None:
+        # One thread for both directions: a TLS connection bears no two.
+        assert self._tls is not None
+        with self._ending(pair):
+            pair.client = client = self._tls.wrap_socket(pair.client, server_side=True)
+            while True:
+                readable, _, _ = select.select([client, pair.server], [], [])
+                if pair.server in readable:
+                    chunk = pair.server.recv(65536)
+                    if not chunk:
+                        return
+                    client.sendall(chunk)
+                if client in readable:
+                    chunk = client.recv(65536)
+                    if not chunk:
+                        return
+                    pair.server.sendall(chunk)
+                    while client.pending():
+                        pair.server.sendall(client.recv(65536))
+
     @contextlib.contextmanager
     def _ending(self, pair: _Pair):
         try:
-            with contextlib.suppress(OSError):
+            # A closed socket is no number to select on.
+            with contextlib.suppress(OSError, ValueError):
                 yield
         finally:
             with self._lock:

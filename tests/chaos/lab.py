@@ -265,9 +265,11 @@ class Lab:
         """Return the settings of an application on this broker."""
         url = url or self.url
         is_alias = url.startswith("reliable-")
+        is_sentinel = url.startswith("sentinel")
+        transport = "cqrs_celery.transport:SentinelTransport" if is_sentinel else TRANSPORT
         return {
             "broker_url": url,
-            **({} if is_alias else {"broker_transport": TRANSPORT}),
+            **({} if is_alias else {"broker_transport": transport}),
             "imports": ["cqrs_celery.transport"],
             "broker_transport_options": self.options,
             "broker_connection_retry_on_startup": True,

@@ -27,7 +27,7 @@ def broker_channel(context: click.Context) -> Iterator[Channel]:
         if not issubclass(connection.get_transport_cls(), Transport):
             raise click.UsageError(
                 f"the broker {connection.as_uri()} is not the reliable queue: set"
-                f" broker_transport = {TRANSPORT!r}"
+                f" broker_transport = {TRANSPORT!r}, or a URL that begins with reliable-"
             )
         try:
             channel = connection.channel()
@@ -36,8 +36,10 @@ def broker_channel(context: click.Context) -> Iterator[Channel]:
                 queue.exchange(channel).declare()
             yield channel
         except (*connection.connection_errors, *connection.channel_errors, KombuError) as error:
+            # Sentinel's text goes on with all its clients and what they are made of.
+            reason = str(error).partition(" : <")[0]
             raise click.ClickException(
-                f"the broker {connection.as_uri()} does not answer: {error}"
+                f"the broker {connection.as_uri()} does not answer: {reason}"
             ) from error
 
 

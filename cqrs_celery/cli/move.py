@@ -69,6 +69,7 @@ def move_queues(
                 f"no queue {_listed(unknown)} is known; there are: {_listed(known)}"
             )
         names = sorted(chosen or known)
+        living: list[Holding] = []
         try:
             if direction == "from-stock":
                 moved = mover.from_stock(names, unacked)
@@ -76,8 +77,7 @@ def move_queues(
                 if not is_dry_run:
                     _recover(mover, names, lease_s=float(channel.lease_s))
                 moved = mover.to_stock(names)
-                if is_dry_run and (holders := _living(mover, names)):
-                    click.echo(f"--yes would be refused: {_told(holders)}", err=True)
+                living = _living(mover, names)
         except OthersInterfere as error:
             raise click.ClickException(str(error)) from error
     moved = [one for one in moved if any(list(asdict(one).values())[1:])]
@@ -92,6 +92,8 @@ def move_queues(
         click.echo(
             f"{unacked.left} unacked messages stay: unreadable, or of no known queue", err=True
         )
+    if is_dry_run and living:
+        click.echo(f"--yes would be refused: {_told(living)}", err=True)
     if is_dry_run:
         click.echo("\nNothing was changed. To move them, stop every worker and repeat with --yes.")
 

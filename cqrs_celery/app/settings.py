@@ -112,7 +112,10 @@ def check_broker(app: celery.Celery, *, transport: str, schemes: Collection[str]
     """
     conf = app.conf
     url = str(conf.broker_write_url or conf.broker_url or "")
-    if conf.broker_transport == transport or url.partition("://")[0] in schemes:
+    # Of a scheme such as redis+socket, Kombu takes the first part for the transport, whatever else
+    # is set.
+    scheme, plus, _ = url.partition("://")[0].partition("+")
+    if scheme in schemes or (conf.broker_transport == transport and not plus):
         return
     found = url.partition("://")[0] or conf.broker_transport or "nothing"
     raise InvalidSetting(

@@ -739,6 +739,15 @@ def test_a_decorator_takes_only_its_kind_of_message(decorator: Any, text: str) -
             "found the transport 'amqp'",
         ),
         (
+            {
+                "cqrs_event_store": "broker",
+                "broker_url": "redis+socket:///tmp/redis.sock",
+                "broker_transport": "cqrs_celery.transport:Transport",
+            },
+            "broker_transport",
+            "found the transport 'redis\\+socket'",
+        ),
+        (
             {"cqrs_event_store": "broker", "broker_url": "redis://localhost"},
             "broker_transport",
             r"Set broker_transport = 'cqrs_celery\.transport:Transport'",

@@ -8,6 +8,7 @@ from kombu.exceptions import BatchPublishError
 
 from ..queue.reliable_queue import ReliableQueue
 from ..queue.values import Publish
+from .outgoing import Outgoing
 
 if TYPE_CHECKING:
     from .channel import Channel
@@ -26,27 +27,27 @@ class PublishBatch:
         self.channel = channel
         self._queue = queue
         self._max_size = max_size
-        self._collected: list[Publish] = []
+        self._collected: list[Outgoing] = []
         self._broadcasts: list[tuple[str, str]] = []
         self._is_over = False
 
     def publish(self, message: dict[str, Any], **kwargs: Any) -> Any:
-        """Route a message, and keep it until the batch is sent."""
+        """Encode a message, and keep it until the batch is sent."""
         self._check_open()
         return self.channel.basic_publish(message, _publish_batch=self, **kwargs)
 
-    def add(self, publish: Publish | str, *broadcast: str) -> None:
-        """Keep a routed message; sends all when there are enough.
+    def add(self, outgoing: Outgoing | str, *broadcast: str) -> None:
+        """Keep an encoded message; sends all when there are enough.
 
         Args:
-            publish: the message; for a fanout, as Kombu's own channel says it, "publish".
+            outgoing: the message; for a fanout, as Kombu's own channel says it, "publish".
             broadcast: a fanout's topic and payload.
         """
-        if isinstance(publish, str):
+        if isinstance(outgoing, str):
             topic, payload = broadcast
             self._broadcasts.append((topic, payload))
         else:
-            self._collected.append(publish)
+            self._collected.append(outgoing)
         if len(self._collected) + len(self._broadcasts) >= self._max_size:
             self.flush()
 
@@ -62,7 +63,7 @@ class PublishBatch:
         count = len(collected) + len(broadcasts)
         try:
             if collected:
-                self._queue.publish_many(collected)
+                self._queue.publish_many(self._routed(collected))
             if broadcasts:
                 self._broadcast(broadcasts)
         except Exception as error:
@@ -70,6 +71,20 @@ class PublishBatch:
             raise BatchPublishError(
                 f"a batch of {count} messages was not confirmed; some may have arrived"
             ) from error
+
+    def _routed(self, collected: list[Outgoing]) -> list[Publish]:
+        """Route the messages by the bindings of now, which are read once."""
+        routes: dict[tuple[str, str], list[str]] = {}
+        publishes = []
+        for outgoing in collected:
+            place = outgoing.exchange, outgoing.routing_key
+            queues = routes.get(place)
+            if queues is None:
+                queues = routes[place] = self.channel.queues_of(*place)
+            publish = self.channel.routed(outgoing, queues)
+            if publish is not None:
+                publishes.append(publish)
+        return publishes
 
     def _broadcast(self, broadcasts: list[tuple[str, str]]) -> None:
         with self.channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:

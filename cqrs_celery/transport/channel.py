@@ -10,7 +10,8 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from queue import Empty
@@ -22,7 +23,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..queue.reliable_queue import DEDUP_TTL_MS, ReliableQueue
-from ..queue.values import Destination, Publish, Taken, later
+from ..queue.values import Publish, Taken, later
 from . import qos as _qos
 from . import wire
 from .batch import PublishBatch
@@ -30,6 +31,7 @@ from .clients import client_on
 from .handover import Delivery, retried_delivery
 from .holder import Holder, tag_of
 from .options import OPTIONS, check_options
+from .outgoing import Outgoing
 from .pace import Pace
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,7 @@ class Channel(stock.Channel):
         self._no_ack_queues: set[str] = set()
         #: milliseconds for which messages of a queue may wait, as it was declared here
         self._ttl_ms: dict[str, int] = {}
+        self._kept_client: Any = None
         self._turns = 0
         self._is_loop = False
         self.pace = Pace()
@@ -90,6 +93,15 @@ class Channel(stock.Channel):
             prefix=self.global_keyprefix,
             dedup_ttl_ms=int(self.dedup_ttl_s * 1000),
         )
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        """Yield a client for one operation; Kombu makes a new one each time, which costs more."""
+        if client is None:
+            if self._kept_client is None or self._kept_client.connection_pool is not self.pool:
+                self._kept_client = self._create_client()
+            client = self._kept_client
+        yield client
 
     def prepare_message(
         self,
@@ -116,63 +128,60 @@ class Channel(stock.Channel):
             return super().basic_publish(
                 message, exchange, routing_key, _publish_batch=batch, **kwargs
             )
-        properties = message["properties"]
-        properties["delivery_info"].update(exchange=exchange, routing_key=routing_key)
-        self._publish(self._lookup(exchange, routing_key), message, batch)
+        message["properties"]["delivery_info"].update(exchange=exchange, routing_key=routing_key)
+        outgoing = self._encoded(message, exchange, routing_key)
+        if batch is not None:
+            batch.add(outgoing)
+        else:
+            self._send(outgoing, self.queues_of(exchange, routing_key))
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
         """Return what collects the publishes inside `Producer.batch`."""
         return PublishBatch(self, self.queue, max_size)
 
-    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        self._publish([queue], message)
+    def queues_of(self, exchange: str, routing_key: str) -> list[str]:
+        """Return the names of the queues that an exchange and a routing key name, each once."""
+        return [name for name in dict.fromkeys(self._lookup(exchange, routing_key)) if name]
 
-    def _publish(
-        self,
-        queues: Iterable[str | None],
-        message: dict[str, Any],
-        batch: PublishBatch | None = None,
-    ) -> None:
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        self._send(self._encoded(message, "", queue), [queue])
+
+    def _encoded(self, message: dict[str, Any], exchange: str, routing_key: str) -> Outgoing:
         properties = dict(message["properties"])
         publish_id = properties.pop(_PUBLISH_ID, "")
         # AMQP's property, by the sender's clock: for those who look at the queue.
         properties.setdefault("timestamp", int(time.time()))
-        message = {**message, "properties": properties}
         headers = message.get("headers") or {}
-        sequence = headers.get(wire.SEQUENCE_HEADER, "")
-        priority = self.priority(self._get_message_priority(message, reverse=False))
-        names = [name for name in dict.fromkeys(queues) if name]
-        delay_ms = _delay_ms(headers.get("eta"))
-        retried = retried_delivery(headers, names)
-        if retried is not None:
-            self._hand_over(retried, message, delay_ms)
-            return
-        if len(names) == 1:
-            body: bytes = b""
-            payload: str | bytes = wire.encode(message)
-        else:
-            body, payload = wire.body_of(message), wire.head_of(message)
-        publish = Publish(
-            [Destination(name, payload, sequence, priority) for name in names],
+        return Outgoing(
+            exchange,
+            routing_key,
+            headers,
+            wire.head_of({**message, "properties": properties}),
+            wire.body_of(message),
             publish_id,
-            delay_ms,
-            self._ttl_of(properties, names),
-            body,
+            self.priority(self._get_message_priority(message, reverse=False)),
+            _delay_ms(headers.get("eta")),
+            int(properties.get("expiration") or 0),
         )
-        if batch is not None:
-            batch.add(publish)
-        else:
+
+    def _send(self, outgoing: Outgoing, queues: list[str]) -> None:
+        publish = self.routed(outgoing, queues)
+        if publish is not None:
             self.queue.publish(**publish._asdict())
 
-    def _ttl_of(self, properties: dict[str, Any], queues: list[str]) -> int:
-        """Return the shortest time that a message or one of its queues gives it; 0 for none."""
-        times = [int(properties.get("expiration") or 0), *(self._ttl_ms.get(q, 0) for q in queues)]
-        return min((ttl for ttl in times if ttl > 0), default=0)
+    def routed(self, outgoing: Outgoing, queues: list[str]) -> Publish | None:
+        """Return the publish of a message; None if it was a retry and has its place already."""
+        retried = retried_delivery(outgoing.headers, queues)
+        if retried is not None:
+            self._hand_over(retried, outgoing)
+            return None
+        times = [ms for ms in map(self._ttl_ms.get, queues) if ms] if self._ttl_ms else []
+        return outgoing.to(queues, ttl_ms=min(times, default=0))
 
-    def _hand_over(self, delivery: Delivery, message: dict[str, Any], delay_ms: int) -> None:
+    def _hand_over(self, delivery: Delivery, outgoing: Outgoing) -> None:
         """Put a task's retry in the place of the message that it runs for."""
         settlement = later(
-            delivery.message_id, delivery.fence, delay_ms, payload=wire.encode(message)
+            delivery.message_id, delivery.fence, outgoing.delay_ms, payload=outgoing.payload
         )
         answer = self.queue.settle_and_take(delivery.consumer, [settlement])
         if answer.refused:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import redis
@@ -55,6 +56,8 @@ class Client(redis.Redis):
         """
         for number in range(BUSY_RETRIES + 1):
             try:
+                if args[0] == "EVALSHA" and not options:
+                    return self._run_script(*args)
                 return super().execute_command(*args, **options)
             except ResponseError as error:
                 if str(error).startswith("BUSY ") and number < BUSY_RETRIES:
@@ -65,3 +68,31 @@ class Client(redis.Redis):
                     raise
                 raise other from error
         raise AssertionError("the loop returns or raises")
+
+    def _run_script(self, *args: Any) -> Any:
+        """Run a script without what redis-py does around a command: a third of a call's time.
+
+        There is nothing to repeat on these connections, and the answer needs no translation.
+        """
+        pool = self.connection_pool
+        connection = pool.get_connection()
+        try:
+            if connection.retry.get_retries() > 0 or self.connection is not None:
+                return super().execute_command(*args)
+            connection.send_packed_command([packed(args)])
+            return connection.read_response()
+        finally:
+            pool.release(connection)
+
+
+def packed(args: Sequence[Any]) -> bytes:
+    """Return a command as it goes over the wire.
+
+    Args:
+        args: its parts: bytes, text, or numbers.
+    """
+    parts = [b"*%d\r\n" % len(args)]
+    for arg in args:
+        text = arg if isinstance(arg, bytes) else str(arg).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(text), text))
+    return b"".join(parts)

@@ -44,9 +44,9 @@ def body_of(message: dict[str, Any]) -> bytes:
     return body.encode() if isinstance(body, str) else body or b""
 
 
-def encode(message: dict[str, Any]) -> bytes:
+def joined(head: str, body: bytes) -> bytes:
     """Return a message as the queue keeps it: head, newline, body."""
-    return head_of(message).encode() + b"\n" + body_of(message)
+    return head.encode() + b"\n" + body
 
 
 def decode(taken: Taken, tag: str, consumer: str) -> dict[str, Any]:

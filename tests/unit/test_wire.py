@@ -1,0 +1,78 @@
+"""How messages lie in the queue, and how they are read again."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+
+from cqrs_celery.queue.values import Taken
+from cqrs_celery.transport import wire
+
+MESSAGE = {
+    "body": '{"naïve": "🔩"}',
+    "content-type": "application/json",
+    "content-encoding": "utf-8",
+    "headers": {"id": "1", "task": "t"},
+    "properties": {"correlation_id": "1", "delivery_info": {"exchange": "", "routing_key": "q"}},
+}
+
+
+def taken(payload: bytes, body: bytes = b"", tries: int = 0) -> Taken:
+    return Taken(7, 3, "q", "", 0, tries, payload, body)
+
+
+def test_a_message_is_read_as_it_was_written() -> None:
+    # given
+    payload = wire.joined(wire.head_of(MESSAGE), wire.body_of(MESSAGE))
+    # when
+    read = wire.decode(taken(payload), "7.3", "worker")
+    # then
+    assert read["body"].decode() == MESSAGE["body"]
+    assert read["headers"] == MESSAGE["headers"]
+    assert read["properties"]["delivery_tag"] == "7.3"
+    info = read["properties"]["delivery_info"]
+    assert info["cqrs_lease"] == ("worker", 7, 3)
+    assert not info["redelivered"]
+
+
+def test_a_body_may_hold_lines_and_bytes_that_are_no_text() -> None:
+    body = b"one\ntwo\n\xff\x00"
+    payload = wire.joined(wire.head_of(MESSAGE), body)
+    assert wire.decode(taken(payload), "t", "w")["body"] == body
+
+
+def test_a_shared_body_is_read_beside_its_head() -> None:
+    read = wire.decode(taken(wire.head_of(MESSAGE).encode(), b"[[1],{},{}]"), "t", "w")
+    assert read["body"] == b"[[1],{},{}]"
+
+
+def test_a_message_that_came_back_says_so() -> None:
+    payload = wire.joined(wire.head_of(MESSAGE), b"{}")
+    assert wire.decode(taken(payload, tries=2), "t", "w")["properties"]["delivery_info"][
+        "redelivered"
+    ]
+
+
+def test_a_time_that_the_queue_has_waited_for_is_kept_under_another_name() -> None:
+    # given a message with a due time
+    message = {**MESSAGE, "headers": {"eta": "2030-01-01T00:00:00+00:00"}}
+    # then Celery, which would wait for it again, does not see it
+    headers = wire.decode(taken(wire.joined(wire.head_of(message), b"{}")), "t", "w")["headers"]
+    assert headers == {wire.WAITED_HEADER: "2030-01-01T00:00:00+00:00"}
+
+
+def test_a_stock_message_keeps_the_time_that_nobody_has_waited_for() -> None:
+    # given a message that a stock producer pushed: its body is inside
+    body = base64.b64encode(b"[[], {}, {}]").decode()
+    message = {**MESSAGE, "body": body, "headers": {"eta": "2030-01-01T00:00:00+00:00"}}
+    # then its worker waits for it, as a stock one would
+    read = wire.decode(taken(json.dumps(message).encode()), "t", "w")
+    assert (read["body"], read["headers"]) == (body, message["headers"])
+
+
+@pytest.mark.parametrize("payload", [b"", b"no json", b"[]", b"{}", b'{"headers": 1}', b"\xff"])
+def test_what_is_no_message_is_said_to_be_none(payload: bytes) -> None:
+    with pytest.raises(wire.UnreadableEnvelope, match="message 7 of queue q"):
+        wire.decode(taken(payload), "t", "w")

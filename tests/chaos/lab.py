@@ -293,6 +293,7 @@ class Lab:
         conf: Mapping[str, Any] | None = None,
         arguments: Sequence[str] = ALONE,
         clock_s: float = 0,
+        loglevel: str = "INFO",
     ) -> WorkerNode:
         """Prepare a worker; `start` and `wait_ready` are the caller's."""
         self._workers += 1
@@ -311,6 +312,7 @@ class Lab:
             queues=queues,
             arguments=arguments,
             env=env,
+            loglevel=loglevel,
         )
         self.nodes.append(worker)
         return worker

@@ -1,0 +1,100 @@
+"""What idle consumers cost the server, and whom a message wakes."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from kombu import Connection, Consumer, Queue
+
+from cqrs_celery.transport import TRANSPORT
+from tests.waiting import wait_until
+
+CONSUMERS = 20
+
+
+class Idler:
+    """A consumer that waits in a thread of its own, with a connection of its own."""
+
+    def __init__(self, url: str, queue: str) -> None:
+        self.got: list[Any] = []
+        self._url, self._queue = url, queue
+        self._stop = threading.Event()
+        self.is_listening = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with Connection(self._url, transport=TRANSPORT) as connection:
+            channel = connection.channel()
+            with Consumer(channel, [Queue(self._queue)], callbacks=[self._note]):
+                while not self._stop.is_set():
+                    with contextlib.suppress(socket.timeout):
+                        connection.drain_events(timeout=1)
+                    self.is_listening.set()
+
+    def _note(self, body: Any, message: Any) -> None:
+        self.got.append(body)
+        message.ack()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def join(self) -> None:
+        self._thread.join(10)
+
+
+@pytest.fixture
+def idlers(redis_url: str) -> Iterator[list[Idler]]:
+    """Give twenty consumers of one queue that have found nothing yet."""
+    idlers = [Idler(redis_url, "idle") for _ in range(CONSUMERS)]
+    try:
+        for idler in idlers:
+            assert idler.is_listening.wait(20)
+        yield idlers
+    finally:
+        for idler in idlers:
+            idler.stop()
+        for idler in idlers:
+            idler.join()
+
+
+def commands(client: redis.Redis) -> dict[str, int]:
+    """Return how often each command was called, those in scripts too."""
+    return {name: stats["calls"] for name, stats in client.info("commandstats").items()}
+
+
+def test_twenty_idle_consumers_cost_less_than_50_commands_a_second(
+    redis_url: str, idlers: list[Idler]
+) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        before, started_at = commands(client), time.monotonic()
+        wait_until(lambda: time.monotonic() >= started_at + 5, 10)
+        seconds = time.monotonic() - started_at
+        after = commands(client)
+    calls = {name: after[name] - before.get(name, 0) for name in after}
+    calls = {name: count for name, count in calls.items() if count}
+    assert sum(calls.values()) / seconds < 50, calls
+
+
+def test_one_message_wakes_exactly_one_of_twenty(redis_url: str, idlers: list[Idler]) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        # given all of them asleep
+        wait_until(lambda: client.scard("cq:idle") == CONSUMERS, 20, "all to be idle")
+        before = commands(client)
+        # when one message is published
+        with Connection(redis_url, transport=TRANSPORT) as connection:
+            producer = connection.Producer()
+            producer.publish("x", routing_key="idle", exchange="", declare=[Queue("idle")])
+        wait_until(lambda: sum(len(idler.got) for idler in idlers) == 1, 20, "the message")
+        # then one wake-up was sent
+        after = commands(client)
+        assert after["cmdstat_publish"] - before.get("cmdstat_publish", 0) == 1
+        # and all are asleep again
+        wait_until(lambda: client.scard("cq:idle") == CONSUMERS, 20, "all to be idle")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kombu.utils.json import dumps, loads
+import msgspec
+from kombu.utils.json import JSONEncoder, loads
 
 from ..queue.values import Taken
 
@@ -29,19 +30,41 @@ WAITED_HEADER = "cqrs_eta"
 _HEAD = ("content-encoding", "content-type", "properties", "headers")
 
 
+#: Kombu's encoder, made once and without spaces.
+_encode = JSONEncoder(separators=(",", ":")).encode
+
+#: In a head that has a value of a type that JSON does not know, as Kombu writes it.
+_TYPED = b"__type__"
+
+
 class UnreadableEnvelope(ValueError):
     """What lies in the queue is no message."""
 
 
 def head_of(message: dict[str, Any]) -> str:
     """Return a message's head as one line of JSON."""
-    return str(dumps({name: message.get(name) for name in _HEAD}))
+    return str(_encode({name: message.get(name) for name in _HEAD}))
 
 
 def body_of(message: dict[str, Any]) -> bytes:
     """Return a message's body as bytes."""
     body = message["body"]
     return body.encode() if isinstance(body, str) else body or b""
+
+
+def read_head(head: bytes) -> Any:
+    """Return what a head says, as Kombu would read it, in a quarter of the time.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    if _TYPED not in head:
+        try:
+            return msgspec.json.decode(head)
+        except msgspec.DecodeError:
+            # Stricter than Kombu: NaN, for one, is no JSON.
+            pass
+    return loads(head)
 
 
 def joined(head: str, body: bytes) -> bytes:
@@ -62,14 +85,15 @@ def decode(taken: Taken, tag: str, consumer: str) -> dict[str, Any]:
     """
     head, _, body = taken.payload.partition(b"\n")
     try:
-        message = loads(head)
+        message = read_head(head)
         headers, properties = message["headers"] or {}, message["properties"]
         info = properties.setdefault("delivery_info", {})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnreadableEnvelope(
             f"message {taken.id} of queue {taken.queue} has no readable head: {error}"
         ) from error
-    # A stock message has its body inside; then nothing follows the head.
+    # A stock message has its body inside; then nothing follows the head, and nothing has waited.
+    is_stock = "body" in message
     message.setdefault("body", taken.body or body)
     info["redelivered"] = taken.tries > 0
     if taken.tries:
@@ -77,7 +101,7 @@ def decode(taken: Taken, tag: str, consumer: str) -> dict[str, Any]:
         headers["redelivered"] = True
     info[QUEUE] = taken.queue
     info[LEASE] = (consumer, taken.id, taken.fence)
-    if headers.get("eta"):
+    if headers.get("eta") and not is_stock:
         # Celery would wait for it a second time.
         headers[WAITED_HEADER] = headers.pop("eta")
     message["headers"] = headers

@@ -22,6 +22,8 @@ class Poller(stock.MultiChannelPoller):
     hub: Any = None
     #: A pipe that makes it turn: `call_soon` does not, from a callback of the turn itself.
     _pipe: tuple[int, int] | None = None
+    #: True while the pipe holds what makes the loop turn; then one more byte would say nothing.
+    _has_rung = False
     #: Monotonic time of the next turn that a timer will make.
     _alarm_at = 0.0
 
@@ -30,6 +32,7 @@ class Poller(stock.MultiChannelPoller):
         self.hub = hub
         self._close_pipe()
         self._pipe = os.pipe()
+        self._has_rung = False
         for end in self._pipe:
             os.set_blocking(end, False)
         hub.add_reader(self._pipe[0], self._on_pipe, self._pipe[0])
@@ -37,10 +40,13 @@ class Poller(stock.MultiChannelPoller):
     def _on_pipe(self, end: int) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(end, 4096)
+        # Last: whoever found it set and did not write has the turn that follows.
+        self._has_rung = False
 
     def turn_soon(self) -> None:
         """Make the event loop turn; from any thread, and from within a turn."""
-        if self._pipe is not None:
+        if self._pipe is not None and not self._has_rung:
+            self._has_rung = True
             with contextlib.suppress(BlockingIOError):
                 os.write(self._pipe[1], b".")
 

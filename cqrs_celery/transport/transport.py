@@ -10,6 +10,7 @@ from redis import exceptions
 
 from .celery_worker import teach_celery
 from .channel import Channel, SentinelChannel
+from .eta import show_etas
 from .pace import POLL_S
 from .poller import Poller
 
@@ -49,6 +50,7 @@ class Transport(stock.Transport):
             client.ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
         super().__init__(client, **kwargs)
         teach_celery()
+        show_etas()
         self.cycle = Poller()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:

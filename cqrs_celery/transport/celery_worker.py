@@ -1,29 +1,63 @@
 """Teach Celery's worker, where one runs in this process, what the transport needs it to do.
 
-- A pool of threads forgets what it has not started when the connection is lost. What was not
-  started goes back to the queue then; Celery tells its pool to forget it (`flush`), and its prefork
-  pool does, but its pool of threads does nothing, and would run it beside whoever gets it next.
-- A task that ends with a retry is settled with doubt: its retry may have taken its message's place,
-  and then what stands behind it in its sequence is no longer this worker's.
+When a connection is lost, what was not started goes back to the queue, and what runs, runs on. So
+the worker must know which is which, and forget the former:
+
+- A pool of threads forgets what waits in its executor's line. Celery tells its pool to (`flush`),
+  and its prefork pool does, but its pool of threads does nothing.
+- A prefork pool, before it forgets, hears which of its children have begun with what they got.
+- They forget before the connection is closed, and with it all given back that has not begun; Celery
+  tells them afterwards, and what they begin in between would run twice.
+- A task that has ended is settled at once, not at the loop's next turn, which may never come.
+- A task that ended with a retry is settled with doubt: its retry may have taken its message's
+  place, and then what stands behind it in its sequence is no longer this worker's.
 """
 
 from __future__ import annotations
 
+import logging
 import queue
+import select
 import sys
+import time
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+logger = logging.getLogger(__name__)
 
-def teach_celery() -> None:
+#: Seconds at most that a child process may take to say that it has begun, and that a thread may
+#: take from the executor's line into its task.
+CHILD_BEGINS_S, THREAD_BEGINS_S = 0.5, 0.02
+
+
+def teach_celery(**_: Any) -> None:
     """Teach what is imported; nothing happens where no worker runs, and the second time."""
+    signals = sys.modules.get("celery.signals")
+    if signals is not None:
+        # A worker asks its transport what it can do before it imports its pool: once more, then.
+        signals.celeryd_after_setup.connect(teach_celery)
     threads = sys.modules.get("celery.concurrency.thread")
     # A version of Celery that has learned it keeps its own.
     if threads is not None and "flush" not in vars(threads.TaskPool):
         threads.TaskPool.flush = _forget_unstarted
+    children = sys.modules.get("celery.concurrency.asynpool")
+    if children is not None:
+        _wrap(children.AsynPool, "flush", _hearing)
+    consumers = sys.modules.get("celery.worker.consumer.consumer")
+    if consumers is not None:
+        _wrap(consumers.Consumer, "on_connection_error_after_connected", _forgetting)
     requests = sys.modules.get("celery.worker.request")
-    if requests is not None and not hasattr(requests.Request.on_retry, "__wrapped__"):
-        requests.Request.on_retry = _doubting(requests.Request.on_retry)
+    if requests is not None:
+        _wrap(requests.Request, "acknowledge", _acknowledging)
+        _wrap(requests.Request, "reject", _rejecting)
+        _wrap(requests.Request, "on_retry", _doubting)
+
+
+def _wrap(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
+    original = getattr(owner, name)
+    if not hasattr(original, "__wrapped__"):
+        setattr(owner, name, wraps(original)(wrapper(original)))
 
 
 def _forget_unstarted(pool: Any) -> None:
@@ -33,17 +67,68 @@ def _forget_unstarted(pool: Any) -> None:
         try:
             item = line.get_nowait()
         except queue.Empty:
-            return
+            break
         if item is not None:
             item.future.cancel()
+    time.sleep(THREAD_BEGINS_S)
+
+
+def _hearing(original: Any) -> Any:
+    def flush(pool: Any) -> None:
+        deadline = time.monotonic() + CHILD_BEGINS_S
+        while time.monotonic() < deadline and any(
+            job._write_to is not None and not job._accepted for job in tuple(pool._cache.values())
+        ):
+            # What a child says is read as the event loop reads it.
+            readable, _, _ = select.select(list(pool._fileno_to_outq), [], [], 0.05)
+            for fileno in readable:
+                pool.handle_result_event(fileno)
+        original(pool)
+
+    return flush
+
+
+def _forgetting(original: Any) -> Any:
+    def on_connection_error_after_connected(consumer: Any, exc: Any) -> Any:
+        is_ours = hasattr(consumer.connection.transport.Channel, "ack_retried")
+        if is_ours and consumer.pool and consumer.pool.flush:
+            consumer.pool.flush()
+        return original(consumer, exc)
+
+    return on_connection_error_after_connected
+
+
+def _is_ours(request: Any) -> bool:
+    return hasattr(request.message.channel, "ack_retried")
+
+
+def _acknowledging(original: Any) -> Any:
+    def acknowledge(request: Any) -> None:
+        if request.acknowledged or not _is_ours(request):
+            original(request)
+            return
+        request.message.ack_log_error(logger, request._connection_errors)
+        request.acknowledged = True
+
+    return acknowledge
+
+
+def _rejecting(original: Any) -> Any:
+    def reject(request: Any, requeue: bool = False) -> None:
+        if request.acknowledged or not _is_ours(request):
+            original(request, requeue)
+            return
+        request.message.reject_log_error(logger, request._connection_errors, requeue)
+        request.acknowledged = True
+        request.send_event("task-rejected", requeue=requeue)
+
+    return reject
 
 
 def _doubting(original: Any) -> Any:
-    @wraps(original)
     def on_retry(request: Any, exc_info: Any) -> Any:
-        settle = getattr(request.message.channel, "ack_retried", None)
-        if settle is not None and request.task.acks_late and not request.acknowledged:
-            settle(request.message.delivery_tag)
+        if request.task.acks_late and not request.acknowledged and _is_ours(request):
+            request.message.channel.ack_retried(request.message.delivery_tag)
             request.acknowledged = True
         return original(request, exc_info)
 

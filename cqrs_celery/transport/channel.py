@@ -38,6 +38,10 @@ logger = logging.getLogger(__name__)
 
 _PUBLISH_ID = "publish_id"
 
+#: Seconds to wait for an answer where `socket_timeout` is not set: a peer that went away without a
+#: word would hold up a worker's reconnect and its end.
+ANSWER_S = 5.0
+
 
 class Channel(stock.Channel):
     """Be a channel on the reliable queue.
@@ -88,6 +92,9 @@ class Channel(stock.Channel):
         pool = self._get_pool()
         # A take that was repeated unseen would hold messages that nobody knows of.
         pool.connection_kwargs["retry"] = Retry(NoBackoff(), 0)
+        # No script waits for anything: a server that has not answered by then never will.
+        if pool.connection_kwargs.get("socket_timeout") is None:
+            pool.connection_kwargs["socket_timeout"] = ANSWER_S
         return ReliableQueue(
             client_on(pool),
             prefix=self.global_keyprefix,

@@ -168,11 +168,16 @@ class QueueInspector:
             found.append(self._queue.read(int(element)) if element.isdigit() else (element, b""))
         return found
 
-    def delayed(self, queue: str) -> Iterator[Delayed]:
-        """Yield what is delayed in a queue, what is due first first."""
-        now = self.now_ms()
+    def delayed(self, queue: str, most: int | None = None) -> Iterator[Delayed]:
+        """Yield what is delayed in a queue, what is due first first.
+
+        Args:
+            queue: its name.
+            most: yield no more than these; None for all.
+        """
+        now, last = self.now_ms(), -1 if most is None else most - 1
         key = self._queue.key(f"delayed:{queue}")
-        for member, due in self._redis.zrange(key, 0, -1, withscores=True):
+        for member, due in self._redis.zrange(key, 0, last, withscores=True):
             priority, message_id, sequence = member.split(b"|", 2)
             first = message_id or next(iter(self.sequence(queue, sequence, 1)), b"0")
             payload, body = self._queue.read(int(first))

@@ -13,6 +13,7 @@ from .channel import Channel, SentinelChannel
 from .eta import show_etas
 from .pace import POLL_S
 from .poller import Poller
+from .scheduled import show_delayed
 
 #: URL schemes of Kombu's own, each with ours.
 SCHEMES = {
@@ -51,6 +52,7 @@ class Transport(stock.Transport):
         super().__init__(client, **kwargs)
         teach_celery()
         show_etas()
+        show_delayed()
         self.cycle = Poller()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:

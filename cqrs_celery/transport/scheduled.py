@@ -1,0 +1,94 @@
+"""Let `celery inspect scheduled` show what waits in Redis for its time.
+
+With other brokers a worker holds such tasks itself and lists its own; here they wait in the queue.
+So a worker adds to its own those of the queues that it consumes; several workers list the same.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from functools import wraps
+from typing import Any
+
+from kombu.utils.json import loads
+
+from ..queue.inspection import QueueInspector
+from . import wire
+
+#: The most that a worker lists of what waits in one queue.
+MOST = 1_000
+
+#: What Celery calls the priority of a task that waits in a worker's timer.
+_TIMER_PRIORITY = 6
+
+
+def show_delayed() -> None:
+    """Do so in this process's worker; nothing happens where there is none, and the second time."""
+    control = sys.modules.get("celery.worker.control")
+    if control is None:
+        return
+    original = control.Panel.data["scheduled"]
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @wraps(original)
+    def scheduled(state: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        return [*original(state, **kwargs), *_delayed(state.consumer)]
+
+    for name in ("scheduled", "dump_schedule"):
+        control.Panel.data[name] = scheduled
+
+
+def _delayed(consumer: Any) -> Iterator[dict[str, Any]]:
+    channel = consumer.task_consumer.channel
+    queue = getattr(channel, "queue", None)
+    if queue is None:
+        return
+    inspector = QueueInspector(queue)
+    for name in channel.active_queues:
+        for delayed in inspector.delayed(name, MOST):
+            entry = _entry(delayed.payload, delayed.body, hostname=consumer.hostname)
+            if entry is not None:
+                yield entry
+
+
+def _entry(payload: bytes, body: bytes, *, hostname: str) -> dict[str, Any] | None:
+    head, _, own_body = payload.partition(b"\n")
+    try:
+        message = loads(head)
+        headers, properties = message["headers"], message["properties"]
+        args, kwargs = _arguments(own_body or body, headers)
+        info = properties.get("delivery_info") or {}
+        return {
+            "eta": headers.get("eta") or headers.get(wire.WAITED_HEADER),
+            "priority": _TIMER_PRIORITY,
+            "request": {
+                "id": headers["id"],
+                "name": headers["task"],
+                "args": args,
+                "kwargs": kwargs,
+                "type": headers["task"],
+                "hostname": hostname,
+                "time_start": None,
+                "acknowledged": False,
+                "delivery_info": {
+                    "exchange": info.get("exchange"),
+                    "routing_key": info.get("routing_key"),
+                    "priority": properties.get("priority"),
+                    "redelivered": False,
+                },
+                "worker_pid": None,
+            },
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _arguments(body: bytes, headers: dict[str, Any]) -> tuple[Any, Any]:
+    try:
+        args, kwargs, _ = json.loads(body)
+    except (ValueError, TypeError):
+        return headers.get("argsrepr"), headers.get("kwargsrepr")
+    return args, kwargs

@@ -6,6 +6,7 @@ the worker must know which is which, and forget the former:
 - A pool of threads forgets what waits in its executor's line. Celery tells its pool to (`flush`),
   and its prefork pool does, but its pool of threads does nothing.
 - A prefork pool, before it forgets, hears which of its children have begun with what they got.
+  Threads and greenlets have a moment to begin with what they have.
 - They forget before the connection is closed, and with it all given back that has not begun; Celery
   tells them afterwards, and what they begin in between would run twice.
 - A task that has ended is settled at once, not at the loop's next turn, which may never come.
@@ -26,9 +27,9 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-#: Seconds at most that a child process may take to say that it has begun, and that a thread may
-#: take from the executor's line into its task.
-CHILD_BEGINS_S, THREAD_BEGINS_S = 0.5, 0.02
+#: Seconds at most that a child process may take to say that it has begun, and seconds in which a
+#: thread that has taken a task, or a greenlet that was made for one, has begun with it.
+CHILD_BEGINS_S, BEGINS_S = 0.5, 0.02
 
 
 def teach_celery(**_: Any) -> None:
@@ -67,10 +68,9 @@ def _forget_unstarted(pool: Any) -> None:
         try:
             item = line.get_nowait()
         except queue.Empty:
-            break
+            return
         if item is not None:
             item.future.cancel()
-    time.sleep(THREAD_BEGINS_S)
 
 
 def _hearing(original: Any) -> Any:
@@ -93,6 +93,7 @@ def _forgetting(original: Any) -> Any:
         is_ours = hasattr(consumer.connection.transport.Channel, "ack_retried")
         if is_ours and consumer.pool and consumer.pool.flush:
             consumer.pool.flush()
+            time.sleep(BEGINS_S)
         return original(consumer, exc)
 
     return on_connection_error_after_connected

@@ -1,9 +1,9 @@
 """Run the long random tests and print what they found, one table each, in markdown.
 
-    python -m tests.chaos [--steps 100000] [--seed N] [--json FILE]
+    python -m tests.chaos [--only NAME] [--rounds N] [--steps 100000] [--seed N] [--json FILE]
 
 A run is a function that takes the arguments and yields tables; add it to RUNS. A violation of what
-is promised ends the program with the seed and the step.
+is promised ends the program with the run's name and its seed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import celery
+import kombu
 import redis
 
+from tests.chaos.killing import kill_around_takes, kill_publishers
+from tests.chaos.outages import cut_connections, demote_servers, kill_servers
 from tests.chaos.queue_model import QueueModel
 from tests.nodes import RedisNode
 
@@ -87,14 +91,70 @@ def queue_model(options: argparse.Namespace) -> Iterator[Table]:
     yield Table("The reliable queue", rows | {name: seen[name] for name in QUEUE_ROWS})
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """Be a run against real workers: so many rounds of something that goes wrong.
+
+    Args:
+        title: the table's.
+        work: takes a folder, the rounds and the seed; returns rows.
+        rounds: how many, if nothing else is said; all runs together take some twenty minutes.
+    """
+
+    title: str
+    work: Callable[..., dict[str, Any]]
+    rounds: int
+
+    @property
+    def __name__(self) -> str:
+        """The name for `--only`."""
+        return self.work.__name__
+
+    def __call__(self, options: argparse.Namespace) -> Iterator[Table]:
+        """Do all rounds in a folder of their own."""
+        with tempfile.TemporaryDirectory() as folder:
+            found = self.work(Path(folder), rounds=options.rounds or self.rounds, seed=options.seed)
+        rows = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "server": newest_server(),
+            "Celery, Kombu, redis-py": f"{celery.__version__}, {kombu.__version__},"
+            f" {redis.__version__}",
+            "Python": platform.python_version(),
+            "seed": str(options.seed),
+        }
+        yield Table(self.title, rows | found)
+
+
+def newest_server() -> str:
+    """Return what the server that the tests find calls itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        node = RedisNode(Path(folder))
+        try:
+            node.start()
+            with node.client() as client:
+                return server_version(client)
+        finally:
+            node.teardown()
+
+
 #: Every run, in the order of printing.
-RUNS: list[Callable[[argparse.Namespace], Iterator[Table]]] = [queue_model]
+RUNS: list[Callable[[argparse.Namespace], Iterator[Table]]] = [
+    queue_model,
+    Rounds("Workers frozen and killed around a take", kill_around_takes, 1_000),
+    Rounds("Publishers killed while they publish to three queues", kill_publishers, 300),
+    Rounds("Redis killed, and restarted from its append-only file", kill_servers, 40),
+    Rounds("Redis demoted to a replica, and promoted back", demote_servers, 30),
+    Rounds("Connections cut and replies swallowed under load", cut_connections, 250),
+]
 
 
 def main(arguments: list[str]) -> int:
     """Run everything; returns 0 if every promise was kept, else 1."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--steps", type=int, default=100_000, help="random steps on the queue")
+    names = [run.__name__ for run in RUNS]
+    parser.add_argument("--only", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
+    parser.add_argument("--rounds", type=int, help="rounds of each run against workers")
     parser.add_argument("--seed", type=int, help="of the first round; without it a random one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the tables there too")
     options = parser.parse_args(arguments)
@@ -103,13 +163,16 @@ def main(arguments: list[str]) -> int:
     sys.stderr.write(f"seed {options.seed}\n")
     tables = []
     for run in RUNS:
+        if options.only and run.__name__ != options.only:
+            continue
         try:
             for table in run(options):
                 tables.append(table)
                 sys.stdout.write(f"{table.markdown()}\n\n")
                 sys.stdout.flush()
         except AssertionError as error:
-            sys.stderr.write(f"{run.__name__} failed: {error}\n")
+            notes = "\n".join(getattr(error, "__notes__", []))
+            sys.stderr.write(f"{run.__name__} failed, seed {options.seed}: {error}\n{notes}\n")
             return 1
     if options.json:
         options.json.write_text(json.dumps([asdict(table) for table in tables], indent=2) + "\n")

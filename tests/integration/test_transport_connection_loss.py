@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 from tests.chaos.lab import QUEUE, Lab
+from tests.chaos.outages import cut_connections
 from tests.proxy import Proxy
 from tests.waiting import wait_until
 
@@ -80,3 +81,12 @@ def test_a_worker_comes_back_after_the_network_was_gone_for_three_leases(tmp_pat
             wait_until(has_part, 20, "a task on the worker that was cut off")
             assert "lease lost" in cut_off.logs()
             lab.wait_empty()
+
+
+def test_no_task_is_lost_or_started_twice_while_connections_are_cut_at_random(
+    tmp_path: Path,
+) -> None:
+    rows = cut_connections(tmp_path, rounds=4, seed=20261124)
+    assert rows["outages"] == 12
+    assert rows["lost"] == 0
+    assert rows["started again"] == 0

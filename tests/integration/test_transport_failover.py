@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 import redis
 
 from tests.chaos.lab import Lab
-from tests.nodes import RedisNode
+from tests.chaos.outages import AT_ONCE, replicate
 from tests.waiting import wait_until
-
-#: So that a replica needs not wait for others that might come.
-AT_ONCE = {"options": {"repl-diskless-sync-delay": "0"}}
-
-
-def replicate(replica: redis.Redis, master: RedisNode | None) -> None:
-    """Make a server the replica of another one, or a master."""
-    if master is None:
-        replica.replicaof("NO", "ONE")
-        return
-    replica.replicaof("127.0.0.1", master.port)
-    wait_until(
-        lambda: replica.info("replication")["master_link_status"] == "up", 20, "the replica's link"
-    )
 
 
 def test_a_worker_stays_while_its_server_is_demoted_and_promoted_back(tmp_path: Path) -> None:
@@ -88,21 +73,8 @@ def test_a_worker_stays_while_its_server_has_lost_its_master(tmp_path: Path) -> 
         assert lab.journal.starts() == {0: 1, 1: 1, 2: 1}
 
 
-def push_for_ever(client: redis.Redis, text: bytes) -> NoReturn:
-    while True:
-        client.rpush("filler", text)
-
-
-def fill(client: redis.Redis) -> None:
-    """Fill a server until it takes no more, not a byte."""
-    for text in (b"x" * 1_000, b"x"):
-        with pytest.raises(redis.exceptions.OutOfMemoryError):
-            push_for_ever(client, text)
-
-
 def test_nothing_is_lost_when_maxmemory_is_reached(tmp_path: Path) -> None:
-    server = {"options": {"maxmemory": "8mb"}}
-    with Lab(tmp_path, lease_s=1, server=server) as lab:
+    with Lab(tmp_path, lease_s=1) as lab:
         # given a busy worker with two messages waiting
         workers = [
             lab.new_worker("solo", queues=["a"]),
@@ -112,8 +84,10 @@ def test_nothing_is_lost_when_maxmemory_is_reached(tmp_path: Path) -> None:
         for n in range(6):
             lab.send(n, queue="ab"[n % 2], kwargs={"gate": "gate"})
         lab.wait_started(0, 1)
-        # when the server is full
-        fill(lab.client)
+        # when the server has more than it may have
+        lab.client.config_set("maxmemory", lab.client.info("memory")["used_memory"] // 2)
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            lab.client.set("x", 1)
         # then a publisher is told
         with pytest.raises(Exception, match="used memory > 'maxmemory'"):
             lab.send(100, queue="a", retry=False)
@@ -122,7 +96,7 @@ def test_nothing_is_lost_when_maxmemory_is_reached(tmp_path: Path) -> None:
         lab.wait_done(*range(6), deadline_s=40)
         lab.waits(lab.lease_s * 2)
         # and with room again there is nothing to repair
-        lab.client.delete("filler")
+        lab.client.config_set("maxmemory", 0)
         lab.send(6, queue="a")
         lab.send(7, queue="b")
         lab.wait_empty()

@@ -1,0 +1,1 @@
+"""Benchmarks: each starts its own servers, and prints a table."""

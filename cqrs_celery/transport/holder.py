@@ -138,6 +138,8 @@ class Holder:
         """
         if self._thread is None:
             self._start()
+        if count and _unfinished:
+            _finish_others()
         with self._exchange_lock:
             self._reconcile()
             with self._lock:
@@ -473,10 +475,26 @@ class Holder:
                 self._leave()
         except redis.RedisError:
             # The thread tries again; if it can't, the lease ends and others recover it all.
+            _unfinished.add(self)
             logger.warning("messages not given back yet", extra={"consumer": self.name})
 
     def _leave(self) -> None:
+        _unfinished.discard(self)
         self._stop.set()
         self._thread = None
         self.queue.leave(self.name)
         self.queue.client.close()
+
+
+#: Holders of this process whose channel has closed while the server was away.
+_unfinished: set[Holder] = set()
+
+
+def _finish_others() -> None:
+    """Send what closed channels give back, before another one takes what stands behind it."""
+    for holder in list(_unfinished):
+        try:
+            holder.flush()
+        except redis.RedisError:
+            continue
+        _unfinished.discard(holder)

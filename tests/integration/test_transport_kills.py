@@ -87,7 +87,7 @@ def test_a_message_that_kills_its_worker_each_time_becomes_a_dead_letter(tmp_pat
         assert json.loads(letter.why) == {
             "reason": "delivered too often: its worker was lost each time"
         }
-        assert b'"task": "kill"' in letter.payload
+        assert b'"task":"kill"' in letter.payload
         # and the one behind it is done
         worker.start()
         lab.wait_done(1)

@@ -11,6 +11,9 @@ from tests.waiting import wait_until
 
 POOLS = ("prefork", "solo", "threads", "gevent")
 
+#: Seconds for a worker to end: the prefork pool may wait half a minute for a child's last words.
+SHUTDOWN_S = 60
+
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_warm_shutdown_ends_what_runs_and_gives_back_the_rest_at_once(
@@ -27,7 +30,7 @@ def test_a_warm_shutdown_ends_what_runs_and_gives_back_the_rest_at_once(
         if pool != "solo":
             wait_until(lambda: "Warm shutdown" in worker.logs(), 10, "the shutdown to begin")
         lab.open("gate")
-        wait_until(lambda: worker.status == "exited", 20, "the worker's end")
+        wait_until(lambda: worker.status == "exited", SHUTDOWN_S, "the worker's end")
         done = lab.journal.done()
         assert 0 in done
         # then the next one gets all the rest at once, in order, long before the lease ends
@@ -49,7 +52,7 @@ def test_a_soft_shutdown_gives_back_what_did_not_end_in_its_time(
         lab.wait_started(0)
         # when it is asked to end at once
         worker.kill("SIGQUIT")
-        wait_until(lambda: worker.status == "exited", 20, "the worker's end")
+        wait_until(lambda: worker.status == "exited", SHUTDOWN_S, "the worker's end")
         # then the next one gets all of them at once, in order
         lab.open("gate")
         lab.worker("next")

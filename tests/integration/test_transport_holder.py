@@ -1,0 +1,64 @@
+"""A holder gives back what it holds, whatever happens to the connection meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from cqrs_celery.transport.holder import Holder
+from tests.queues import PREFIX, QueueCase, opened
+
+
+@pytest.fixture
+def queue(redis_url: str) -> Iterator[QueueCase]:
+    with opened(redis_url) as case:
+        yield case
+
+
+@pytest.fixture
+def new_holder(redis_url: str) -> Iterator[Any]:
+    holders: list[Holder] = []
+
+    def make() -> Holder:
+        queue = QueueCase(redis_url)
+        assert queue.prefix == PREFIX
+        holder = Holder(queue, lease_s=60, max_deliveries=3)
+        holder.consume(["orders"])
+        holders.append(holder)
+        return holder
+
+    yield make
+    for holder in holders:
+        holder.close()
+
+
+def take(holder: Holder, count: int) -> list[str]:
+    holder.exchange(["orders"], count=count, run=1, was_idle=False)
+    found = []
+    while (taken := holder.next_ready()) is not None:
+        found.append(taken.payload.decode())
+    return found
+
+
+def test_what_a_closed_channel_could_not_give_back_comes_before_what_stands_behind_it(
+    queue: QueueCase, new_holder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a channel that holds the first two of three messages
+    queue.send("1", "2", "3")
+    old = new_holder()
+    assert take(old, 2) == ["1", "2"]
+    # when it is closed while the server is away
+    with monkeypatch.context() as away:
+
+        def refuse(*args: object, **options: object) -> None:
+            raise redis.ConnectionError("away")
+
+        away.setattr(old.queue, "settle_and_take", refuse)
+        old.close()
+    # then the next channel takes them before the third
+    assert take(new_holder(), 10) == ["1", "2", "3"]
+    # and nothing of the old one is left
+    assert not queue.redis.exists(queue.key(f"flight:{old.name}"))

@@ -9,8 +9,8 @@ _BLOCKING_POP = (
     " answered at once"
 )
 _TTL_OF_LIST = (
-    "reads the TTL of the queue's list; ours keeps a queue's expiry beside it and deletes it with"
-    " its messages, which lie under other keys"
+    "reads the TTL of the queue's list; ours keeps a queue's expiry beside it, and a consumer's"
+    " heartbeat deletes it with its messages, which lie under other keys"
 )
 _UNACKED = (
     "reads the keys `unacked` and `unacked_index`; ours has leases in their place, tested in"
@@ -24,10 +24,6 @@ INSIDES: dict[str, str] = {
     "*test_redis_brpop_qos.py::*": _BLOCKING_POP,
     "*test_connection_recovery.py::*": (
         f"{_BLOCKING_POP}. The same tests without that look are `test_half_open.py`"
-    ),
-    "*test_inspect.py::test_Inspect::test_scheduled": (
-        "looks for a task with an ETA in the worker's memory; with ours it waits in Redis, and"
-        " `celery -A app cqrs queues --delayed` lists it"
     ),
     "*test_redis.py::test_RedisRestoreVisible::*": _UNACKED,
     "*test_redis.py::test_RedisRestoreAtShutdown::*": _UNACKED,

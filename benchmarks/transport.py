@@ -59,6 +59,9 @@ IDLE_CONSUMERS = 20
 IDLE_S = 20.0
 WAKING_MESSAGES = 20
 
+#: Deleting happens at once, on every server: Valkey would free memory behind our back.
+SETTINGS = {"lazyfree-lazy-user-del": "no", "lazyfree-lazy-user-flush": "no"}
+
 #: A row's name: the pool, its concurrency, and messages prefetched per slot; 4 is Celery's default.
 POOLS = {
     "solo": ("solo", 1, 4),
@@ -666,7 +669,7 @@ def start_brokers(scratch: Path) -> list[Broker]:
     for name, scheme in ((STOCK, "redis"), (OURS, "reliable-redis")):
         folder = scratch / name
         folder.mkdir()
-        node = RedisNode(folder, name=f"redis-{name}", appendonly=False)
+        node = RedisNode(folder, name=f"redis-{name}", appendonly=False, options=SETTINGS)
         node.start()
         brokers.append(Broker(name, node, node.url.replace("redis", scheme, 1)))
     # Debian's command on PATH is for its own service; the server's is beside its library.

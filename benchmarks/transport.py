@@ -130,6 +130,14 @@ class RabbitNode(ProcessNode):
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "plugins"),
         }
 
+    def teardown(self) -> None:
+        super().teardown()
+        # Erlang's service of names is a daemon, which outlives its starter.
+        names = shutil.which("epmd")
+        if names:
+            port = str(self._names_port)
+            subprocess.run([names, "-port", port, "-kill"], capture_output=True, check=False)
+
     def is_ready(self) -> bool:
         try:
             with kombu.Connection(self.url, connect_timeout=1) as connection:

@@ -84,9 +84,9 @@ def test_a_user_with_a_password_who_may_touch_only_its_own_keys(
         with Lab(tmp_path, url=url, global_keyprefix="team.") as lab:
             lab.worker()
             works(lab)
-        # then nothing was refused
-        refused = client.execute_command("ACL", "LOG")
-        assert refused == []
+        # then nothing was refused, but for the driver's name on a server that knows no sub-commands
+        refused = {entry[b"object"] for entry in client.execute_command("ACL", "LOG")}
+        assert refused <= {b"client"}
     with pytest.raises(Exception, match=r"(?i)invalid username-password|WRONGPASS"):
         Connection(url.replace("geheim", "falsch"), transport=TRANSPORT).connect()
 

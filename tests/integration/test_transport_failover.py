@@ -65,7 +65,11 @@ def test_a_worker_stays_while_its_server_has_lost_its_master(tmp_path: Path) -> 
         # when its server becomes a replica of one that does not answer
         lab.client.replicaof("127.0.0.1", 1)
         lab.open("gate")
-        wait_until(lambda: "Link with MASTER is down" in worker.logs(), 20, "the worker to notice")
+        wait_until(
+            lambda: "MasterDownError" in worker.logs() or "ServerUnable" in worker.logs(),
+            20,
+            "the worker to notice",
+        )
         lab.client.replicaof("NO", "ONE")
         # then it goes on once that is over
         lab.wait_empty(deadline_s=40)

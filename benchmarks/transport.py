@@ -125,6 +125,7 @@ class RabbitNode(ProcessNode):
             "RABBITMQ_DIST_PORT": str(self._distribution_port),
             "ERL_EPMD_PORT": str(self._names_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_RELAXED_COMMAND_CHECK": "1",
             "RABBITMQ_MNESIA_BASE": str(self.directory),
             "RABBITMQ_LOG_BASE": str(self.directory),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "plugins"),

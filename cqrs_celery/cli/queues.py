@@ -13,6 +13,7 @@ import click
 from celery.bin.base import CeleryCommand
 
 from ..queue.inspection import Holding, QueueInspector
+from ..transport.wire import split
 from .broker import broker_channel, is_reply_queue
 from .table import print_table
 
@@ -100,7 +101,7 @@ def _cell(value: Any) -> object:
 def _delayed(inspector: QueueInspector, name: str) -> list[dict[str, Any]]:
     found = []
     for one in inspector.delayed(name):
-        headers = _head(one.payload).get("headers") or {}
+        headers = _head(one.payload, one.body).get("headers") or {}
         found.append(
             {
                 "queue": name,
@@ -115,7 +116,7 @@ def _delayed(inspector: QueueInspector, name: str) -> list[dict[str, Any]]:
 
 def _age_s(payload: bytes, body: bytes) -> float | None:
     """Return how long ago a message was sent, or its event recorded; None if nothing says so."""
-    sent = (_head(payload).get("properties") or {}).get("timestamp")
+    sent = (_head(payload, body).get("properties") or {}).get("timestamp")
     recorded = _RECORDED_AT.search(body)
     try:
         if sent is not None:
@@ -128,9 +129,9 @@ def _age_s(payload: bytes, body: bytes) -> float | None:
     return None
 
 
-def _head(payload: bytes) -> dict[str, Any]:
+def _head(payload: bytes, body: bytes) -> dict[str, Any]:
     try:
-        head = json.loads(payload.partition(b"\n")[0])
+        head = json.loads(split(payload, body)[0])
     except ValueError:
         return {}
     return head if isinstance(head, dict) else {}

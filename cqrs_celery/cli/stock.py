@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from ..transport.channel import _delay_ms
-from ..transport.wire import SEQUENCE_HEADER, WAITED_HEADER
+from ..transport.wire import SEQUENCE_HEADER, WAITED_HEADER, split
 
 
 class Wants(NamedTuple):
@@ -29,20 +29,20 @@ def stock_message(payload: bytes, body: bytes, *, queue: str, due_ms: int | None
     """Return a message of ours as stock Kombu writes it.
 
     Args:
-        payload: its head and body, its head alone, or a whole stock message.
-        body: the body that it shares with others; empty where it has its own.
+        payload: its head and body, its head alone, a whole stock message, or nothing.
+        body: what it shares with others: nothing, its body, or all of it.
         queue: where it lies.
         due_ms: the time by Redis's clock before which it may not run; becomes its ETA.
 
     Raises:
         ValueError: its head can't be read.
     """
-    head, _, own = payload.partition(b"\n")
+    head, body = split(payload, body)
     message = _object(json.loads(head))
     properties = _object(message.setdefault("properties", {}))
     headers = message["headers"] = _object(message.get("headers") or {})
     if "body" not in message:
-        message["body"] = b64encode(body or own).decode()
+        message["body"] = b64encode(body).decode()
         properties["body_encoding"] = "base64"
     properties["delivery_tag"] = str(uuid4())
     place = _object(properties.setdefault("delivery_info", {}))

@@ -36,17 +36,17 @@ class Outgoing(NamedTuple):
         """Return the publish that puts it on these queues.
 
         Args:
-            queues: their names; with several of them the body is kept once.
+            queues: their names; with several of them the message is kept once.
             ttl_ms: the shortest time that one of the queues allows; 0 for any.
         """
         names = list(queues)
         is_shared = len(names) > 1
-        payload: str | bytes = self.head if is_shared else self.payload
+        payload = b"" if is_shared else self.payload
         sequence = self.headers.get(wire.SEQUENCE_HEADER, "")
         return Publish(
             [Destination(name, payload, sequence, self.priority) for name in names],
             self.publish_id,
             self.delay_ms,
             min((ms for ms in (self.expiration_ms, ttl_ms) if ms > 0), default=0),
-            self.body if is_shared else b"",
+            self.payload if is_shared else b"",
         )

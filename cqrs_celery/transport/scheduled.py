@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from functools import wraps
 from typing import Any
 
-from kombu.utils.json import loads
-
 from ..queue.inspection import QueueInspector
 from . import wire
 
@@ -55,11 +53,11 @@ def _delayed(consumer: Any) -> Iterator[dict[str, Any]]:
 
 
 def _entry(payload: bytes, body: bytes, *, hostname: str) -> dict[str, Any] | None:
-    head, _, own_body = payload.partition(b"\n")
+    head, body = wire.split(payload, body)
     try:
-        message = loads(head)
+        message = wire.read_head(head)
         headers, properties = message["headers"], message["properties"]
-        args, kwargs = _arguments(own_body or body, headers)
+        args, kwargs = _arguments(body, headers)
         info = properties.get("delivery_info") or {}
         return {
             "eta": headers.get("eta") or headers.get(wire.WAITED_HEADER),

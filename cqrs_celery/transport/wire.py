@@ -72,6 +72,17 @@ def joined(head: str, body: bytes) -> bytes:
     return head.encode() + b"\n" + body
 
 
+def split(payload: bytes, shared: bytes) -> tuple[bytes, bytes]:
+    """Return a stored message's head and body.
+
+    Args:
+        payload: the message's own: all of it, its head, or nothing.
+        shared: what it shares with the same message in other queues: nothing, its body, or all.
+    """
+    head, _, body = (payload or shared).partition(b"\n")
+    return head, (shared or body) if payload else body
+
+
 def decode(taken: Taken, tag: str, consumer: str) -> dict[str, Any]:
     """Return the Kombu message of a delivery.
 
@@ -83,7 +94,7 @@ def decode(taken: Taken, tag: str, consumer: str) -> dict[str, Any]:
     Raises:
         UnreadableEnvelope: its head is not a message's head.
     """
-    head, _, body = taken.payload.partition(b"\n")
+    head, body = split(taken.payload, taken.body)
     try:
         message = read_head(head)
         headers, properties = message["headers"] or {}, message["properties"]
@@ -94,7 +105,7 @@ def decode(taken: Taken, tag: str, consumer: str) -> dict[str, Any]:
         ) from error
     # A stock message has its body inside; then nothing follows the head, and nothing has waited.
     is_stock = "body" in message
-    message.setdefault("body", taken.body or body)
+    message.setdefault("body", body)
     info["redelivered"] = taken.tries > 0
     if taken.tries:
         # Where Kombu's Redis transport says it too.

@@ -76,3 +76,12 @@ def test_a_stock_message_keeps_the_time_that_nobody_has_waited_for() -> None:
 def test_what_is_no_message_is_said_to_be_none(payload: bytes) -> None:
     with pytest.raises(wire.UnreadableEnvelope, match="message 7 of queue q"):
         wire.decode(taken(payload), "t", "w")
+
+
+def test_a_message_that_several_queues_share_whole_is_read_as_one_of_its_own() -> None:
+    # given a message whose head and body are both shared
+    whole = wire.joined(wire.head_of(MESSAGE), b"one\ntwo")
+    # then it is the same as if it had them itself
+    shared = wire.decode(taken(b"", whole), "t", "w")
+    assert shared == wire.decode(taken(whole), "t", "w")
+    assert shared["body"] == b"one\ntwo"

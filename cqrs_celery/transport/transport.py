@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ssl
+import sys
 from typing import Any
+from urllib.parse import urlsplit
 
 from kombu.transport import redis as stock
 from redis import exceptions
 
+from ..errors import InvalidSetting
 from .celery_worker import teach_celery
 from .channel import Channel, SentinelChannel
 from .eta import show_etas
@@ -49,6 +52,7 @@ class Transport(stock.Transport):
         if _is_tls(client) and not client.ssl:
             # Kombu knows one scheme that means TLS; under another one it would talk plain text.
             client.ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+        _refuse_plain_text(client)
         super().__init__(client, **kwargs)
         teach_celery()
         show_etas()
@@ -73,6 +77,28 @@ def _is_tls(client: Any) -> bool:
     # Kombu has taken the URL apart by now: of its scheme, the transport's name is what is left, and
     # nothing where `broker_transport` gave that name. Then `broker_use_ssl` must say it.
     return client.transport_cls in ("rediss", SCHEMES["rediss"])
+
+
+def _refuse_plain_text(client: Any) -> None:
+    """Refuse to talk plain text where the application's URL says TLS.
+
+    Beside `broker_transport` Kombu drops the scheme of the URL, and with it the wish for TLS.
+    """
+    state = sys.modules.get("celery._state")
+    if client.ssl or state is None:
+        return
+    conf = state.get_current_app().conf
+    for urls in (conf.broker_url, conf.broker_read_url, conf.broker_write_url):
+        for url in str(urls or "").split(";"):
+            parts = urlsplit(url)
+            if parts.scheme == "rediss" and parts.hostname == client.hostname:
+                raise InvalidSetting(
+                    "the broker's URL begins with rediss://, but beside broker_transport Kombu"
+                    " would talk plain text. Begin it with reliable-rediss:// and leave"
+                    " broker_transport out, or set broker_use_ssl.",
+                    setting="broker_url",
+                    accepted="reliable-rediss://, or rediss:// with broker_use_ssl",
+                )
 
 
 def _keep_ours_on_failover(client: Any) -> None:

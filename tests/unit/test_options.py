@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from cqrs_celery import Command, command_handler
 from cqrs_celery.errors import InvalidSetting, RegistrationError
 from cqrs_celery.transport.channel import Channel
 from cqrs_celery.transport.options import OPTIONS, check_options
+from cqrs_celery.transport.transport import Transport
 
 
 class OptionsCommand(Command):
@@ -63,3 +65,27 @@ def test_options_of_kombu_and_of_others_are_let_pass() -> None:
 
 def test_every_option_has_a_default_that_it_accepts() -> None:
     check_options({name: getattr(Channel, name) for name in OPTIONS}, known=())
+
+
+def connection(**settings: Any) -> Any:
+    app = Celery("tls")
+    app.conf.update(broker_transport="cqrs_celery.transport:Transport", **settings)
+    return app.connection_for_write()
+
+
+def test_a_url_that_says_tls_is_refused_where_kombu_would_talk_plain_text() -> None:
+    with pytest.raises(InvalidSetting, match="reliable-rediss://") as refused:
+        _ = connection(broker_url="rediss://:secret@broker.example:6380/0").transport
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"broker_url": "redis://broker.example"},
+        {"broker_url": "rediss://broker.example", "broker_use_ssl": {"ssl_cert_reqs": "required"}},
+        {"broker_url": "rediss://broker.example?ssl_cert_reqs=required"},
+    ],
+)
+def test_a_url_whose_words_are_kept_is_not(settings: dict[str, Any]) -> None:
+    assert type(connection(**settings).transport) is Transport

@@ -373,11 +373,6 @@ class Channel(stock.Channel):
             self.holder.ack(delivery_tag, is_sure=False)
             self._flush_without_loop()
 
-    def handed_over(self, delivery_tag: str) -> None:
-        """Let go of a message whose retry has taken its place: it is settled already."""
-        if self.qos.let_go(delivery_tag):
-            self.holder.let_go(delivery_tag)
-
     def basic_later(self, delivery_tag: str, delay_s: float) -> None:
         """Deliver a message again after a delay; that is no fault of its, and counts none."""
         if self.qos.let_go(delivery_tag):

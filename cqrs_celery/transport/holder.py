@@ -255,15 +255,6 @@ class Holder:
                     self._next_of((taken.queue, taken.sequence))
         self._tell()
 
-    def let_go(self, tag: str) -> None:
-        """Forget a delivery that was settled elsewhere, and what stood behind it in its run."""
-        with self._lock:
-            taken = self._held.pop(tag, None)
-            if taken is None:
-                return
-            self._drop_run((taken.queue, taken.sequence), taken.fence)
-        self._tell()
-
     def requeue(self, tag: str, *, reason: dict[str, Any] | None = None) -> None:
         """Put a delivery back to its place; a dead letter if that has happened too often."""
         with self._lock:

@@ -67,14 +67,6 @@ class Request(CeleryRequest):
             self._say("its function failed", error, exc_info)
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
-    def on_retry(self, exc_info: Any) -> Any:
-        """Let go of the message: its retry has taken its place."""
-        hand_over = getattr(self._message.channel, "handed_over", None)
-        if hand_over is not None and self.task.acks_late and not self.acknowledged:
-            hand_over(self._message.delivery_tag)
-            self.acknowledged = True
-        return super().on_retry(exc_info)
-
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Make a dead letter of a message that hit its hard time limit."""
         if not soft:

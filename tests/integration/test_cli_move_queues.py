@@ -830,6 +830,7 @@ def test_real_workers_before_and_after_finish_every_task_there_and_back(
     send(ours, *range(10, 20))
     wait_until(lambda: data.lrange("seen", -1, -1) == [b"13"], 15, worker.log_tail)
     assert done() == list(range(13))
+    wait_until(lambda: data.hlen("cq:msg") == 7, 15, "the twelfth's acknowledgement to be sent")
     # and given that ours is killed too; when the queues are moved back
     worker.kill()
     data.zadd("cq:consumers", dict.fromkeys(data.zrange("cq:consumers", 0, -1), 1))

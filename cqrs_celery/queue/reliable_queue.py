@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
+import msgspec
 import redis
 
 from .scripts import load
@@ -48,6 +49,17 @@ _purge = load("purge")
 _count = load("count")
 _declare = load("declare")
 _expired = load("expired")
+
+#: The settlements that have a text.
+_WITH_TEXT = "ld"
+
+#: Reads what is in front of the messages themselves in the answer of settle_and_take.lua.
+_read_head = msgspec.msgpack.Decoder(
+    tuple[
+        int, tuple[int, ...], tuple[int, ...], int, int, list[tuple[int, str, str, int, int, int]]
+    ],
+    strict=False,
+).decode
 
 #: In no queue's name: what divides names within a key, and a queue from its priority step.
 _DIVIDERS = ("\x1f", "\x06\x16")
@@ -234,20 +246,21 @@ class ReliableQueue:
         Returns:
             What was refused, revoked and taken. Nothing is taken for an unknown consumer.
         """
-        args: list[Any] = [self.prefix, consumer, len(settlements), count, run, int(was_idle)]
-        for settlement in settlements:
-            args += settlement
-        args += queues
-        known, refused, revoked, due, fence, taken = _settle_and_take(self.client, self._keys, args)
-        number = int(fence)
+        operations = "".join([f"{s.operation}{s.id}.{s.fence}.{s.delay_ms}" for s in settlements])
+        args: list[Any] = [self.prefix, consumer, operations, count, run, int(was_idle)]
+        args += (len(queues), *queues)
+        args += [s.text for s in settlements if s.operation in _WITH_TEXT]
+        head, *pieces = _settle_and_take(self.client, self._keys, args)
+        known, refused, revoked, due, fence, taken = _read_head(head)
+        piece = iter(pieces)
         return Exchange(
             is_known=bool(known),
-            refused=tuple(map(int, refused)),
-            revoked=tuple(map(int, revoked)),
-            due_in_ms=None if due < 0 else int(due),
+            refused=refused,
+            revoked=revoked,
+            due_in_ms=None if due < 0 else due,
             taken=[
-                Taken(int(i), number, q.decode(), s.decode(), int(p), int(t), payload, body)
-                for i, q, s, p, t, payload, body in taken
+                Taken(i, fence, q, s, p, t, next(piece), next(piece) if has_body else b"")
+                for i, q, s, p, t, has_body in taken
             ],
         )
 

@@ -33,13 +33,20 @@ local P = ARGV[1]
 local C = P .. 'cq:'
 local call = redis.call
 
+local clock -- for one script, one time
+
 local function now_ms()
-  local t = call('TIME')
-  return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+  if not clock then
+    local t = call('TIME')
+    clock = tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+  end
+  return clock
 end
 
 -- Call a command with any number of arguments after the key; Lua itself passes only some thousands.
 local function call_with(command, key, arguments)
+  if #arguments == 0 then return {} end
+  if #arguments <= 1000 then return call(command, key, unpack(arguments)) end
   local replies = {}
   for i = 1, #arguments, 1000 do
     local reply = call(command, key, unpack(arguments, i, math.min(i + 999, #arguments)))

@@ -25,18 +25,16 @@ local function body_of(stored)
   return string.match(stored or '', '^@(%d+)\n')
 end
 
-local expires -- whether any message may expire, once somebody has asked
-
-local function may_expire()
-  if expires == nil then expires = call('EXISTS', C .. 'until') == 1 end
-  return expires
-end
+-- True once a script has seen that no message may expire, and none was delivered before.
+local has_no_history = false
 
 -- Delete messages for good; of shared bodies, one use each, and with the last use the body.
 local function forget(ids, body_ids)
   call_with('HDEL', C .. 'msg', ids)
-  call_with('HDEL', C .. 'tries', ids)
-  if may_expire() then call_with('HDEL', C .. 'until', ids) end
+  if not has_no_history then
+    call_with('HDEL', C .. 'tries', ids)
+    call_with('HDEL', C .. 'until', ids)
+  end
   for _, body in ipairs(body_ids) do
     if call('HINCRBY', C .. 'refs', body, -1) <= 0 then
       call('HDEL', C .. 'refs', body)

@@ -22,7 +22,7 @@ from celery.signals import celeryd_init
 from ..dispatch.bus import Attempt, Bus, CommandResult, record_of
 from ..dispatch.context import current_metadata
 from ..dispatch.definitions import Definition, definitions
-from ..dispatch.envelope import pack_event
+from ..dispatch.envelope import checked_key, command_id_of, pack_event
 from ..dispatch.handler import task_of
 from ..dispatch.runtime import Runtime, add_application, current_app
 from ..dispatch.tasks import send_unhandled
@@ -117,13 +117,14 @@ class CQRS:
             metadata = Metadata(correlation_id=new_id())
         return Session(self.runtime.bus.repository, metadata=metadata)
 
-    def execute(self, command: Command, *, command_id: str = "") -> CommandResult:
+    def execute(self, command: Command, *, idempotency_key: str | None = None) -> CommandResult:
         """Carry out a command in this process.
 
         Args:
             command: the message.
-            command_id: the same whenever the command is repeated, which then has its effect once;
-                "" for a command that is not repeated.
+            idempotency_key: the same whenever the command is executed or sent again, which then
+                has its effect once, and its first outcome; 1 to 200 characters. Other commands may
+                have the same.
 
         Returns:
             What its handler returned, and where its events are.
@@ -132,18 +133,21 @@ class CQRS:
             HandlerNotFound: no handler is declared in this process.
             ConcurrencyError: other writers committed first, again and again.
             StoreUnavailable: the store's server does not answer.
+            ValueError: the key is no text, empty, or too long.
             Exception: what the handler raised; nothing was committed.
         """
         bus = self.runtime.bus
-        return bus.run(bus.find(command), self._attempt(command, command_id))
+        return bus.run(bus.find(command), self._attempt(command, idempotency_key))
 
-    async def execute_async(self, command: Command, *, command_id: str = "") -> CommandResult:
+    async def execute_async(
+        self, command: Command, *, idempotency_key: str | None = None
+    ) -> CommandResult:
         """Carry out a command without blocking the event loop; see `execute`.
 
         An async handler is awaited; a sync one, and every commit, runs in a thread.
         """
         bus = self.runtime.bus
-        return await bus.run_async(bus.find(command), self._attempt(command, command_id))
+        return await bus.run_async(bus.find(command), self._attempt(command, idempotency_key))
 
     def query(self, query: Query) -> Any:
         """Ask a query's handler, in this process; returns what it returns.
@@ -163,28 +167,37 @@ class CQRS:
 
         Args:
             command: the message.
-            options: Celery's own, as `countdown`, `priority`, `task_id`.
+            options: Celery's own, as `countdown`, `priority`, `task_id`; and `idempotency_key`:
+                the same whenever the command is sent or executed again, which then has its effect
+                once. Each sending has a result of its own, with the first one's outcome.
 
         Returns:
             A Celery AsyncResult.
 
         Raises:
             PublishFailed: the broker did not take it.
+            ValueError: the key is no text of 1 to 200 characters.
         """
         definition = definitions.handler_of(type(command))
         if definition is None:
             return send_unhandled(command, self.runtime, options)
         return task_of(self.app, definition).apply_async((command,), **options)
 
-    def _attempt(self, command: Command, command_id: str) -> Attempt:
+    def _attempt(self, command: Command, key: str | None) -> Attempt:
+        name = self.runtime.serializer.name_of(type(command))
+        command_id = new_id() if key is None else command_id_of(name, checked_key(key))
         current = current_metadata()
-        own_id = command_id or new_id()
-        metadata = Metadata(correlation_id=current.correlation_id or own_id, causation_id=own_id)
-        if not command_id:
+        metadata = Metadata(
+            correlation_id=current.correlation_id or command_id, causation_id=command_id
+        )
+        if key is None:
             return Attempt(command, metadata)
-        record = record_of(command_id, self.settings.command_id_ttl_s)
         return Attempt(
-            command, metadata, command=record, find=lambda: self.store.find_command(command_id)
+            command,
+            metadata,
+            command=record_of(command_id, self.settings.command_id_ttl_s),
+            find=lambda: self.store.find_command(command_id),
+            looks_first=True,
         )
 
     # ------------------------------------------------------------ delivery in this process

@@ -1,15 +1,15 @@
 """Run handlers in this process: find the one, give it what it asks for, commit on its return.
 
-Order of a command's execution: a session is opened; the handler runs; what its aggregates have
-recorded is committed in one append, together with the command's id. An exception commits nothing.
-A conflict with another writer repeats all of it, with fresh state.
+Order of a command's execution: its id is looked up, and has it committed before, the recorded
+outcome is the result; else a session is opened; the handler runs; what its aggregates have recorded
+is committed in one append, together with the command's id. An exception commits nothing. A conflict
+with another writer repeats all of it, with fresh state.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,17 +29,12 @@ from ..messages.serializer import Serializer
 from ..session.repository import Repository
 from ..session.session import HandlerSession, Session
 from ..store.events import CommandOutcome, CommandRecord, Committed, Lease, RecordedEvent
+from .conflicts import delay_s
 from .context import handling
 from .definitions import Definition, Definitions
 from .definitions import definitions as all_definitions
 
 logger = logging.getLogger(__name__)
-
-#: How often a conflict with another writer repeats a handler.
-CONFLICT_RETRIES = 3
-
-#: Seconds to wait at most before such a repetition; drawn at random, doubled each time.
-CONFLICT_DELAY_S = 0.02
 
 
 class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +62,7 @@ class Attempt:
         command: returns the record that is committed with its events; None to keep none.
         find: looks up what was recorded when the same was committed before; asked when a handler
             raises, which may be because of the state that it has itself made.
+        looks_first: whether that is asked before the handler runs, too.
         recorded: the event's facts, for a subscription.
         lease: the worker's hold on its message.
     """
@@ -75,6 +71,7 @@ class Attempt:
     metadata: Metadata
     command: Callable[[Any], CommandRecord | None] = lambda value: None
     find: Callable[[], CommandOutcome | None] = lambda: None
+    looks_first: bool = False
     recorded: RecordedEvent[Any] | None = None
     lease: Lease | None = None
 
@@ -120,23 +117,27 @@ class Bus:
     def run(self, definition: Definition, attempt: Attempt) -> CommandResult:
         """Run a handler with a session, and commit on its return; repeat it on a conflict.
 
+        Returns:
+            What it returned; what was recorded, without running it, where that is looked for first
+            and found.
+
         Raises:
             ConcurrencyError: other writers won every time.
             Exception: whatever the handler raised; then nothing was committed.
         """
-        for number in range(CONFLICT_RETRIES + 1):
+        if attempt.looks_first and (found := attempt.find()):
+            return result_of(found)
+        retries = definition.on_conflict.retries
+        for number in range(retries + 1):
             try:
                 return self._run_once(definition, attempt)
             except DuplicateCommand as error:
                 return result_of(CommandOutcome(error.position, error.outcome))
             except ConcurrencyError as error:
-                if number == CONFLICT_RETRIES:
+                if number == retries:
                     raise
-                logger.warning(
-                    "conflict, handler repeated",
-                    extra={"handler": definition.function.__qualname__, "stream": error.stream},
-                )
-                time.sleep(random.uniform(0, CONFLICT_DELAY_S * 2**number))  # noqa: S311
+                _tell_of_conflict(definition, error)
+                time.sleep(delay_s(number))
         raise AssertionError("unreachable")
 
     def _run_once(self, definition: Definition, attempt: Attempt) -> CommandResult:
@@ -166,15 +167,19 @@ class Bus:
         """
         if not definition.is_async:
             return await asyncio.to_thread(self.run, definition, attempt)
-        for number in range(CONFLICT_RETRIES + 1):
+        if attempt.looks_first and (found := await asyncio.to_thread(attempt.find)):
+            return result_of(found)
+        retries = definition.on_conflict.retries
+        for number in range(retries + 1):
             try:
                 return await self._run_once_async(definition, attempt)
             except DuplicateCommand as error:
                 return result_of(CommandOutcome(error.position, error.outcome))
-            except ConcurrencyError:
-                if number == CONFLICT_RETRIES:
+            except ConcurrencyError as error:
+                if number == retries:
                     raise
-                await asyncio.sleep(random.uniform(0, CONFLICT_DELAY_S * 2**number))  # noqa: S311
+                _tell_of_conflict(definition, error)
+                await asyncio.sleep(delay_s(number))
         raise AssertionError("unreachable")
 
     async def _run_once_async(self, definition: Definition, attempt: Attempt) -> CommandResult:
@@ -217,6 +222,13 @@ def result_of(found: CommandOutcome) -> CommandResult:
     """Return the result of a command that had committed before."""
     return CommandResult(
         value=msgspec.json.decode(found.outcome), position=found.position, is_repeated=True
+    )
+
+
+def _tell_of_conflict(definition: Definition, error: ConcurrencyError) -> None:
+    logger.warning(
+        "conflict, handler repeated",
+        extra={"handler": definition.function.__qualname__, "stream": error.stream},
     )
 
 

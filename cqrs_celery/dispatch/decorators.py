@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from ..errors import RegistrationError
 from ..messages.registry import where
+from .conflicts import RETRIES, OnConflict, check_retries
 from .definitions import Definition, definitions
 from .handler import Handler
 from .options import check_options
@@ -19,7 +20,9 @@ from .signature import injections
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def command_handler(command: type[Any], **options: Any) -> Callable[[Callable[..., Any]], Handler]:
+def command_handler(
+    command: type[Any], *, retry_on_conflict: int = RETRIES, **options: Any
+) -> Callable[[Callable[..., Any]], Handler]:
     """Declare a function to be a command's one handler, and its Celery task.
 
     The function gets the command; a parameter annotated with `Session` gets the unit of work, which
@@ -28,6 +31,8 @@ def command_handler(command: type[Any], **options: Any) -> Callable[[Callable[..
 
     Args:
         command: the class.
+        retry_on_conflict: how often to repeat the function at once, with fresh state, when another
+            writer has committed first; 0 for never.
         options: Celery's task options, as `rate_limit` or `time_limit`.
 
     Returns:
@@ -45,7 +50,10 @@ def command_handler(command: type[Any], **options: Any) -> Callable[[Callable[..
     def declare(function: Callable[..., Any]) -> Handler:
         found = injections(function, "command", (command,))
         check_options(function, options)
-        definition = Definition("command", (command,), function, found, options=options)
+        conflicts = OnConflict(check_retries(function, retry_on_conflict))
+        definition = Definition(
+            "command", (command,), function, found, options=options, on_conflict=conflicts
+        )
         definitions.add(definition)
         return Handler(definition)
 
@@ -77,7 +85,7 @@ def query_handler(query: type[Any]) -> Callable[[F], F]:
 
 
 def subscribes(
-    *events: type[Any], subscription: str = "", **options: Any
+    *events: type[Any], subscription: str = "", retry_on_conflict: int = RETRIES, **options: Any
 ) -> Callable[[Callable[..., Any]], Handler]:
     """Declare a function to be given every event of some types, in each aggregate's order.
 
@@ -90,6 +98,8 @@ def subscribes(
         events: the classes; a base class means every event below it.
         subscription: its name; without it, the function is a subscription of its own, under its
             name. Without a dot, the application is put in front.
+        retry_on_conflict: how often to repeat the function at once, with fresh state, when another
+            writer has committed first; 0 for never.
         options: Celery's task options.
 
     Returns:
@@ -106,7 +116,10 @@ def subscribes(
     def declare(function: Callable[..., Any]) -> Handler:
         found = injections(function, "event", events)
         check_options(function, options)
-        definition = Definition("event", events, function, found, subscription, options)
+        conflicts = OnConflict(check_retries(function, retry_on_conflict))
+        definition = Definition(
+            "event", events, function, found, subscription, options, on_conflict=conflicts
+        )
         definitions.add(definition)
         return Handler(definition)
 

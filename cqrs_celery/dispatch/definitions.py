@@ -14,6 +14,7 @@ from weakref import WeakMethod
 
 from ..errors import DuplicateRegistration
 from ..messages.registry import registry, where
+from .conflicts import OnConflict
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,7 @@ class Definition:
         injections: its parameters beside the message, each with what it is given.
         subscription: the name given to the decorator; "" for a subscription of its own.
         options: Celery's task options.
+        on_conflict: what to do when another writer commits first.
     """
 
     kind: str
@@ -35,6 +37,7 @@ class Definition:
     injections: Mapping[str, type[Any]]
     subscription: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    on_conflict: OnConflict = field(default_factory=OnConflict)
 
     @property
     def is_async(self) -> bool:

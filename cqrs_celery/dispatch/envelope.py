@@ -18,6 +18,12 @@ from ..store.events import RecordedEvent, StoredEvent
 from ..store.stream import StreamName
 from .context import current_metadata
 
+#: Where the caller's key stands, beside a command's type, version and data.
+IDEMPOTENCY_KEY = "idempotency_key"
+
+#: Characters of a key at most: stores look commands up in columns of limited length.
+LONGEST_KEY = 200
+
 
 class _Facts(msgspec.Struct):
     """Be the facts of an event's recording, beside its data."""
@@ -65,6 +71,43 @@ def unpack_command(
     came_with = plain.get("metadata") if isinstance(plain, dict) else None
     correlation_id = (came_with or {}).get("correlation_id") or root_id or command_id
     return command, Metadata(correlation_id=correlation_id, causation_id=command_id)
+
+
+def key_of(plain: Any) -> str | None:
+    """Return the idempotency key that came with a command; None if none did.
+
+    Raises:
+        MalformedMessage: it is none.
+    """
+    key = plain.get(IDEMPOTENCY_KEY) if isinstance(plain, dict) else None
+    try:
+        return None if key is None else checked_key(key)
+    except ValueError as error:
+        raise MalformedMessage(str(error), name="", version=0) from error
+
+
+def checked_key(key: Any) -> str:
+    """Return an idempotency key as it is, if it may be one.
+
+    Raises:
+        ValueError: it is no text, empty, or too long.
+    """
+    if not isinstance(key, str) or not 0 < len(key) <= LONGEST_KEY:
+        found = f"{len(key)} of them" if isinstance(key, str) else repr(key)
+        raise ValueError(
+            f"an idempotency key is a text of 1 to {LONGEST_KEY} characters; found {found}"
+        )
+    return key
+
+
+def command_id_of(name: str, key: str) -> str:
+    """Return the id of a command with an idempotency key: two commands may have one key.
+
+    Args:
+        name: the command's full name; it holds no colon.
+        key: its key.
+    """
+    return f"{name}:{key}"
 
 
 def pack_event(stored: StoredEvent) -> dict[str, Any]:

@@ -28,9 +28,17 @@ from ..messages.message import Command
 from ..messages.metadata import Metadata
 from ..store.events import Lease, RecordedEvent
 from ..store.stream import StreamName
-from .bus import Attempt, CommandResult, record_of, result_of
+from .bus import Attempt, CommandResult, record_of
 from .definitions import Definition
-from .envelope import pack_command, unpack_command, unpack_event
+from .envelope import (
+    IDEMPOTENCY_KEY,
+    checked_key,
+    command_id_of,
+    key_of,
+    pack_command,
+    unpack_command,
+    unpack_event,
+)
 from .runtime import Runtime, runtime_of
 
 logger = logging.getLogger(__name__)
@@ -91,11 +99,6 @@ class HandlerTask(celery.Task):
         held = info.get(LEASE)
         return Lease(*held) if held else None
 
-    @property
-    def _is_again(self) -> bool:
-        info = self.request.delivery_info or {}
-        return bool(info.get("redelivered") or self.request.retries)
-
 
 class CommandTask(HandlerTask):
     """Be the task of a command: its name is the command's, its argument the command."""
@@ -105,15 +108,32 @@ class CommandTask(HandlerTask):
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Send a command; it is ordered with the others to its aggregate.
 
+        Args:
+            args: the command alone.
+            kwargs: none.
+            options: Celery's own, and `idempotency_key`: the same whenever the command is sent
+                again, which then has its effect once.
+
         Raises:
             MalformedMessage: a field holds a value that JSON has no form for.
             PublishFailed: the broker did not take it.
+            ValueError: the key is no text of 1 to 200 characters.
         """
         command = _only(self, args, kwargs)
         packed, options = prepare_command(command, self.runtime, options)
         route(self.app, self.name, options, home_queue=self.home_queue)
         with publishing(self.app, options["task_id"], self.name):
             return super().apply_async((packed,), {}, **options)
+
+    def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Carry out a command in this process, as a task; options are those of `apply_async`."""
+        key = options.pop(IDEMPOTENCY_KEY, None)
+        if key is not None:
+            packed, _ = prepare_command(
+                _only(self, args, kwargs), self.runtime, {IDEMPOTENCY_KEY: key}
+            )
+            args, kwargs = (packed,), {}
+        return super().apply(args, kwargs, **options)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Carry out a command; returns its result as plain values.
@@ -126,19 +146,24 @@ class CommandTask(HandlerTask):
         return msgspec.to_builtins(result)
 
     def _carry_out(self, argument: Any) -> CommandResult:
-        runtime, command_id = self.runtime, self.request.id or uuid()
+        runtime = self.runtime
         if isinstance(argument, Command):
             argument = pack_command(argument, runtime.serializer)
+        key = key_of(argument)
+        command_id = self.request.id or uuid() if key is None else command_id_of(self.name, key)
+        # What begins a trace is the command, not one of its sendings.
+        root_id = "" if self.request.root_id == self.request.id else self.request.root_id
         command, metadata = unpack_command(
-            argument, runtime.serializer, command_id=command_id, root_id=self.request.root_id or ""
+            argument, runtime.serializer, command_id=command_id, root_id=root_id or ""
         )
-        if self._is_again and (found := runtime.store.find_command(command_id)):
-            return result_of(found)
         attempt = Attempt(
             command,
             metadata,
             command=record_of(command_id, runtime.command_id_ttl_s),
             find=lambda: runtime.store.find_command(command_id),
+            # Always: it may have been sent twice, or come again without the queue's knowing that it
+            # was started, as after a store's reply that was lost.
+            looks_first=True,
             lease=self._lease,
         )
         return runtime.bus.run(self.definition, attempt)
@@ -194,13 +219,21 @@ class SubscriptionTask(HandlerTask):
 def prepare_command(
     command: Any, runtime: Runtime, options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Return a command as a task's argument, and the options to send it with."""
+    """Return a command as a task's argument, and the options to send it with.
+
+    The caller's key goes into the argument, so that it stays with the command through retries and
+    dead letters. The task's id stays its own: each sending has a result.
+    """
+    options = dict(options)
     if isinstance(command, Command):
         text = repr(command)
         packed: Any = pack_command(command, runtime.serializer)
     else:
         text, packed = repr(command), command
         command = runtime.serializer.from_plain("command", packed)
+    key = options.pop(IDEMPOTENCY_KEY, None)
+    if key is not None:
+        packed = {**packed, IDEMPOTENCY_KEY: checked_key(key)}
     sequence = sequence_of(command, runtime.application)
     headers = dict(options.get("headers") or {})
     if sequence:

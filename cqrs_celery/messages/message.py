@@ -119,26 +119,35 @@ class Command(Message, kind="command"):
             order in which they were sent, one at a time.
     """
 
-    def delay(self) -> Any:
+    def delay(self, *, idempotency_key: str | None = None) -> Any:
         """Send the command to its handler, wherever that runs; returns a Celery AsyncResult.
+
+        Args:
+            idempotency_key: see `apply_async`.
 
         Raises:
             NotConfigured: no CQRS app exists in this process.
             PublishFailed: the broker did not take it.
+            ValueError: the key is no text of 1 to 200 characters.
         """
-        return self.apply_async()
+        return self.apply_async(idempotency_key=idempotency_key)
 
-    def apply_async(self, **options: Any) -> Any:
+    def apply_async(self, *, idempotency_key: str | None = None, **options: Any) -> Any:
         """Send the command with Celery's own options, as `countdown` or `priority`.
 
         Args:
+            idempotency_key: the same whenever the command is sent again, which then has its effect
+                once, and its first outcome; 1 to 200 characters. Other commands may have the same.
             options: what Celery's `Task.apply_async` takes beside the arguments.
 
         Returns:
-            A Celery AsyncResult.
+            A Celery AsyncResult, of this sending alone.
 
         Raises:
             NotConfigured: no CQRS app exists in this process.
             PublishFailed: the broker did not take it.
+            ValueError: the key is no text of 1 to 200 characters.
         """
+        if idempotency_key is not None:
+            options["idempotency_key"] = idempotency_key
         return current_sender(type(self).__qualname__).send_command(self, **options)

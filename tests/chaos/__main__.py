@@ -28,6 +28,7 @@ import redis
 from tests.chaos.killing import kill_around_takes, kill_publishers
 from tests.chaos.outages import cut_connections, demote_servers, kill_servers
 from tests.chaos.queue_model import QueueModel
+from tests.chaos.redeliveries import redeliver_commands
 from tests.nodes import RedisNode
 
 #: Steps between two empty servers. Short, so that a failure is quickly repeated with its seed.
@@ -145,6 +146,7 @@ RUNS: list[Callable[[argparse.Namespace], Iterator[Table]]] = [
     Rounds("Redis killed, and restarted from its append-only file", kill_servers, 40),
     Rounds("Redis demoted to a replica, and promoted back", demote_servers, 30),
     Rounds("Connections cut and replies swallowed under load", cut_connections, 250),
+    Rounds("Commands delivered again and again", redeliver_commands, 10_000),
 ]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from celery import Celery, chain
 
@@ -121,6 +122,14 @@ class ChargeFee(Command, name="bank.charge_fee", aggregate=Account, key="id"):
     id: str
 
 
+class DepositNow(Deposit, name="bank.deposit_now", aggregate=Account, key="id"):
+    pass
+
+
+class DepositTwice(Deposit, name="bank.deposit_twice", aggregate=Account, key="id"):
+    pass
+
+
 class Transfer(Command, name="bank.transfer"):
     source: str
     target: str
@@ -174,6 +183,16 @@ def deposit(command: Deposit, session: Session) -> int:
         log.meanwhile()
     account.deposit(command.amount)
     return account.balance
+
+
+@command_handler(DepositNow, retry_on_conflict=0)
+def deposit_now(command: DepositNow, session: Session) -> int:
+    return deposit(command, session)
+
+
+@command_handler(DepositTwice, retry_on_conflict=1)
+async def deposit_twice(command: DepositTwice, session: Session) -> int:
+    return deposit(command, session)
 
 
 @command_handler(Withdraw, rate_limit="100/s")
@@ -259,6 +278,12 @@ async def give_back_fee(
 ) -> None:
     if recorded.aggregate_id == "vip":
         session.get(Account, recorded.aggregate_id).deposit(event.amount)
+
+
+@subscribes(FeeCharged, retry_on_conflict=1)
+def give_gift(event: FeeCharged, recorded: RecordedEvent[FeeCharged], session: Session) -> None:
+    if recorded.aggregate_id == "gift":
+        deposit(Deposit(id="gift", amount=event.amount), session)
 
 
 def application(**settings: Any) -> CQRS:
@@ -467,9 +492,9 @@ def test_a_session_outside_a_handler_commits_at_the_end_of_its_block(cqrs: CQRS)
 def test_a_command_with_an_id_has_its_effect_once(cqrs: CQRS) -> None:
     # given a command that was executed under an id
     cqrs.execute(OpenAccount(id="1"))
-    first = cqrs.execute(Deposit(id="1", amount=5), command_id="payment-17")
+    first = cqrs.execute(Deposit(id="1", amount=5), idempotency_key="payment-17")
     # when it is executed again
-    second = cqrs.execute(Deposit(id="1", amount=5), command_id="payment-17")
+    second = cqrs.execute(Deposit(id="1", amount=5), idempotency_key="payment-17")
     # then it has had its effect once, and the first outcome comes back
     assert (first.value, first.position, first.is_repeated) == (5, 2, False)
     assert (second.value, second.position, second.is_repeated) == (5, 2, True)
@@ -479,7 +504,9 @@ def test_a_command_with_an_id_has_its_effect_once(cqrs: CQRS) -> None:
 def test_an_async_command_with_an_id_has_its_effect_once(cqrs: CQRS) -> None:
     cqrs.execute(OpenAccount(id="1"))
     results = asyncio.run(
-        _all(*[cqrs.execute_async(DepositSoon(id="1", amount=5), command_id="a") for _ in "12"])
+        _all(
+            *[cqrs.execute_async(DepositSoon(id="1", amount=5), idempotency_key="a") for _ in "12"]
+        )
     )
     assert [(r.value, r.position, r.is_repeated) for r in results] == [(5, 2, False), (5, 2, True)]
     assert history(cqrs, "1") == ["bank.account_opened", "bank.deposited"]
@@ -487,16 +514,82 @@ def test_an_async_command_with_an_id_has_its_effect_once(cqrs: CQRS) -> None:
 
 def test_a_repeated_command_is_not_refused_by_the_state_that_it_has_made(cqrs: CQRS) -> None:
     # given a command that its handler refuses once it has had its effect
-    cqrs.execute(OpenAccount(id="1"), command_id="opening-1")
+    cqrs.execute(OpenAccount(id="1"), idempotency_key="opening-1")
     # when it is executed again under its id, or sent so
-    result = cqrs.execute(OpenAccount(id="1"), command_id="opening-1")
-    sent = OpenAccount(id="1").apply_async(task_id="opening-1")
+    result = cqrs.execute(OpenAccount(id="1"), idempotency_key="opening-1")
+    sent = OpenAccount(id="1").delay(idempotency_key="opening-1")
     # then its first outcome is its outcome
     assert result.is_repeated
     assert sent.get()["is_repeated"] is True
     # while another command is refused
     with pytest.raises(ValueError, match="exists"):
-        cqrs.execute(OpenAccount(id="1"), command_id="opening-2")
+        cqrs.execute(OpenAccount(id="1"), idempotency_key="opening-2")
+
+
+def test_a_repeated_command_does_not_run_its_handler(cqrs: CQRS) -> None:
+    # given a command that has committed under a key, and one that has under its task's id
+    cqrs.execute(OpenAccount(id="1"))
+    Deposit(id="1", amount=5).delay(idempotency_key="form-1")
+    Deposit(id="1", amount=2).apply_async(task_id="task-1")
+    # when they are sent and executed again
+    results = [
+        Deposit(id="1", amount=5).delay(idempotency_key="form-1").get(),
+        deposit.apply_async((Deposit(id="1", amount=5),), idempotency_key="form-1").get(),
+        deposit.apply((Deposit(id="1", amount=5),), idempotency_key="form-1").get(),
+        deposit.si(Deposit(id="1", amount=5)).set(idempotency_key="form-1").delay().get(),
+        Deposit(id="1", amount=2).apply_async(task_id="task-1").get(),
+        msgspec.to_builtins(cqrs.execute(Deposit(id="1", amount=5), idempotency_key="form-1")),
+    ]
+    # then each is told of the first outcome, and no handler ran
+    first = {"value": 5, "position": 2, "is_repeated": True}
+    assert results == [
+        first, first, first, first, {"value": 7, "position": 3, "is_repeated": True}, first,
+    ]  # fmt: skip
+    assert log.attempts == 2
+
+
+def test_each_sending_under_a_key_is_a_task_of_its_own(cqrs: CQRS) -> None:
+    cqrs.execute(OpenAccount(id="1"))
+    one, other = [Deposit(id="1", amount=5).delay(idempotency_key="form-1") for _ in "12"]
+    assert one.id != other.id
+    assert one.get() == {"value": 5, "position": 2, "is_repeated": False}
+    assert other.get() == {"value": 5, "position": 2, "is_repeated": True}
+    # and what it causes is traced to the command, not to one of its sendings
+    assert cqrs.store.read_all(after_position=1)[0].event.metadata == Metadata(
+        correlation_id="bank.deposit:form-1", causation_id="bank.deposit:form-1"
+    )
+
+
+def test_two_commands_may_have_one_key(cqrs: CQRS) -> None:
+    cqrs.execute(OpenAccount(id="1"), idempotency_key="form-1")
+    cqrs.execute(Deposit(id="1", amount=5), idempotency_key="form-1")
+    assert cqrs.execute(Withdraw(id="1", amount=2), idempotency_key="form-1").value == 3
+
+
+def test_a_command_that_failed_under_a_key_may_be_sent_again_under_it(cqrs: CQRS) -> None:
+    cqrs.execute(OpenAccount(id="1"))
+    assert Withdraw(id="1", amount=5).delay(idempotency_key="w").failed()
+    cqrs.execute(Deposit(id="1", amount=5))
+    assert Withdraw(id="1", amount=5).delay(idempotency_key="w").get()["is_repeated"] is False
+
+
+@pytest.mark.parametrize("key", ["", "x" * 201, 17, b"x"])
+def test_a_key_that_is_none_is_refused(cqrs: CQRS, key: Any) -> None:
+    cqrs.execute(OpenAccount(id="1"))
+    for send in (
+        lambda: cqrs.execute(Deposit(id="1", amount=5), idempotency_key=key),
+        lambda: Deposit(id="1", amount=5).delay(idempotency_key=key),
+        lambda: Unhandled().delay(idempotency_key=key),
+    ):
+        with pytest.raises((ValueError, HandlerNotFound), match=r"1 to 200|Unhandled"):
+            send()
+    assert history(cqrs, "1") == ["bank.account_opened"]
+
+
+def test_a_key_that_came_with_a_message_is_checked_too(cqrs: CQRS) -> None:
+    plain = {"type": "bank.deposit", "version": 1, "data": {"id": "1", "amount": 5}}
+    with pytest.raises(MalformedMessage, match="1 to 200 characters; found 17"):
+        deposit.apply(({**plain, "idempotency_key": 17},)).get()
 
 
 def test_a_conflict_repeats_the_handler_with_fresh_state(cqrs: CQRS) -> None:
@@ -533,6 +626,52 @@ def test_a_conflict_that_never_ends_is_the_commands_error(cqrs: CQRS) -> None:
         "BankAccount-1", 4, 5,
     )  # fmt: skip
     assert log.attempts == 4
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_decorator_says_how_often_a_conflict_is_retried(cqrs: CQRS, *, is_async: bool) -> None:
+    # given handlers that are repeated never and once, and somebody who always commits first
+    cqrs.execute(OpenAccount(id="1"))
+
+    def interfere() -> None:
+        with cqrs.session() as session:
+            session.get(Account, "1").deposit(10)
+
+    log.meanwhile = interfere
+    for command, attempts in (
+        (DepositNow(id="1", amount=5), 1),
+        (DepositTwice(id="1", amount=5), 2),
+    ):
+        # when a command is executed, then it runs so often
+        log.attempts = 0
+        with pytest.raises(ConcurrencyError, match="BankAccount-1"):
+            asyncio.run(cqrs.execute_async(command)) if is_async else cqrs.execute(command)
+        assert log.attempts == attempts
+
+
+def test_a_subscribers_conflict_is_retried_too(cqrs: CQRS) -> None:
+    # given a subscriber that commits, and somebody who commits while it runs, once
+    cqrs.execute(OpenAccount(id="gift"))
+
+    def interfere() -> None:
+        log.meanwhile = None
+        with cqrs.session() as session:
+            session.get(Account, "gift").deposit(10)
+
+    log.meanwhile = interfere
+    # when its event comes
+    cqrs.execute(ChargeFee(id="gift"))
+    # then it has run again, and its effect is there once
+    assert history(cqrs, "gift")[1:] == ["bank.fee_charged", "bank.deposited", "bank.deposited"]
+    assert log.attempts == 2
+
+
+@pytest.mark.parametrize("retries", [-1, 1.5, "3", True, None])
+def test_a_number_of_retries_that_is_none_is_refused(retries: Any) -> None:
+    with pytest.raises(RegistrationError, match=r"retry_on_conflict = .*a whole number from 0"):
+
+        @command_handler(Unhandled, retry_on_conflict=retries)
+        def never(command: Unhandled) -> None: ...
 
 
 # Subscriptions

@@ -33,8 +33,9 @@ def test_a_task_option_that_would_do_nothing_is_refused(option: str, text: str) 
     def handle(command: OptionsCommand) -> None:
         pass
 
+    options: dict[str, Any] = {option: "x"}
     with pytest.raises(RegistrationError, match=text) as refused:
-        command_handler(OptionsCommand, **{option: "x"})(handle)
+        command_handler(OptionsCommand, **options)(handle)
     assert option in str(refused.value)
 
 

@@ -30,6 +30,7 @@ from .batch import PublishBatch
 from .clients import client_on
 from .handover import Delivery, retried_delivery
 from .holder import Holder, tag_of
+from .message import Message
 from .options import OPTIONS, check_options
 from .outgoing import Outgoing
 from .pace import Pace
@@ -54,6 +55,7 @@ class Channel(stock.Channel):
     """
 
     QoS = _qos.QoS
+    Message = Message
     qos: _qos.QoS
 
     lease_s = 30.0
@@ -246,6 +248,11 @@ class Channel(stock.Channel):
         return self.pace.due_at(
             credit=self._credit, settled_at=self.holder.settled_at, is_busy=self._is_busy
         )
+
+    @property
+    def is_woken(self) -> bool:
+        """Whether it has waited for a wake-up, and one came."""
+        return self.pace.is_idle and self.pace.is_hungry
 
     @property
     def _credit(self) -> int:

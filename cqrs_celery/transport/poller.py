@@ -95,9 +95,14 @@ class Poller(stock.MultiChannelPoller):
     def on_readable(self, fileno: int) -> Any:
         """Read what came by pub/sub; unlike a list, it never holds a task message."""
         entry = self._fd_to_chan.get(fileno)
-        if entry is not None:
-            channel, kind = entry
-            return channel.handlers[kind]()
+        if entry is None:
+            return None
+        channel, kind = entry
+        result = channel.handlers[kind]()
+        if self.hub is not None and channel.is_woken:
+            # At once: what the loop does until its next turn would come before the message.
+            channel.turn(is_loop=True)
+        return result
 
     def get(self, callback: Callable[..., Any], timeout: float | None = None) -> None:
         """Deliver one message, or wait for one (`drain_events` without an event loop).

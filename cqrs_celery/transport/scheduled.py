@@ -55,7 +55,7 @@ def _delayed(consumer: Any) -> Iterator[dict[str, Any]]:
 def _entry(payload: bytes, body: bytes, *, hostname: str) -> dict[str, Any] | None:
     head, body = wire.split(payload, body)
     try:
-        message = wire.read_head(head)
+        message = wire.read_json(head)
         headers, properties = message["headers"], message["properties"]
         args, kwargs = _arguments(body, headers)
         info = properties.get("delivery_info") or {}

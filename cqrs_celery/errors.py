@@ -26,6 +26,7 @@ CQRSError
 │   ├── DuplicateCommand          the command has committed before
 │   ├── LeaseLost                 the writer no longer holds its message
 │   └── StoreUnavailable          the store's server does not answer
+├── LockTimeout                   somebody else held an aggregate's lock for too long
 └── PublishFailed                 a message could not be handed to the broker
 
 Errors carry what they name as attributes, and survive pickling between pool processes.
@@ -201,6 +202,17 @@ class LeaseLost(StoreError):
 
 class StoreUnavailable(StoreError):
     """Say that a store's server does not answer; the driver's error is its cause."""
+
+
+class LockTimeout(CQRSError):
+    """Say which aggregate's lock was held by whom all the time that a command waited for it.
+
+    The command was not carried out. Repeat it.
+    """
+
+    aggregate: str
+    holder: str
+    waited_s: float
 
 
 class PublishFailed(CQRSError):

@@ -24,8 +24,9 @@ from ..dispatch.context import current_metadata
 from ..dispatch.definitions import Definition, definitions
 from ..dispatch.envelope import checked_key, command_id_of, pack_event
 from ..dispatch.handler import task_of
+from ..dispatch.locks import check_locks
 from ..dispatch.runtime import Runtime, add_application, current_app
-from ..dispatch.tasks import send_unhandled
+from ..dispatch.tasks import send_unhandled, stream_of
 from ..messages.message import Command, Query
 from ..messages.metadata import Metadata, new_id
 from ..messages.sender import use_sender
@@ -36,6 +37,7 @@ from ..store.events import StoredEvent
 from ..store.ports import EventStore
 from ..transport import TRANSPORT
 from ..transport.transport import SCHEMES
+from .locks import open_locks
 from .settings import BROKER, Settings, check_broker, check_tasks, read_settings
 from .stores import open_store
 
@@ -97,7 +99,8 @@ class CQRS:
             check_broker(self.app, transport=TRANSPORT, schemes=SCHEMES.values())
         store = self._given_store or open_store(self.app, settings, deliver=self._deliver)
         serializer = Serializer(settings.application)
-        bus = Bus(Repository(store, serializer), serializer)
+        locks = open_locks(self.app, store)
+        bus = Bus(Repository(store, serializer), serializer, locks=locks)
         return Runtime(self.app, serializer, store, bus, settings.command_id_ttl_s)
 
     @property
@@ -132,6 +135,7 @@ class CQRS:
         Raises:
             HandlerNotFound: no handler is declared in this process.
             ConcurrencyError: other writers committed first, again and again.
+            LockTimeout: somebody else held the aggregate's lock all the time.
             StoreUnavailable: the store's server does not answer.
             ValueError: the key is no text, empty, or too long.
             Exception: what the handler raised; nothing was committed.
@@ -190,11 +194,13 @@ class CQRS:
         metadata = Metadata(
             correlation_id=current.correlation_id or command_id, causation_id=command_id
         )
+        stream = stream_of(command, self.settings.application)
         if key is None:
-            return Attempt(command, metadata)
+            return Attempt(command, metadata, stream=stream)
         return Attempt(
             command,
             metadata,
+            stream=stream,
             command=record_of(command_id, self.settings.command_id_ttl_s),
             find=lambda: self.store.find_command(command_id),
             looks_first=True,
@@ -257,6 +263,7 @@ class CQRS:
             return
         runtime = self.runtime
         for definition in definitions.all():
+            check_locks(runtime.bus.locks, definition)
             if definition.kind != "query":
                 runtime.app.amqp.queues.select_add(task_of(self.app, definition).home_queue)
 

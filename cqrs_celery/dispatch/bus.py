@@ -3,7 +3,7 @@
 Order of a command's execution: its id is looked up, and has it committed before, the recorded
 outcome is the result; else a session is opened; the handler runs; what its aggregates have recorded
 is committed in one append, together with the command's id. An exception commits nothing. A conflict
-with another writer repeats all of it, with fresh state.
+with another writer repeats all of it, with fresh state, under the aggregate's lock.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from ..messages.serializer import Serializer
 from ..session.repository import Repository
 from ..session.session import HandlerSession, Session
 from ..store.events import CommandOutcome, CommandRecord, Committed, Lease, RecordedEvent
+from ..store.stream import StreamName
 from .conflicts import delay_s
 from .context import handling
 from .definitions import Definition, Definitions
 from .definitions import definitions as all_definitions
+from .locks import CommandLock, Locks
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class Attempt:
         find: looks up what was recorded when the same was committed before; asked when a handler
             raises, which may be because of the state that it has itself made.
         looks_first: whether that is asked before the handler runs, too.
+        stream: of the aggregate that a command is for, which may be locked; None for none.
         recorded: the event's facts, for a subscription.
         lease: the worker's hold on its message.
     """
@@ -72,6 +75,7 @@ class Attempt:
     command: Callable[[Any], CommandRecord | None] = lambda value: None
     find: Callable[[], CommandOutcome | None] = lambda: None
     looks_first: bool = False
+    stream: StreamName | None = None
     recorded: RecordedEvent[Any] | None = None
     lease: Lease | None = None
 
@@ -82,6 +86,7 @@ class Bus:
     Args:
         repository: where handlers' sessions load and save.
         serializer: of the application.
+        locks: of aggregates; None for none.
         definitions: the handlers.
     """
 
@@ -90,10 +95,12 @@ class Bus:
         repository: Repository,
         serializer: Serializer,
         *,
+        locks: Locks | None = None,
         definitions: Definitions = all_definitions,
     ) -> None:
         self.repository = repository
         self.serializer = serializer
+        self.locks = locks
         self.definitions = definitions
 
     def find(self, message: Any, *, looked_for: str = "sync or async") -> Definition:
@@ -123,21 +130,25 @@ class Bus:
 
         Raises:
             ConcurrencyError: other writers won every time.
+            LockTimeout: somebody else held the aggregate's lock all the time.
             Exception: whatever the handler raised; then nothing was committed.
         """
         if attempt.looks_first and (found := attempt.find()):
             return result_of(found)
         retries = definition.on_conflict.retries
-        for number in range(retries + 1):
-            try:
-                return self._run_once(definition, attempt)
-            except DuplicateCommand as error:
-                return result_of(CommandOutcome(error.position, error.outcome))
-            except ConcurrencyError as error:
-                if number == retries:
-                    raise
-                _tell_of_conflict(definition, error)
-                time.sleep(delay_s(number))
+        with CommandLock(self.locks, attempt.stream, definition) as lock:
+            lock.before()
+            for number in range(retries + 1):
+                try:
+                    return self._run_once(definition, attempt)
+                except DuplicateCommand as error:
+                    return result_of(CommandOutcome(error.position, error.outcome))
+                except ConcurrencyError as error:
+                    if number == retries:
+                        raise
+                    _tell_of_conflict(definition, error)
+                    time.sleep(delay_s(number))
+                    lock.after_conflict()
         raise AssertionError("unreachable")
 
     def _run_once(self, definition: Definition, attempt: Attempt) -> CommandResult:
@@ -170,16 +181,19 @@ class Bus:
         if attempt.looks_first and (found := await asyncio.to_thread(attempt.find)):
             return result_of(found)
         retries = definition.on_conflict.retries
-        for number in range(retries + 1):
-            try:
-                return await self._run_once_async(definition, attempt)
-            except DuplicateCommand as error:
-                return result_of(CommandOutcome(error.position, error.outcome))
-            except ConcurrencyError as error:
-                if number == retries:
-                    raise
-                _tell_of_conflict(definition, error)
-                await asyncio.sleep(delay_s(number))
+        async with CommandLock(self.locks, attempt.stream, definition) as lock:
+            await lock.before_async()
+            for number in range(retries + 1):
+                try:
+                    return await self._run_once_async(definition, attempt)
+                except DuplicateCommand as error:
+                    return result_of(CommandOutcome(error.position, error.outcome))
+                except ConcurrencyError as error:
+                    if number == retries:
+                        raise
+                    _tell_of_conflict(definition, error)
+                    await asyncio.sleep(delay_s(number))
+                    await lock.after_conflict_async()
         raise AssertionError("unreachable")
 
     async def _run_once_async(self, definition: Definition, attempt: Attempt) -> CommandResult:

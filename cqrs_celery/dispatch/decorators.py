@@ -11,7 +11,14 @@ from typing import Any, TypeVar
 
 from ..errors import RegistrationError
 from ..messages.registry import where
-from .conflicts import RETRIES, OnConflict, check_retries
+from .conflicts import (
+    IF_THERE_ARE_LOCKS,
+    LOCK_WAIT_S,
+    RETRIES,
+    OnConflict,
+    check_retries,
+    command_conflicts,
+)
 from .definitions import Definition, definitions
 from .handler import Handler
 from .options import check_options
@@ -21,7 +28,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def command_handler(
-    command: type[Any], *, retry_on_conflict: int = RETRIES, **options: Any
+    command: type[Any],
+    *,
+    retry_on_conflict: int = RETRIES,
+    lock: str | None = IF_THERE_ARE_LOCKS,
+    lock_wait_s: float = LOCK_WAIT_S,
+    **options: Any,
 ) -> Callable[[Callable[..., Any]], Handler]:
     """Declare a function to be a command's one handler, and its Celery task.
 
@@ -33,6 +45,10 @@ def command_handler(
         command: the class.
         retry_on_conflict: how often to repeat the function at once, with fresh state, when another
             writer has committed first; 0 for never.
+        lock: when to take the lock of the command's aggregate: "on_conflict", before the function
+            is repeated; "always", before it runs; None, never. Without it, on a conflict, where
+            there are locks.
+        lock_wait_s: seconds to wait for the lock at most; then the command fails with LockTimeout.
         options: Celery's task options, as `rate_limit` or `time_limit`.
 
     Returns:
@@ -50,7 +66,9 @@ def command_handler(
     def declare(function: Callable[..., Any]) -> Handler:
         found = injections(function, "command", (command,))
         check_options(function, options)
-        conflicts = OnConflict(check_retries(function, retry_on_conflict))
+        conflicts = command_conflicts(
+            function, command, retries=retry_on_conflict, lock=lock, lock_wait_s=lock_wait_s
+        )
         definition = Definition(
             "command", (command,), function, found, options=options, on_conflict=conflicts
         )

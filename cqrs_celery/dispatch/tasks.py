@@ -164,6 +164,7 @@ class CommandTask(HandlerTask):
             # Always: it may have been sent twice, or come again without the queue's knowing that it
             # was started, as after a store's reply that was lost.
             looks_first=True,
+            stream=stream_of(command, runtime.application),
             lease=self._lease,
         )
         return runtime.bus.run(self.definition, attempt)
@@ -255,12 +256,18 @@ def route(app: celery.Celery, name: str, options: dict[str, Any], *, home_queue:
 
 def sequence_of(command: Command, application: str) -> str:
     """Return what a command stays in order with: its aggregate's stream; "" for nothing."""
+    stream = stream_of(command, application)
+    return stream.key if stream else ""
+
+
+def stream_of(command: Command, application: str) -> StreamName | None:
+    """Return the stream of the aggregate that a command is for; None if it is for none."""
     aggregate, key = command.__aggregate__, command.__key__
     if aggregate is None or key is None:
-        return ""
+        return None
     kind = getattr(aggregate, "__aggregate_type__", aggregate.__name__)
     name = command.__registered__.full_name(application)
-    return StreamName(name.partition(".")[0], kind, str(getattr(command, key))).key
+    return StreamName(name.partition(".")[0], kind, str(getattr(command, key)))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import ConcurrencyError, DuplicateCommand, LeaseLost
+from ..errors import ConcurrencyError, DuplicateCommand, LeaseLost, LockTimeout
 from .events import CommandOutcome, Lease, StreamAppend
 from .stream import NO_STREAM, StreamName
 
@@ -52,6 +52,17 @@ def command_repeated(command_id: str, outcome: CommandOutcome) -> DuplicateComma
         command_id=command_id,
         position=outcome.position,
         outcome=outcome.outcome,
+    )
+
+
+def lock_timeout(stream: StreamName, *, holder: str, waited_s: float) -> LockTimeout:
+    """Return the error for a lock that somebody else held for too long."""
+    return LockTimeout(
+        f"{stream} is locked by {holder}, and was so for the {waited_s:g} s that this command"
+        " waited; it was not carried out. Repeat it, or let its handler wait longer (lock_wait_s).",
+        aggregate=str(stream),
+        holder=holder,
+        waited_s=waited_s,
     )
 
 

@@ -27,10 +27,14 @@ class BrokerClient:
 
     Args:
         connect: returns a Kombu connection to the broker, not yet connected.
+        socket_timeout_s: seconds to wait for an answer; None for the transport's own.
     """
 
-    def __init__(self, connect: Callable[[], Any]) -> None:
+    def __init__(
+        self, connect: Callable[[], Any], *, socket_timeout_s: float | None = None
+    ) -> None:
         self._connect = connect
+        self._socket_timeout_s = socket_timeout_s
         self._pid = 0
         self._client: redis.Redis | None = None
 
@@ -53,6 +57,8 @@ class BrokerClient:
             pool = channel._get_pool()
         finally:
             connection.close()
+        if self._socket_timeout_s is not None:
+            pool.connection_kwargs["socket_timeout"] = self._socket_timeout_s
         pool.set_retry(Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), RETRIES))
         return client_on(pool)
 

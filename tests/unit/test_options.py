@@ -23,7 +23,7 @@ class OptionsCommand(Command):
     [
         ("nonsense", "no such option"),
         ("rate_limits", "did you mean 'rate_limit'"),
-        ("lock", "no such option"),
+        ("locks", "no such option"),
         ("queue", "keeps for itself"),
         ("acks_late", "keeps for itself"),
         ("_app", "no such option"),

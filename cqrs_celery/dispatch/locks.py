@@ -1,0 +1,182 @@
+"""Hold an aggregate's lock while a command to it is carried out, where its handler asks for that.
+
+A lock keeps writers from working in vain: of those that wait for it, each finds the state that the
+one before has left. It carries no promise. It may expire in the middle of a handler, its server may
+be away, and who does not ask for it does not wait: what keeps two writers from writing one version
+is the store's check of the version alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, Token
+from typing import Protocol, Self
+
+from ..errors import InvalidSetting, StoreUnavailable
+from ..messages.registry import where
+from ..store.stream import StreamName
+from .conflicts import ALWAYS
+from .definitions import Definition
+
+logger = logging.getLogger(__name__)
+
+#: What is locked around what runs here: a command that a handler executes does not wait for itself.
+_held: ContextVar[frozenset[StreamName]] = ContextVar("cqrs_locks", default=frozenset())
+
+
+class Locks(Protocol):
+    """Give locks of aggregates, which others wait for."""
+
+    def hold(self, stream: StreamName, *, wait_s: float) -> AbstractContextManager[None]:
+        """Hold an aggregate's lock while the block runs, or until it expires.
+
+        Args:
+            stream: the aggregate's.
+            wait_s: seconds to wait for it at most; 0 tries once.
+
+        Raises:
+            LockTimeout: somebody else held it all the time.
+            StoreUnavailable: the server of the locks does not answer.
+        """
+
+
+class CommandLock:
+    """Be the lock of one run of a handler: taken before it, after its first conflict, or never.
+
+        with CommandLock(locks, stream, definition) as lock:
+            lock.before()
+            ...
+            lock.after_conflict()
+
+    Args:
+        locks: gives it; None where there are none.
+        stream: what to lock; None for a command that is for no aggregate.
+        definition: says when, and for how long to wait.
+
+    Raises:
+        InvalidSetting: the handler asks for a lock, and there are none.
+    """
+
+    def __init__(
+        self, locks: Locks | None, stream: StreamName | None, definition: Definition
+    ) -> None:
+        policy = definition.on_conflict
+        check_locks(locks, definition)
+        self._locks = locks
+        self._stream = stream
+        self._wait_s = policy.lock_wait_s
+        self._is_always = policy.lock == ALWAYS
+        self._is_wanted = bool(policy.lock and locks and stream and stream not in _held.get())
+        self._manager: AbstractContextManager[None] | None = None
+        self._token: Token[frozenset[StreamName]] | None = None
+        self._guard = threading.Lock()
+        self._is_given_up = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._unmark()
+        self._release()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._unmark()
+        if self._manager is not None:
+            await asyncio.to_thread(self._release)
+
+    def before(self) -> None:
+        """Take the lock, if it is taken always."""
+        if self._is_wanted and self._is_always:
+            self._take()
+            self._mark()
+
+    def after_conflict(self) -> None:
+        """Take the lock, if it was not taken; go on without it if its server does not answer."""
+        if self._is_wanted and self._manager is None:
+            try:
+                self._take()
+            except StoreUnavailable as error:
+                self._do_without(error)
+            else:
+                self._mark()
+
+    async def before_async(self) -> None:
+        """Take the lock as `before` does, without blocking the event loop."""
+        if self._is_wanted and self._is_always:
+            await self._take_async()
+            self._mark()
+
+    async def after_conflict_async(self) -> None:
+        """Take the lock as `after_conflict` does, without blocking the event loop."""
+        if self._is_wanted and self._manager is None:
+            try:
+                await self._take_async()
+            except StoreUnavailable as error:
+                self._do_without(error)
+            else:
+                self._mark()
+
+    def _take(self) -> None:
+        assert self._locks is not None  # noqa: S101
+        assert self._stream is not None  # noqa: S101
+        manager = self._locks.hold(self._stream, wait_s=self._wait_s)
+        manager.__enter__()
+        self._manager = manager
+
+    async def _take_async(self) -> None:
+        try:
+            await asyncio.to_thread(self._take_unless_given_up)
+        except asyncio.CancelledError:
+            # The thread goes on waiting, and nobody else would give back what it then gets.
+            with self._guard:
+                self._is_given_up = True
+                self._release()
+            raise
+
+    def _take_unless_given_up(self) -> None:
+        self._take()
+        with self._guard:
+            if self._is_given_up:
+                self._release()
+
+    def _release(self) -> None:
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            manager.__exit__(None, None, None)
+
+    def _mark(self) -> None:
+        assert self._stream is not None  # noqa: S101
+        self._token = _held.set(_held.get() | {self._stream})
+
+    def _unmark(self) -> None:
+        if self._token is not None:
+            _held.reset(self._token)
+            self._token = None
+
+    def _do_without(self, error: StoreUnavailable) -> None:
+        self._is_wanted = False
+        logger.warning("no lock to be had, handler repeated without", extra={"why": str(error)})
+
+
+def check_locks(locks: Locks | None, definition: Definition) -> None:
+    """Check that there are locks, if a handler asks for them.
+
+    Raises:
+        InvalidSetting: there are none.
+    """
+    policy = definition.on_conflict
+    if locks is None and policy.lock and policy.is_lock_asked_for:
+        raise InvalidSetting(
+            f"{where(definition.function)} asks for lock = {policy.lock!r}, but there is nothing to"
+            " lock with: locks are kept in the broker's Redis, and the broker is none. Remove the"
+            " lock, or make Redis the broker. Without a lock, two writers still never write one"
+            " version.",
+            setting="broker_url",
+            accepted="a Redis or Valkey server",
+        )

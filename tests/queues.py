@@ -9,14 +9,21 @@ from typing import Any
 import redis
 
 from cqrs_celery.queue.reliable_queue import ReliableQueue
-from cqrs_celery.queue.values import Destination, Exchange, Settlement, Taken
+from cqrs_celery.queue.values import (
+    DeadLetter,
+    Destination,
+    Exchange,
+    LetterPolicy,
+    Settlement,
+    Taken,
+)
 
 PREFIX = "{t}."
 LEASE_MS = 600_000
 
 #: What may stay when every message is done: counters, registrations, and ids that expire.
 MAY_STAY = ("cq:id", "cq:fence", "cq:consumers", "cq:idle", "cq:dedup:", "cq:consuming:",
-            "cq:queues_of:", "cq:prioritised", "cq:steps", "cq:blocking", "cq:queues",
+            "cq:queues_of:", "cq:prioritised", "cq:steps", "cq:policy", "cq:queues",
             "cq:routes:", "cq:topics_of:")  # fmt: skip
 
 
@@ -108,6 +115,22 @@ class QueueCase(ReliableQueue):
     def push_raw(self, payload: str, *, to: str = "orders") -> None:
         """Publish as stock Kombu does: the message itself onto the queue's list."""
         self.redis.lpush(PREFIX + to, payload)
+
+    def block_on_dead_letter(self, queue: str) -> None:
+        """Let the dead letters of a queue hold up their sequence."""
+        self.letters.set_policy(queue, LetterPolicy())
+
+    def dead_letters(self, queue: str = "orders") -> list[DeadLetter]:
+        """Return the letters of a queue in the order of their messages."""
+        return sorted(self.letters.all(queue))
+
+    def redrive(self, queue: str, message_id: int) -> bool:
+        """Put a letter back in line; False if that was not done."""
+        return self.letters.redrive(queue, message_id) == "done"
+
+    def discard(self, queue: str, message_id: int) -> bool:
+        """Delete a letter; False if that was not done."""
+        return self.letters.discard(queue, message_id) == "done"
 
     def worker(self, name: str = "anna", *queues: str) -> Worker:
         """Start a consumer of these queues, of orders without any."""

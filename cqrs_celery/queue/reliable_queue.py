@@ -13,11 +13,11 @@ from typing import Any, cast
 import msgspec
 import redis
 
+from .dead_letters import DeadLetters
 from .scripts import load
 from .values import (
     PRIORITY_STEPS,
     Beat,
-    DeadLetter,
     Destination,
     Exchange,
     Publish,
@@ -43,8 +43,6 @@ _settle_and_take = load("settle_and_take")
 _beat = load("beat")
 _consume = load("consume")
 _recover = load("recover")
-_redrive = load("redrive")
-_discard = load("discard")
 _purge = load("purge")
 _count = load("count")
 _declare = load("declare")
@@ -60,6 +58,9 @@ _read_head = msgspec.msgpack.Decoder(
     ],
     strict=False,
 ).decode
+
+#: Where the count of tries begins of a message that has a dead letter; the scripts have it too.
+_LETTER = 1_000_000
 
 #: In no queue's name: what divides names within a key, and a queue from its priority step.
 _DIVIDERS = ("\x1f", "\x06\x16")
@@ -90,6 +91,8 @@ class ReliableQueue:
         self.prefix = prefix
         self.dedup_ttl_ms = dedup_ttl_ms
         self._keys = [f"{prefix}cq:id"]
+        #: What was set aside.
+        self.letters = DeadLetters(client, prefix=prefix)
 
     def key(self, name: str) -> str:
         """Return the full name of one of the queue's own keys."""
@@ -216,11 +219,6 @@ class ReliableQueue:
                 pipe.srem(self.key(f"topics_of:{subscriber}"), topic)
             return sum(pipe.execute()[::2])
 
-    def block_on_dead_letter(self, queue: str, *, is_blocking: bool) -> None:
-        """Say whether a dead letter of this queue stops its sequence."""
-        change = self.client.sadd if is_blocking else self.client.srem
-        change(self.key("blocking"), queue)
-
     def settle_and_take(
         self,
         consumer: str,
@@ -259,7 +257,10 @@ class ReliableQueue:
             revoked=revoked,
             due_in_ms=None if due < 0 else due,
             taken=[
-                Taken(i, fence, q, s, p, t, next(piece), next(piece) if has_body else b"")
+                Taken(
+                    i, fence, q, s, p, t % _LETTER, next(piece), next(piece) if has_body else b"",
+                    t >= _LETTER,
+                )
                 for i, q, s, p, t, has_body in taken
             ],
         )
@@ -281,10 +282,10 @@ class ReliableQueue:
             lease_ms: milliseconds from now, by Redis's clock.
             register: start a lease for a consumer that is unknown.
         """
-        held, ended, now, expired = _beat(
+        held, *counts = _beat(
             self.client, self._keys, [self.prefix, consumer, lease_ms, int(register)]
         )
-        return Beat(bool(held), int(ended), int(now), int(expired))
+        return Beat(bool(held), *map(int, counts))
 
     def recover(self, *, most_tries: int = 0) -> list[Recovered]:
         """Give back what consumers hold whose lease has ended; each message once.
@@ -313,17 +314,6 @@ class ReliableQueue:
             for i in range(0, len(flat), 3)
         ]
 
-    def dead_letters(self, queue: str) -> Iterator[DeadLetter]:
-        """Yield the dead letters of a queue, in no particular order."""
-        for field, letter in self.client.hscan_iter(self.key(f"dead:{queue}"), count=100):
-            pri, died, tries, rest = bytes(letter).split(b"\x1f", 3)
-            seq, _, why = rest.rpartition(b"\x1f")
-            payload, body = self.read(int(field))
-            yield DeadLetter(
-                int(field), queue, seq.decode(), int(pri), int(died), int(tries), why.decode(),
-                payload, body,
-            )  # fmt: skip
-
     def read(self, message_id: int) -> tuple[bytes, bytes]:
         """Return a stored message's payload and shared body; empty where there is none."""
         payload = cast(bytes, self.client.hget(self.key("msg"), str(message_id)) or b"")
@@ -332,17 +322,6 @@ class ReliableQueue:
         mark, _, payload = payload.partition(b"\n")
         body = cast(bytes, self.client.hget(self.key("body"), mark[1:].decode()) or b"")
         return payload, body
-
-    def redrive(self, queue: str, message_id: int) -> bool:
-        """Put a dead letter back in line; False if it is gone.
-
-        A sequence that it blocks goes on from it; any other gets it at its end.
-        """
-        return bool(_redrive(self.client, self._keys, [self.prefix, queue, message_id]))
-
-    def discard(self, queue: str, message_id: int) -> bool:
-        """Delete a dead letter for good; its sequence goes on. False if it is gone."""
-        return bool(_discard(self.client, self._keys, [self.prefix, queue, message_id]))
 
     def declare(self, queue: str, *, expires_ms: int = 0) -> None:
         """Make a queue known, so that it is listed while it is empty.

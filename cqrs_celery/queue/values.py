@@ -41,7 +41,8 @@ class Taken(NamedTuple):
 
     `fence` grows with every take: a settlement counts only with the fence of its own delivery.
     `tries` counts the deliveries before this one that ended without a settlement. `body` is empty
-    unless several queues share it.
+    unless several queues share it. `has_letter` says that it was put in line again from a dead
+    letter.
     """
 
     id: int
@@ -52,6 +53,7 @@ class Taken(NamedTuple):
     tries: int
     payload: bytes
     body: bytes
+    has_letter: bool = False
 
 
 class Settlement(NamedTuple):
@@ -125,13 +127,15 @@ class Beat(NamedTuple):
     """Be the answer to a heartbeat.
 
     `is_held` says whether the lease is, `ended` how many leases have ended, `now_ms` Redis's
-    clock, `expired_queues` how many unused queues have outlived their time.
+    clock, `expired_queues` how many unused queues have outlived their time, `letters_due` how many
+    dead letters must be looked after.
     """
 
     is_held: bool
     ended: int
     now_ms: int
     expired_queues: int = 0
+    letters_due: int = 0
 
 
 class Recovered(NamedTuple):
@@ -159,17 +163,54 @@ class QueueCount(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """Be a message set aside, whole, with the reason."""
+    """Be a message set aside, whole, with the reason.
+
+    Attributes:
+        id: the message's.
+        queue: where it was to be handled.
+        sequence: that it is in; "" for none.
+        priority: its priority step.
+        first_died_at_ms: when it became a letter, by Redis's clock.
+        died_at_ms: when it last did, after a redrive.
+        times: how often it did.
+        tries: deliveries since the last redrive that ended without a settlement.
+        state: "dead"; "tried", its message is in line or in flight; or "archived", its time is over.
+        why: JSON text of whoever set it aside.
+        payload: the message, or its head where several queues share a body.
+        body: the shared body; else empty.
+    """
 
     id: int
     queue: str
     sequence: str
     priority: int
+    first_died_at_ms: int
     died_at_ms: int
+    times: int
     tries: int
+    state: str
     why: str
     payload: bytes
     body: bytes
+
+
+class LetterPolicy(NamedTuple):
+    """Say what the dead letters of a queue do.
+
+    Attributes:
+        kind: "block": a letter holds up its sequence, and is archived past its time; "discard": it
+            holds it up, and is deleted past its time; "continue": it holds up nothing.
+        first_redrive_ms: milliseconds after which it is tried again by itself; doubled each time.
+        most_redrive_ms: the most milliseconds between two tries.
+        life_ms: milliseconds for which it is tried again.
+        crowd: how many messages may wait behind it without alarm.
+    """
+
+    kind: str = "block"
+    first_redrive_ms: int = 300_000
+    most_redrive_ms: int = 3_600_000
+    life_ms: int = 604_800_000
+    crowd: int = 10_000
 
 
 def priority_step(priority: int, steps: Sequence[int] = PRIORITY_STEPS) -> int:

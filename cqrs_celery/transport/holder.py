@@ -33,6 +33,7 @@ from ..queue.values import (
     later,
     requeue,
 )
+from . import redriving
 
 logger = logging.getLogger(__name__)
 
@@ -398,6 +399,8 @@ class Holder:
             return
         if beat.expired_queues:
             self.queue.delete_expired()
+        if beat.letters_due:
+            redriving.look_after(self.queue.letters)
         # After an outage all leases have ended; whoever has not beaten through it must not judge.
         if beat.ended and now - self._beats_since >= self.lease_s:
             for one in self.queue.recover(most_tries=self.max_deliveries):

@@ -18,6 +18,7 @@ from typing import Any
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.queue.values import (
     Destination,
+    LetterPolicy,
     Recovered,
     Settlement,
     Taken,
@@ -80,7 +81,7 @@ class QueueModel:
         self.heads: dict[Copy, str] = {}
         self.names = 0
         self.consumers = [self._new_consumer() for _ in range(4)]
-        self.queue.block_on_dead_letter(BLOCKING, is_blocking=True)
+        self.queue.letters.set_policy(BLOCKING, LetterPolicy())
         for queue in QUEUES:
             topics = [topic for topic, queues in TOPICS.items() if queue in queues]
             self.queue.subscribe(f"{queue}.handle", topics, queue=queue, priority=3, pieces="<|||>")
@@ -217,7 +218,7 @@ class QueueModel:
                 self._redrive(queue, message_id)
                 return
             del self.dead[queue, message_id]
-            self.check(self.queue.discard(queue, message_id), "a dead letter was missing")
+            self.check(self.queue.letters.discard(queue, message_id) == "done", "a dead letter was missing")
             self._done(taken)
 
     def pass_time(self) -> None:
@@ -274,7 +275,7 @@ class QueueModel:
     def _redrive(self, queue: str, message_id: int) -> None:
         """A letter returns: to the head of what it blocks, else to the end of its sequence."""
         taken = self.dead.pop((queue, message_id))
-        self.check(self.queue.redrive(queue, message_id), "a dead letter was missing")
+        self.check(self.queue.letters.redrive(queue, message_id) == "done", "a dead letter was missing")
         self.waiting.add(self._copy(taken))
         del self.tries[message_id]
         if taken.sequence and queue != BLOCKING and not taken.sequence.startswith("delayed-"):
@@ -492,7 +493,9 @@ class QueueModel:
                 ids = self._list(self.queue.key(f"seq:{queue}\x1f{sequence}"))
                 self.check(ids, f"{queue}/{sequence} is {states[sequence]} and empty")
                 places.update(ids)
-            for letter in self._hash(f"dead:{queue}"):
+            for letter, text in self._hash(f"dead:{queue}").items():
+                if text.split("\x1f")[5] == "t":
+                    continue
                 # The letter that blocks a sequence stays at its head.
                 places[letter] = max(places[letter], 1)
         places.update(held - set(places))

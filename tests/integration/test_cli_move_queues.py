@@ -22,7 +22,7 @@ from kombu import Exchange, Producer
 
 from cqrs_celery.cli import moving
 from cqrs_celery.cli.moving import Mover
-from cqrs_celery.queue.values import Destination, bury, later
+from cqrs_celery.queue.values import Destination, LetterPolicy, bury, later
 from cqrs_celery.transport import TRANSPORT
 from tests.integration.test_cli_queues import application, json_of, queue_of, run_cli, send
 from tests.nodes import ProcessNode
@@ -435,7 +435,7 @@ def test_a_body_shared_by_several_queues_is_in_each_of_their_messages(
 def test_dead_letters_and_what_they_block_stay(apps: tuple[celery.Celery, celery.Celery]) -> None:
     stock, ours = apps
     with queue_of(ours) as queue:
-        queue.block_on_dead_letter("orders", is_blocking=True)
+        queue.letters.set_policy("orders", LetterPolicy())
         send(ours, 1, 2, 3, headers={"cqrs_sequence": "s"})
         worker = Worker(queue, "anna", ["orders"])  # type: ignore[arg-type]
         worker.end(bury, worker.take(1), "{}")

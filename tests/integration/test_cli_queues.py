@@ -22,7 +22,7 @@ from kombu import Exchange, Queue, pools
 
 from cqrs_celery.cli import cqrs
 from cqrs_celery.queue.reliable_queue import ReliableQueue
-from cqrs_celery.queue.values import Destination, bury, later
+from cqrs_celery.queue.values import Destination, LetterPolicy, bury, later
 from cqrs_celery.transport import TRANSPORT
 from tests.nodes import REPOSITORY, RedisNode, free_port
 from tests.queues import Worker
@@ -93,7 +93,7 @@ def stirred(app: celery.Celery) -> Iterator[celery.Celery]:
     send(app, 3, priority=6)
     send(app, 4, countdown=60, queue="mail")
     with queue_of(app) as queue:
-        queue.block_on_dead_letter("orders", is_blocking=True)
+        queue.letters.set_policy("orders", LetterPolicy())
         in_sequence(app, "held", 10, 11, 12)
         worker = Worker(queue, "anna@host", ["orders"])  # type: ignore[arg-type]
         taken = worker.take(4)

@@ -18,7 +18,7 @@ def queue(redis_url: str) -> Iterator[QueueCase]:
 
 def fill(queue: QueueCase) -> None:
     """Put messages of every kind into a queue whose letters block: 15, of which 2 in flight."""
-    queue.block_on_dead_letter("orders", is_blocking=True)
+    queue.block_on_dead_letter("orders")
     anna = queue.worker()
     queue.send("1", "2", "3", sequence="blocked")
     anna.end(bury, anna.take(), "{}")

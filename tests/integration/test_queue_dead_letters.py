@@ -27,8 +27,9 @@ def test_a_letter_holds_the_message_and_the_reason(queue: QueueCase) -> None:
     # then its letter says all of it
     (letter,) = queue.dead_letters("orders")
     assert before_ms <= letter.died_at_ms <= before_ms + 10_000
-    assert letter._replace(died_at_ms=0) == (
-        1, "orders", "Item-1", 3, 0, 1, '{"reason": "no"}', b"payload", b"",
+    assert letter.first_died_at_ms == letter.died_at_ms
+    assert letter._replace(died_at_ms=0, first_died_at_ms=0) == (
+        1, "orders", "Item-1", 3, 0, 0, 1, 1, "dead", '{"reason": "no"}', b"payload", b"",
     )  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def test_a_letter_lets_its_sequence_go_on(queue: QueueCase) -> None:
 
 def test_a_letter_of_a_blocking_queue_stops_its_sequence_and_no_other(queue: QueueCase) -> None:
     # given a queue whose letters block
-    queue.block_on_dead_letter("orders", is_blocking=True)
+    queue.block_on_dead_letter("orders")
     anna = queue.worker()
     queue.send("a1", "a2", sequence="a")
     queue.send("b1", sequence="b")
@@ -77,7 +78,7 @@ def test_a_letter_of_a_blocking_queue_stops_its_sequence_and_no_other(queue: Que
 
 
 def test_what_is_published_behind_a_blocking_letter_waits(queue: QueueCase) -> None:
-    queue.block_on_dead_letter("orders", is_blocking=True)
+    queue.block_on_dead_letter("orders")
     anna = queue.worker()
     queue.send("1", sequence="Item-1")
     anna.end(bury, anna.take(), "{}")
@@ -90,7 +91,7 @@ def test_what_is_published_behind_a_blocking_letter_waits(queue: QueueCase) -> N
 
 def test_a_redriven_letter_comes_first_in_the_sequence_that_it_blocked(queue: QueueCase) -> None:
     # given a blocked sequence
-    queue.block_on_dead_letter("orders", is_blocking=True)
+    queue.block_on_dead_letter("orders")
     anna = queue.worker()
     queue.send(*"123", sequence="Item-1")
     taken = anna.take()
@@ -102,7 +103,7 @@ def test_a_redriven_letter_comes_first_in_the_sequence_that_it_blocked(queue: Qu
 
 
 def test_a_discarded_letter_frees_the_sequence_that_it_blocked(queue: QueueCase) -> None:
-    queue.block_on_dead_letter("orders", is_blocking=True)
+    queue.block_on_dead_letter("orders")
     anna = queue.worker()
     queue.send(*"123", sequence="Item-1")
     taken = anna.take()
@@ -204,13 +205,13 @@ def test_several_letters_of_a_sequence_come_back_in_the_order_of_their_redrive(
 
 def test_a_block_can_be_set_and_lifted(queue: QueueCase) -> None:
     # given a sequence that was blocked while its queue's letters did block
-    queue.block_on_dead_letter("orders", is_blocking=True)
+    queue.block_on_dead_letter("orders")
     anna = queue.worker()
     queue.send("1", "2", sequence="Item-1")
     first = anna.take()
     anna.end(bury, first, "{}")
     # when they no longer do
-    queue.block_on_dead_letter("orders", is_blocking=False)
+    queue.letters.set_policy("orders", None)
     # then it stays blocked until somebody decides about its letter
     assert anna.take() == []
     queue.discard("orders", first[0].id)
@@ -219,7 +220,7 @@ def test_a_block_can_be_set_and_lifted(queue: QueueCase) -> None:
 
 
 def test_a_letter_without_a_sequence_blocks_nothing(queue: QueueCase) -> None:
-    queue.block_on_dead_letter("orders", is_blocking=True)
+    queue.block_on_dead_letter("orders")
     anna = queue.worker()
     queue.send("1", "2")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from cqrs_celery.queue.values import ack, bury, give_back, later, requeue
+from cqrs_celery.queue.values import LetterPolicy, ack, bury, give_back, later, requeue
 from tests.conftest import RedisFactory
 from tests.queues import LEASE_MS, QueueCase, leftovers, opened, texts
 
@@ -90,7 +90,7 @@ def test_what_is_there_can_be_taken_and_done(full: QueueCase, sequence: str) -> 
 )
 def test_every_settlement_counts(full: QueueCase, how: tuple[Any, ...], sequence: str) -> None:
     # given a message in flight on a full server
-    full.block_on_dead_letter("orders", is_blocking=True)
+    full.letters.set_policy("orders", LetterPolicy())
     anna = full.worker()
     full.send("1", "2", sequence=sequence)
     taken = anna.take(1)

@@ -159,7 +159,7 @@ def test_only_the_first_of_a_run_counts_a_delivery(queue: QueueCase) -> None:
 
 def test_a_worn_out_message_of_a_blocking_queue_stops_its_sequence(queue: QueueCase) -> None:
     # given a run whose first message kills its worker, in a queue whose letters block
-    queue.block_on_dead_letter("orders", is_blocking=True)
+    queue.block_on_dead_letter("orders")
     queue.send("poison", "2", "3", sequence="Item-1")
     queue.worker("anna").take(run=3)
     queue.end_lease("anna")

@@ -143,7 +143,7 @@ def test_a_letter_behind_an_acknowledged_message_blocks_the_sequence(
     queue: QueueCase, is_ack_first: bool
 ) -> None:
     # given a run of three in a queue whose letters block
-    queue.block_on_dead_letter("orders", is_blocking=True)
+    queue.block_on_dead_letter("orders")
     anna = queue.worker()
     queue.send(*"123", sequence="Item-1")
     first, second, _ = anna.take(run=3)
@@ -233,7 +233,7 @@ def test_a_finished_sequence_leaves_nothing(queue: QueueCase) -> None:
 @pytest.mark.parametrize("name", ["or|ders", "or\nders", "=orders", "{orders", "é☃", "17", "a b"])
 def test_names_may_hold_any_character(queue: QueueCase, name: str, sequence: str) -> None:
     # given a queue and a sequence with odd names
-    queue.block_on_dead_letter(name, is_blocking=True)
+    queue.block_on_dead_letter(name)
     anna = queue.worker("an|na", name)
     queue.send(*"123", to=name, sequence=sequence)
     # when its first message is delayed, dead, redriven, recovered

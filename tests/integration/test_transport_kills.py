@@ -82,7 +82,7 @@ def test_a_message_that_kills_its_worker_each_time_becomes_a_dead_letter(tmp_pat
             worker.start()
         # then the third death is its last
         wait_until(lambda: lab.count().dead == 1, 20, "the dead letter")
-        letter = next(lab.queue.dead_letters(QUEUE))
+        letter = next(lab.queue.letters.all(QUEUE))
         assert letter.tries == 3
         assert json.loads(letter.why) == {
             "reason": "delivered too often: its worker was lost each time"
@@ -106,7 +106,7 @@ def test_a_message_that_kills_its_pool_process_each_time_becomes_a_dead_letter(
         # then it comes back to its place until it is a dead letter
         wait_until(lambda: lab.count().dead == 1, 30, "the dead letter")
         lab.wait_done(1)
-        letter = next(lab.queue.dead_letters(QUEUE))
+        letter = next(lab.queue.letters.all(QUEUE))
         assert json.loads(letter.why) == {"reason": "delivered too often", "deliveries": 3}
         # and the message behind it has waited for it
         assert lab.journal.order("start") == [0, 0, 0, 1]

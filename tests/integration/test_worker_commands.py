@@ -197,7 +197,7 @@ def test_results_carry_outcome_and_position_and_exceptions_are_failures(
     assert result["value"] == 7
     assert cqrs.store.read_all(after_position=result["position"] - 1, limit=1)[0].version == 2
     # and it is no dead letter
-    assert not list(ReliableQueue(data).dead_letters("depot.commands"))
+    assert not list(ReliableQueue(data).letters.all("depot.commands"))
 
 
 def test_the_trace_flows_through_a_worker(cqrs: CQRS, data: redis.Redis) -> None:

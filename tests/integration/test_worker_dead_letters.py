@@ -60,7 +60,7 @@ def letters(data: redis.Redis, queue: str, count: int) -> list[DeadLetter]:
     reliable = ReliableQueue(data)
 
     def found() -> list[DeadLetter]:
-        return sorted(reliable.dead_letters(queue), key=lambda letter: letter.id)
+        return sorted(reliable.letters.all(queue), key=lambda letter: letter.id)
 
     wait_until(
         lambda: len(found()) >= count,
@@ -239,7 +239,7 @@ def test_a_task_that_hits_its_time_limit_or_kills_its_process_becomes_a_dead_let
     assert "SIGKILL" in reason(killed)["error"] or "signal 9" in reason(killed)["error"]
     assert after_killed.get(timeout=20)["value"] == 4
     # when the late one is put back, then it is tried again, with the same end
-    assert ReliableQueue(data).redrive(COMMANDS, slow.id)
+    assert ReliableQueue(data).letters.redrive(COMMANDS, slow.id)
     assert len(letters(data, COMMANDS, 2)) == 2
     assert_goes_on(cqrs, data, worker)
 
@@ -259,7 +259,7 @@ def test_a_failing_event_blocks_only_its_own_sequence_and_a_failing_command_none
     # then all commands were handled
     for result in last:
         result.get(timeout=20)
-    assert not list(ReliableQueue(data).dead_letters(COMMANDS))
+    assert not list(ReliableQueue(data).letters.all(COMMANDS))
     # and the other boxes' events were, while those of the one wait behind the failed one
     everything = [1, 2, 3, 4, 5]
     for name in ("two", "three"):
@@ -274,13 +274,13 @@ def test_a_failing_event_blocks_only_its_own_sequence_and_a_failing_command_none
     assert depot.seen(data, "shelf", "one") == [1]
     assert ReliableQueue(data).count(SHELF).blocked == 4
     # when it is put back before it can succeed, then it is dead again, and still blocks
-    assert ReliableQueue(data).redrive(SHELF, letter.id)
+    assert ReliableQueue(data).letters.redrive(SHELF, letter.id)
     (letter,) = letters(data, SHELF, 1)
     assert depot.seen(data, "shelf", "one") == [1]
     # when it is put back and succeeds, then everything follows in order
     data.delete("broken")
-    assert ReliableQueue(data).redrive(SHELF, letter.id)
+    assert ReliableQueue(data).letters.redrive(SHELF, letter.id)
     wait_until(lambda: depot.seen(data, "shelf", "one") == everything, 10, "the rest of one")
     assert ReliableQueue(data).count(SHELF).blocked == 0
-    assert not list(ReliableQueue(data).dead_letters(SHELF))
+    assert not list(ReliableQueue(data).letters.all(SHELF))
     assert_goes_on(cqrs, data, worker)

@@ -122,7 +122,7 @@ def test_a_server_that_is_killed_in_the_middle_loses_and_doubles_nothing(
         seen = depot.seen(data, "shelf", name)
         assert list(dict.fromkeys(seen)) == everything
         assert len(seen) <= 62
-    assert not list(ReliableQueue(data).dead_letters("depot.commands"))
+    assert not list(ReliableQueue(data).letters.all("depot.commands"))
 
 
 def test_a_sender_and_an_executor_are_told_that_the_server_is_away(

@@ -13,13 +13,14 @@
 --                  first n ids in flight; l<pri> its head waits for its time; d<pri> its head is dead
 -- cq:delayed:<queue>  ZSET "<pri>|<id>|<sequence>" -> due ms; without an id, a sequence's token
 -- cq:due       ZSET queue -> earliest due ms of its delayed messages
--- cq:flight:<consumer>  HASH id -> "<fence>|<pri>|<body id>|<queue>\31<sequence>"
+-- cq:flight:<consumer>  HASH id -> "<fence>|<pri>|<body id>|<queue>\31<sequence>"; with "!" behind the
+--                  body id where it has a dead letter, from which it was put in line again
 -- cq:consumers ZSET consumer -> end of its lease, ms    cq:idle  SET consumers that wait for a wake-up
 -- cq:consuming:<queue>  SET consumers                   cq:queues_of:<consumer>  SET queues
 -- cq:until     HASH id -> ms at which a message expires that has not been taken
 -- cq:expiring  ZSET queue -> ms at which an unused one expires    cq:lifetime  HASH queue -> its ms
 -- cq:tries     HASH id -> deliveries that ended without a settlement
--- cq:dead:<queue>  HASH id -> letter    cq:blocking  SET queues whose dead letters block a sequence
+-- cq:dead:<queue>  HASH id -> letter    cq:policy, cq:redrive  see _letters
 -- cq:dedup:<publish id>  STRING, expires                cq:prioritised  SET queues with steps above 0
 -- cq:steps     SET of those steps
 -- cq:id, cq:fence  counters             cq:queues  SET of declared queues

@@ -1,4 +1,4 @@
--- Needs _common. End deliveries: put back, set aside as dead, forget; and free their sequences.
+-- Needs _common. End deliveries: put back, forget; and free their sequences.
 
 -- Put plain ids back at the head of a queue, each before the first younger id that stands there.
 local function put_back(queue, pri, ids)
@@ -41,18 +41,6 @@ local function forget(ids, body_ids)
       call('HDEL', C .. 'body', body)
     end
   end
-end
-
--- A letter keeps where the message stood, when it died, and why (JSON made by the caller, so without
--- a bare \31, which a sequence's name may have).
-local function bury(id, queue, pri, seq, now, tries, why)
-  call('HSET', C .. 'dead:' .. queue, id,
-    table.concat({pri, string.format('%.0f', now), tries, seq, why}, '\31'))
-end
-
--- The priority step and the sequence of a letter.
-local function place_of(letter)
-  return string.match(letter, '^(%d+)\31[^\31]*\31[^\31]*\31(.*)\31[^\31]*$')
 end
 
 local function held_state(state)

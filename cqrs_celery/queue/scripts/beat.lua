@@ -4,8 +4,8 @@
 -- KEYS  1 routing key
 -- ARGV  1 prefix   2 consumer   3 lease in ms   4 "1" to register a consumer that is unknown
 -- RETURN  {1 if the lease holds, 0 if it was recovered meanwhile; how many leases have ended;
---          ms of Redis's clock; how many unused queues have expired}
--- COST  O(log consumers); 6 commands
+--          ms of Redis's clock; how many unused queues have expired; how many dead letters are due}
+-- COST  O(log consumers); 7 commands
 local now = now_ms()
 local known = call('ZSCORE', C .. 'consumers', ARGV[2])
 if known or ARGV[4] == '1' then
@@ -14,4 +14,5 @@ if known or ARGV[4] == '1' then
 end
 local ended = call('ZCOUNT', C .. 'consumers', '-inf', '(' .. now)
 return {(known or ARGV[4] == '1') and 1 or 0, ended, now,
-  call('ZCOUNT', C .. 'expiring', '-inf', '(' .. now)}
+  call('ZCOUNT', C .. 'expiring', '-inf', '(' .. now),
+  call('ZCOUNT', C .. 'redrive', '-inf', now)}

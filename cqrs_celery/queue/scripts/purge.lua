@@ -67,4 +67,6 @@ end
 local bodies = {}
 for _, payload in ipairs(call_with('HMGET', C .. 'msg', ids)) do bodies[#bodies + 1] = body_of(payload) end
 forget(ids, bodies)
+-- What was being tried again has a letter still.
+if call('EXISTS', C .. 'dead:' .. queue) == 1 then call_with('HDEL', C .. 'dead:' .. queue, ids) end
 return #ids + raw

@@ -1,4 +1,4 @@
---!include _common _settle
+--!include _common _settle _letters
 -- Give back everything that consumers whose lease has ended still hold, each message once.
 --
 -- Messages return to their old places. Only a message that may have been running counts a delivery:
@@ -16,7 +16,7 @@ local most, why, leaver = tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local function is_worn_out(id)
   if leaver ~= '' then return false end
   local tries = call('HINCRBY', C .. 'tries', id, 1)
-  return most > 0 and tries >= most
+  return most > 0 and tries % LETTER >= most
 end
 
 local function recover_sequence(queue, seq, pri, first, letters)
@@ -24,7 +24,7 @@ local function recover_sequence(queue, seq, pri, first, letters)
   if not dead then return free_sequence(queue, seq, pri, true) end
   bury(first, queue, pri, seq, now, call('HGET', C .. 'tries', first), why)
   letters[#letters + 1] = first
-  if call('SISMEMBER', C .. 'blocking', queue) == 1 then
+  if blocks(queue) then
     call('HSET', C .. 'seqs:' .. queue, seq, 'd' .. pri)
   else
     call('LREM', seq_key(queue, seq), -1, first)
@@ -48,7 +48,7 @@ local function recover(consumer)
   call('DEL', flight)
   for i = 1, #entries, 2 do
     local id = entries[i]
-    local pri, queue, seq = string.match(entries[i + 1], '^%d+|(%d+)|%d*|([^\31]*)\31(.*)$')
+    local pri, queue, seq = string.match(entries[i + 1], '^%d+|(%d+)|%d*!?|([^\31]*)\31(.*)$')
     if seq == '' then
       if is_worn_out(id) then
         bury(id, queue, pri, '', now, call('HGET', C .. 'tries', id), why)

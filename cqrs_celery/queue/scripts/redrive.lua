@@ -1,20 +1,20 @@
---!include _common _settle
--- Put a dead letter back in line with a fresh count of tries: a sequence that it blocks goes on from
--- it; any other has gone on without it, and gets it at its end.
+--!include _common _settle _letters
+-- Put a dead letter's message back in line, with a fresh count of tries.
+--
+-- The letter stays until the message is done. An archived one begins a new life.
 --
 -- KEYS  1 routing key
--- ARGV  1 prefix   2 queue   3 message id
--- RETURN  1, or 0 if there is no such letter
--- COST  O(1); 6 commands
-local letter = call('HGET', C .. 'dead:' .. ARGV[2], ARGV[3])
-if not letter then return 0 end
-local pri, seq = place_of(letter)
-call('HDEL', C .. 'dead:' .. ARGV[2], ARGV[3])
-call('HDEL', C .. 'tries', ARGV[3])
-if seq ~= '' and call('HGET', C .. 'seqs:' .. ARGV[2], seq) == 'd' .. pri
-   and call('LINDEX', seq_key(ARGV[2], seq), -1) == ARGV[3] then
-  free_sequence(ARGV[2], seq, pri, true)
-else
-  enqueue(ARGV[3], ARGV[2], pri, seq)
+-- ARGV  1 prefix   2 queue   3 message id   4 "1": also an archived one
+-- RETURN  "done"; "none" if there is no such letter, "tried" if it is in line or in flight already,
+--         "archived" if it is and that was not asked for
+-- COST  O(1); 11 commands
+local queue, id = ARGV[2], ARGV[3]
+local l = letter_of(queue, id)
+if not l then return 'none' end
+if l.state == 't' then return 'tried' end
+if l.state == 'a' then
+  if ARGV[4] ~= '1' then return 'archived' end
+  l.first, l.times = now_ms(), 0
 end
-return 1
+try_again(queue, id, l)
+return 'done'

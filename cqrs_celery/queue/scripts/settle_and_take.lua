@@ -1,4 +1,4 @@
---!include _common _delay _settle
+--!include _common _delay _settle _letters
 -- Settle what a consumer has finished, then take what is next for it, in one round trip.
 --
 -- An operation counts only if the consumer still holds that delivery: same id, same fence.
@@ -75,14 +75,15 @@ local function leave_sequence(s, id)
 end
 
 local function settle(op, id, record, argument, text)
-  local pri, body, queue, seq = string.match(record, '^%d+|(%d+)|(%d*)|([^\31]*)\31(.*)$')
+  local pri, body, mark, queue, seq = string.match(record, '^%d+|(%d+)|(%d*)(!?)|([^\31]*)\31(.*)$')
   local s = seq ~= '' and sequence(queue, seq)
-  if op == 'a' or (op == 'd' and not (s and call('SISMEMBER', C .. 'blocking', queue) == 1)) then
+  if op == 'a' or (op == 'd' and not (s and blocks(queue))) then
     if s then leave_sequence(s, id) end
     if op == 'd' then
       bury(id, queue, pri, seq, now_ms(), call('HGET', C .. 'tries', id) or '0', text)
     else
       unread[#unread + 1] = id
+      if mark ~= '' then call('HDEL', C .. 'dead:' .. queue, id) end
       if body ~= '' then bodies[#bodies + 1] = body end
     end
     return
@@ -284,9 +285,13 @@ if #ids > 0 then
       payload = string.sub(payload, stop + 1)
     end
     records[#records + 1] = t[1]
-    records[#records + 1] = fence .. '|' .. t[4] .. '|' .. body_id .. '|' .. t[2] .. '\31' .. t[3]
+    local mark = '|'
+    if tries[i] then
+      t[5] = tries[i]
+      if tonumber(tries[i]) >= LETTER then mark = '!|' end
+    end
+    records[#records + 1] = fence .. '|' .. t[4] .. '|' .. body_id .. mark .. t[2] .. '\31' .. t[3]
     pieces[#pieces + 1] = payload
-    if tries[i] then t[5] = tries[i] end
     if body ~= '' then
       t[6] = 1
       pieces[#pieces + 1] = body

@@ -1,4 +1,4 @@
---!include _common _delay _settle
+--!include _common _delay _settle _letters
 -- Move messages out of the queue into the form in which stock Kombu keeps them, in their order.
 --
 -- Those of a ready list are set aside until the list is empty, then take its place: what comes
@@ -60,6 +60,8 @@ for i = 5, #ARGV, 4 do
     bury(id, queue, pri, '', now_ms(), call('HGET', C .. 'tries', id) or '0', text)
   elseif id ~= '' then
     forget({id}, {body_of(call('HGET', C .. 'msg', id))})
+    -- What was being tried again has a letter still.
+    call('HDEL', C .. 'dead:' .. queue, id)
   end
   if what == 'm' then call('LPUSH', is_ready and aside or ready, text) end
   done = done + 1

@@ -101,7 +101,9 @@ class CQRS:
         serializer = Serializer(settings.application)
         locks = open_locks(self.app, store)
         bus = Bus(Repository(store, serializer), serializer, locks=locks)
-        return Runtime(self.app, serializer, store, bus, settings.command_id_ttl_s)
+        return Runtime(
+            self.app, serializer, store, bus, settings.command_id_ttl_s, settings.dead_letters
+        )
 
     @property
     def store(self) -> EventStore:

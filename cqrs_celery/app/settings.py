@@ -11,12 +11,19 @@ from typing import Any
 import celery
 
 from ..errors import InvalidSetting
+from ..store.events import DeadLetterPolicy
 
 #: 14 days, in seconds.
 COMMAND_ID_TTL_S = 14 * 24 * 3600
 
 #: 7 days, in seconds: for so long a dead letter may be tried again.
 DEAD_LETTER_TTL_S = 7 * 24 * 3600
+
+#: 5 minutes and an hour: the first wait before a dead letter is tried again, and the longest.
+FIRST_REDRIVE_S, MOST_REDRIVE_S = 300, 3600
+
+#: So many events may wait behind a dead letter before that alarms.
+CROWD = 10_000
 
 #: The event store that is the broker's own Redis.
 BROKER = "broker"
@@ -25,7 +32,15 @@ MEMORY = "memory://"
 
 
 #: Every setting there is.
-NAMES = ("cqrs_application", "cqrs_event_store", "cqrs_command_id_ttl_s")
+NAMES = (
+    "cqrs_application",
+    "cqrs_event_store",
+    "cqrs_command_id_ttl_s",
+    "cqrs_redrive_first_s",
+    "cqrs_redrive_max_s",
+    "cqrs_dead_letter_ttl_s",
+    "cqrs_dead_letter_crowd",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +52,15 @@ class Settings:
             application's name.
         event_store: `cqrs_event_store`; "broker" (default) or "memory://".
         command_id_ttl_s: `cqrs_command_id_ttl_s`; seconds for which a command is remembered, so
-            that it has its effect once. Default 14 days, at least 7.
+            that it has its effect once. Default 14 days, at least as long as dead letters live.
+        dead_letters: of the settings `cqrs_redrive_first_s`, `cqrs_redrive_max_s`,
+            `cqrs_dead_letter_ttl_s` and `cqrs_dead_letter_crowd`.
     """
 
     application: str
     event_store: str
     command_id_ttl_s: int
+    dead_letters: DeadLetterPolicy
 
 
 def read_settings(app: celery.Celery) -> Settings:
@@ -53,12 +71,20 @@ def read_settings(app: celery.Celery) -> Settings:
     """
     conf: Mapping[str, Any] = app.conf
     _check_names(conf)
+    dead_letters = DeadLetterPolicy(
+        "block",
+        _seconds(conf, "cqrs_redrive_first_s", FIRST_REDRIVE_S, at_least=1),
+        _seconds(conf, "cqrs_redrive_max_s", MOST_REDRIVE_S, at_least=1),
+        _seconds(conf, "cqrs_dead_letter_ttl_s", DEAD_LETTER_TTL_S, at_least=1),
+        _whole(conf, "cqrs_dead_letter_crowd", CROWD, at_least=1, what="a whole number"),
+    )
     return Settings(
         application=_application(app),
         event_store=_one_of(conf, "cqrs_event_store", BROKER, (BROKER, MEMORY)),
         command_id_ttl_s=_seconds(
-            conf, "cqrs_command_id_ttl_s", COMMAND_ID_TTL_S, at_least=DEAD_LETTER_TTL_S
+            conf, "cqrs_command_id_ttl_s", COMMAND_ID_TTL_S, at_least=int(dead_letters.ttl_s)
         ),
+        dead_letters=dead_letters,
     )
 
 
@@ -92,9 +118,13 @@ def _one_of(conf: Mapping[str, Any], name: str, default: str, accepted: tuple[st
 
 
 def _seconds(conf: Mapping[str, Any], name: str, default: int, *, at_least: int) -> int:
+    return _whole(conf, name, default, at_least=at_least, what="a whole number of seconds")
+
+
+def _whole(conf: Mapping[str, Any], name: str, default: int, *, at_least: int, what: str) -> int:
     value = conf.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise _invalid(name, value, f"a whole number of seconds from {at_least}")
+        raise _invalid(name, value, f"{what} from {at_least}")
     return value
 
 

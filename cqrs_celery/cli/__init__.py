@@ -1,9 +1,10 @@
-"""`celery -A app cqrs …`: look at the queues, and bring stock queues over."""
+"""`celery -A app cqrs …`: look at queues and dead letters, and bring stock queues over."""
 
 from __future__ import annotations
 
 import click
 
+from .dead_letters import dead_letters
 from .move import move_queues
 from .queues import queues
 
@@ -15,5 +16,6 @@ def cqrs() -> None:
     """Gather the commands."""
 
 
+cqrs.add_command(dead_letters)
 cqrs.add_command(queues)
 cqrs.add_command(move_queues)

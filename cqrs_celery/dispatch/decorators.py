@@ -7,7 +7,7 @@ CQRS application of the process gets its task.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ..errors import RegistrationError
 from ..messages.registry import where
@@ -22,14 +22,31 @@ from .conflicts import (
 from .definitions import Definition, definitions
 from .handler import Handler
 from .options import check_options
+from .retrying import (
+    Lettering,
+    OnDeadLetter,
+    Retrying,
+    check_choice,
+    check_number,
+    exceptions,
+)
 from .signature import injections
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+Exceptions = type[BaseException] | tuple[type[BaseException], ...]
+
+
 def command_handler(
     command: type[Any],
     *,
+    retry_on: Exceptions = (),
+    give_up_on: Exceptions = (),
+    max_retries: int = 3,
+    retry_backoff: bool | int = True,
+    retry_backoff_max: int = 600,
+    retry_jitter: bool = True,
     retry_on_conflict: int = RETRIES,
     lock: str | None = IF_THERE_ARE_LOCKS,
     lock_wait_s: float = LOCK_WAIT_S,
@@ -43,6 +60,12 @@ def command_handler(
 
     Args:
         command: the class.
+        retry_on: exceptions for which the command is tried again; without it, none.
+        give_up_on: those of them for which it is not.
+        max_retries: how often it is tried again before the exception is its outcome.
+        retry_backoff: seconds before the first retry, doubled for each further one; True is 1.
+        retry_backoff_max: the most seconds between two.
+        retry_jitter: True to wait a random part of that time.
         retry_on_conflict: how often to repeat the function at once, with fresh state, when another
             writer has committed first; 0 for never.
         lock: when to take the lock of the command's aggregate: "on_conflict", before the function
@@ -69,8 +92,18 @@ def command_handler(
         conflicts = command_conflicts(
             function, command, retries=retry_on_conflict, lock=lock, lock_wait_s=lock_wait_s
         )
+        retrying = _retrying(
+            function, retry_on, give_up_on, max_retries, retry_backoff, retry_backoff_max,
+            retry_jitter,
+        )  # fmt: skip
         definition = Definition(
-            "command", (command,), function, found, options=options, on_conflict=conflicts
+            "command",
+            (command,),
+            function,
+            found,
+            options=options,
+            on_conflict=conflicts,
+            retrying=retrying,
         )
         definitions.add(definition)
         return Handler(definition)
@@ -103,7 +136,19 @@ def query_handler(query: type[Any]) -> Callable[[F], F]:
 
 
 def subscribes(
-    *events: type[Any], subscription: str = "", retry_on_conflict: int = RETRIES, **options: Any
+    *events: type[Any],
+    subscription: str = "",
+    ordered: bool | Literal["subscription"] = True,
+    retry_on: Exceptions = (Exception,),
+    give_up_on: Exceptions = (),
+    max_retries: int = 3,
+    retry_backoff: bool | int = True,
+    retry_backoff_max: int = 600,
+    retry_jitter: bool = True,
+    retry_on_conflict: int = RETRIES,
+    on_dead_letter: OnDeadLetter = "block",
+    dead_letter_ttl_s: int | None = None,
+    **options: Any,
 ) -> Callable[[Callable[..., Any]], Handler]:
     """Declare a function to be given every event of some types, in each aggregate's order.
 
@@ -112,10 +157,27 @@ def subscribes(
     the facts of its recording, one with `Session` a unit of work that is committed once on return,
     one with `Metadata` the trace. An event may arrive again after a crash; its version tells.
 
+    When it raises, the event is tried again, later each time; then it is a dead letter, which
+    workers try again for a week. Later events of the same aggregate wait meanwhile, in order.
+
     Args:
         events: the classes; a base class means every event below it.
         subscription: its name; without it, the function is a subscription of its own, under its
             name. Without a dot, the application is put in front.
+        ordered: True: each aggregate's events in version order, one at a time; "subscription": all
+            events of the subscription in the order of their commits, one at a time; False: several
+            at a time, in no certain order.
+        retry_on: exceptions for which an event is tried again before it is a dead letter.
+        give_up_on: those of them for which it is a dead letter at once.
+        max_retries: how often it is tried again.
+        retry_backoff: seconds before the first retry, doubled for each further one; True is 1.
+        retry_backoff_max: the most seconds between two.
+        retry_jitter: True to wait a random part of that time.
+        on_dead_letter: "block": later events of its aggregate wait until a dead letter is done or
+            discarded; "continue": they don't wait; "discard_after": they wait until its time to
+            live is over, and then it is deleted, with an error in the log.
+        dead_letter_ttl_s: seconds for which workers try it again; None for the setting
+            `cqrs_dead_letter_ttl_s`.
         retry_on_conflict: how often to repeat the function at once, with fresh state, when another
             writer has committed first; 0 for never.
         options: Celery's task options.
@@ -124,8 +186,9 @@ def subscribes(
         A decorator. What it returns is called like the function, and has a task's attributes.
 
     Raises:
-        RegistrationError: there is no class, one is no event, or an option would break what a
-            handler's task promises.
+        RegistrationError: there is no class, one is no event, an option has a value that is not
+            accepted or would break what a handler's task promises, or another function of the
+            subscription says otherwise of its order or its dead letters.
         DuplicateRegistration: a function of the subscription takes the event; both are named.
         HandlerSignatureError: a parameter's annotation does not fit.
     """
@@ -135,9 +198,21 @@ def subscribes(
         found = injections(function, "event", events)
         check_options(function, options)
         conflicts = OnConflict(check_retries(function, retry_on_conflict))
+        retrying = _retrying(
+            function, retry_on, give_up_on, max_retries, retry_backoff, retry_backoff_max,
+            retry_jitter,
+        )  # fmt: skip
+        here = where(function)
+        check_choice("ordered", ordered, here, (True, False, "subscription"))
+        accepted = ("block", "continue", "discard_after")
+        check_choice("on_dead_letter", on_dead_letter, here, accepted)
+        if dead_letter_ttl_s is not None:
+            check_number("dead_letter_ttl_s", dead_letter_ttl_s, here, least=1)
         definition = Definition(
-            "event", events, function, found, subscription, options, on_conflict=conflicts
-        )
+            "event", events, function, found, subscription, options, on_conflict=conflicts,
+            retrying=retrying,
+            ordered=ordered, lettering=Lettering(on_dead_letter, dead_letter_ttl_s),
+        )  # fmt: skip
         definitions.add(definition)
         return Handler(definition)
 
@@ -153,3 +228,27 @@ def _check(kind: str, classes: tuple[Any, ...]) -> None:
             raise RegistrationError(
                 f"{name} is no {kind}; expected a class below cqrs_celery.{kind.capitalize()}"
             )
+
+
+def _retrying(
+    function: Callable[..., Any],
+    retry_on: Exceptions,
+    give_up_on: Exceptions,
+    max_retries: int,
+    backoff: bool | int,
+    backoff_max: int,
+    jitter: bool,
+) -> Retrying:
+    here = where(function)
+    check_number("max_retries", max_retries, here)
+    check_number("retry_backoff", int(backoff) if backoff is True else backoff, here, least=1)
+    check_number("retry_backoff_max", backoff_max, here, least=1)
+    check_choice("retry_jitter", jitter, here, (True, False))
+    return Retrying(
+        exceptions("retry_on", retry_on, here),
+        exceptions("give_up_on", give_up_on, here),
+        max_retries,
+        backoff,
+        backoff_max,
+        jitter,
+    )

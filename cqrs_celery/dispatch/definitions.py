@@ -9,12 +9,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakMethod
 
-from ..errors import DuplicateRegistration
+from ..errors import DuplicateRegistration, RegistrationError
 from ..messages.registry import registry, where
 from .conflicts import OnConflict
+from .retrying import Lettering, Retrying
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,9 @@ class Definition:
         subscription: the name given to the decorator; "" for a subscription of its own.
         options: Celery's task options.
         on_conflict: what to do when another writer commits first.
+        retrying: what happens at once when it fails.
+        ordered: how a subscription keeps order; see `subscribes`.
+        lettering: what happens to a subscription's event that goes on failing.
     """
 
     kind: str
@@ -38,6 +42,9 @@ class Definition:
     subscription: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     on_conflict: OnConflict = field(default_factory=OnConflict)
+    retrying: Retrying = field(default_factory=Retrying)
+    ordered: bool | Literal["subscription"] = True
+    lettering: Lettering = field(default_factory=Lettering)
 
     @property
     def is_async(self) -> bool:
@@ -78,6 +85,8 @@ class Definitions:
         Raises:
             DuplicateRegistration: another function handles the command or query, takes the event
                 in the same subscription, or has the same name in it.
+            RegistrationError: another function of the subscription says otherwise of its order or
+                its dead letters.
         """
         keys = list(_keys(definition))
         for key in keys:
@@ -88,6 +97,7 @@ class Definitions:
                     f" {where(definition.function)}; expected one. Remove one of them"
                     + (", or give it a subscription." if definition.kind == "event" else ".")
                 )
+        self._check_agreement(definition)
         for key in [k for k, d in self._by_key.items() if d.place == definition.place]:
             if self._by_key[key].messages == definition.messages:
                 del self._by_key[key]
@@ -98,6 +108,21 @@ class Definitions:
                 self._listeners.remove(reference)
             else:
                 listener(definition)
+
+    def _check_agreement(self, definition: Definition) -> None:
+        for other in self.all() if definition.subscription else ():
+            if other.subscription != definition.subscription or other.place == definition.place:
+                continue
+            for name, one, two in (
+                ("ordered", other.ordered, definition.ordered),
+                ("on_dead_letter and dead_letter_ttl_s", other.lettering, definition.lettering),
+            ):
+                if one != two:
+                    raise RegistrationError(
+                        f"{where(other.function)} and {where(definition.function)} are of the"
+                        f" subscription {definition.subscription!r}, but differ in {name}:"
+                        f" {one!r} and {two!r}. It is the queue's: say the same in both."
+                    )
 
     def listen(self, listener: Callable[[Definition], None]) -> None:
         """Call a method with every handler that is declared from now on, while its object lives."""

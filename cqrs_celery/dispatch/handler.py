@@ -68,7 +68,11 @@ def build_task(app: celery.Celery, definition: Definition) -> celery.Task:
     home = command_queue(name) if is_command else definition.subscription_name(application)
     base: type[HandlerTask] = CommandTask if is_command else SubscriptionTask
     # Celery warns of some options among a task class's own attributes: they are inherited.
-    configured = type(base.__name__, (base,), {"abstract": True, **definition.options})
+    configured = type(
+        base.__name__,
+        (base,),
+        {"abstract": True, **definition.retrying.task_options(), **definition.options},
+    )
     task_class = type(
         definition.function.__name__,
         (configured,),

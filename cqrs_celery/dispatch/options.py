@@ -13,8 +13,9 @@ from ..messages.registry import where
 
 #: Task options that a handler's task keeps for itself: others would break what it promises.
 FIXED = frozenset({
-    "abstract", "acks_late", "acks_on_failure_or_timeout", "app", "base", "bind", "compression",
-    "expires", "name", "queue", "Request", "run", "serializer", "typing",
+    "abstract", "acks_late", "acks_on_failure", "acks_on_failure_or_timeout", "acks_on_timeout",
+    "app", "base", "bind", "compression", "default_retry_delay", "expires", "name", "queue",
+    "Request", "run", "serializer", "typing",
 })  # fmt: skip
 
 

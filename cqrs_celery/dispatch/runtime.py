@@ -10,6 +10,7 @@ import celery
 
 from ..errors import NotConfigured
 from ..messages.serializer import Serializer
+from ..store.events import DeadLetterPolicy
 from ..store.ports import EventStore
 from .bus import Bus
 
@@ -24,6 +25,7 @@ class Runtime:
         store: keeps its events.
         bus: runs its handlers.
         command_id_ttl_s: seconds for which a command is remembered.
+        dead_letters: what its subscriptions' dead letters do, where these don't say otherwise.
     """
 
     app: celery.Celery
@@ -31,6 +33,7 @@ class Runtime:
     store: EventStore
     bus: Bus
     command_id_ttl_s: int
+    dead_letters: DeadLetterPolicy
 
     @property
     def application(self) -> str:

@@ -7,9 +7,10 @@ request class, which runs in the worker's main process, turns every outcome into
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import celery
 import msgspec
@@ -46,6 +47,9 @@ logger = logging.getLogger(__name__)
 #: The header that tells the transport what a message must stay in order with.
 SEQUENCE_HEADER = "cqrs_sequence"
 
+#: The header in which a retried message remembers when it first failed, seconds of the epoch.
+FIRST_FAILED_AT = "cqrs_first_failed_at"
+
 #: The delivery info under which the worker's main process says what it holds.
 LEASE = "cqrs_lease"
 
@@ -65,8 +69,6 @@ class HandlerTask(celery.Task):
     acks_late = True
     reject_on_worker_lost = True
     acks_on_timeout = False
-    #: Whether its failing message holds up those behind it.
-    is_blocking: ClassVar[bool] = False
 
     definition: Definition
     #: Where its messages go that no option and no `task_routes` send elsewhere, and where workers
@@ -92,6 +94,11 @@ class HandlerTask(celery.Task):
             if not is_worker:
                 raise
             raise Reject(error, requeue=True) from error
+
+    def retry(self, *args: Any, **options: Any) -> Any:
+        """Retry as Celery does; the message remembers when it first failed."""
+        headers = {FIRST_FAILED_AT: time.time(), **(self.request.headers or {})}
+        return super().retry(*args, **{**options, "headers": headers})
 
     @property
     def _lease(self) -> Lease | None:
@@ -176,7 +183,6 @@ class SubscriptionTask(HandlerTask):
     abstract = True
     ignore_result = True
     acks_on_failure = False
-    is_blocking = True
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Send a recorded event by hand; it is handled beside its sequence, not in it."""

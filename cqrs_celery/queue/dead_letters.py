@@ -1,7 +1,7 @@
 """Look at dead letters, try them again, let them go.
 
-A letter is a message that was set aside with its reason. In a queue whose policy says so, it holds up
-its sequence until it is done, discarded, or, where the policy says that, past its time.
+A letter is a message that was set aside with its reason. In a queue whose policy says so, it holds
+up its sequence until it is done, discarded, or, where the policy says that, past its time.
 """
 
 from __future__ import annotations
@@ -108,6 +108,11 @@ class DeadLetters:
         )
         is_held_up = (state or b"")[:1] == b"d" and head == b"%d" % letter.id
         return int(length) - 1 if is_held_up else 0
+
+    def due_at_ms(self, letter: DeadLetter) -> int | None:
+        """Return when a letter is looked after next, by Redis's clock; None for never."""
+        due = self._redis.zscore(f"{self._prefix}cq:redrive", f"{letter.queue}\x1f{letter.id}")
+        return None if due is None else int(due)
 
     def redrive(self, queue: str, message_id: int, *, also_archived: bool = False) -> Answer:
         """Put a letter's message back in line, with a fresh count of tries.

@@ -7,7 +7,7 @@ to repeat is the caller's to know (a publish with a publish id may be repeated s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -189,6 +189,7 @@ class ReliableQueue:
         queue: str,
         pieces: Sequence[str],
         priority: int = 0,
+        order: str = "aggregate",
     ) -> int:
         """Register, or replace, a subscriber of topics; it stays until it is unsubscribed.
 
@@ -199,6 +200,8 @@ class ReliableQueue:
             pieces: the five pieces of a message's head. Between them go the message id, the
                 message id, the root id and the parent id.
             priority: the priority step of its messages.
+            order: "aggregate": those of one publisher's sequence stay in order; "subscription": all
+                of the queue do; "none".
 
         Returns:
             The number of topics that are new to it.
@@ -208,7 +211,7 @@ class ReliableQueue:
         """
         if len(pieces) != 5:
             raise ValueError(f"a head has 5 pieces around its 4 holes, not {len(pieces)}")
-        args = [self.prefix, subscriber, _checked(queue), priority, *pieces, *topics]
+        args = [self.prefix, subscriber, _checked(queue), priority, *pieces, order, *topics]
         return int(_subscribe(self.client, self._keys, args))
 
     def unsubscribe(self, subscriber: str, topics: Iterable[str]) -> int:
@@ -258,7 +261,14 @@ class ReliableQueue:
             due_in_ms=None if due < 0 else due,
             taken=[
                 Taken(
-                    i, fence, q, s, p, t % _LETTER, next(piece), next(piece) if has_body else b"",
+                    i,
+                    fence,
+                    q,
+                    s,
+                    p,
+                    t % _LETTER,
+                    next(piece),
+                    next(piece) if has_body else b"",
                     t >= _LETTER,
                 )
                 for i, q, s, p, t, has_body in taken

@@ -174,7 +174,8 @@ class DeadLetter(NamedTuple):
         died_at_ms: when it last did, after a redrive.
         times: how often it did.
         tries: deliveries since the last redrive that ended without a settlement.
-        state: "dead"; "tried", its message is in line or in flight; or "archived", its time is over.
+        state: "dead"; "tried", its message is in line or in flight; or "archived", its time is
+            over.
         why: JSON text of whoever set it aside.
         payload: the message, or its head where several queues share a body.
         body: the shared body; else empty.

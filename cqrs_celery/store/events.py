@@ -139,15 +139,44 @@ class Committed(NamedTuple):
     versions: tuple[int, ...]
 
 
+class DeadLetterPolicy(NamedTuple):
+    """Say what becomes of a subscriber's events that go on failing.
+
+    Attributes:
+        kind: "block": a dead letter holds up its sequence; "continue": it does not; "discard": it
+            does, until it is deleted past its time.
+        first_redrive_s: seconds until it is tried again by itself; doubled each time.
+        most_redrive_s: the most seconds between two tries.
+        ttl_s: seconds for which it is tried again.
+        crowd: how many events may wait behind it without alarm.
+    """
+
+    kind: str = "block"
+    first_redrive_s: float = 300
+    most_redrive_s: float = 3600
+    ttl_s: float = 7 * 24 * 3600
+    crowd: int = 10_000
+
+
 class Subscriber(NamedTuple):
     """Be a durable registration: which events go to which task on which queue.
 
-    `name` is the task's; `topics` are full event names; `head` is the task message's head in five
-    pieces, between which go the event id, the event id, the root id and the parent id. It stays
-    until it is unregistered: what is committed while no worker runs arrives later.
+    It stays until it is unregistered: what is committed while no worker runs arrives later.
+
+    Attributes:
+        name: the task's.
+        topics: full event names.
+        queue: where its messages go.
+        head: the task message's head in five pieces, between which go the event id, the event id,
+            the root id and the parent id.
+        order: "aggregate": an aggregate's events stay in order; "subscription": all of the queue's
+            do; "none".
+        dead_letters: what its dead letters do; the same for all subscribers of a queue.
     """
 
     name: str
     topics: tuple[str, ...]
     queue: str
     head: tuple[str, str, str, str, str]
+    order: str = "aggregate"
+    dead_letters: DeadLetterPolicy = DeadLetterPolicy()

@@ -1,4 +1,4 @@
-"""Look after the dead letters whose time has come, and say what was done and what needs somebody."""
+"""Look after the dead letters whose time has come, and say what was done."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from ..dispatch.definitions import Definition, definitions
 from ..dispatch.handler import task_of
 from ..dispatch.runtime import Runtime, runtime_of
 from ..errors import InvalidSetting
-from ..store.events import Subscriber
+from ..store.events import DeadLetterPolicy, Subscriber
 from ..transport import wire
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,8 @@ def subscriber_of(definition: Definition, runtime: Runtime) -> Subscriber:
     """Return what the event store must know of a subscription's function.
 
     Raises:
-        InvalidSetting: its task has an option that a message made by the store can't have.
+        InvalidSetting: its task has an option that a message made by the store can't have, or its
+            dead letters live longer than it is remembered what it has committed.
     """
     task = task_of(runtime.app, definition)
     for option in ("expires", "compression"):
@@ -68,8 +69,32 @@ def subscriber_of(definition: Definition, runtime: Runtime) -> Subscriber:
                 setting=option,
                 accepted="none",
             )
+    policy = _policy(definition, runtime.dead_letters)
+    if policy.ttl_s > runtime.command_id_ttl_s:
+        raise InvalidSetting(
+            f"the subscription {task.home_queue} has dead_letter_ttl_s = {policy.ttl_s}; accepted:"
+            f" up to cqrs_command_id_ttl_s = {runtime.command_id_ttl_s}, for which what its"
+            " functions committed is remembered",
+            setting="dead_letter_ttl_s",
+            accepted=f"up to {runtime.command_id_ttl_s}",
+        )
     topics = tuple(runtime.serializer.name_of(event) for event in definitions.topics_of(definition))
-    return Subscriber(task.name, topics, task.home_queue, _head(task))
+    return Subscriber(
+        task.name,
+        topics,
+        task.home_queue,
+        _head(task),
+        definition.ordered or "none" if definition.ordered is not True else "aggregate",
+        policy,
+    )
+
+
+def _policy(definition: Definition, default: DeadLetterPolicy) -> DeadLetterPolicy:
+    lettering = definition.lettering
+    return default._replace(
+        kind=lettering.on_dead_letter.partition("_")[0],
+        ttl_s=lettering.dead_letter_ttl_s or default.ttl_s,
+    )
 
 
 def _head(task: Any) -> tuple[str, str, str, str, str]:

@@ -16,6 +16,7 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry
 from celery.worker.request import Request as CeleryRequest
 
+from ..dispatch.tasks import FIRST_FAILED_AT
 from ..errors import MessageError, StoreUnavailable
 from ..transport.qos import REASON
 
@@ -87,6 +88,7 @@ class Request(CeleryRequest):
         self, reason: str, error: BaseException, exc_info: Any, *, must_bury: bool = False
     ) -> None:
         self._must_bury = must_bury
+        now = time.time()
         setattr(
             self._message,
             REASON,
@@ -98,6 +100,8 @@ class Request(CeleryRequest):
                 "task": self.name,
                 "task_id": self.id,
                 "worker": self.hostname,
-                "failed_at": time.time(),
+                "attempts": int(self._request_dict.get("retries") or 0) + 1,
+                "first_failed_at": self._request_dict.get(FIRST_FAILED_AT) or now,
+                "failed_at": now,
             },
         )

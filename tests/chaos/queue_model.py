@@ -218,7 +218,9 @@ class QueueModel:
                 self._redrive(queue, message_id)
                 return
             del self.dead[queue, message_id]
-            self.check(self.queue.letters.discard(queue, message_id) == "done", "a dead letter was missing")
+            self.check(
+                self.queue.letters.discard(queue, message_id) == "done", "a dead letter was missing"
+            )
             self._done(taken)
 
     def pass_time(self) -> None:
@@ -275,7 +277,9 @@ class QueueModel:
     def _redrive(self, queue: str, message_id: int) -> None:
         """A letter returns: to the head of what it blocks, else to the end of its sequence."""
         taken = self.dead.pop((queue, message_id))
-        self.check(self.queue.letters.redrive(queue, message_id) == "done", "a dead letter was missing")
+        self.check(
+            self.queue.letters.redrive(queue, message_id) == "done", "a dead letter was missing"
+        )
         self.waiting.add(self._copy(taken))
         del self.tries[message_id]
         if taken.sequence and queue != BLOCKING and not taken.sequence.startswith("delayed-"):

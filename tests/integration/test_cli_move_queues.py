@@ -446,8 +446,8 @@ def test_dead_letters_and_what_they_block_stay(apps: tuple[celery.Celery, celery
         assert found == {"orders": expected}
         assert drain(stock) == [4]
         # and go on when they are redriven
-        (letter,) = queue.dead_letters("orders")
-        queue.redrive("orders", letter.id)
+        (letter,) = queue.letters.all("orders")
+        queue.letters.redrive("orders", letter.id)
     moved(ours, "--to-stock", "--yes")
     assert drain(stock) == [1, 2, 3]
 
@@ -463,7 +463,7 @@ def test_what_has_expired_is_deleted_and_what_is_unreadable_becomes_a_dead_lette
         data.hset("cq:until", "3", 1)
         found = moved(ours, "--to-stock", "--yes")["orders"]
         assert (found["messages"], found["expired"], found["dead"]) == (1, 1, 1)
-        (letter,) = queue.dead_letters("orders")
+        (letter,) = queue.letters.all("orders")
         assert "unreadable envelope" in letter.why
     assert drain(stock) == [1]
 

@@ -16,6 +16,7 @@ from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.queue.values import DeadLetter, Destination
 from cqrs_celery.store.events import NewEvent, StreamAppend
 from cqrs_celery.store.stream import StreamName
+from cqrs_celery.transport.wire import split
 from tests import depot
 from tests.depot import EmptyBox, FillBox, FillBoxTooSlowly, KillWorker, RefuseBox
 from tests.integration.conftest import WorkerFactory
@@ -270,7 +271,10 @@ def test_a_failing_event_blocks_only_its_own_sequence_and_a_failing_command_none
     assert reason(letter)["error"] == "the shelf is broken at 2"
     assert "in shelve" in reason(letter)["traceback"]
     assert letter.sequence == "depot:DepotBox:one"
-    assert json.loads(letter.body)[0][0]["version"] == 2
+    assert json.loads(split(letter.payload, letter.body)[1])[0][0]["version"] == 2
+    # after the retries that are the default
+    assert reason(letter)["attempts"] == 4
+    assert reason(letter)["first_failed_at"] < reason(letter)["failed_at"]
     assert depot.seen(data, "shelf", "one") == [1]
     assert ReliableQueue(data).count(SHELF).blocked == 4
     # when it is put back before it can succeed, then it is dead again, and still blocks

@@ -20,10 +20,12 @@ from ...errors import StoreUnavailable
 from ...messages.metadata import Metadata
 from ...queue.reliable_queue import ReliableQueue
 from ...queue.scripts import load
+from ...queue.values import LetterPolicy
 from ...store.events import (
     CommandOutcome,
     CommandRecord,
     Committed,
+    DeadLetterPolicy,
     Lease,
     NewEvent,
     StoredEvent,
@@ -177,7 +179,7 @@ class RedisEventStore:
         return CommandOutcome(int(numbers.partition(",")[0]), outcome)
 
     def register(self, subscriber: Subscriber) -> int:
-        """Register a subscriber, whose failing events then block their sequence.
+        """Register a subscriber, with what its failing events do to their sequence.
 
         Args:
             subscriber: replaces what was registered under its name, also for topics that it has
@@ -191,9 +193,13 @@ class RedisEventStore:
         """
         with self._reach(f"register {subscriber.name}"):
             queue = ReliableQueue(self._client(), prefix=self._prefix)
-            queue.block_on_dead_letter(subscriber.queue, is_blocking=True)
+            queue.letters.set_policy(subscriber.queue, _policy(subscriber.dead_letters))
             return queue.subscribe(
-                subscriber.name, subscriber.topics, queue=subscriber.queue, pieces=subscriber.head
+                subscriber.name,
+                subscriber.topics,
+                queue=subscriber.queue,
+                pieces=subscriber.head,
+                order=subscriber.order,
             )
 
     def unregister(self, name: str, topics: Sequence[str]) -> int:
@@ -223,6 +229,14 @@ class RedisEventStore:
                 f"could not {what}: {self._where} has reached its maxmemory ({error}). Nothing was"
                 " written. Give it more memory."
             ) from error
+
+
+def _policy(policy: DeadLetterPolicy) -> LetterPolicy:
+    first, most, life = (
+        int(seconds * 1000)
+        for seconds in (policy.first_redrive_s, policy.most_redrive_s, policy.ttl_s)
+    )
+    return LetterPolicy(policy.kind, first, most, life, policy.crowd)
 
 
 def _inside_json(text: str) -> str:

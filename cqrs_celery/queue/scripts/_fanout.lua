@@ -1,9 +1,12 @@
 -- Needs _common. Give one body to every subscriber of a topic.
 --
--- cq:routes:<topic>  HASH subscriber -> cmsgpack {queue, priority step, A, B, C, D, E}: a head is the
--- pieces A to E with the message id, the message id, the root id and the parent id between them.
+-- cq:routes:<topic>  HASH subscriber -> cmsgpack {queue, priority step, A, B, C, D, E, order}: a head is
+-- the pieces A to E with the message id, the message id, the root id and the parent id between them;
+-- the order is aggregate (what is published as one sequence stays one), subscription (all of the
+-- queue is one, called "*"), or none.
 
 local routes_of = {}
+local one_sequence = {subscription = '*', none = ''}
 
 local function fanout(topic, body, message_id, root, parent, seq)
   local routes = routes_of[topic]
@@ -22,7 +25,7 @@ local function fanout(topic, body, message_id, root, parent, seq)
     local id = tostring(first + i - 1)
     call('HSET', C .. 'msg', id, table.concat(
       {mark, r[3], message_id, r[4], message_id, r[5], root, r[6], parent, r[7]}))
-    enqueue(id, r[1], r[2], seq)
+    enqueue(id, r[1], r[2], one_sequence[r[8]] or seq)
   end
   return count
 end

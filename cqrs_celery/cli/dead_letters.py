@@ -1,0 +1,319 @@
+"""`celery -A app cqrs dead-letters`: see what failed and why, try it again, let it go."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import click
+from celery.bin.base import CeleryCommand
+
+from ..queue.dead_letters import DeadLetters
+from ..queue.values import DeadLetter
+from ..transport import wire
+from .broker import broker_channel, is_reply_queue
+from .table import print_table
+
+#: What stands in a table for an answer of the queue.
+_ANSWERS = {
+    "done": "done",
+    "none": "there is no such letter any more",
+    "tried": "is being tried already",
+    "archived": "is archived: say --archived",
+}
+
+
+class Row(NamedTuple):
+    """Be a dead letter as it is shown."""
+
+    id: int
+    subscription: str
+    aggregate: str
+    state: str
+    exception: str
+    error: str
+    attempts: int
+    first_failed_at: str
+    failed_at: str
+    age_s: int
+    next_try_at: str | None
+    waiting: int
+    reason: str
+    task: str
+    task_id: str
+    worker: str
+
+
+class Filter(NamedTuple):
+    """Say which letters are meant."""
+
+    ids: Sequence[int] = ()
+    subscription: str = ""
+    aggregate: str = ""
+    exception: str = ""
+    older_than_s: float | None = None
+    newer_than_s: float | None = None
+    is_archived: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it means every letter."""
+        return self == Filter()
+
+    def fits(self, row: Row) -> bool:
+        """Say whether a letter is meant."""
+        return (
+            (not self.ids or row.id in self.ids)
+            and self.aggregate in ("", row.aggregate, row.aggregate.rpartition(":")[2])
+            and self.exception in ("", row.exception, row.exception.rpartition(".")[2])
+            and (self.older_than_s is None or row.age_s >= self.older_than_s)
+            and (self.newer_than_s is None or row.age_s <= self.newer_than_s)
+            and (not self.is_archived or row.state == "archived")
+        )
+
+
+def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--archived", "is_archived", is_flag=True,
+                     help="Only those whose time to live is over."),
+        click.option("--newer-than", "newer_than_s", type=float, metavar="SECONDS",
+                     help="Only those that first failed since."),
+        click.option("--older-than", "older_than_s", type=float, metavar="SECONDS",
+                     help="Only those that first failed before."),
+        click.option("--exception", default="", help="Only this one; its name or its full name."),
+        click.option("--aggregate", default="", help="Only of this one; its id or its stream."),
+        click.option("--subscription", default="", help="Only of this one, or of this queue."),
+        click.argument("ids", nargs=-1, type=int),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.group(name="dead-letters", help="See what failed and why, try it again, let it go.")
+def dead_letters() -> None:
+    """Gather the commands."""
+
+
+@dead_letters.command(cls=CeleryCommand, name="list")
+@_filters
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def list_letters(context: click.Context, /, as_json: bool, **filters: Any) -> None:
+    """List dead letters: all of them, or those that fit."""
+    with broker_channel(context) as channel:
+        found = list(_find(context, channel.queue.letters, Filter(**filters)))
+    if as_json:
+        click.echo(json.dumps([row._asdict() for row, _ in found], indent=2))
+        return
+    print_table(
+        ("id", "subscription", "aggregate", "state", "exception", "attempts", "failed at",
+         "next try", "waiting behind"),
+        [
+            (r.id, r.subscription, r.aggregate, r.state, r.exception or r.reason, r.attempts,
+             r.failed_at, r.next_try_at or "", r.waiting)
+            for r, _ in found
+        ],
+    )  # fmt: skip
+
+
+@dead_letters.command(cls=CeleryCommand, name="show")
+@click.argument("id", type=int)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def show(context: click.Context, id: int, as_json: bool) -> None:
+    """Show one dead letter: its reason, its traceback, its message."""
+    with broker_channel(context) as channel:
+        found = next(_find(context, channel.queue.letters, Filter(ids=(id,))), None)
+    if found is None:
+        raise click.UsageError(f"there is no dead letter {id}; `list` shows those there are")
+    row, letter = found
+    facts = {**row._asdict(), **_message(letter)}
+    traceback = _why(letter).get("traceback")
+    if as_json:
+        click.echo(json.dumps({**facts, "traceback": traceback}, indent=2))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        click.echo(f"{name.replace('_', ' '):{width}}  {'' if value is None else value}".rstrip())
+    if traceback:
+        click.echo(f"\n{str(traceback).rstrip()}")
+
+
+@dead_letters.command(cls=CeleryCommand, name="retry")
+@_filters
+@click.option("--all", "is_all", is_flag=True, help="Every letter that is not archived.")
+@click.option("--dry-run", is_flag=True, help="Only say which are meant.")
+@click.option("--yes", "is_sure", is_flag=True, help="Don't ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; needs --yes or --dry-run.")
+@click.pass_context
+def retry(context: click.Context, /, **options: Any) -> None:
+    """Try dead letters again now; what waits behind one follows when it succeeds."""
+    _order(
+        context,
+        "retry",
+        lambda letters, letter, chosen: letters.redrive(
+            letter.queue, letter.id, also_archived=chosen.is_archived
+        ),
+        **options,
+    )
+
+
+@dead_letters.command(cls=CeleryCommand, name="discard")
+@_filters
+@click.option("--all", "is_all", is_flag=True, help="Every letter.")
+@click.option("--dry-run", is_flag=True, help="Only say which are meant.")
+@click.option("--yes", "is_sure", is_flag=True, help="Don't ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; needs --yes or --dry-run.")
+@click.pass_context
+def discard(context: click.Context, /, **options: Any) -> None:
+    """Delete dead letters for good; what waits behind one goes on without it."""
+    _order(
+        context,
+        "discard",
+        lambda letters, letter, _: letters.discard(letter.queue, letter.id),
+        **options,
+    )
+
+
+@dead_letters.command(cls=CeleryCommand, name="check")
+@click.pass_context
+def check(context: click.Context) -> None:
+    """Say what needs somebody; the exit code is 1 if anything does.
+
+    That is an archived letter, or one with more behind it than `cqrs_dead_letter_crowd`.
+    """
+    alarms = []
+    with broker_channel(context) as channel:
+        letters = channel.queue.letters
+        for row, letter in _find(context, letters, Filter()):
+            policy = letters.policy(letter.queue)
+            if row.state == "archived":
+                alarms.append((row, "archived: retry it with --archived, or discard it"))
+            elif policy is not None and row.waiting > policy.crowd:
+                alarms.append((row, f"more than {policy.crowd} wait behind it"))
+    print_table(
+        ("id", "subscription", "aggregate", "waiting behind", "alarm"),
+        [(r.id, r.subscription, r.aggregate, r.waiting, text) for r, text in alarms],
+    )
+    if alarms:
+        context.exit(1)
+
+
+def _order(
+    context: click.Context,
+    deed: str,
+    do: Callable[[DeadLetters, DeadLetter, Filter], str],
+    *,
+    is_all: bool,
+    dry_run: bool,
+    is_sure: bool,
+    as_json: bool,
+    **filters: Any,
+) -> None:
+    chosen = Filter(**filters)
+    if chosen.is_empty and not is_all:
+        raise click.UsageError(
+            f"say which to {deed}: their ids, what they have in common, or --all"
+        )
+    if as_json and not (is_sure or dry_run):
+        raise click.UsageError("--json can't ask: say --yes or --dry-run")
+    with broker_channel(context) as channel:
+        letters = channel.queue.letters
+        found = list(_find(context, letters, chosen))
+        if missing := set(chosen.ids) - {row.id for row, _ in found}:
+            raise click.UsageError(
+                f"no dead letter {', '.join(map(str, sorted(missing)))} fits; nothing was done"
+            )
+        if not (dry_run or is_sure) and found:
+            click.confirm(f"{deed} {len(found)} dead letters?", abort=True)
+        answers = ["" if dry_run else do(letters, letter, chosen) for _, letter in found]
+    rows = [
+        {"id": row.id, "subscription": row.subscription, "aggregate": row.aggregate,
+         "waiting": row.waiting, "outcome": answer or f"would {deed}"}
+        for (row, _), answer in zip(found, answers, strict=True)
+    ]  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        print_table(
+            ("id", "subscription", "aggregate", "waiting behind", "outcome"),
+            [
+                (*list(row.values())[:4], _ANSWERS.get(str(row["outcome"]), row["outcome"]))
+                for row in rows
+            ],
+        )
+    if any(answer not in ("", "done") for answer in answers):
+        context.exit(1)
+
+
+def _find(
+    context: click.Context, letters: DeadLetters, chosen: Filter
+) -> Iterator[tuple[Row, DeadLetter]]:
+    names = [chosen.subscription] if chosen.subscription else letters.queues()
+    for name in names:
+        if is_reply_queue(context.obj.app, name):
+            continue
+        for letter in sorted(letters.all(name)):
+            row = _row(letters, letter)
+            if chosen.fits(row):
+                yield row, letter
+
+
+def _row(letters: DeadLetters, letter: DeadLetter) -> Row:
+    why, headers = _why(letter), _head(letter).get("headers") or {}
+    first_failed_at = min(
+        float(why.get("first_failed_at") or letter.first_died_at_ms / 1000),
+        letter.first_died_at_ms / 1000,
+    )
+    next_try_ms = letters.due_at_ms(letter)
+    return Row(
+        id=letter.id,
+        subscription=letter.queue,
+        aggregate=letter.sequence,
+        state=letter.state,
+        exception=str(why.get("exception") or ""),
+        error=str(why.get("error") or ""),
+        attempts=int(why.get("attempts") or 1) + letter.times - 1,
+        first_failed_at=_at(first_failed_at),
+        failed_at=_at(letter.died_at_ms / 1000),
+        age_s=int(time.time() - first_failed_at),
+        next_try_at=_at(next_try_ms / 1000) if next_try_ms and letter.state == "dead" else None,
+        waiting=letters.waiting_behind(letter),
+        reason=str(why.get("reason") or ""),
+        task=str(headers.get("task") or why.get("task") or ""),
+        task_id=str(headers.get("id") or why.get("task_id") or ""),
+        worker=str(why.get("worker") or ""),
+    )
+
+
+def _at(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _why(letter: DeadLetter) -> dict[str, Any]:
+    try:
+        why = json.loads(letter.why)
+    except ValueError:
+        return {}
+    return why if isinstance(why, dict) else {}
+
+
+def _head(letter: DeadLetter) -> dict[str, Any]:
+    try:
+        head = json.loads(wire.split(letter.payload, letter.body)[0])
+    except ValueError:
+        return {}
+    return head if isinstance(head, dict) else {}
+
+
+def _message(letter: DeadLetter) -> dict[str, Any]:
+    """Return the message itself: its argument where it can be read, else its bytes."""
+    try:
+        body = wire.split(letter.payload, letter.body)[1]
+        [argument, *_], *_ = json.loads(body)
+        return {"message": argument if isinstance(argument, dict) else json.loads(body)}
+    except (ValueError, TypeError):
+        return {"raw": repr(letter.payload + letter.body)}

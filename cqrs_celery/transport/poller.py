@@ -11,6 +11,7 @@ from queue import Empty
 from typing import Any
 
 from kombu.transport import redis as stock
+from kombu.utils.eventio import READ
 
 from .pace import POLL_S
 
@@ -24,6 +25,8 @@ class Poller(stock.MultiChannelPoller):
     _pipe: tuple[int, int] | None = None
     #: True while the pipe holds what makes the loop turn; then one more byte would say nothing.
     _has_rung = False
+    #: True while something listens to the pipe: the event loop, or `get`.
+    _is_listening = False
     #: Monotonic time of the next turn that a timer will make.
     _alarm_at = 0.0
 
@@ -31,11 +34,17 @@ class Poller(stock.MultiChannelPoller):
         """Turn with an event loop."""
         self.hub = hub
         self._close_pipe()
+        end = self._open_pipe()
+        self._is_listening = True
+        hub.add_reader(end, self._on_pipe, end)
+
+    def _open_pipe(self) -> int:
+        """Make the pipe; returns the end to read from."""
         self._pipe = os.pipe()
         self._has_rung = False
         for end in self._pipe:
             os.set_blocking(end, False)
-        hub.add_reader(self._pipe[0], self._on_pipe, self._pipe[0])
+        return self._pipe[0]
 
     def _on_pipe(self, end: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -44,8 +53,8 @@ class Poller(stock.MultiChannelPoller):
         self._has_rung = False
 
     def turn_soon(self) -> None:
-        """Make the event loop turn; from any thread, and from within a turn."""
-        if self._pipe is not None and not self._has_rung:
+        """Make the event loop turn, or `get`; from any thread, and from within a turn."""
+        if self._pipe is not None and self._is_listening and not self._has_rung:
             self._has_rung = True
             with contextlib.suppress(BlockingIOError):
                 os.write(self._pipe[1], b".")
@@ -59,7 +68,11 @@ class Poller(stock.MultiChannelPoller):
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             with contextlib.suppress(Exception):
-                self.hub.remove_reader(pipe[0])
+                if self.hub is not None:
+                    self.hub.remove_reader(pipe[0])
+                else:
+                    self.poller.unregister(pipe[0])
+            self._is_listening = False
             for end in pipe:
                 os.close(end)
 
@@ -112,19 +125,28 @@ class Poller(stock.MultiChannelPoller):
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         self._in_protected_read = True
+        if self._pipe is None:
+            self.poller.register(self._open_pipe(), READ)
         try:
             # No event loop's timer does it here.
             self.maybe_refresh_binding_expiry()
             while True:
                 if self.on_poll_start():
                     return
+                # Before the look at what is due: what another thread settles from now on is heard.
+                self._is_listening = True
                 now = time.monotonic()
                 wait_s = min([POLL_S, *(c.due_at() - now for c in self._channels)])
                 if deadline is not None:
                     wait_s = min(wait_s, deadline - now)
                 wait_s = max(0.0, wait_s)
                 has_read = False
-                for fileno, event in self.poller.poll(wait_s) or ():
+                events = self.poller.poll(wait_s) or ()
+                self._is_listening = False
+                for fileno, event in events:
+                    if self._pipe is not None and fileno == self._pipe[0]:
+                        self._on_pipe(fileno)
+                        continue
                     with contextlib.suppress(Empty):
                         result = self.handle_event(fileno, event)
                         has_read = has_read or bool(result and result[0])
@@ -136,5 +158,6 @@ class Poller(stock.MultiChannelPoller):
                     return
         finally:
             self._in_protected_read = False
+            self._is_listening = False
             while self.after_read:
                 self.after_read.pop()()

@@ -245,9 +245,9 @@ def test_a_discarded_archived_letter_lets_the_rest_follow(queue: QueueCase) -> N
 
     assert queue.discard("orders", taken.id)
 
-    taken = anna.take(run=3)
-    assert texts(taken) == ["2", "3"]
-    anna.end(ack, taken)
+    rest = anna.take(run=3)
+    assert texts(rest) == ["2", "3"]
+    anna.end(ack, rest)
     assert leftovers(queue.client) == []
 
 

@@ -240,8 +240,12 @@ def test_a_task_that_hits_its_time_limit_or_kills_its_process_becomes_a_dead_let
     assert "SIGKILL" in reason(killed)["error"] or "signal 9" in reason(killed)["error"]
     assert after_killed.get(timeout=20)["value"] == 4
     # when the late one is put back, then it is tried again, with the same end
-    assert ReliableQueue(data).letters.redrive(COMMANDS, slow.id)
-    assert len(letters(data, COMMANDS, 2)) == 2
+    assert ReliableQueue(data).letters.redrive(COMMANDS, slow.id) == "done"
+    wait_until(
+        lambda: next((one.times, one.state) for one in letters(data, COMMANDS, 2)) == (2, "dead"),
+        20,
+        "its second death",
+    )
     assert_goes_on(cqrs, data, worker)
 
 
@@ -278,12 +282,16 @@ def test_a_failing_event_blocks_only_its_own_sequence_and_a_failing_command_none
     assert depot.seen(data, "shelf", "one") == [1]
     assert ReliableQueue(data).count(SHELF).blocked == 4
     # when it is put back before it can succeed, then it is dead again, and still blocks
-    assert ReliableQueue(data).letters.redrive(SHELF, letter.id)
-    (letter,) = letters(data, SHELF, 1)
+    assert ReliableQueue(data).letters.redrive(SHELF, letter.id) == "done"
+    wait_until(
+        lambda: [(one.times, one.state) for one in letters(data, SHELF, 1)] == [(2, "dead")],
+        20,
+        "its second death",
+    )
     assert depot.seen(data, "shelf", "one") == [1]
     # when it is put back and succeeds, then everything follows in order
     data.delete("broken")
-    assert ReliableQueue(data).letters.redrive(SHELF, letter.id)
+    assert ReliableQueue(data).letters.redrive(SHELF, letter.id) == "done"
     wait_until(lambda: depot.seen(data, "shelf", "one") == everything, 10, "the rest of one")
     assert ReliableQueue(data).count(SHELF).blocked == 0
     assert not list(ReliableQueue(data).letters.all(SHELF))

@@ -23,8 +23,10 @@ CQRSError
 ├── SessionError                  a session was used after its end, or committed in a handler
 ├── StoreError
 │   ├── ConcurrencyError          another writer committed first
+│   │   └── TransactionConflict       the database ended the transaction for another's sake
 │   ├── DuplicateCommand          the command has committed before
 │   ├── LeaseLost                 the writer no longer holds its message
+│   ├── SchemaError               the store's tables are missing or of another version
 │   └── StoreUnavailable          the store's server does not answer
 ├── LockTimeout                   somebody else held an aggregate's lock for too long
 └── PublishFailed                 a message could not be handed to the broker
@@ -186,6 +188,13 @@ class ConcurrencyError(StoreError):
     found: int
 
 
+class TransactionConflict(ConcurrencyError):
+    """Say that the database ended a transaction, by deadlock or serialization, for another's sake.
+
+    `expected` and `found` are the same: no version was at fault. Nothing was written.
+    """
+
+
 class DuplicateCommand(StoreError):
     """Say that a command has committed before; carries the outcome that it then recorded."""
 
@@ -198,6 +207,10 @@ class LeaseLost(StoreError):
     """Say that a worker's lease on its message ended before it committed; nothing was written."""
 
     message_id: int
+
+
+class SchemaError(StoreError):
+    """Say that a SQL store's tables are missing or of another version; says how to make them."""
 
 
 class StoreUnavailable(StoreError):

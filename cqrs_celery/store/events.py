@@ -41,7 +41,7 @@ class StoredEvent:
     Attributes:
         stream: whose it is.
         version: its place in the stream, from 1.
-        global_position: its place in the store, from 1, without gaps.
+        global_position: its place in the store; a SQL store may leave numbers out.
         event: what was appended.
     """
 
@@ -62,7 +62,7 @@ class RecordedEvent(Generic[E]):
         aggregate_type: of the aggregate that recorded it.
         aggregate_id: of the aggregate that recorded it.
         version: its place in the aggregate's stream, from 1.
-        global_position: its place in the store, from 1, without gaps.
+        global_position: its place in the store; a SQL store may leave numbers out.
         timestamp: when it was recorded, UTC.
         metadata: correlation and causation.
     """
@@ -122,7 +122,10 @@ class CommandRecord:
 
 
 class CommandOutcome(NamedTuple):
-    """Be what a command recorded when it committed: its last event's position, and its outcome."""
+    """Be what a command recorded when it committed: its last event's position, and its outcome.
+
+    The position is 0 if it committed rows of its own and no event.
+    """
 
     position: int
     outcome: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from .events import (
     CommandOutcome,
@@ -42,6 +42,10 @@ class EventStore(Protocol):
     """Keep events: append atomically, read a stream in order, read everything in order.
 
     An event that was appended is delivered to every subscriber; that is the engine's to see to.
+
+    Positions increase in the order in which events may be read. In memory and in Redis they have no
+    gaps; in a SQL database an append that was refused or rolled back may leave numbers out. No
+    store gives an event before one that may still come in front of it.
     """
 
     def append(
@@ -92,11 +96,12 @@ class EventStore(Protocol):
         """Return the store's events in the order of their positions.
 
         Args:
-            after_position: the first one returned is the next position.
+            after_position: the first one returned is the next event behind this position.
             limit: the most to return.
 
         Returns:
-            Oldest first, without gaps; empty at the end.
+            Oldest first, and none left out; empty at the end, which is in front of the first event
+            before which another one may still come.
 
         Raises:
             StoreUnavailable: the server does not answer.
@@ -111,3 +116,45 @@ class EventStore(Protocol):
 
     def close(self) -> None:
         """Give back connections; the store may be used again and makes new ones."""
+
+
+class StoreTransaction(Protocol):
+    """Be an open transaction in a store's database, for rows of the application's own."""
+
+    #: The library's connection to the database; the transaction is not its user's to end.
+    connection: Any
+
+    def append(
+        self,
+        appends: Sequence[StreamAppend],
+        *,
+        command: CommandRecord | None = None,
+        lease: Lease | None = None,
+    ) -> Committed:
+        """Append events and commit them with the rows beside them, or roll back both.
+
+        Raises as `EventStore.append` does.
+        """
+
+    def commit(self, *, command: CommandRecord | None = None, lease: Lease | None = None) -> None:
+        """Commit the rows alone, with the command that they carry out, or roll them back.
+
+        Raises:
+            DuplicateCommand: the command has committed before; nothing was written.
+            LeaseLost: the worker no longer holds its message; nothing was written.
+            StoreUnavailable: the server does not answer; the commit may or may not have happened.
+        """
+
+    def rollback(self) -> None:
+        """Give up what was not committed; a second time does nothing."""
+
+
+class TransactionalStore(Protocol):
+    """Be what an EventStore is beside that, if it is in a database that holds other tables too."""
+
+    def begin(self) -> StoreTransaction:
+        """Begin a transaction.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .app.cqrs import CQRS
+from .backends.opening import open_event_store
 from .backends.redis.embedded import embedded_redis, redis_or_embedded
 from .dispatch.bus import CommandResult
 from .dispatch.decorators import command_handler, query_handler, subscribes
@@ -29,6 +30,7 @@ __all__ = [
     "applies",
     "command_handler",
     "embedded_redis",
+    "open_event_store",
     "query_handler",
     "redis_or_embedded",
     "subscribes",

@@ -33,6 +33,7 @@ PUBLIC = [
     "applies",
     "command_handler",
     "embedded_redis",
+    "open_event_store",
     "query_handler",
     "redis_or_embedded",
     "subscribes",

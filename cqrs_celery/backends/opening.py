@@ -1,0 +1,65 @@
+"""Open an event store by its URL, or on an engine that the application has already."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidSetting, MissingDependency
+from ..store.ports import EventStore
+from .memory.event_store import MemoryEventStore
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from .sql.event_store import LeaseCheck
+
+#: The store in this process's memory.
+MEMORY = "memory://"
+
+
+def open_event_store(
+    url: str | None = None,
+    *,
+    engine: Engine | None = None,
+    read_url: str | None = None,
+    lease_check: LeaseCheck | None = None,
+) -> EventStore:
+    """Return an event store; it connects at its first use.
+
+        store = open_event_store("postgresql://shop@localhost/shop")
+        cqrs = CQRS(app, store=store)
+
+    Its tables are made by `celery -A app cqrs schema create`, or by
+    `cqrs_celery.backends.sql.schema.create_schema`.
+
+    Args:
+        url: postgresql://, mssql+pyodbc://, sqlite:///file, or memory://. Without a driver in it,
+            it gets the one that is installed.
+        engine: SQLAlchemy's, in place of a URL; its pool is shared with whoever else uses it.
+        read_url: of a replica. Streams, and everything in order, are read there; what was just
+            written here, and whatever decides about a commit, is not.
+        lease_check: tells whether a worker still holds its message; asked right before a commit
+            under a lease.
+
+    Raises:
+        InvalidSetting: the URL names no event store.
+        MissingDependency: SQLAlchemy, or the database's driver, is not installed.
+    """
+    if url == MEMORY and engine is None:
+        return MemoryEventStore()
+    try:
+        from .sql.opening import open_sql_store
+    except ImportError as error:
+        raise MissingDependency(
+            f"a SQL event store needs SQLAlchemy 2.1, which can't be imported ({error}). Install it"
+            " with the database's driver: pip install 'cqrs-celery[postgresql]', or"
+            " 'cqrs-celery[sqlserver]', or for SQLite 'cqrs-celery[sql]'"
+        ) from error
+    if (url is None) == (engine is None):
+        raise InvalidSetting(
+            "an event store is opened by a URL or on an engine; expected one of the two",
+            setting="url",
+            accepted="a URL, or engine=…",
+        )
+    options: dict[str, Any] = {"read_url": read_url, "lease_check": lease_check}
+    return open_sql_store(url, engine=engine, **options)

@@ -1,0 +1,91 @@
+"""What one append is to write, ready for any engine; and how its refusals are told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ...errors import ConcurrencyError, TransactionConflict
+from ...store.events import CommandRecord, NewEvent, StreamAppend
+from ...store.refusals import check_appends
+
+#: Seconds for which an append at any version is remembered: its reply was lost, and it comes again.
+REMEMBERED_S: Final = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Be what one append writes.
+
+    Attributes:
+        appends: as they were given.
+        keys: of their streams.
+        events: of all of them, stream after stream.
+        last_ids: the id of each stream's last event; by them a repeated append is known.
+        last_versions: of those events; empty if a stream's version is not known in advance.
+    """
+
+    appends: Sequence[StreamAppend]
+    keys: tuple[str, ...]
+    events: tuple[NewEvent, ...]
+    last_ids: tuple[str, ...]
+    last_versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, appends: Sequence[StreamAppend]) -> Batch:
+        """Return the batch of an append.
+
+        Raises:
+            ValueError: there is nothing to append, a stream is there twice, or a text has a NUL,
+                which no SQL database takes.
+        """
+        check_appends(appends)
+        for append in appends:
+            if "\0" in append.stream.aggregate_id:
+                raise ValueError(f"the id of {append.stream!r} has a NUL; a SQL store takes none")
+        return cls(
+            appends,
+            tuple(append.stream.key for append in appends),
+            tuple(event for append in appends for event in append.events),
+            tuple(append.events[-1].event_id for append in appends),
+            ()
+            if any(append.expected_version < 0 for append in appends)
+            else tuple(append.expected_version + len(append.events) for append in appends),
+        )
+
+    @property
+    def as_command(self) -> CommandRecord | None:
+        """What an append is remembered by, if no version tells that it is a repeated one."""
+        if self.last_versions:
+            return None
+        return CommandRecord(f"append:{self.events[0].event_id}", "null", REMEMBERED_S)
+
+    def __str__(self) -> str:
+        """What is appended to, for errors."""
+        return "append to " + ", ".join(str(append.stream) for append in self.appends)
+
+
+class VersionRefused(Exception):
+    """Say which of a batch's streams, by index, is at which version instead."""
+
+    def __init__(self, index: int, found: int) -> None:
+        super().__init__(index, found)
+        self.index = index
+        self.found = found
+
+
+class CommandRefused(Exception):
+    """Say that the command has committed before."""
+
+
+def beaten(batch: Batch, reason: BaseException) -> ConcurrencyError:
+    """Return the error for a transaction that the database ended for the sake of another one."""
+    append = batch.appends[0]
+    return TransactionConflict(
+        f"could not {batch}: the database ended the transaction for the sake of another one"
+        f" ({reason}). Nothing was written. Load everything again and repeat the command.",
+        stream=str(append.stream),
+        expected=append.expected_version,
+        found=append.expected_version,
+    )

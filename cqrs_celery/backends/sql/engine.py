@@ -1,0 +1,124 @@
+"""Make a SQLAlchemy engine from a URL: complete it, find its driver, keep its password secret."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from ...errors import InvalidSetting, MissingDependency
+
+#: Connections that a process keeps open, at most.
+POOL_SIZE: Final = 20
+
+#: Seconds to wait for one of them.
+POOL_TIMEOUT_S: Final = 30.0
+
+#: Seconds that SQLite waits for another process to end its write.
+SQLITE_BUSY_S: Final = 30.0
+
+
+class Driver(NamedTuple):
+    """Be a driver: its name in a URL, the module that it is, and how to install it."""
+
+    name: str
+    module: str
+    install: str
+
+
+#: The drivers of each engine, the preferred one first.
+DRIVERS: Final = {
+    "postgresql": (
+        Driver("psycopg2", "psycopg2", "pip install 'cqrs-celery[postgresql]'"),
+        Driver("psycopg", "psycopg", "pip install 'psycopg[binary]'"),
+    ),
+    "mssql": (
+        Driver(
+            "pyodbc",
+            "pyodbc",
+            "pip install 'cqrs-celery[sqlserver]', and the system's libodbc (on Debian: apt-get"
+            " install unixodbc) with a driver for SQL Server",
+        ),
+        Driver("mssqlpython", "mssql_python", "pip install mssql-python"),
+    ),
+    "sqlite": (Driver("pysqlite", "sqlite3", "a Python that was built with SQLite"),),
+}
+
+#: Other words for the engines.
+_ALIASES: Final = {"postgres": "postgresql", "sqlserver": "mssql"}
+
+ACCEPTED: Final = "postgresql://…, mssql+pyodbc://…, sqlite:///file, memory://"
+
+
+def parse_url(text: str, *, setting: str) -> URL:
+    """Return a URL with its driver.
+
+    Args:
+        text: the URL; without a driver it gets the one that is installed.
+        setting: where it comes from, for errors.
+
+    Raises:
+        InvalidSetting: it is no URL of an engine that there is. The URL is not repeated: its
+            password may stand anywhere in it.
+        MissingDependency: its driver, or every driver of its engine, is not installed.
+    """
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise _invalid(setting, "it can't be read as a URL") from None
+    backend, _, driver = url.drivername.partition("+")
+    backend = _ALIASES.get(backend, backend)
+    if backend not in DRIVERS:
+        raise _invalid(setting, f"it begins with {backend}://")
+    known = {one.name: one for one in DRIVERS[backend]}
+    if driver and driver not in known:
+        raise _invalid(setting, f"its driver is {driver}; known are {', '.join(known)}")
+    wanted = [known[driver]] if driver else list(known.values())
+    for one in wanted:
+        if importlib.util.find_spec(one.module) is not None:
+            return url.set(drivername=f"{backend}+{one.name}")
+    raise MissingDependency(
+        f"no driver for {backend} is installed: {' or '.join(one.module for one in wanted)} was"
+        f" looked for. Install it: {wanted[0].install}"
+    )
+
+
+def _invalid(setting: str, found: str) -> InvalidSetting:
+    return InvalidSetting(
+        f"{setting} names no event store: {found}; accepted: {ACCEPTED}",
+        setting=setting,
+        accepted=ACCEPTED,
+    )
+
+
+def make_engine(url: URL) -> Engine:
+    """Return an engine that has not connected yet, and shows no parameters in its errors.
+
+    Raises:
+        MissingDependency: the driver is there but can't be loaded.
+        InvalidSetting: the URL's options don't fit the driver.
+    """
+    options: dict[str, Any] = {"hide_parameters": True}
+    is_sqlite = url.get_backend_name() == "sqlite"
+    if is_sqlite:
+        options["connect_args"] = {"timeout": SQLITE_BUSY_S}
+    if not is_sqlite or url.database not in (None, "", ":memory:"):
+        options.update(pool_size=POOL_SIZE, max_overflow=0, pool_timeout=POOL_TIMEOUT_S)
+    try:
+        return create_engine(url, **options)
+    except ImportError as error:
+        install = next(one for one in DRIVERS[url.get_backend_name()]).install
+        raise MissingDependency(
+            f"the driver {url.drivername} can't be loaded ({error}). Install it: {install}"
+        ) from error
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise _invalid("the URL", f"an option of {where(url)} is not accepted") from error
+
+
+def where(url: URL) -> str:
+    """Return the part of a URL that may be shown: engine, host, port and database."""
+    host = f"{url.host or ''}{f':{url.port}' if url.port else ''}"
+    return f"{url.get_backend_name()}://{host}/{url.database or ''}"

@@ -1,0 +1,593 @@
+"""Keep events in a SQL database: what all engines share.
+
+An append is one transaction, whatever the number of streams and events, and all statements in it
+are for many rows. What is here works on every engine that SQLAlchemy knows the words of; an
+engine's folder has its locks, its errors, its order of positions, and a faster append where there
+is one.
+
+Positions increase in the order in which events may be read; an append that was rolled back may
+leave a number out. Delivery is the relay's.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    Table,
+    TextClause,
+    bindparam,
+    delete,
+    insert,
+    select,
+    update,
+)
+
+from ...errors import StoreError, StoreUnavailable
+from ...messages.metadata import Metadata
+from ...store.events import (
+    CommandOutcome,
+    CommandRecord,
+    Committed,
+    Lease,
+    NewEvent,
+    StoredEvent,
+    StreamAppend,
+)
+from ...store.refusals import command_repeated, lease_lost, version_conflict
+from ...store.stream import ANY_VERSION, StreamName
+from .batch import Batch, CommandRefused, VersionRefused, beaten
+from .engine import where
+from .failures import AlreadyThere, Failure, TransactionBeaten, reaching
+from .tables import commands, events, streams
+from .transaction import SqlTransaction
+
+#: Tells whether a worker still holds its message.
+LeaseCheck = Callable[[Lease], bool]
+
+#: How often a transaction is repeated that the database ended for the sake of another one, or that
+#: met another one's row.
+ATTEMPTS: Final = 5
+
+#: Rows in one INSERT: SQL Server takes 2,100 values a statement.
+INSERT_ROWS: Final = 200
+
+#: Seconds for which a stream that was written here, or found changed, is not read from a replica.
+FRESH_S: Final = 10.0
+
+#: Streams of which that is remembered.
+FRESH_STREAMS: Final = 10_000
+
+_decode_metadata = msgspec.json.Decoder(Metadata).decode
+_decode_text = msgspec.json.Decoder(str).decode
+encode = msgspec.json.Encoder().encode
+
+
+class SqlEventStore:
+    """Be an EventStore in a SQL database. Safe for threads, and for processes forked from this one.
+
+    Args:
+        engine: connects to the database; it may be the application's own.
+        read_engine: connects to a replica, for reading; what it does not have yet is read from the
+            database itself where it matters.
+        lease_check: tells whether a lease is held; asked right before a commit under one. The
+            database can't ask the queue by itself, so a lease that ends between the answer and the
+            commit goes unnoticed: then the streams' versions decide.
+    """
+
+    #: Whether an event's data come back byte for byte, rather than as the same JSON.
+    keeps_bytes = True
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        read_engine: Engine | None = None,
+        lease_check: LeaseCheck | None = None,
+    ) -> None:
+        self.engine = engine
+        self.where = where(engine.url)
+        self._reader = self._reading(read_engine or engine)
+        self._has_replica = read_engine is not None
+        self._primary_reader = self._reading(engine)
+        self._lease_check = lease_check
+        self._fresh: dict[StreamName, float] = {}
+        # A row's columns are in the order of _stored's parameters.
+        self._columns = (
+            self._position().label("position"),
+            events.c.version,
+            events.c.event_id,
+            events.c.type,
+            events.c.type_version,
+            self._as_text(events.c.payload).label("payload"),
+            self._as_text(events.c.metadata).label("metadata"),
+            events.c.recorded_at,
+        )
+        _all_stores.add(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.where}>"
+
+    # ------------------------------------------------------------ what differs by engine
+
+    def failure(self, error: BaseException) -> Failure:
+        """Return what a driver's error means."""
+        raise NotImplementedError
+
+    def _reading(self, engine: Engine) -> Engine:
+        """Return an engine whose connections are for single statements that read."""
+        return engine
+
+    def _position(self) -> ColumnElement[int]:
+        """Return the position of an event."""
+        return events.c.global_position
+
+    def _order(self) -> ColumnElement[Any]:
+        """Return what events are ordered by, which has an index."""
+        return self._position()
+
+    def _after(self, position: int) -> ColumnElement[bool]:
+        """Return the condition that an event stands behind a position."""
+        return events.c.global_position > position
+
+    def _as_text(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Return JSON as a text."""
+        return column
+
+    def _key(self, stream: StreamName) -> str:
+        """Return what a stream is found by."""
+        return stream.key
+
+    def on_begin(self, connection: Connection) -> None:
+        """Do what a transaction needs that begins with statements of the application's own."""
+
+    def _lock(self, connection: Connection) -> None:
+        """Take what an append needs before it reads."""
+
+    def _locked(self, statement: Select[Any]) -> Select[Any]:
+        """Return a statement that locks the streams that it reads until the transaction's end."""
+        return statement.with_for_update()
+
+    def _time(self, time: datetime) -> datetime:
+        """Return a time as the driver takes it."""
+        return time.astimezone(UTC).replace(tzinfo=None)
+
+    # ------------------------------------------------------------ append
+
+    def append(
+        self,
+        appends: Sequence[StreamAppend],
+        *,
+        command: CommandRecord | None = None,
+        lease: Lease | None = None,
+    ) -> Committed:
+        """Append events to their streams, all or none; see `EventStore.append`.
+
+        Raises:
+            TransactionConflict: the database ended the transaction, again and again, for the sake
+                of others. It is a ConcurrencyError; nothing was written.
+            SchemaError: the tables are missing or of another version.
+        """
+        batch = Batch.of(appends)
+        if command is None:
+            command = batch.as_command
+        may_reconnect = True
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with self.reach(str(batch)):
+                    committed = self._write_alone(batch, command, lease)
+                self._note(batch)
+                return committed
+            except StoreUnavailable:
+                # A connection may have been lost while it lay in the pool. The append may have
+                # happened, but then it is known.
+                if not may_reconnect:
+                    raise
+                may_reconnect = False
+                self.engine.dispose()
+            except (VersionRefused, CommandRefused, AlreadyThere, TransactionBeaten) as refusal:
+                known = self.settle(batch, command, refusal, may_repeat=attempt < ATTEMPTS)
+                if known is not None:
+                    return known
+                time.sleep(0.001 * attempt)
+        raise StoreUnavailable(f"could not {batch}: {self.where} was away in between")
+
+    def settle(
+        self,
+        batch: Batch,
+        command: CommandRecord | None,
+        refusal: Exception,
+        *,
+        may_repeat: bool,
+    ) -> Committed | None:
+        """Find out what an append's refusal comes from.
+
+        Args:
+            batch: what was to be written.
+            command: recorded with it.
+            refusal: why it was not.
+            may_repeat: whether it may be tried again.
+
+        Returns:
+            Where the same append ended before, if its events are there; None to try again.
+
+        Raises:
+            ConcurrencyError, DuplicateCommand, StoreError: what it comes from.
+        """
+        self._note(batch)
+        known = self._find(batch)
+        if known is not None:
+            return known
+        if command is not None and isinstance(refusal, (CommandRefused, AlreadyThere)):
+            found = self.find_command(command.command_id)
+            if found is not None:
+                raise command_repeated(command.command_id, found)
+        if isinstance(refusal, VersionRefused):
+            append = batch.appends[refusal.index]
+            raise version_conflict(
+                append.stream, expected=append.expected_version, found=refusal.found
+            )
+        if may_repeat:
+            return None
+        if isinstance(refusal, TransactionBeaten):
+            raise beaten(batch, refusal) from refusal
+        raise StoreError(
+            f"could not {batch}: {self.where} refused it again and again ({refusal})"
+        ) from refusal
+
+    def begin(self) -> SqlTransaction:
+        """Begin a transaction to which a later append belongs, for rows of one's own beside it.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        return SqlTransaction(self)
+
+    def check_lease(self, lease: Lease | None) -> None:
+        """Check that a lease is held, as far as can be told.
+
+        Raises:
+            LeaseLost: it is not.
+        """
+        if lease is not None and self._lease_check is not None and not self._lease_check(lease):
+            raise lease_lost(lease)
+
+    def _write_alone(
+        self, batch: Batch, command: CommandRecord | None, lease: Lease | None
+    ) -> Committed:
+        """Append in a transaction of its own.
+
+        Raises:
+            VersionRefused: a stream is at another version.
+            CommandRefused: the command has committed before.
+            LeaseLost: the lease is not held.
+            Exception: the driver's.
+        """
+        with self.engine.begin() as connection:
+            committed = self.write(connection, batch, command)
+            self.check_lease(lease)
+        return committed
+
+    def write(
+        self, connection: Connection, batch: Batch, command: CommandRecord | None
+    ) -> Committed:
+        """Append in a transaction that is open; raises as `_write_alone` does."""
+        return self.write_portably(connection, batch, command)
+
+    def write_portably(
+        self, connection: Connection, batch: Batch, command: CommandRecord | None
+    ) -> Committed:
+        """Append in a transaction that is open, with statements that every engine knows.
+
+        Statements: one to lock and read the streams; one to change them, two if some are new; one
+        for up to 200 events; one for the position; two for a command.
+        """
+        self._lock(connection)
+        if command is not None:
+            self._refuse_known(connection, command)
+        keys = [self._key(append.stream) for append in batch.appends]
+        found = self._lock_streams(connection, keys)
+        for index, (append, key) in enumerate(zip(batch.appends, keys, strict=True)):
+            version = found.get(key, (0, 0))[1]
+            if append.expected_version not in (ANY_VERSION, version):
+                raise VersionRefused(index, version)
+        new = [
+            (append, key)
+            for append, key in zip(batch.appends, keys, strict=True)
+            if key not in found
+        ]
+        if new:
+            rows = [
+                {**append.stream._asdict(), "stream_key": key, "version": 0} for append, key in new
+            ]
+            self._insert(connection, streams, rows)
+            found |= self._lock_streams(connection, [key for _, key in new])
+        rows, versions = [], []
+        for append, key in zip(batch.appends, keys, strict=True):
+            stream_id, version = found[key]
+            for event in append.events:
+                version += 1
+                rows.append(self._row(stream_id, version, event))
+            versions.append(version)
+        connection.execute(
+            update(streams)
+            .where(streams.c.stream_id == bindparam("of_stream"))
+            .values(version=bindparam("to_version")),
+            [
+                {"of_stream": found[key][0], "to_version": version}
+                for key, version in zip(keys, versions, strict=True)
+            ],
+        )
+        self._insert(connection, events, rows)
+        last = rows[-1]
+        position = connection.execute(
+            select(self._position().label("position")).where(
+                events.c.stream_id == last["stream_id"], events.c.version == last["version"]
+            )
+        ).scalar_one()
+        if command is not None:
+            self.remember(connection, command, position)
+        return Committed(position, tuple(versions))
+
+    def remember(self, connection: Connection, command: CommandRecord, position: int) -> None:
+        """Record a command in a transaction that is open; one that has expired is replaced.
+
+        Raises:
+            CommandRefused: it has committed before.
+        """
+        self._refuse_known(connection, command)
+        now = datetime.now(UTC)
+        connection.execute(delete(commands).where(commands.c.command_id == command.command_id))
+        row = {
+            "command_id": command.command_id,
+            "position": position,
+            "outcome": command.outcome,
+            "expires_at": self._time(now + timedelta(seconds=command.ttl_s)),
+        }
+        self._insert(connection, commands, [row])
+
+    def _refuse_known(self, connection: Connection, command: CommandRecord) -> None:
+        if connection.execute(self._select_command(command.command_id)).first() is not None:
+            raise CommandRefused(command.command_id)
+
+    def _select_command(self, command_id: str) -> Select[Any]:
+        return select(commands.c.position, commands.c.outcome).where(
+            commands.c.command_id == command_id,
+            commands.c.expires_at > self._time(datetime.now(UTC)),
+        )
+
+    def _lock_streams(
+        self, connection: Connection, keys: Sequence[str]
+    ) -> dict[str, tuple[int, int]]:
+        """Lock the streams that there are; returns the id and version of each by its key."""
+        found: dict[str, tuple[int, int]] = {}
+        for at in range(0, len(keys), INSERT_ROWS):
+            statement = (
+                select(streams.c.stream_key, streams.c.stream_id, streams.c.version)
+                .where(streams.c.stream_key.in_(keys[at : at + INSERT_ROWS]))
+                .order_by(streams.c.stream_key)
+            )
+            for key, stream_id, version in connection.execute(self._locked(statement)):
+                found[key] = stream_id, version
+        return found
+
+    def _row(self, stream_id: int, version: int, event: NewEvent) -> dict[str, Any]:
+        return {
+            "stream_id": stream_id,
+            "version": version,
+            "event_id": event.event_id,
+            "type": event.type,
+            "type_version": event.type_version,
+            "payload": event.data.decode(),
+            "metadata": encode(event.metadata).decode(),
+            "recorded_at": self._time(event.timestamp),
+        }
+
+    def _insert(
+        self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        for at in range(0, len(rows), INSERT_ROWS):
+            connection.execute(insert(table).values(rows[at : at + INSERT_ROWS]))
+
+    def _find(self, batch: Batch) -> Committed | None:
+        """Return where an append ended whose events are there; None if they are not."""
+        keys = [self._key(append.stream) for append in batch.appends]
+        found: dict[str, tuple[int, int]] = {}
+        with self.reach(str(batch)), self._primary_reader.connect() as connection:
+            for at in range(0, len(keys), INSERT_ROWS):
+                part = slice(at, at + INSERT_ROWS)
+                statement = (
+                    select(events.c.event_id, self._position(), events.c.version)
+                    .join(streams, streams.c.stream_id == events.c.stream_id)
+                    .where(
+                        streams.c.stream_key.in_(keys[part]),
+                        events.c.event_id.in_(batch.last_ids[part]),
+                    )
+                )
+                if batch.last_versions:
+                    versions = sorted(set(batch.last_versions[part]))
+                    statement = statement.where(events.c.version.in_(versions))
+                for event_id, position, version in connection.execute(statement):
+                    found[event_id] = position, version
+        if len(found) < len(batch.last_ids):
+            return None
+        numbers = [found[event_id] for event_id in batch.last_ids]
+        return Committed(numbers[-1][0], tuple(version for _, version in numbers))
+
+    # ------------------------------------------------------------ read
+
+    def read_stream(
+        self, stream: StreamName, *, after_version: int = 0, limit: int | None = None
+    ) -> Sequence[StoredEvent]:
+        """Return a stream's events in order; see `EventStore.read_stream`.
+
+        From a replica, if there is one, and the stream was not just written here.
+        """
+        if limit is not None and limit <= 0:
+            return []
+        of_stream = (
+            select(streams.c.stream_id)
+            .where(streams.c.stream_key == self._key(stream))
+            .scalar_subquery()
+        )
+        statement = (
+            select(*self._columns)
+            .where(events.c.stream_id == of_stream, events.c.version > after_version)
+            .order_by(events.c.version)
+        )
+        if limit is not None:
+            statement = statement.limit(limit)
+        reader = self._primary_reader if self._is_fresh(stream) else self._reader
+        rows = self._rows(statement, f"read {stream}", reader)
+        return [_stored(stream, *row) for row in rows]
+
+    def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
+        """Return the store's events in the order of their positions; see `EventStore.read_all`.
+
+        Only those before which none can appear any more: the numbers that are left out are those of
+        appends that were rolled back.
+        """
+        if limit <= 0:
+            return []
+        rows = self._rows_of_all(after_position, limit)
+        names: dict[str, StreamName] = {}
+        found = []
+        for application, aggregate_type, aggregate_id, *row in rows:
+            stream = StreamName(application, aggregate_type, aggregate_id)
+            found.append(_stored(names.setdefault(stream.key, stream), *row))
+        return found
+
+    def _rows_of_all(self, after_position: int, limit: int) -> Sequence[Any]:
+        """Return what `read_all` reads; an engine where commits overtake each other sees to it."""
+        return self._rows(self._select_all(after_position, limit), reading_from(after_position))
+
+    def _select_all(self, after_position: int, limit: int) -> Select[Any]:
+        # The limit comes before the join: the page is cut from the index of positions.
+        page = (
+            select(*self._columns, events.c.stream_id)
+            .where(self._after(after_position))
+            .order_by(self._order())
+            .limit(limit)
+            .subquery("page")
+        )
+        columns = [page.c[column.name] for column in self._columns]
+        return (
+            select(
+                streams.c.application, streams.c.aggregate_type, streams.c.aggregate_id, *columns
+            )
+            .select_from(page.join(streams, streams.c.stream_id == page.c.stream_id))
+            .order_by(page.c.position)
+        )
+
+    def find_command(self, command_id: str) -> CommandOutcome | None:
+        """Return what a command recorded when it committed; see `EventStore.find_command`."""
+        rows = self._rows(
+            self._select_command(command_id),
+            f"look up the command {command_id}",
+            self._primary_reader,
+        )
+        return CommandOutcome(rows[0][0], rows[0][1]) if rows else None
+
+    def forget_expired_commands(self) -> int:
+        """Delete the commands that have expired; returns their number. The relay does this.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        now = self._time(datetime.now(UTC))
+        with self.reach("delete expired commands"), self.engine.begin() as connection:
+            return connection.execute(delete(commands).where(commands.c.expires_at <= now)).rowcount
+
+    def close(self) -> None:
+        """Give back connections; the store may be used again and makes new ones."""
+        self.engine.dispose()
+        self._reader.dispose()
+
+    def forget_connections(self) -> None:
+        """Leave the connections to the parent process, whose fork this one is."""
+        self.engine.dispose(close=False)
+        self._reader.dispose(close=False)
+
+    # ------------------------------------------------------------ inside
+
+    def _rows(
+        self, statement: Select[Any] | TextClause, what: str, reader: Engine | None = None
+    ) -> Sequence[Any]:
+        """Run a statement that reads; a connection that was lost in the pool is replaced once."""
+        reader = reader or self._reader
+        try:
+            with self.reach(what), reader.connect() as connection:
+                return connection.execute(statement).all()
+        except StoreUnavailable:
+            reader.dispose()
+        with self.reach(what), reader.connect() as connection:
+            return connection.execute(statement).all()
+
+    def reach(self, what: str) -> AbstractContextManager[None]:
+        """Turn the driver's errors into ours for as long as something is done; see `reaching`."""
+        return reaching(self, what, self.engine.dialect.loaded_dbapi.Error)
+
+    def _note(self, batch: Batch) -> None:
+        """Remember which streams a replica may not know in their newest state."""
+        if not self._has_replica:
+            return
+        until = time.monotonic() + FRESH_S
+        if len(self._fresh) > FRESH_STREAMS:
+            self._fresh.clear()
+        for append in batch.appends:
+            self._fresh[append.stream] = until
+
+    def _is_fresh(self, stream: StreamName) -> bool:
+        return self._has_replica and self._fresh.get(stream, 0.0) > time.monotonic()
+
+
+def reading_from(after_position: int) -> str:
+    """Return what a read of everything is called in errors."""
+    return f"read from position {after_position + 1}"
+
+
+def _stored(
+    stream: StreamName,
+    position: int,
+    version: int,
+    event_id: str,
+    type: str,
+    type_version: int,
+    payload: str,
+    metadata: str,
+    recorded_at: datetime,
+) -> StoredEvent:
+    # What PostgreSQL's jsonb can't hold lies there as a text: JSON inside a JSON string.
+    text = _decode_text(payload) if payload[0] == '"' else payload
+    timestamp = (
+        recorded_at.replace(tzinfo=UTC)
+        if recorded_at.tzinfo is None
+        else recorded_at.astimezone(UTC)
+    )
+    event = NewEvent(
+        event_id, type, type_version, timestamp, text.encode(), _decode_metadata(metadata)
+    )
+    return StoredEvent(stream, version, position, event)
+
+
+#: The stores of this process. After a fork their connections are the parent's.
+_all_stores: weakref.WeakSet[SqlEventStore] = weakref.WeakSet()
+
+
+def _leave_connections_to_the_parent() -> None:
+    for store in list(_all_stores):
+        store.forget_connections()
+
+
+os.register_at_fork(after_in_child=_leave_connections_to_the_parent)

@@ -1,0 +1,109 @@
+"""Tell what a driver's error means, and raise ours from it.
+
+An engine's folder says which codes its database uses; here is what follows from each meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum, auto
+from typing import Any, Protocol
+
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from ...errors import SchemaError, StoreError, StoreUnavailable
+
+
+class Failure(Enum):
+    """Be what a driver's error means."""
+
+    #: The server does not answer, or takes no more.
+    AWAY = auto()
+    #: A table, a column or a function is not there.
+    SCHEMA = auto()
+    #: The database ended the transaction for the sake of another one.
+    BEATEN = auto()
+    #: Something is there already that may be there once.
+    TAKEN = auto()
+    #: Anything else.
+    OTHER = auto()
+
+
+class TransactionBeaten(Exception):
+    """Say that the database ended a transaction for the sake of another one; repeat it."""
+
+
+class AlreadyThere(Exception):
+    """Say that an event, a stream or a command was there already."""
+
+
+class Dialect(Protocol):
+    """Know an engine's errors."""
+
+    where: str
+
+    def failure(self, error: BaseException) -> Failure:
+        """Return what a driver's error means."""
+
+
+def driver_error(error: BaseException) -> BaseException:
+    """Return the driver's own error, which SQLAlchemy may have wrapped."""
+    return error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+
+
+@contextmanager
+def reaching(dialect: Dialect, what: str, drivers: type[Exception]) -> Iterator[None]:
+    """Turn the errors of a driver, and of SQLAlchemy, into ours.
+
+    Args:
+        dialect: knows them.
+        what: is being done: "read Order-42".
+        drivers: the base of the driver's errors.
+
+    Raises:
+        StoreUnavailable: the server does not answer.
+        SchemaError: the tables are not there, or not this version's.
+        TransactionBeaten: to be repeated.
+        AlreadyThere: to be looked at.
+        StoreError: anything else that the database refuses.
+    """
+    try:
+        yield
+    except PoolTimeoutError as error:
+        raise StoreUnavailable(
+            f"could not {what}: no connection to {dialect.where} came free in time. Let fewer"
+            " threads share the store, or give it an engine with a larger pool."
+        ) from error
+    except (SQLAlchemyError, drivers) as error:
+        raise _meant(dialect, what, driver_error(error)) from error
+
+
+def _meant(dialect: Dialect, what: str, error: BaseException) -> Exception:
+    failure, said = dialect.failure(error), _said(error)
+    if failure is Failure.BEATEN:
+        return TransactionBeaten(said)
+    if failure is Failure.TAKEN:
+        return AlreadyThere(said)
+    if failure is Failure.AWAY:
+        return StoreUnavailable(
+            f"could not {what}: {dialect.where} does not answer ({said}). Start it, or correct its"
+            " URL."
+        )
+    if failure is Failure.SCHEMA:
+        return schema_missing(dialect.where, f"could not {what} ({said})")
+    return StoreError(f"could not {what}: {dialect.where} refused it ({said})")
+
+
+def schema_missing(where: str, found: str) -> SchemaError:
+    """Return the error for tables that are not there, or not this version's."""
+    return SchemaError(
+        f"{found}: the event store's tables in {where} are missing or of another version. Create or"
+        " upgrade them: celery -A <app> cqrs schema create"
+    )
+
+
+def _said(error: Any) -> str:
+    """Return the first line of what a driver says; the others repeat the statement."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason")

@@ -1,0 +1,108 @@
+"""Make a SQL event store's tables, check them, and print what would make them.
+
+    create_schema(store)        # in a test, or where the application owns its database
+    check_schema(store)
+
+Nothing here happens by itself. The tables' version is in the table `cqrs_schema`.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Column, MetaData, String, Table, select
+
+from ...errors import MissingDependency
+from .event_store import SqlEventStore
+from .failures import schema_missing
+
+#: The table that has the tables' version.
+VERSION_TABLE: Final = "cqrs_schema"
+
+# Alembic's environment is one for the whole process.
+_alembic_lock = threading.Lock()
+
+_version: Final = Table(VERSION_TABLE, MetaData(), Column("version_num", String(32)))
+
+
+def create_schema(store: SqlEventStore) -> str:
+    """Make the tables, or bring them to this version; returns the version.
+
+    What is there already is left alone. On PostgreSQL, SQL Server and SQLite it is one transaction.
+
+    Raises:
+        MissingDependency: Alembic is not installed.
+        StoreUnavailable: the server does not answer.
+        StoreError: the database refuses it, for want of a right as a rule.
+    """
+    command, config = _alembic()
+    with (
+        _alembic_lock,
+        store.reach("create the event store's tables"),
+        store.engine.begin() as connection,
+    ):
+        store.on_begin(connection)
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+    return newest_version()
+
+
+def check_schema(store: SqlEventStore) -> str:
+    """Check that the tables are there in this version; returns it.
+
+    Raises:
+        SchemaError: they are missing, or of another version.
+        StoreUnavailable: the server does not answer.
+    """
+    with store.reach("look for the tables"), store.engine.connect() as connection:
+        found = connection.execute(select(_version.c.version_num)).scalar()
+    if found != newest_version():
+        raise schema_missing(
+            store.where, f"found version {found or 'none'}, expected {newest_version()}"
+        )
+    return str(found)
+
+
+def schema_sql(dialect: str) -> str:
+    """Return the statements that make the tables, for a DBA to run.
+
+    Args:
+        dialect: postgresql, mssql or sqlite.
+
+    Raises:
+        MissingDependency: Alembic is not installed.
+    """
+    written = io.StringIO()
+    command, config = _alembic(output_buffer=written)
+    config.attributes["dialect"] = dialect
+    with _alembic_lock:
+        command.upgrade(config, "head", sql=True)
+    return written.getvalue()
+
+
+def newest_version() -> str:
+    """Return the version of the tables that this package works with."""
+    names = sorted(path.stem for path in (_here() / "versions").glob("v*.py"))
+    return names[-1].removeprefix("v").partition("_")[0]
+
+
+def _here() -> Path:
+    return Path(__file__).parent / "migrations"
+
+
+def _alembic(**options: Any) -> tuple[Any, Any]:
+    try:
+        from alembic import command
+        from alembic.config import Config
+    except ImportError as error:
+        raise MissingDependency(
+            "making the event store's tables needs Alembic, which is not installed: pip install"
+            " 'cqrs-celery[sql]'"
+        ) from error
+    config = Config(**options)
+    config.set_main_option("script_location", str(_here()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return command, config

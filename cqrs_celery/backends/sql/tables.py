@@ -1,0 +1,138 @@
+"""The tables, as statements are built from them; the migrations make them.
+
+cqrs_streams       one row a stream, with its version; its row lock is the stream's
+cqrs_events        one row an event, in the order of positions; the relay's outbox
+cqrs_commands      the commands that have committed, until they expire
+cqrs_checkpoints   how far the relay, and projections, have come
+cqrs_snapshots     the newest snapshot of a stream
+
+Texts that identify are compared byte by byte, also on SQL Server, whose own order would take `bolt`
+for `BOLT`. There a stream's key is the hash of its name, since its indexes are short and it takes
+`bolt` for `bolt ` whatever the order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects.mssql import CHAR, DATETIME2, NVARCHAR
+from sqlalchemy.types import UserDefinedType
+
+#: The order of SQL Server that compares code by code.
+BINARY: Final = "Latin1_General_100_BIN2"
+
+metadata: Final = MetaData()
+
+
+class JsonbText(UserDefinedType[str]):
+    """Be PostgreSQL's jsonb, given as a text: what we store is JSON already."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        """Return its name."""
+        return "JSONB"
+
+
+def key_type(length: int) -> Any:
+    """Return the type of a text that is unique; `length` holds for SQL Server."""
+    return Text().with_variant(NVARCHAR(length, collation=BINARY), "mssql")
+
+
+def hash_type() -> Any:
+    """Return the type of a stream's key, a hash on SQL Server."""
+    return Text().with_variant(CHAR(64, collation=BINARY), "mssql")
+
+
+def text_type() -> Any:
+    """Return the type of any other text."""
+    return Text().with_variant(NVARCHAR("max"), "mssql")  # type: ignore[arg-type]
+
+
+def json_type() -> Any:
+    """Return the type of JSON: jsonb on PostgreSQL, a text elsewhere."""
+    return text_type().with_variant(JsonbText(), "postgresql")
+
+
+def time_type() -> Any:
+    """Return the type of a time, to the microsecond."""
+    return DateTime(timezone=True).with_variant(DATETIME2(6), "mssql")  # type: ignore[no-untyped-call]
+
+
+def number_type() -> Any:
+    """Return the type of a number that the database gives; SQLite wants its own word for that."""
+    return BigInteger().with_variant(Integer(), "sqlite")
+
+
+streams: Final = Table(
+    "cqrs_streams",
+    metadata,
+    Column("stream_id", number_type(), autoincrement=True, nullable=False),
+    Column("stream_key", hash_type(), nullable=False),
+    Column("application", text_type(), nullable=False),
+    Column("aggregate_type", text_type(), nullable=False),
+    Column("aggregate_id", text_type(), nullable=False),
+    Column("version", BigInteger(), nullable=False),
+    PrimaryKeyConstraint("stream_id", name="cqrs_streams_pkey"),
+    UniqueConstraint("stream_key", name="cqrs_streams_key"),
+)
+
+# No foreign key to the streams: the append has the stream's row locked, and the check would be a
+# second look at it for each event. No index of event ids, whose order is random: it would cost more
+# than all the rest, and whether an append is a repeated one is told by stream and version.
+events: Final = Table(
+    "cqrs_events",
+    metadata,
+    Column("global_position", number_type(), autoincrement=True, nullable=False),
+    Column("stream_id", BigInteger(), nullable=False),
+    Column("version", BigInteger(), nullable=False),
+    Column("event_id", key_type(200), nullable=False),
+    Column("type", text_type(), nullable=False),
+    Column("type_version", Integer(), nullable=False),
+    Column("payload", json_type(), nullable=False),
+    Column("metadata", json_type(), nullable=False),
+    Column("recorded_at", time_type(), nullable=False),
+    PrimaryKeyConstraint("global_position", name="cqrs_events_pkey"),
+    UniqueConstraint("stream_id", "version", name="cqrs_events_version"),
+)
+
+commands: Final = Table(
+    "cqrs_commands",
+    metadata,
+    Column("command_id", key_type(450), nullable=False),
+    Column("position", BigInteger(), nullable=False),
+    Column("outcome", text_type(), nullable=False),
+    Column("expires_at", time_type(), nullable=False, index=True),
+    PrimaryKeyConstraint("command_id", name="cqrs_commands_pkey"),
+)
+
+checkpoints: Final = Table(
+    "cqrs_checkpoints",
+    metadata,
+    Column("name", key_type(200), nullable=False),
+    Column("position", BigInteger(), nullable=False),
+    Column("updated_at", time_type(), nullable=False),
+    PrimaryKeyConstraint("name", name="cqrs_checkpoints_pkey"),
+)
+
+snapshots: Final = Table(
+    "cqrs_snapshots",
+    metadata,
+    Column("stream_id", BigInteger(), nullable=False),
+    Column("version", BigInteger(), nullable=False),
+    Column("schema_version", Integer(), nullable=False),
+    Column("payload", json_type(), nullable=False),
+    Column("taken_at", time_type(), nullable=False),
+    PrimaryKeyConstraint("stream_id", name="cqrs_snapshots_pkey"),
+)

@@ -1,0 +1,104 @@
+"""Let rows of one's own and events be written in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection
+
+from ...errors import TransactionConflict
+from ...store.events import CommandRecord, Committed, Lease, StreamAppend
+from ...store.refusals import command_repeated
+from .batch import Batch, CommandRefused, VersionRefused, beaten
+from .failures import AlreadyThere, TransactionBeaten
+
+if TYPE_CHECKING:
+    from .event_store import SqlEventStore
+
+
+class SqlTransaction:
+    """Be an open transaction, as `SqlEventStore.begin` makes it; one append, or `commit`, ends it.
+
+    Attributes:
+        connection: SQLAlchemy's, for statements of one's own. Committing it is not for its user.
+    """
+
+    def __init__(self, store: SqlEventStore) -> None:
+        self._store = store
+        with store.reach("begin a transaction"):
+            self.connection: Connection = store.engine.connect()
+            self.connection.begin()
+            store.on_begin(self.connection)
+
+    def append(
+        self,
+        appends: Sequence[StreamAppend],
+        *,
+        command: CommandRecord | None = None,
+        lease: Lease | None = None,
+    ) -> Committed:
+        """Append events, and commit them with the rows beside them; see `EventStore.append`.
+
+        If the same append has committed before (its reply was lost), its rows have too, so this
+        transaction is rolled back. After an error it is, as well.
+
+        Raises:
+            TransactionConflict: the database ended the transaction for the sake of another one.
+                Nothing is repeated here: the rows beside it are not ours to write.
+        """
+        batch = Batch.of(appends)
+        command = command or batch.as_command
+        store = self._store
+        try:
+            with store.reach(str(batch)):
+                committed = store.write(self.connection, batch, command)
+                store.check_lease(lease)
+                self.connection.commit()
+            store._note(batch)
+            return committed
+        except (VersionRefused, CommandRefused, AlreadyThere) as refusal:
+            self.rollback()
+            known = store.settle(batch, command, refusal, may_repeat=True)
+            if known is None:
+                raise beaten(batch, refusal) from refusal
+            return known
+        except TransactionBeaten as reason:
+            raise beaten(batch, reason) from reason
+        finally:
+            self.rollback()
+
+    def commit(self, *, command: CommandRecord | None = None, lease: Lease | None = None) -> None:
+        """Commit the rows alone, and that the command was carried out, at position 0.
+
+        Raises:
+            DuplicateCommand: the command has committed before; nothing was written.
+            LeaseLost: the worker no longer holds its message; nothing was written.
+            StoreUnavailable: the server does not answer.
+        """
+        store = self._store
+        try:
+            with store.reach("commit"):
+                if command is not None:
+                    store.remember(self.connection, command, 0)
+                store.check_lease(lease)
+                self.connection.commit()
+        except (CommandRefused, AlreadyThere, TransactionBeaten) as refusal:
+            self.rollback()
+            if command is not None and not isinstance(refusal, TransactionBeaten):
+                found = store.find_command(command.command_id)
+                if found is not None:
+                    raise command_repeated(command.command_id, found) from refusal
+            raise TransactionConflict(
+                "could not commit: the database ended the transaction for the sake of another one"
+                f" ({refusal}). Nothing was written. Repeat the command.",
+                stream="",
+                expected=0,
+                found=0,
+            ) from refusal
+        finally:
+            self.rollback()
+
+    def rollback(self) -> None:
+        """Give the connection back; what was not committed is not written. May be called again."""
+        self.connection.close()

@@ -1,0 +1,152 @@
+"""Keep events in an SQLite file. It has one writer at a time, so positions come in commit order.
+
+Readers and the writer don't wait for each other (WAL). A commit is on the disk when `append`
+returns.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Select, event
+
+from ...store.events import CommandRecord, Committed, Lease, NewEvent
+from ...store.stream import ANY_VERSION
+from ..sql.batch import Batch, CommandRefused, VersionRefused
+from ..sql.event_store import SqlEventStore, encode
+from ..sql.failures import Failure
+
+#: How times are written, in UTC; SQLAlchemy reads it.
+_TIME: Final = "%Y-%m-%d %H:%M:%S.%f"
+
+_COMMAND: Final = "SELECT 1 FROM cqrs_commands WHERE command_id = ? AND expires_at > ?"
+_STREAM: Final = "SELECT stream_id, version FROM cqrs_streams WHERE stream_key = ?"
+_LAST: Final = "SELECT coalesce(max(global_position), 0) FROM cqrs_events"
+_NEW_STREAM: Final = (
+    "INSERT INTO cqrs_streams (stream_key, application, aggregate_type, aggregate_id, version)"
+    " VALUES (?, ?, ?, ?, ?)"
+)
+_OLD_STREAM: Final = "UPDATE cqrs_streams SET version = ? WHERE stream_id = ?"
+_EVENT: Final = (
+    "INSERT INTO cqrs_events (global_position, stream_id, version, event_id, type, type_version,"
+    " payload, metadata, recorded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_REMEMBER: Final = (
+    "INSERT OR REPLACE INTO cqrs_commands (command_id, position, outcome, expires_at)"
+    " VALUES (?, ?, ?, ?)"
+)
+
+
+class SqliteEventStore(SqlEventStore):
+    """Be an EventStore in an SQLite file."""
+
+    def failure(self, error: BaseException) -> Failure:
+        """Return what a driver's error means."""
+        said = str(error)
+        if isinstance(error, sqlite3.IntegrityError):
+            return Failure.TAKEN if "UNIQUE" in said else Failure.OTHER
+        if isinstance(error, sqlite3.OperationalError):
+            is_missing = said.startswith(("no such table", "no such column"))
+            return Failure.SCHEMA if is_missing else Failure.AWAY
+        return Failure.AWAY if isinstance(error, sqlite3.DatabaseError) else Failure.OTHER
+
+    def on_begin(self, connection: Connection) -> None:
+        """Become the writer at once."""
+        self._lock(connection)
+
+    def _lock(self, connection: Connection) -> None:
+        # A transaction that began with a read could not become the writer's once another one wrote.
+        driver: Any = connection.connection.dbapi_connection
+        if not driver.in_transaction:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def _locked(self, statement: Select[Any]) -> Select[Any]:
+        return statement
+
+    def _write_alone(
+        self, batch: Batch, command: CommandRecord | None, lease: Lease | None
+    ) -> Committed:
+        pooled = self.engine.raw_connection()
+        try:
+            connection: Any = pooled.dbapi_connection
+            connection.execute("BEGIN IMMEDIATE")
+            committed = _append(connection, batch, command)
+            self.check_lease(lease)
+            connection.commit()
+        finally:
+            # The pool rolls back what is not committed.
+            pooled.close()
+        return committed
+
+    def write(
+        self, connection: Connection, batch: Batch, command: CommandRecord | None
+    ) -> Committed:
+        """Append in a transaction that is open."""
+        self._lock(connection)
+        return _append(connection.connection.dbapi_connection, batch, command)
+
+
+def _append(connection: Any, batch: Batch, command: CommandRecord | None) -> Committed:
+    """Append with the driver's own statements, as the only writer.
+
+    Raises:
+        VersionRefused: a stream is at another version.
+        CommandRefused: the command has committed before.
+        sqlite3.Error: the driver's.
+    """
+    execute = connection.execute
+    now = datetime.now(UTC)
+    if command is not None and execute(_COMMAND, (command.command_id, _time(now))).fetchone():
+        raise CommandRefused
+    found = [execute(_STREAM, (key,)).fetchone() or (None, 0) for key in batch.keys]
+    for index, (append, (_, version)) in enumerate(zip(batch.appends, found, strict=True)):
+        if append.expected_version not in (ANY_VERSION, version):
+            raise VersionRefused(index, version)
+    (position,) = execute(_LAST).fetchone()
+    rows: list[Sequence[Any]] = []
+    versions = []
+    for append, key, (stream_id, version) in zip(batch.appends, batch.keys, found, strict=True):
+        versions.append(version + len(append.events))
+        if stream_id is None:
+            row = (key, *append.stream, versions[-1])
+            stream_id = execute(_NEW_STREAM, row).lastrowid
+        else:
+            execute(_OLD_STREAM, (versions[-1], stream_id))
+        for one in append.events:
+            position, version = position + 1, version + 1
+            rows.append((position, stream_id, version, *_columns(one)))
+    if len(rows) == 1:
+        execute(_EVENT, rows[0])
+    else:
+        connection.executemany(_EVENT, rows)
+    if command is not None:
+        expires_at = _time(now + timedelta(seconds=command.ttl_s))
+        execute(_REMEMBER, (command.command_id, position, command.outcome, expires_at))
+    return Committed(position, tuple(versions))
+
+
+def _columns(one: NewEvent) -> tuple[Any, ...]:
+    return (
+        one.event_id,
+        one.type,
+        one.type_version,
+        one.data.decode(),
+        encode(one.metadata).decode(),
+        _time(one.timestamp),
+    )
+
+
+def _time(time: datetime) -> str:
+    return time.astimezone(UTC).strftime(_TIME)
+
+
+def prepare_engine(engine: Engine) -> None:
+    """Let readers and the writer of a file go on beside each other, and commits reach the disk."""
+
+    @event.listens_for(engine, "connect")
+    def set_up(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")

@@ -235,7 +235,7 @@ class Bus:
 def result_of(found: CommandOutcome) -> CommandResult:
     """Return the result of a command that had committed before."""
     return CommandResult(
-        value=msgspec.json.decode(found.outcome), position=found.position, is_repeated=True
+        value=msgspec.json.decode(found.outcome), position=found.position or None, is_repeated=True
     )
 
 

@@ -6,16 +6,16 @@ succeeded, so a failed save may be repeated: the events keep their ids, and the 
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from ..domain.aggregate import Aggregate, PendingEvent
 from ..domain.lifecycle import build, mark_saved, replay
-from ..errors import AggregateNotFound, ConcurrencyError
+from ..errors import AggregateNotFound, ConcurrencyError, SessionError
 from ..messages.metadata import NO_METADATA, Metadata
 from ..messages.serializer import Serializer
 from ..store.decoding import recorded
 from ..store.events import CommandRecord, Committed, Lease, NewEvent, StreamAppend
-from ..store.ports import EventStore
+from ..store.ports import EventStore, StoreTransaction
 from ..store.refusals import version_conflict
 from ..store.stream import StreamName
 
@@ -74,6 +74,7 @@ class Repository:
         command: CommandRecord | None = None,
         lease: Lease | None = None,
         expected_version: int | None = None,
+        transaction: StoreTransaction | None = None,
     ) -> Committed | None:
         """Append what aggregates have pending, all or none; then they have nothing pending.
 
@@ -83,9 +84,10 @@ class Repository:
             command: recorded with the events, refused if it was recorded before.
             lease: the worker's hold on its message; refused if it was lost.
             expected_version: at which they must be; None for wherever they were loaded.
+            transaction: is committed with them, and ended.
 
         Returns:
-            Where the commit ended; None if nothing was pending, and nothing was written.
+            Where the commit ended; None if nothing was pending, and no event was written.
 
         Raises:
             ConcurrencyError: one is not at the version expected, or is there in two instances;
@@ -103,6 +105,8 @@ class Repository:
             if aggregate.pending_events and changed.setdefault(stream, aggregate) is not aggregate:
                 raise two_instances(stream, changed[stream], aggregate)
         if not changed:
+            if transaction is not None:
+                transaction.commit(command=command, lease=lease)
             return None
         appends = [
             StreamAppend(
@@ -112,10 +116,25 @@ class Repository:
             )
             for stream, aggregate in changed.items()
         ]
-        committed = self._store.append(appends, command=command, lease=lease)
+        committed = (transaction or self._store).append(appends, command=command, lease=lease)
         for aggregate, version in zip(changed.values(), committed.versions, strict=True):
             mark_saved(aggregate, version)
         return committed
+
+    def begin(self) -> StoreTransaction:
+        """Begin a transaction in the store's database.
+
+        Raises:
+            SessionError: the store is in no SQL database.
+            StoreUnavailable: the server does not answer.
+        """
+        begin = getattr(self._store, "begin", None)
+        if begin is None:
+            raise SessionError(
+                "session.connection was asked for, but the event store is in no SQL database:"
+                f" {self._store!r}. Keep the events in one, or write the row in a subscription."
+            )
+        return cast(StoreTransaction, begin())
 
     def stream_of(self, cls: type[Aggregate], id: str) -> StreamName:
         """Return the name of an aggregate's stream."""

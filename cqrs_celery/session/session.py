@@ -8,12 +8,13 @@ reads the store again.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from ..domain.aggregate import Aggregate
 from ..errors import SessionError
 from ..messages.metadata import NO_METADATA, Metadata
 from ..store.events import CommandRecord, Committed, Lease
+from ..store.ports import StoreTransaction
 from ..store.refusals import version_conflict
 from ..store.stream import StreamName
 from .repository import Repository, two_instances
@@ -39,6 +40,7 @@ class Session:
         self._repository = repository
         self._metadata = metadata
         self._tracked: dict[StreamName, Aggregate] = {}
+        self._transaction: StoreTransaction | None = None
         self._is_closed = False
 
     def get(self, cls: type[A], id: str, expected_version: int | None = None) -> A:
@@ -91,12 +93,31 @@ class Session:
         if tracked is not aggregate:
             raise two_instances(stream, tracked, aggregate)
 
+    @property
+    def connection(self) -> Any:
+        """A connection to the event store's database: what it writes commits with the events.
+
+            session.connection.execute(insert(orders).values(id=command.id))
+
+        It is SQLAlchemy's, in a transaction that begins at the first use and ends with the
+        session's commit, or is rolled back with everything else. Only a SQL event store has one.
+
+        Raises:
+            SessionError: the event store is in no SQL database, or the session has ended.
+            StoreUnavailable: the server does not answer.
+        """
+        self._check_open()
+        if self._transaction is None:
+            self._transaction = self._repository.begin()
+        return self._transaction.connection
+
     def commit(
         self, *, command: CommandRecord | None = None, lease: Lease | None = None
     ) -> Committed | None:
         """Write what all tracked aggregates have pending, all or none, and track nothing.
 
-        After an error the session is as it was before.
+        What was written through `connection` is part of it. After an error the session is as it was
+        before; it has ended if it had a `connection`, whose rows are gone.
 
         Args:
             command: recorded with the events, refused if it was recorded before.
@@ -114,16 +135,32 @@ class Session:
             SessionError: the session has ended, or it is a handler's.
         """
         self._check_open()
-        committed = self._repository.save(
-            *self._tracked.values(), metadata=self._metadata, command=command, lease=lease
-        )
+        try:
+            committed = self._repository.save(
+                *self._tracked.values(),
+                metadata=self._metadata,
+                command=command,
+                lease=lease,
+                transaction=self._transaction,
+            )
+        except BaseException:
+            if self._transaction is not None:
+                self.close()
+            raise
+        self._transaction = None
         self._tracked.clear()
         return committed
 
     def close(self) -> None:
-        """Forget what is tracked, and end; a second time does nothing."""
+        """Forget what is tracked, and end; a second time does nothing.
+
+        What was written through `connection` and not committed is rolled back.
+        """
         self._tracked.clear()
         self._is_closed = True
+        if self._transaction is not None:
+            self._transaction.rollback()
+            self._transaction = None
 
     def __enter__(self) -> Self:
         self._check_open()

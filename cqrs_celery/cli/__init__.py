@@ -1,4 +1,4 @@
-"""`celery -A app cqrs …`: look at queues and dead letters, and bring stock queues over."""
+"""`celery -A app cqrs …`: look at queues and dead letters, bring stock queues over, make tables."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import click
 from .dead_letters import dead_letters
 from .move import move_queues
 from .queues import queues
+from .schema import schema
 
 __all__ = ["cqrs"]
 
 
-@click.group(name="cqrs", help="Look after the reliable queue and its subscriptions.")
+@click.group(name="cqrs", help="Look after the reliable queue, its subscriptions, and SQL tables.")
 def cqrs() -> None:
     """Gather the commands."""
 
@@ -19,3 +20,4 @@ def cqrs() -> None:
 cqrs.add_command(dead_letters)
 cqrs.add_command(queues)
 cqrs.add_command(move_queues)
+cqrs.add_command(schema)

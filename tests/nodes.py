@@ -101,6 +101,10 @@ class ProcessNode(ABC):
         """Return the environment to run in."""
         return dict(os.environ)
 
+    def popen_options(self) -> dict[str, Any]:
+        """Return what its process is started with beside the rest."""
+        return {}
+
     @property
     def pid(self) -> int:
         """The number of the main process, which may have ended."""
@@ -135,15 +139,16 @@ class ProcessNode(ABC):
         assert self.status in {"created", "exited"}, f"{self.name} is {self.status} already"
         with self._log_path.open("ab") as log:
             self._log_start = log.tell()
-            self._process = subprocess.Popen(
-                self.command(),
-                cwd=self.directory,
-                env=self.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            options: dict[str, Any] = {
+                "cwd": self.directory,
+                "env": self.environment(),
+                "stdin": subprocess.DEVNULL,
+                "stdout": log,
+                "stderr": subprocess.STDOUT,
+                "start_new_session": True,
+                **self.popen_options(),
+            }
+            self._process = subprocess.Popen(self.command(), **options)
         self._is_frozen = False
         self._groups.append(self._process.pid)
         guardian().watch(self._process.pid)

@@ -1,0 +1,546 @@
+"""The PostgreSQL store keeps every store's contract; what is its own comes after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+
+import pytest
+from sqlalchemy import create_engine, inspect, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from cqrs_celery.backends.opening import open_event_store
+from cqrs_celery.backends.postgresql.event_store import PostgresqlEventStore
+from cqrs_celery.backends.sql.event_store import LeaseCheck, SqlEventStore
+from cqrs_celery.backends.sql.schema import check_schema, create_schema
+from cqrs_celery.backends.sql.tables import metadata
+from cqrs_celery.errors import (
+    ConcurrencyError,
+    DuplicateCommand,
+    LeaseLost,
+    SchemaError,
+    StoreError,
+    StoreUnavailable,
+    TransactionConflict,
+)
+from cqrs_celery.store.events import CommandRecord, StreamAppend
+from cqrs_celery.store.stream import ANY_VERSION, NO_STREAM
+from cqrs_celery.testing.event_store_contract import (
+    BOLT,
+    NUT,
+    EventStoreContract,
+    append,
+    command,
+    event,
+    events,
+)
+from tests.nodes import REPOSITORY
+from tests.postgres import PostgresNode
+from tests.sql_writers import LEASE, Writers, slow_and_unsteady
+from tests.waiting import wait_until
+
+Opened = Callable[..., PostgresqlEventStore]
+
+
+@pytest.fixture(scope="module")
+def database(postgres_node: PostgresNode) -> Iterator[str]:
+    """Make a database with the tables, and one of the application's own."""
+    url = postgres_node.create_database("contract")
+    store = open_event_store(url)
+    assert isinstance(store, PostgresqlEventStore)
+    create_schema(store)
+    with store.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE own_rows (id TEXT PRIMARY KEY)"))
+    store.close()
+    yield url
+    postgres_node.drop_database("contract")
+
+
+@pytest.fixture
+def opened(database: str) -> Iterator[Opened]:
+    """Open stores on an emptied database."""
+    stores = []
+
+    def open_it(lease_check: LeaseCheck | None = None, pool_size: int = 20) -> PostgresqlEventStore:
+        engine = create_engine(
+            database.replace("postgresql:", "postgresql+psycopg2:"), pool_size=pool_size
+        )
+        store = open_event_store(engine=engine, lease_check=lease_check)
+        assert isinstance(store, PostgresqlEventStore)
+        stores.append(store)
+        with engine.begin() as connection:
+            names = ", ".join([*metadata.tables, "own_rows"])
+            connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY"))
+        return store
+
+    yield open_it
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def store(opened: Opened) -> PostgresqlEventStore:
+    return opened()
+
+
+class TestPostgresqlEventStore(EventStoreContract):
+    has_gapless_positions = False
+    keeps_bytes = False
+
+    @pytest.fixture
+    def store(self, opened: Opened) -> PostgresqlEventStore:
+        return opened()
+
+
+class PortableStore(PostgresqlEventStore):
+    """Append with the statements that every engine knows."""
+
+    _write_alone = SqlEventStore._write_alone
+    write = SqlEventStore.write_portably
+
+
+class TestThePortableAppendOnPostgresql(EventStoreContract):
+    has_gapless_positions = False
+    keeps_bytes = False
+
+    @pytest.fixture
+    def store(self, opened: Opened) -> PortableStore:
+        return PortableStore(opened().engine)
+
+
+# ------------------------------------------------------------ reading beside writers
+
+
+@pytest.mark.parametrize(
+    "has_rows", [False, True], ids=["events alone", "a row of their own first"]
+)
+def test_64_writers_and_a_reader_skip_nothing_double_nothing_and_keep_the_order(
+    opened: Opened, *, has_rows: bool
+) -> None:
+    # given a store whose commits take their time, and one in five is given up
+    store = opened(lease_check=slow_and_unsteady(0.005), pool_size=80)
+    # when 64 writers write, and a reader follows them
+    writers = Writers(store, threads=64, commits=10, has_rows=has_rows)
+    writers.run()
+    # then
+    writers.check()
+
+
+def test_a_write_transaction_left_open_elsewhere_does_not_stall_the_reader(
+    opened: Opened, database: str
+) -> None:
+    # given a write transaction that somebody leaves open
+    store = opened(lease_check=slow_and_unsteady(0.002), pool_size=40)
+    other = create_engine(store.engine.url, poolclass=NullPool).connect()
+    other.execute(text("INSERT INTO own_rows VALUES ('left open')"))
+    # when 16 writers write
+    writers = Writers(store, threads=16, commits=10)
+    writers.run(deadline_s=30)
+    # then the reader has read everything while it was open
+    writers.check()
+    assert other.execute(text("SELECT count(*) FROM own_rows")).scalar() == 1
+    other.close()
+
+
+def test_a_reader_stops_in_front_of_a_gap_that_may_still_be_filled(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given an append that has its position and is not committed, and one that came after it
+    monkeypatch.setattr("cqrs_celery.backends.postgresql.event_store.GAP_WAIT_S", 0.2)
+    may_commit = threading.Event()
+    store = opened(lease_check=lambda lease: may_commit.wait(30))
+    append(store, BOLT, NO_STREAM, event())
+    transaction = store.begin()
+    slow = threading.Thread(
+        target=lambda: transaction.append([StreamAppend(BOLT, 1, events(1))], lease=LEASE)
+    )
+    slow.start()
+    try:
+        with store.engine.connect() as connection:
+            wait_until(
+                lambda: connection.execute(
+                    text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+                ).scalar(),
+                message="the append to have its position",
+            )
+        append(store, NUT, NO_STREAM, event())
+        # when somebody reads, then only what stands in front of the gap is there
+        assert [stored.global_position for stored in store.read_all()] == [1]
+        assert list(store.read_all(after_position=1)) == []
+    finally:
+        may_commit.set()
+        slow.join(30)
+    # and everything is there once it has been filled
+    assert [stored.global_position for stored in store.read_all()] == [1, 2, 3]
+
+
+def test_numbers_of_appends_that_were_rolled_back_are_passed(opened: Opened) -> None:
+    # given three appends of which the middle one was rolled back
+    answers = iter([True, False, True])
+    store = opened(lease_check=lambda lease: next(answers))
+    for stream, outcome in ((BOLT, None), (NUT, LeaseLost), (NUT, None)):
+        transaction = store.begin()
+        appends = [StreamAppend(stream, NO_STREAM, events(1))]
+        if outcome:
+            with pytest.raises(outcome):
+                transaction.append(appends, lease=LEASE)
+        else:
+            transaction.append(appends, lease=LEASE)
+    # then its number is left out
+    assert [stored.global_position for stored in store.read_all()] == [1, 3]
+    assert [stored.stream for stored in store.read_all(after_position=1)] == [NUT]
+
+
+# ------------------------------------------------------------ schema
+
+
+def test_the_migrations_make_the_tables_that_the_statements_are_built_from(
+    store: PostgresqlEventStore,
+) -> None:
+    found = inspect(store.engine)
+    for name, table in metadata.tables.items():
+        columns = {column["name"]: column for column in found.get_columns(name)}
+        assert set(columns) == set(table.columns.keys())
+        for column in table.columns:
+            compiled = column.type.compile(store.engine.dialect)
+            assert columns[column.name]["type"].compile(store.engine.dialect) == compiled
+            assert columns[column.name]["nullable"] == column.nullable
+
+
+def test_a_database_without_tables_is_one_clear_error(postgres_url: str) -> None:
+    store = open_event_store(postgres_url)
+    assert isinstance(store, PostgresqlEventStore)
+    for use in (
+        lambda: append(store, BOLT, NO_STREAM, event()),
+        lambda: append(store, BOLT, NO_STREAM, *events(2)),
+        lambda: store.read_all(),
+        lambda: store.read_stream(BOLT),
+        lambda: store.find_command("c-1"),
+        lambda: check_schema(store),
+    ):
+        with pytest.raises(SchemaError, match="cqrs schema create") as refused:
+            use()
+        assert isinstance(refused.value.__cause__, Exception)
+    store.close()
+
+
+def test_two_that_make_the_tables_at_once_both_succeed(postgres_url: str) -> None:
+    stores = [open_event_store(postgres_url) for _ in range(2)]
+    failures: list[Exception] = []
+
+    def create(store: SqlEventStore) -> None:
+        try:
+            create_schema(store)
+        except Exception as error:  # noqa: BLE001
+            failures.append(error)
+
+    threads = [threading.Thread(target=create, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert failures == []
+    for store in stores:
+        assert isinstance(store, PostgresqlEventStore)
+        assert check_schema(store) == "0001"
+        store.close()
+
+
+def test_payloads_can_be_queried_as_jsonb(store: PostgresqlEventStore) -> None:
+    append(store, BOLT, NO_STREAM, event(data=b'{"count": 5}'), event(data=b'{"count": 7}'))
+    with store.engine.connect() as connection:
+        counts = connection.execute(text("SELECT sum((payload->>'count')::int) FROM cqrs_events"))
+        assert counts.scalar() == 12
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_jsonb_can_not_hold_is_kept_all_the_same(
+    store: PostgresqlEventStore, count: int
+) -> None:
+    data = b'{"nul": "\\u0000", "half": "\\ud800", "order": 1, "a": 2}'
+    append(store, BOLT, NO_STREAM, *(event(data=data) for _ in range(count)))
+    assert [stored.event.data for stored in store.read_stream(BOLT)] == [data] * count
+
+
+# ------------------------------------------------------------ rows of the application's own
+
+
+def insert_row(connection: object, id: str) -> None:
+    connection.execute(text("INSERT INTO own_rows VALUES (:id)"), {"id": id})  # type: ignore[attr-defined]
+
+
+def rows_of(store: SqlEventStore) -> list[str]:
+    with store.engine.connect() as connection:
+        return list(connection.execute(text("SELECT id FROM own_rows ORDER BY id")).scalars())
+
+
+def test_rows_and_events_are_written_together(store: PostgresqlEventStore) -> None:
+    transaction = store.begin()
+    insert_row(transaction.connection, "1")
+    transaction.append([StreamAppend(BOLT, NO_STREAM, events(2))], command=command("c-1"))
+    assert (rows_of(store), len(store.read_all())) == (["1"], 2)
+
+
+def test_rows_beside_a_stale_append_are_not_written(store: PostgresqlEventStore) -> None:
+    append(store, BOLT, NO_STREAM, event())
+    transaction = store.begin()
+    insert_row(transaction.connection, "1")
+    with pytest.raises(ConcurrencyError) as refused:
+        transaction.append([StreamAppend(BOLT, NO_STREAM, events(1))])
+    assert (refused.value.expected, refused.value.found) == (0, 1)
+    assert (rows_of(store), len(store.read_all())) == ([], 1)
+
+
+def test_a_repeated_append_does_not_write_its_rows_twice(store: PostgresqlEventStore) -> None:
+    # given an append with a row, whose reply was lost
+    for expected in (NO_STREAM, ANY_VERSION):
+        appends = [StreamAppend(BOLT if expected == 0 else NUT, expected, events(2))]
+        first = store.begin()
+        insert_row(first.connection, f"first {expected}")
+        committed = first.append(appends)
+        # when it comes again
+        again = store.begin()
+        insert_row(again.connection, f"again {expected}")
+        # then it returns what the first did, and its row is rolled back
+        assert again.append(appends) == committed
+    assert rows_of(store) == ["first -1", "first 0"]
+
+
+def test_rows_alone_are_written_once_for_a_command(store: PostgresqlEventStore) -> None:
+    for row in ("1", "2"):
+        transaction = store.begin()
+        insert_row(transaction.connection, row)
+        if row == "1":
+            transaction.commit(command=command("c-1", '"done"'))
+            continue
+        with pytest.raises(DuplicateCommand) as refused:
+            transaction.commit(command=command("c-1"))
+        assert refused.value.outcome == '"done"'
+    assert rows_of(store) == ["1"]
+
+
+def test_transactions_in_each_others_way_are_told_so(store: PostgresqlEventStore) -> None:
+    # given two transactions, each with a row that the other one wants
+    append(store, BOLT, NO_STREAM, event())
+    with store.engine.begin() as connection:
+        insert_row(connection, "1")
+        insert_row(connection, "2")
+    first, second = store.begin(), store.begin()
+    change = text("UPDATE own_rows SET id = id WHERE id = :id")
+    first.connection.execute(change, {"id": "1"})
+    second.connection.execute(text("UPDATE cqrs_streams SET version = version"))
+
+    def want_the_first_one_s_row() -> None:
+        with suppress(DBAPIError):
+            second.connection.execute(change, {"id": "1"})
+
+    other = threading.Thread(target=want_the_first_one_s_row)
+    other.start()
+    with store.engine.connect() as connection:
+        wait_until(
+            lambda: connection.execute(
+                text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            ).scalar(),
+            message="the second one to wait",
+        )
+    # when the first one appends to the stream that the second one has locked
+    beaten: list[str] = []
+    try:
+        first.append([StreamAppend(BOLT, 1, events(1))])
+    except TransactionConflict as error:
+        beaten.append(error.stream)
+    other.join(30)
+    second.rollback()
+    # then one of the two was ended, and nothing of it is there
+    assert beaten in ([], ["InventoryItem-bolt"])
+    assert len(store.read_all()) == (1 if beaten else 2)
+
+
+# ------------------------------------------------------------ a server that goes away
+
+
+def test_a_server_that_is_away_is_one_clear_error_and_comes_back(
+    fresh_postgres_node: PostgresNode,
+) -> None:
+    # given a store whose server has died, with connections in the pool
+    url = fresh_postgres_node.create_database("shop").replace("postgres@", "postgres:s3cret@")
+    store = open_event_store(url)
+    assert isinstance(store, PostgresqlEventStore)
+    create_schema(store)
+    append(store, BOLT, NO_STREAM, event())
+    store.read_all()
+    fresh_postgres_node.kill()
+    # then everything says so, without the password
+    for use in (
+        lambda: append(store, BOLT, 1, event()),
+        lambda: store.read_stream(BOLT),
+        lambda: store.read_all(),
+        lambda: store.find_command("c"),
+        lambda: store.begin(),
+    ):
+        with pytest.raises(StoreUnavailable, match=r"postgresql://127\.0\.0\.1.*answer") as failed:
+            use()
+        assert "s3cret" not in f"{failed.value!r} {failed.value.__cause__!r} {store!r}"
+    # and when it is back, everything that was committed is there, and it goes on
+    fresh_postgres_node.start()
+    assert append(store, BOLT, 1, event()).versions == (2,)
+    store.close()
+
+
+def test_a_connection_that_was_lost_in_the_pool_costs_nothing(
+    store: PostgresqlEventStore, postgres_node: PostgresNode
+) -> None:
+    # given a store whose connections the server has ended
+    append(store, BOLT, NO_STREAM, event())
+    store.read_all()
+    with closing(postgres_node.connect("contract")) as other, other.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = 'contract' AND pid <> pg_backend_pid()"
+        )
+    # then it makes new ones
+    assert append(store, BOLT, 1, event()).versions == (2,)
+    assert len(store.read_all()) == 2
+
+
+def test_a_statement_that_the_database_refuses_is_a_store_error(
+    store: PostgresqlEventStore,
+) -> None:
+    with pytest.raises(StoreError, match="refused it"):
+        append(store, BOLT, NO_STREAM, event(data=b"no json"))
+    assert append(store, BOLT, NO_STREAM, event()).versions == (1,)
+
+
+# ------------------------------------------------------------ leases, commands, replicas, processes
+
+
+def test_an_append_under_a_lost_lease_is_refused_and_writes_nothing(opened: Opened) -> None:
+    held = [True]
+    store = opened(lease_check=lambda lease: held[0])
+    store.append([StreamAppend(BOLT, NO_STREAM, events(1))], lease=LEASE)
+    held[0] = False
+    with pytest.raises(LeaseLost):
+        store.append([StreamAppend(BOLT, 1, events(1))], lease=LEASE)
+    assert len(store.read_all()) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_command_is_remembered_for_its_time_to_live(
+    store: PostgresqlEventStore, count: int
+) -> None:
+    over = CommandRecord("c-1", '"over"', ttl_s=-1)
+    store.append([StreamAppend(BOLT, NO_STREAM, events(count))], command=over)
+    assert store.find_command("c-1") is None
+    now = CommandRecord("c-1", '"now"', ttl_s=60)
+    store.append([StreamAppend(BOLT, count, events(count))], command=now)
+    found = store.find_command("c-1")
+    assert found is not None
+    assert found.outcome == '"now"'
+    store.append([StreamAppend(NUT, 0, events(1))], command=CommandRecord("c-2", "1", -1))
+    assert store.forget_expired_commands() == 1
+
+
+def test_a_stream_is_read_from_the_replica_unless_it_was_just_written_here(
+    store: PostgresqlEventStore, database: str, postgres_url: str
+) -> None:
+    # given a replica that has nothing yet
+    replica = open_event_store(postgres_url)
+    assert isinstance(replica, PostgresqlEventStore)
+    create_schema(replica)
+    both = open_event_store(database, read_url=postgres_url)
+    append(store, NUT, NO_STREAM, event())
+    # then a stream that others wrote is not seen there
+    assert list(both.read_stream(NUT)) == []
+    assert list(both.read_all()) == []
+    # but one that was written here is, and one that was found to have changed
+    append(both, BOLT, NO_STREAM, event())
+    assert len(both.read_stream(BOLT)) == 1
+    with pytest.raises(ConcurrencyError):
+        append(both, NUT, NO_STREAM, event())
+    assert len(both.read_stream(NUT)) == 1
+    # and what decides about a commit is asked of the database itself
+    append(store, NUT, 1, event(), command=command("c-1"))
+    assert both.find_command("c-1") is not None
+    both.close()
+    replica.close()
+
+
+def test_a_forked_child_makes_connections_of_its_own(store: PostgresqlEventStore) -> None:
+    append(store, BOLT, NO_STREAM, event())
+    store.read_all()
+    child = os.fork()
+    if child == 0:
+        try:
+            append(store, BOLT, 1, event())
+            store.read_all()
+            os._exit(0)
+        except BaseException:  # noqa: BLE001
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert append(store, BOLT, 2, event()).versions == (3,)
+
+
+#: Greenlets that wait for the server together.
+GREENLETS = """
+from gevent import monkey
+monkey.patch_all()
+import json, sys, time
+import gevent
+from sqlalchemy import text
+from cqrs_celery.backends.opening import open_event_store
+from cqrs_celery.testing.event_store_contract import append, event
+from cqrs_celery.store.stream import StreamName
+
+store = open_event_store(sys.argv[1])
+def work(number):
+    append(store, StreamName("shop", "Item", str(number)), 0, event())
+    with store.engine.connect() as connection:
+        connection.execute(text("SELECT pg_sleep(0.5)"))
+start = time.monotonic()
+gevent.joinall([gevent.spawn(work, number) for number in range(10)], raise_error=True)
+print(json.dumps([time.monotonic() - start, len(store.read_all())]))
+store.close()
+"""
+
+
+def test_greenlets_wait_for_the_server_together(store: PostgresqlEventStore, database: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", GREENLETS, database],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    took_s, count = json.loads(found.stdout)
+    assert count == 10
+    assert took_s < 4
+
+
+def test_appends_that_cross_never_deadlock(store: PostgresqlEventStore) -> None:
+    # given two writers that append to the same streams in opposite orders
+    deadline = time.monotonic() + 1
+
+    def write(streams: list[object]) -> None:
+        while time.monotonic() < deadline:
+            store.append([StreamAppend(stream, ANY_VERSION, events(1)) for stream in streams])  # type: ignore[arg-type]
+
+    threads = [
+        threading.Thread(target=write, args=(streams,)) for streams in ([BOLT, NUT], [NUT, BOLT])
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    # then the server saw none
+    with store.engine.connect() as connection:
+        found = connection.execute(
+            text("SELECT deadlocks FROM pg_stat_database WHERE datname = 'contract'")
+        )
+        deadlocks = found.scalar()
+    assert deadlocks is not None
+    assert len(store.read_stream(BOLT)) == len(store.read_stream(NUT)) > 0

@@ -1,0 +1,185 @@
+"""The SQLite store keeps the contract that every store keeps; what is its own comes after it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from cqrs_celery.backends.opening import open_event_store
+from cqrs_celery.backends.sql.event_store import LeaseCheck, SqlEventStore
+from cqrs_celery.backends.sql.schema import check_schema, create_schema
+from cqrs_celery.backends.sqlite.event_store import SqliteEventStore
+from cqrs_celery.errors import ConcurrencyError, LeaseLost, SchemaError, StoreUnavailable
+from cqrs_celery.store.events import CommandRecord, StreamAppend
+from cqrs_celery.store.stream import NO_STREAM
+from cqrs_celery.testing.event_store_contract import (
+    BOLT,
+    NUT,
+    EventStoreContract,
+    append,
+    event,
+    events,
+)
+from tests.sql_writers import LEASE, Writers, slow_and_unsteady
+
+Opened = Callable[..., SqliteEventStore]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'events.db'}"
+
+
+@pytest.fixture
+def opened(url: str) -> Iterator[Opened]:
+    stores = []
+
+    def open_it(lease_check: LeaseCheck | None = None) -> SqliteEventStore:
+        store = open_event_store(url, lease_check=lease_check)
+        assert isinstance(store, SqliteEventStore)
+        stores.append(store)
+        create_schema(store)
+        return store
+
+    yield open_it
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def store(opened: Opened) -> SqliteEventStore:
+    return opened()
+
+
+class TestSqliteEventStore(EventStoreContract):
+    @pytest.fixture
+    def store(self, opened: Opened) -> SqliteEventStore:
+        return opened()
+
+
+class PortableStore(SqliteEventStore):
+    """Append with the statements that every engine knows."""
+
+    _write_alone = SqlEventStore._write_alone
+    write = SqlEventStore.write_portably
+
+
+class TestThePortableAppendOnSqlite(EventStoreContract):
+    @pytest.fixture
+    def store(self, opened: Opened) -> PortableStore:
+        return PortableStore(opened().engine)
+
+
+@pytest.mark.parametrize("has_rows", [False, True])
+def test_8_writers_and_a_reader_skip_nothing_double_nothing_and_keep_the_order(
+    opened: Opened, *, has_rows: bool
+) -> None:
+    # given a store whose commits take their time, and one in five is given up
+    store = opened(lease_check=slow_and_unsteady(0.002))
+    with store.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE own_rows (id TEXT)"))
+    # when 8 writers write, with rows of their own or without, and a reader follows them
+    writers = Writers(store, threads=8, commits=25, has_rows=has_rows)
+    writers.run()
+    # then
+    writers.check()
+
+
+def test_a_write_left_open_elsewhere_does_not_stall_the_reader(
+    store: SqliteEventStore, tmp_path: Path
+) -> None:
+    # given events, and a write transaction that somebody leaves open
+    append(store, BOLT, NO_STREAM, *events(3))
+    with closing(sqlite3.connect(tmp_path / "events.db")) as other:
+        other.execute("CREATE TABLE own_rows (id TEXT)")
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("INSERT INTO own_rows VALUES ('1')")
+        # then the reader reads on
+        assert len(store.read_all()) == 3
+        assert len(store.read_stream(BOLT)) == 3
+
+
+def test_a_file_without_tables_is_one_clear_error(url: str) -> None:
+    store = open_event_store(url)
+    assert isinstance(store, SqliteEventStore)
+    for use in (
+        lambda: append(store, BOLT, NO_STREAM, event()),
+        lambda: store.read_all(),
+        lambda: store.read_stream(BOLT),
+        lambda: store.find_command("c-1"),
+        lambda: check_schema(store),
+    ):
+        with pytest.raises(SchemaError, match="cqrs schema create") as refused:
+            use()
+        assert isinstance(refused.value.__cause__, Exception)
+
+
+def test_a_file_that_can_not_be_opened_is_one_clear_error(tmp_path: Path) -> None:
+    store = open_event_store(f"sqlite:///{tmp_path}/missing/events.db")
+    with pytest.raises(StoreUnavailable, match=r"missing/events\.db does not answer"):
+        store.read_all()
+
+
+def test_tables_that_are_there_are_left_alone(store: SqliteEventStore) -> None:
+    append(store, BOLT, NO_STREAM, event())
+    assert create_schema(store) == check_schema(store) == "0001"
+    assert len(store.read_all()) == 1
+
+
+def test_an_append_under_a_lost_lease_is_refused_and_writes_nothing(opened: Opened) -> None:
+    held = [True]
+    store = opened(lease_check=lambda lease: held[0])
+    store.append([StreamAppend(BOLT, NO_STREAM, events(1))], lease=LEASE)
+    held[0] = False
+    with pytest.raises(LeaseLost):
+        store.append([StreamAppend(BOLT, 1, events(1))], lease=LEASE)
+    assert len(store.read_all()) == 1
+
+
+def test_rows_and_events_are_written_together_or_not_at_all(store: SqliteEventStore) -> None:
+    # given a table of the application's own
+    with store.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE own_rows (id TEXT)"))
+    # when one transaction succeeds, and one is stale
+    good = store.begin()
+    good.connection.execute(text("INSERT INTO own_rows VALUES ('1')"))
+    good.append([StreamAppend(BOLT, NO_STREAM, events(1))])
+    stale = store.begin()
+    stale.connection.execute(text("INSERT INTO own_rows VALUES ('2')"))
+    with pytest.raises(ConcurrencyError):
+        stale.append([StreamAppend(BOLT, NO_STREAM, events(1))])
+    # then there is one row and one event
+    with store.engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM own_rows")).scalar() == 1
+    assert len(store.read_all()) == 1
+
+
+def test_a_command_is_remembered_for_its_time_to_live(store: SqliteEventStore) -> None:
+    over = CommandRecord("c-1", '"over"', ttl_s=-1)
+    store.append([StreamAppend(BOLT, NO_STREAM, events(1))], command=over)
+    assert store.find_command("c-1") is None
+    store.append([StreamAppend(BOLT, 1, events(1))], command=CommandRecord("c-1", '"now"', 60))
+    found = store.find_command("c-1")
+    assert found is not None
+    assert found.outcome == '"now"'
+    store.append([StreamAppend(NUT, 0, events(1))], command=CommandRecord("c-2", "1", -1))
+    assert store.forget_expired_commands() == 1
+
+
+def test_a_forked_child_makes_connections_of_its_own(store: SqliteEventStore) -> None:
+    append(store, BOLT, NO_STREAM, event())
+    child = os.fork()
+    if child == 0:
+        try:
+            append(store, BOLT, 1, event())
+            os._exit(0)
+        except BaseException:  # noqa: BLE001
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert append(store, BOLT, 2, event()).versions == (3,)

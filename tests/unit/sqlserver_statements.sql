@@ -1,0 +1,135 @@
+-- schema
+BEGIN TRANSACTION;
+
+CREATE TABLE cqrs_schema (
+    version_num VARCHAR(32) NOT NULL,
+    CONSTRAINT cqrs_schema_pkc PRIMARY KEY (version_num)
+);
+
+-- schema
+-- Running upgrade  -> 0001
+
+CREATE TABLE cqrs_streams (
+    stream_id BIGINT NOT NULL IDENTITY,
+    stream_key CHAR(64) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    application NVARCHAR(max) NOT NULL,
+    aggregate_type NVARCHAR(max) NOT NULL,
+    aggregate_id NVARCHAR(max) NOT NULL,
+    version BIGINT NOT NULL,
+    CONSTRAINT cqrs_streams_pkey PRIMARY KEY (stream_id),
+    CONSTRAINT cqrs_streams_key UNIQUE (stream_key)
+);
+
+-- schema
+CREATE TABLE cqrs_events (
+    global_position BIGINT NOT NULL IDENTITY,
+    stream_id BIGINT NOT NULL,
+    version BIGINT NOT NULL,
+    event_id NVARCHAR(200) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    type NVARCHAR(max) NOT NULL,
+    type_version INTEGER NOT NULL,
+    payload NVARCHAR(max) NOT NULL,
+    metadata NVARCHAR(max) NOT NULL,
+    recorded_at DATETIME2(6) NOT NULL,
+    row_version ROWVERSION NOT NULL,
+    CONSTRAINT cqrs_events_pkey PRIMARY KEY (global_position),
+    CONSTRAINT cqrs_events_version UNIQUE (stream_id, version)
+);
+
+-- schema
+CREATE TABLE cqrs_commands (
+    command_id NVARCHAR(450) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    position BIGINT NOT NULL,
+    outcome NVARCHAR(max) NOT NULL,
+    expires_at DATETIME2(6) NOT NULL,
+    CONSTRAINT cqrs_commands_pkey PRIMARY KEY (command_id)
+);
+
+-- schema
+CREATE INDEX ix_cqrs_commands_expires_at ON cqrs_commands (expires_at);
+
+-- schema
+CREATE TABLE cqrs_checkpoints (
+    name NVARCHAR(200) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    position BIGINT NOT NULL,
+    updated_at DATETIME2(6) NOT NULL,
+    CONSTRAINT cqrs_checkpoints_pkey PRIMARY KEY (name)
+);
+
+-- schema
+CREATE TABLE cqrs_snapshots (
+    stream_id BIGINT NOT NULL,
+    version BIGINT NOT NULL,
+    schema_version INTEGER NOT NULL,
+    payload NVARCHAR(max) NOT NULL,
+    taken_at DATETIME2(6) NOT NULL,
+    CONSTRAINT cqrs_snapshots_pkey PRIMARY KEY (stream_id)
+);
+
+-- schema
+CREATE UNIQUE INDEX cqrs_events_row_version ON cqrs_events (row_version);
+
+-- schema
+INSERT INTO cqrs_schema (version_num) OUTPUT inserted.version_num VALUES ('0001');
+
+-- schema
+COMMIT;
+
+-- append
+SELECT cqrs_commands.position, cqrs_commands.outcome
+FROM cqrs_commands
+WHERE cqrs_commands.command_id = ? AND cqrs_commands.expires_at > ?
+
+-- append
+SELECT cqrs_streams.stream_key, cqrs_streams.stream_id, cqrs_streams.version
+FROM cqrs_streams WITH (UPDLOCK, HOLDLOCK, ROWLOCK)
+WHERE cqrs_streams.stream_key IN (?, ?) ORDER BY cqrs_streams.stream_key
+
+-- append
+INSERT INTO cqrs_streams (stream_key, application, aggregate_type, aggregate_id, version) VALUES (?, ?, ?, ?, ?)
+
+-- append
+SELECT cqrs_streams.stream_key, cqrs_streams.stream_id, cqrs_streams.version
+FROM cqrs_streams WITH (UPDLOCK, HOLDLOCK, ROWLOCK)
+WHERE cqrs_streams.stream_key IN (?) ORDER BY cqrs_streams.stream_key
+
+-- append
+UPDATE cqrs_streams SET version=? WHERE cqrs_streams.stream_id = ?
+
+-- append
+INSERT INTO cqrs_events (stream_id, version, event_id, type, type_version, payload, metadata, recorded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?, ?, ?)
+
+-- append
+SELECT CAST(cqrs_events.row_version AS BIGINT) AS position
+FROM cqrs_events
+WHERE cqrs_events.stream_id = ? AND cqrs_events.version = ?
+
+-- append
+SELECT cqrs_commands.position, cqrs_commands.outcome
+FROM cqrs_commands
+WHERE cqrs_commands.command_id = ? AND cqrs_commands.expires_at > ?
+
+-- append
+DELETE FROM cqrs_commands WHERE cqrs_commands.command_id = ?
+
+-- append
+INSERT INTO cqrs_commands (command_id, position, outcome, expires_at) VALUES (?, ?, ?, ?)
+
+-- read_stream
+SELECT TOP 10 CAST(cqrs_events.row_version AS BIGINT) AS position, cqrs_events.version, cqrs_events.event_id, cqrs_events.type, cqrs_events.type_version, cqrs_events.payload AS payload, cqrs_events.metadata AS metadata, cqrs_events.recorded_at
+FROM cqrs_events
+WHERE cqrs_events.stream_id = (SELECT cqrs_streams.stream_id
+FROM cqrs_streams
+WHERE cqrs_streams.stream_key = ?) AND cqrs_events.version > ? ORDER BY cqrs_events.version
+
+-- read_all
+SELECT cqrs_streams.application, cqrs_streams.aggregate_type, cqrs_streams.aggregate_id, page.position, page.version, page.event_id, page.type, page.type_version, page.payload, page.metadata, page.recorded_at
+FROM (SELECT TOP 1000 CAST(cqrs_events.row_version AS BIGINT) AS position, cqrs_events.version AS version, cqrs_events.event_id AS event_id, cqrs_events.type AS type, cqrs_events.type_version AS type_version, cqrs_events.payload AS payload, cqrs_events.metadata AS metadata, cqrs_events.recorded_at AS recorded_at, cqrs_events.stream_id AS stream_id
+FROM cqrs_events
+WHERE convert(BINARY(8), CAST(? AS BIGINT)) < cqrs_events.row_version AND min_active_rowversion() > cqrs_events.row_version ORDER BY cqrs_events.row_version) AS page JOIN cqrs_streams ON cqrs_streams.stream_id = page.stream_id ORDER BY page.position
+
+-- find_command
+SELECT cqrs_commands.position, cqrs_commands.outcome
+FROM cqrs_commands
+WHERE cqrs_commands.command_id = ? AND cqrs_commands.expires_at > ?
+

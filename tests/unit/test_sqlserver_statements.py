@@ -1,0 +1,150 @@
+"""SQL Server's statements: held against a snapshot, parsed, and kept free of other engines' words.
+
+No engine runs here; the store's contract runs against one where CQRS_TEST_MSSQL_URL names it. To
+write the snapshot anew: CQRS_WRITE_SNAPSHOTS=1 pytest tests/unit/test_sqlserver_statements.py
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import sqlglot
+from sqlalchemy import create_engine
+
+from cqrs_celery.backends.sql.batch import Batch
+from cqrs_celery.backends.sql.failures import Failure
+from cqrs_celery.backends.sql.schema import schema_sql
+from cqrs_celery.backends.sqlserver.event_store import SqlServerEventStore
+from cqrs_celery.messages.metadata import Metadata
+from cqrs_celery.store.events import CommandRecord, NewEvent, StreamAppend
+from cqrs_celery.store.stream import StreamName
+
+SNAPSHOT = Path(__file__).with_name("sqlserver_statements.sql")
+
+#: Words that sqlglot lets pass, and SQL Server does not; and types that it would regret.
+FOREIGN = re.compile(
+    r"\b(LIMIT|ON CONFLICT|RETURNING|(BIG)?SERIAL|FOR UPDATE|ILIKE|JSONB?|TIMESTAMPTZ|AUTOINCREMENT"
+    r"|BOOLEAN|TRUE|FALSE|IMAGE|TEXT|NTEXT|UUID|NOW\(\))\b|::"
+)
+
+
+class Error(Exception):
+    """Stand for pyodbc's."""
+
+
+DRIVER = SimpleNamespace(paramstyle="qmark", version="5.5.0", Error=Error, Cursor=object)
+
+
+@pytest.fixture
+def store() -> SqlServerEventStore:
+    return SqlServerEventStore(create_engine("mssql+pyodbc://h/d?driver=x", module=DRIVER))
+
+
+def compiled(statement: Any, dialect: Any, **options: Any) -> str:
+    options["compile_kwargs"] = {"render_postcompile": True}
+    return str(statement.compile(dialect=dialect, **options))
+
+
+class Recorder:
+    """Be a connection that writes down what it is to execute."""
+
+    def __init__(self, store: SqlServerEventStore, answers: Iterator[Any]) -> None:
+        self.dialect = store.engine.dialect
+        self.answers = answers
+        self.statements: list[str] = []
+
+    def execute(self, statement: Any, rows: Any = None) -> Any:
+        keys = {"column_keys": list(rows[0])} if rows else {}
+        self.statements.append(compiled(statement, self.dialect, **keys))
+        return next(self.answers)
+
+
+def append_statements(store: SqlServerEventStore) -> list[str]:
+    """Return the statements of an append to a stream that is there and a new one."""
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    event = NewEvent("e-1", "shop.thing", 1, at, b"{}", Metadata())
+    old, new = (StreamName("shop", "Item", name) for name in ("old", "new"))
+    keys = [store._key(stream) for stream in (old, new)]
+    one = SimpleNamespace(scalar_one=lambda: 7)
+    none = SimpleNamespace(first=lambda: None)
+    answers = iter(
+        [none, [(keys[0], 1, 4)], None, [(keys[1], 2, 0)], None, None, one, none, None, None]
+    )
+    recorder = Recorder(store, answers)
+    batch = Batch.of([StreamAppend(old, 4, [event]), StreamAppend(new, 0, [event])])
+    committed = store.write_portably(recorder, batch, CommandRecord("c-1", "null", 60))  # type: ignore[arg-type]
+    assert committed == (7, (5, 1))
+    return recorder.statements
+
+
+def all_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
+    read: list[str] = []
+
+    def note(statement: Any, *_: Any) -> list[Any]:
+        read.append(compiled(statement, store.engine.dialect))
+        return []
+
+    store._rows = note  # type: ignore[method-assign, assignment]
+    store.read_stream(StreamName("shop", "Item", "1"), after_version=3, limit=10)
+    store.read_all(after_position=5)
+    store.find_command("c-1")
+    return {
+        "schema": [one for one in schema_sql("mssql").split("GO\n") if one.strip()],
+        "append": append_statements(store),
+        "read_stream": read[:1],
+        "read_all": read[1:2],
+        "find_command": read[2:],
+    }
+
+
+def test_the_statements_are_those_of_the_snapshot(store: SqlServerEventStore) -> None:
+    found = "".join(
+        f"-- {name}\n{re.sub(r' +$', '', statement.strip(), flags=re.MULTILINE)}\n\n"
+        for name, statements in all_statements(store).items()
+        for statement in statements
+    )
+    if os.environ.get("CQRS_WRITE_SNAPSHOTS"):
+        SNAPSHOT.write_text(found, encoding="utf-8")
+    assert found == SNAPSHOT.read_text(encoding="utf-8")
+
+
+def test_every_statement_is_t_sql_without_a_word_of_another_engine(
+    store: SqlServerEventStore,
+) -> None:
+    for statements in all_statements(store).values():
+        for statement in statements:
+            assert sqlglot.parse(statement, read="tsql"), statement
+            assert not FOREIGN.search(statement.upper()), statement
+
+
+def test_streams_are_locked_by_hint_and_read_below_the_oldest_open_row_version(
+    store: SqlServerEventStore,
+) -> None:
+    statements = all_statements(store)
+    assert "WITH (UPDLOCK, HOLDLOCK, ROWLOCK)" in statements["append"][1]
+    assert "min_active_rowversion()" in statements["read_all"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "failure"),
+    [
+        (("23000", "Violation of UNIQUE KEY constraint (2627) (SQLExecDirectW)"), Failure.TAKEN),
+        (("23000", "Cannot insert duplicate key row (2601)"), Failure.TAKEN),
+        (("40001", "deadlocked on lock resources (1205)"), Failure.BEATEN),
+        (("42S02", "Invalid object name 'cqrs_events'. (208)"), Failure.SCHEMA),
+        (("08S01", "Communication link failure (0)"), Failure.AWAY),
+        (("HYT00", "Login timeout expired (0)"), Failure.AWAY),
+        (("42000", "Incorrect syntax (102)"), Failure.OTHER),
+    ],
+)
+def test_what_pyodbc_says_is_understood(
+    store: SqlServerEventStore, arguments: tuple[str, str], failure: Failure
+) -> None:
+    assert store.failure(Error(*arguments)) is failure

@@ -102,8 +102,8 @@ def test_a_handler_that_raises_writes_neither(cqrs: CQRS) -> None:
 
 
 def test_a_row_without_an_event_is_written_once_for_its_command(cqrs: CQRS) -> None:
-    first = cqrs.execute(NoteVisitor(name="ann"), command_id="c-1")
-    again = cqrs.execute(NoteVisitor(name="ann"), command_id="c-1")
+    first = cqrs.execute(NoteVisitor(name="ann"), idempotency_key="c-1")
+    again = cqrs.execute(NoteVisitor(name="ann"), idempotency_key="c-1")
     assert (first.position, again.position, again.is_repeated) == (None, None, True)
     assert visitors(cqrs) == ["ann"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections import Counter
@@ -10,9 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cqrs_celery import CQRS
+from cqrs_celery.backends.opening import open_event_store
+from cqrs_celery.backends.sql.event_store import SqlEventStore
+from cqrs_celery.backends.sql.schema import create_schema
 from tests.chaos import till
 from tests.chaos.lab import ALONE
 from tests.nodes import RedisNode, WorkerNode
@@ -111,7 +113,7 @@ def redeliver_commands(
         folder: where everything runs.
         rounds: redeliveries at least.
         seed: of what is sent, and of what becomes of it.
-        store: `cqrs_event_store`.
+        store: "broker", or an event store's URL.
         kills: whether processes are killed too; not with a store that would die with them.
 
     Returns:
@@ -146,7 +148,11 @@ def redeliver_commands(
         seen["handlers run again for want of a commit"] = again
         check_outcomes(cqrs, sender)
     found = {name: seen[name] for name in ROWS}
-    return {"store": store} | found | {"seconds": round(time.monotonic() - started_at)}
+    return (
+        {"store": store.partition(":")[0]}
+        | found
+        | {"seconds": round(time.monotonic() - started_at)}
+    )
 
 
 def compare(sender: Sender, book: dict[str, list[int]], seen: Counter[str]) -> None:
@@ -183,14 +189,15 @@ def running(
     for name in ("redis", "worker"):
         (folder / name).mkdir()
     node = RedisNode(folder / "redis")
-    settings = {"cqrs_event_store": store}
+    if "sql" in store:
+        create_schema(cast(SqlEventStore, open_event_store(store)))
     worker: WorkerNode | None = None
     try:
         node.start()
         env = {
             "TILL_URL": node.url,
             "TILL_SEED": str(seed),
-            "TILL_SETTINGS": json.dumps(settings),
+            "TILL_STORE": store,
         }
         worker = WorkerNode(
             folder / "worker",
@@ -203,7 +210,7 @@ def running(
         )
         worker.start()
         worker.wait_ready()
-        cqrs = till.client(node.url, **({} if store == "memory://" else settings))
+        cqrs = till.client(node.url)
         yield cqrs, node, worker
         consumer = cqrs.app.backend.result_consumer
         consumer.stop()

@@ -19,6 +19,7 @@ from celery import Celery
 from celery.exceptions import Reject
 
 from cqrs_celery import CQRS, Aggregate, Command, Event, Session, applies, command_handler
+from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.dispatch.tasks import CommandTask
 
 #: A command is made to come again so often at most.
@@ -128,8 +129,8 @@ def _note(what: str) -> None:
     server().hincrby("fates", what, 1)
 
 
-def client(url: str, **settings: Any) -> CQRS:
-    """Return the application on a server."""
+def client(url: str, *, store: str = "broker") -> CQRS:
+    """Return the application on a server; its events are in the broker, or where the URL says."""
     app = Celery("till", broker=url, backend=url, set_as_current=False)
     app.conf.update(
         broker_transport="cqrs_celery.transport:Transport",
@@ -137,10 +138,9 @@ def client(url: str, **settings: Any) -> CQRS:
         broker_transport_options={"lease_s": 1.0},
         worker_prefetch_multiplier=4,
     )
-    app.conf.update(settings)
-    return CQRS(app)
+    return CQRS(app, store=None if store == "broker" else open_event_store(store))
 
 
 if "TILL_URL" in os.environ:
     CommandTask.run = disturbed(CommandTask.run)  # type: ignore[method-assign]
-    app = client(os.environ["TILL_URL"], **json.loads(os.environ.get("TILL_SETTINGS", "{}"))).app
+    app = client(os.environ["TILL_URL"], store=os.environ["TILL_STORE"]).app

@@ -30,6 +30,7 @@ CQRSError
 │   └── StoreUnavailable          the store's server does not answer
 ├── LockTimeout                   somebody else held an aggregate's lock for too long
 └── PublishFailed                 a message could not be handed to the broker
+    └── QueueFull                 a subscriber's queue had no room for it in time
 
 Errors carry what they name as attributes, and survive pickling between pool processes.
 """
@@ -232,3 +233,11 @@ class PublishFailed(CQRSError):
     """Say which message could not be handed to the broker; the driver's error is its cause."""
 
     message_id: str
+
+
+class QueueFull(PublishFailed):
+    """Say in which queue too many messages wait; nobody got the one that was to be published."""
+
+    queue: str
+    capacity: int
+    found: int

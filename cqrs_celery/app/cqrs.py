@@ -25,9 +25,11 @@ from ..dispatch.definitions import Definition, definitions
 from ..dispatch.envelope import checked_key, command_id_of, pack_event
 from ..dispatch.handler import task_of
 from ..dispatch.locks import check_locks
+from ..dispatch.publishing import Published, Publisher
 from ..dispatch.runtime import Runtime, add_application, current_app
 from ..dispatch.tasks import send_unhandled, stream_of
-from ..messages.message import Command, Query
+from ..errors import InvalidSetting
+from ..messages.message import Command, Message, Query
 from ..messages.metadata import Metadata, new_id
 from ..messages.sender import use_sender
 from ..messages.serializer import Serializer
@@ -38,8 +40,10 @@ from ..store.ports import EventStore
 from ..transport import TRANSPORT
 from ..transport.transport import SCHEMES
 from .locks import open_locks
+from .no_store import NoEventStore, check_store
 from .settings import BROKER, Settings, check_broker, check_tasks, read_settings
-from .stores import open_store
+from .stores import BODY, open_store
+from .topics import open_subscriptions, open_topics
 
 
 class CQRS:
@@ -95,20 +99,58 @@ class CQRS:
     def _compose(self) -> Runtime:
         settings = self.settings
         check_tasks(self.app)
-        if self._given_store is None and settings.event_store == BROKER:
-            check_broker(self.app, transport=TRANSPORT, schemes=SCHEMES.values())
-        store = self._given_store or open_store(self.app, settings, deliver=self._deliver)
+        store = self._given_store or self._open_store(settings)
         serializer = Serializer(settings.application)
         locks = open_locks(self.app, store)
         bus = Bus(Repository(store, serializer), serializer, locks=locks)
         return Runtime(
-            self.app, serializer, store, bus, settings.command_id_ttl_s, settings.dead_letters
+            self.app,
+            serializer,
+            store,
+            bus,
+            settings.command_id_ttl_s,
+            settings.dead_letters,
+            subscriptions=open_subscriptions(self.app, store, is_reliable=self._is_reliable),
         )
+
+    def _open_store(self, settings: Settings) -> EventStore:
+        if settings.event_store == BROKER:
+            try:
+                check_broker(self.app, transport=TRANSPORT, schemes=SCHEMES.values())
+            except InvalidSetting as error:
+                if self.app.conf.get("cqrs_event_store") is not None:
+                    raise
+                # Who names no store may need none.
+                return NoEventStore(error)
+        return open_store(self.app, settings, deliver=self._deliver)
+
+    @property
+    def _is_reliable(self) -> bool:
+        try:
+            check_broker(self.app, transport=TRANSPORT, schemes=SCHEMES.values())
+        except InvalidSetting:
+            return False
+        return True
+
+    @cached_property
+    def _publisher(self) -> Publisher:
+        topics = open_topics(self.app) if self._is_reliable else None
+        return Publisher(self.runtime, topics, body=BODY)
 
     @property
     def store(self) -> EventStore:
         """The event store."""
         return self.runtime.store
+
+    def check_handlers(self) -> None:
+        """Check that there is what the declared handlers ask for: an event store, and locks.
+
+        Raises:
+            InvalidSetting: something is missing.
+        """
+        check_store(self.store, definitions.all())
+        for definition in definitions.all():
+            check_locks(self.runtime.bus.locks, definition)
 
     # ------------------------------------------------------------ use
 
@@ -189,6 +231,40 @@ class CQRS:
             return send_unhandled(command, self.runtime, options)
         return task_of(self.app, definition).apply_async((command,), **options)
 
+    def publish(
+        self,
+        message: Message,
+        capacity: int | None = None,
+        timeout_s: float = 5.0,
+        *,
+        message_id: str | None = None,
+    ) -> Published:
+        """Publish a message that is not stored, to every subscriber or to none.
+
+        Args:
+            message: the message.
+            capacity: how many messages may wait in each subscriber's queue before it, those that
+                workers hold not counted; None for any number.
+            timeout_s: seconds to wait for room, blocking this thread; 0 looks once.
+            message_id: the same whenever the message is published again because it was unknown
+                whether it had been; 1 to 200 characters. Remembered for the transport's
+                `dedup_ttl_s`, 2 minutes.
+
+        Returns:
+            The message's id, and how many queues it went to.
+
+        Raises:
+            QueueFull: there was no room in time; nobody got it.
+            PublishFailed: the broker did not answer, as often as `task_publish_retry_policy` says.
+            MalformedMessage: a field holds a value that JSON has no form for.
+            InvalidSetting: there is a capacity, and the broker is not the reliable queue.
+            TypeError: it is an event, a command or a query.
+            ValueError: capacity, timeout or id have no value that makes sense.
+        """
+        return self._publisher.publish(
+            message, capacity=capacity, timeout_s=timeout_s, message_id=message_id
+        )
+
     def _attempt(self, command: Command, key: str | None) -> Attempt:
         name = self.runtime.serializer.name_of(type(command))
         command_id = new_id() if key is None else command_id_of(name, checked_key(key))
@@ -265,7 +341,6 @@ class CQRS:
             return
         runtime = self.runtime
         for definition in definitions.all():
-            check_locks(runtime.bus.locks, definition)
             if definition.kind != "query":
                 runtime.app.amqp.queues.select_add(task_of(self.app, definition).home_queue)
 

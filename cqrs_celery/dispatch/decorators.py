@@ -155,13 +155,15 @@ def subscribes(
     Functions of one subscription share a queue, so they see an aggregate's events in version
     order across types. The function gets the event; a parameter annotated with `RecordedEvent` gets
     the facts of its recording, one with `Session` a unit of work that is committed once on return,
-    one with `Metadata` the trace. An event may arrive again after a crash; its version tells.
+    one with `Metadata` the trace. An event may arrive again after a crash; its version tells. A
+    message that is published has no `RecordedEvent`.
 
     When it raises, the event is tried again, later each time; then it is a dead letter, which
     workers try again for a week. Later events of the same aggregate wait meanwhile, in order.
 
     Args:
-        events: the classes; a base class means every event below it.
+        events: the classes, of events or of messages that are published; a base class means every
+            one below it.
         subscription: its name; without it, the function is a subscription of its own, under its
             name. Without a dot, the application is put in front.
         ordered: True: each aggregate's events in version order, one at a time; "subscription": all
@@ -186,16 +188,18 @@ def subscribes(
         A decorator. What it returns is called like the function, and has a task's attributes.
 
     Raises:
-        RegistrationError: there is no class, one is no event, an option has a value that is not
-            accepted or would break what a handler's task promises, or another function of the
-            subscription says otherwise of its order or its dead letters.
+        RegistrationError: there is no class, one is neither event nor message, an option has a
+            value that is not accepted or would break what a handler's task promises, or another
+            function of the subscription says otherwise of its order or its dead letters.
         DuplicateRegistration: a function of the subscription takes the event; both are named.
         HandlerSignatureError: a parameter's annotation does not fit.
     """
-    _check("event", events)
+    _check("event", events, "message")
+    # What is published was never recorded: of such, there are no facts of recording.
+    kind = "message" if any(event.__kind__ == "message" for event in events) else "event"
 
     def declare(function: Callable[..., Any]) -> Handler:
-        found = injections(function, "event", events)
+        found = injections(function, kind, events)
         check_options(function, options)
         conflicts = OnConflict(check_retries(function, retry_on_conflict))
         retrying = _retrying(
@@ -219,11 +223,11 @@ def subscribes(
     return declare
 
 
-def _check(kind: str, classes: tuple[Any, ...]) -> None:
+def _check(kind: str, classes: tuple[Any, ...], *others: str) -> None:
     if not classes:
         raise RegistrationError("subscribes() names no event; expected at least one class")
     for cls in classes:
-        if getattr(cls, "__kind__", None) != kind:
+        if getattr(cls, "__kind__", None) not in (kind, *others):
             name = where(cls) if isinstance(cls, type) else repr(cls)
             raise RegistrationError(
                 f"{name} is no {kind}; expected a class below cqrs_celery.{kind.capitalize()}"

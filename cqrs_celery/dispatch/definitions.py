@@ -23,7 +23,7 @@ class Definition:
     """Be one declared handler.
 
     Attributes:
-        kind: command, query or event.
+        kind: command, query or event; a subscription to messages is of the kind event too.
         messages: the classes that it handles; one, but for a subscription.
         function: the user's.
         injections: its parameters beside the message, each with what it is given.
@@ -137,7 +137,7 @@ class Definitions:
         return self._by_key.get((message.__kind__, message))
 
     def topics_of(self, definition: Definition) -> list[type[Any]]:
-        """Return the event classes that a subscription's function gets.
+        """Return the classes of events and messages that a subscription's function gets.
 
         A base class stands for every event below it, except those that another function of the
         same subscription names.
@@ -154,12 +154,13 @@ class Definitions:
         found = dict.fromkeys(m for m in definition.messages if hasattr(m, "__registered__"))
         for message in definition.messages:
             for entry in registry.subclasses(message):
-                if entry.cls not in taken:
+                # Everything is below Message; what a subscription for that gets is published.
+                if entry.cls not in taken and entry.kind == message.__kind__:
                     found.setdefault(entry.cls)
         return list(found)
 
     def subscribers_of(self, event: type[Any]) -> list[Definition]:
-        """Return the subscriptions' functions that get an event class."""
+        """Return the subscriptions' functions that get a class of events or messages."""
         return [d for d in self.all() if d.kind == "event" and event in self.topics_of(d)]
 
 

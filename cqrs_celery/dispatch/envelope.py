@@ -21,6 +21,9 @@ from .context import current_metadata
 #: Where the caller's key stands, beside a command's type, version and data.
 IDEMPOTENCY_KEY = "idempotency_key"
 
+#: Where the id of a message that is not stored stands; recorded events have `event_id`.
+MESSAGE_ID = "message_id"
+
 #: Characters of a key at most: stores look commands up in columns of limited length.
 LONGEST_KEY = 200
 
@@ -86,17 +89,15 @@ def key_of(plain: Any) -> str | None:
         raise MalformedMessage(str(error), name="", version=0) from error
 
 
-def checked_key(key: Any) -> str:
-    """Return an idempotency key as it is, if it may be one.
+def checked_key(key: Any, *, what: str = "an idempotency key") -> str:
+    """Return an idempotency key, or another id of the caller's, as it is, if it may be one.
 
     Raises:
         ValueError: it is no text, empty, or too long.
     """
     if not isinstance(key, str) or not 0 < len(key) <= LONGEST_KEY:
         found = f"{len(key)} of them" if isinstance(key, str) else repr(key)
-        raise ValueError(
-            f"an idempotency key is a text of 1 to {LONGEST_KEY} characters; found {found}"
-        )
+        raise ValueError(f"{what} is a text of 1 to {LONGEST_KEY} characters; found {found}")
     return key
 
 
@@ -108,6 +109,41 @@ def command_id_of(name: str, key: str) -> str:
         key: its key.
     """
     return f"{name}:{key}"
+
+
+def pack_message(message: Any, serializer: Serializer, *, message_id: str) -> dict[str, Any]:
+    """Return a message as its subscribers' tasks' argument, with the trace of what publishes it.
+
+    Raises:
+        MalformedMessage: a field holds a value that JSON has no form for.
+    """
+    correlation_id = current_metadata().correlation_id or message_id
+    metadata = Metadata(correlation_id=correlation_id, causation_id=message_id)
+    plain = serializer.to_plain(message)
+    return {**plain, MESSAGE_ID: message_id, "metadata": msgspec.to_builtins(metadata)}
+
+
+def is_message(plain: Any) -> bool:
+    """Say whether a subscription's task was given a message, and no recorded event."""
+    return isinstance(plain, dict) and MESSAGE_ID in plain
+
+
+def unpack_message(plain: dict[str, Any], serializer: Serializer) -> tuple[Any, Metadata]:
+    """Return the message in a task's argument, and the metadata for what it brings about.
+
+    Raises:
+        UnknownMessageType: its name and version are not registered.
+        MalformedMessage: it does not fit its type.
+    """
+    message = serializer.from_plain("message", plain)
+    try:
+        return message, msgspec.convert(plain.get("metadata"), Metadata)
+    except msgspec.ValidationError as error:
+        raise MalformedMessage(
+            f"a message came without a trace that can be read: {error}",
+            name=plain["type"],
+            version=plain["version"],
+        ) from error
 
 
 def pack_event(stored: StoredEvent) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import celery
 from ..errors import NotConfigured
 from ..messages.serializer import Serializer
 from ..store.events import DeadLetterPolicy
-from ..store.ports import EventStore
+from ..store.ports import EventStore, Subscriptions
 from .bus import Bus
 
 
@@ -26,6 +26,8 @@ class Runtime:
         bus: runs its handlers.
         command_id_ttl_s: seconds for which a command is remembered.
         dead_letters: what its subscriptions' dead letters do, where these don't say otherwise.
+        subscriptions: where workers say who gets which events and messages; None where nobody is
+            told, as with a broker that has no topics.
     """
 
     app: celery.Celery
@@ -34,6 +36,7 @@ class Runtime:
     bus: Bus
     command_id_ttl_s: int
     dead_letters: DeadLetterPolicy
+    subscriptions: Subscriptions | None = None
 
     @property
     def application(self) -> str:

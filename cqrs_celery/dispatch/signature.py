@@ -18,6 +18,7 @@ INJECTABLE: Mapping[str, tuple[type[Any], ...]] = {
     "command": (Session, Metadata),
     "query": (),
     "event": (RecordedEvent, Session, Metadata),
+    "message": (Session, Metadata),
 }
 
 
@@ -28,7 +29,7 @@ def injections(
 
     Args:
         function: the handler; its first parameter takes the message.
-        kind: command, query or event.
+        kind: command, query, event, or message.
         messages: the classes that it handles.
 
     Returns:

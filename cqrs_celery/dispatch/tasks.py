@@ -33,12 +33,15 @@ from .bus import Attempt, CommandResult, record_of
 from .definitions import Definition
 from .envelope import (
     IDEMPOTENCY_KEY,
+    MESSAGE_ID,
     checked_key,
     command_id_of,
+    is_message,
     key_of,
     pack_command,
     unpack_command,
     unpack_event,
+    unpack_message,
 )
 from .runtime import Runtime, runtime_of
 
@@ -178,19 +181,19 @@ class CommandTask(HandlerTask):
 
 
 class SubscriptionTask(HandlerTask):
-    """Be the task of a subscription's function: its argument is a recorded event."""
+    """Be the task of a subscription's function: its argument is a recorded event, or a message."""
 
     abstract = True
     ignore_result = True
     acks_on_failure = False
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Send a recorded event by hand; it is handled beside its sequence, not in it."""
+        """Send a recorded event or message by hand; it is handled beside its sequence."""
         route(self.app, self.name, options, home_queue=self.home_queue)
         return super().apply_async(args, kwargs, **options)
 
     def run(self, *args: Any, **kwargs: Any) -> None:
-        """Handle a recorded event.
+        """Handle a recorded event, or a message.
 
         Raises:
             MessageError: the argument can't be read; a dead letter.
@@ -200,6 +203,10 @@ class SubscriptionTask(HandlerTask):
 
     def _handle(self, argument: Any) -> CommandResult:
         runtime = self.runtime
+        if is_message(argument):
+            message, metadata = unpack_message(argument, runtime.serializer)
+            attempt = self._attempt(message, metadata, message_id=argument[MESSAGE_ID])
+            return runtime.bus.run(self.definition, attempt)
         recorded = (
             argument
             if isinstance(argument, RecordedEvent)
@@ -209,18 +216,31 @@ class SubscriptionTask(HandlerTask):
             correlation_id=recorded.metadata.correlation_id or recorded.event_id,
             causation_id=recorded.event_id,
         )
-        # What it commits is committed once, however often the event arrives.
-        record_id = f"{recorded.event_id}:{self.name}"
+        attempt = self._attempt(
+            recorded.event, metadata, message_id=recorded.event_id, recorded=recorded
+        )
+        return runtime.bus.run(self.definition, attempt)
+
+    def _attempt(
+        self,
+        message: Any,
+        metadata: Metadata,
+        *,
+        message_id: str,
+        recorded: RecordedEvent[Any] | None = None,
+    ) -> Attempt:
+        """Return what the function runs for; it commits once, however often the message comes."""
+        runtime = self.runtime
+        record_id = f"{message_id}:{self.name}"
         record = record_of(record_id, runtime.command_id_ttl_s)
-        attempt = Attempt(
-            recorded.event,
+        return Attempt(
+            message,
             metadata,
             command=lambda _: record(None),
             find=lambda: runtime.store.find_command(record_id),
             recorded=recorded,
             lease=self._lease,
         )
-        return runtime.bus.run(self.definition, attempt)
 
 
 def prepare_command(

@@ -65,9 +65,12 @@ class MessageMeta(msgspec.StructMeta):
 
 
 def _check_key(cls: Any, aggregate: type | None, key: str | None) -> None:
-    if cls.__kind__ != "command":
-        raise RegistrationError(f"{where(cls)} names an aggregate: only a command is for one")
-    if aggregate is None or key is None:
+    if cls.__kind__ not in ("command", "message") or (aggregate and cls.__kind__ == "message"):
+        raise RegistrationError(
+            f"{where(cls)} names an aggregate, or a key: only a command is for one; a message that"
+            " is published may have a key alone"
+        )
+    if cls.__kind__ == "command" and (aggregate is None or key is None):
         raise RegistrationError(
             f"{where(cls)} names {'a key' if aggregate is None else 'an aggregate'} only; expected"
             " both: aggregate=InventoryItem, key='id'"
@@ -81,7 +84,14 @@ def _check_key(cls: Any, aggregate: type | None, key: str | None) -> None:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class Message(msgspec.Struct, metaclass=MessageMeta, kind="message", frozen=True):
-    """Be a fact or a request that is sent to subscribers without being stored."""
+    """Be something that is told to subscribers without being stored: `cqrs.publish(message)`.
+
+    Class arguments:
+        name: under which it travels; without a dot, the application is put in front.
+        version: of the content's shape.
+        key: the field whose value says which messages of this class stay in order, one at a time;
+            without it, they are handled in no certain order.
+    """
 
     __kind__: ClassVar[str]
     __reserved__: ClassVar[frozenset[str]]

@@ -20,6 +20,7 @@ from .values import (
     Beat,
     Destination,
     Exchange,
+    FullQueue,
     Publish,
     QueueCount,
     Recovered,
@@ -161,7 +162,8 @@ class ReliableQueue:
         parent_id: str = "",
         sequence: str = "",
         publish_id: str = "",
-    ) -> int | None:
+        capacity: int = 0,
+    ) -> int | FullQueue | None:
         """Give a message to every subscriber of a topic, or to none; once per publish id.
 
         Args:
@@ -172,14 +174,19 @@ class ReliableQueue:
             parent_id: fills the parent hole.
             sequence: what it must stay in order with; "" for nothing.
             publish_id: the same for every repetition of one publish; "" never deduplicates.
+            capacity: how many messages may wait in each of their queues before this one, those that
+                workers hold not counted; 0 for any number.
 
         Returns:
-            The number of queues it went to; None if this publish id was seen.
+            The number of queues it went to; None if this publish id was seen; a queue that is full,
+            and then it went to none.
         """
         args = [self.prefix, publish_id, self.dedup_ttl_ms, topic, body]
-        args += [message_id, root_id, parent_id, sequence]
-        count = int(_publish_topic(self.client, self._keys, args))
-        return None if count < 0 else count
+        args += [message_id, root_id, parent_id, sequence, capacity]
+        answer = _publish_topic(self.client, self._keys, args)
+        if isinstance(answer, list):
+            return FullQueue(answer[0].decode(), int(answer[1]))
+        return None if int(answer) < 0 else int(answer)
 
     def subscribe(
         self,

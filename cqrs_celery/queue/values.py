@@ -36,6 +36,13 @@ class Publish(NamedTuple):
     body: str | bytes = ""
 
 
+class FullQueue(NamedTuple):
+    """Say which queue had no room for a message, and how many wait there at least."""
+
+    queue: str
+    found: int
+
+
 class Taken(NamedTuple):
     """Be one delivery: a message that this consumer holds until it settles it.
 

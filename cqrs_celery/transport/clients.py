@@ -28,11 +28,17 @@ class BrokerClient:
     Args:
         connect: returns a Kombu connection to the broker, not yet connected.
         socket_timeout_s: seconds to wait for an answer; None for the transport's own.
+        retries: how often an operation is repeated; 0 for one that is repeated elsewhere.
     """
 
     def __init__(
-        self, connect: Callable[[], Any], *, socket_timeout_s: float | None = None
+        self,
+        connect: Callable[[], Any],
+        *,
+        socket_timeout_s: float | None = None,
+        retries: int = RETRIES,
     ) -> None:
+        self._retries = retries
         self._connect = connect
         self._socket_timeout_s = socket_timeout_s
         self._pid = 0
@@ -59,7 +65,7 @@ class BrokerClient:
             connection.close()
         if self._socket_timeout_s is not None:
             pool.connection_kwargs["socket_timeout"] = self._socket_timeout_s
-        pool.set_retry(Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), RETRIES))
+        pool.set_retry(Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), self._retries))
         return client_on(pool)
 
 

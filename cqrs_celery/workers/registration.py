@@ -16,6 +16,7 @@ from celery import bootsteps
 from ..dispatch.definitions import Definition, definitions
 from ..dispatch.handler import task_of
 from ..dispatch.runtime import Runtime, runtime_of
+from ..dispatch.topics import topic_of
 from ..errors import InvalidSetting
 from ..store.events import DeadLetterPolicy, Subscriber
 from ..transport import wire
@@ -33,15 +34,20 @@ class RegistrationStep(bootsteps.StartStopStep):
     name = "cqrs-registration"
 
     def start(self, parent: Any) -> None:
-        """Register every subscription of the worker's application."""
+        """Register every subscription of the worker's application.
+
+        Raises:
+            InvalidSetting: a handler asks for what is not there; the worker ends. A signal's
+                receiver, at an earlier time, could not end it.
+        """
         runtime = runtime_of(parent.app)
-        register = getattr(runtime.store, "register", None)
-        if register is None:
+        parent.app.cqrs.check_handlers()
+        if runtime.subscriptions is None:
             return
         for definition in definitions.all():
             if definition.kind == "event":
                 subscriber = subscriber_of(definition, runtime)
-                new = register(subscriber)
+                new = runtime.subscriptions.register(subscriber)
                 logger.info(
                     "subscription registered",
                     extra={
@@ -78,7 +84,7 @@ def subscriber_of(definition: Definition, runtime: Runtime) -> Subscriber:
             setting="dead_letter_ttl_s",
             accepted=f"up to {runtime.command_id_ttl_s}",
         )
-    topics = tuple(runtime.serializer.name_of(event) for event in definitions.topics_of(definition))
+    topics = tuple(topic_of(cls, runtime.serializer) for cls in definitions.topics_of(definition))
     return Subscriber(
         task.name,
         topics,

@@ -64,7 +64,7 @@ class QueueModel:
         self.step = 0
         #: What the table of a run shows.
         self.seen: Counter[str] = Counter()
-        self.repeats: list[Callable[[], int | None]] = []
+        self.repeats: list[Callable[[], Any]] = []
         self.expected: set[Copy] = set()
         #: Neither held nor dead nor done.
         self.waiting: set[Copy] = set()
@@ -133,7 +133,7 @@ class QueueModel:
         topic, targets = self.random.choice(list(TOPICS.items()))
         tag, sequence = self._new_tag(), self._some_sequence()
 
-        def send() -> int | None:
+        def send() -> Any:
             return self.queue.publish_topic(
                 topic, tag, message_id=tag, root_id=f"r{tag}", parent_id=f"p{tag}",
                 sequence=sequence, publish_id=f"p{tag}",

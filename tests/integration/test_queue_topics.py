@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from cqrs_celery.queue.values import ack
+from cqrs_celery.queue.values import FullQueue, ack
 from tests.queues import QueueCase, leftovers, opened, texts
 
 
@@ -19,7 +20,7 @@ def queue(redis_url: str) -> Iterator[QueueCase]:
 PIECES = ("a(", ")b(", ")c(", ")d(", ")e")
 
 
-def publish(queue: QueueCase, body: str = "body", **options: str) -> int | None:
+def publish(queue: QueueCase, body: str = "body", **options: Any) -> int | FullQueue | None:
     """Publish to the topic of these tests."""
     topic = options.pop("topic", "placed")
     return queue.publish_topic(topic, body, message_id="m", root_id="r", parent_id="p", **options)
@@ -159,3 +160,41 @@ def test_a_thousand_subscribers_get_one_body(queue: QueueCase) -> None:
     assert queue.redis.hlen(queue.key("body")) == 1
     anna.end(ack, taken)
     assert (len(texts(taken)), leftovers(queue.client)) == (1_000, [])
+
+
+# Capacity
+
+
+def test_with_a_capacity_a_full_queue_is_named_and_nobody_gets_the_message(
+    queue: QueueCase,
+) -> None:
+    # given two subscribers, one of whose queues is full
+    queue.subscribe("stock.book", ["placed"], queue="stock", pieces=PIECES)
+    queue.subscribe("mail.send", ["placed"], queue="mail", pieces=PIECES)
+    queue.send("0", "1", to="mail")
+    # when something is published, then it says which, and how many wait
+    assert publish(queue, capacity=2, publish_id="p") == FullQueue("mail", 2)
+    assert queue.count_of("stock") == {}
+    # and the publish may be repeated, and is remembered only then
+    assert publish(queue, capacity=3, publish_id="p") == 2
+    assert publish(queue, capacity=3, publish_id="p") is None
+
+
+def test_a_capacity_counts_whatever_waits_at_every_priority_delayed_and_in_sequences(
+    queue: QueueCase,
+) -> None:
+    queue.subscribe("mail.send", ["placed"], queue="mail", pieces=PIECES)
+    # given 2 of a higher step, 1 delayed, 3 in a ready sequence, 2 behind one that is delayed
+    queue.send("0", "1", to="mail", priority=3)
+    queue.send("2", to="mail", delay_ms=60_000)
+    queue.send("3", "4", "5", to="mail", sequence="ready")
+    queue.send("6", to="mail", sequence="later", delay_ms=60_000)
+    queue.send("7", to="mail", sequence="later")
+    assert publish(queue, capacity=9) == 1
+    assert publish(queue, capacity=9) == FullQueue("mail", 9)
+    # when one worker takes all that it may, then only what it does not hold counts
+    worker = queue.worker("anna", "mail")
+    assert len(worker.take(run=2)) >= 4
+    held = len(queue.in_flight("anna"))
+    assert publish(queue, capacity=9 - held) == FullQueue("mail", 9 - held)
+    assert publish(queue, capacity=9 - held + 1) == 1

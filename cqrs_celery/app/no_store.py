@@ -1,0 +1,90 @@
+"""Stand where an event store would be, in an application that has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
+
+from ..dispatch.definitions import Definition
+from ..errors import InvalidSetting
+from ..session.session import Session
+from ..store.events import (
+    CommandOutcome,
+    CommandRecord,
+    Committed,
+    Lease,
+    StoredEvent,
+    StreamAppend,
+)
+from ..store.ports import EventStore
+from ..store.stream import StreamName
+
+
+class NoEventStore:
+    """Be an EventStore that keeps nothing, and says why when it is asked to.
+
+    Messages are published, commands without aggregates carried out, and queries answered without
+    one.
+
+    Args:
+        error: why there is none.
+    """
+
+    def __init__(self, error: InvalidSetting) -> None:
+        self.error = error
+
+    def append(
+        self,
+        appends: Sequence[StreamAppend],
+        *,
+        command: CommandRecord | None = None,
+        lease: Lease | None = None,
+    ) -> Committed:
+        """Refuse.
+
+        Raises:
+            InvalidSetting: always.
+        """
+        self._refuse()
+
+    def read_stream(
+        self, stream: StreamName, *, after_version: int = 0, limit: int | None = None
+    ) -> Sequence[StoredEvent]:
+        """Refuse.
+
+        Raises:
+            InvalidSetting: always.
+        """
+        self._refuse()
+
+    def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
+        """Refuse.
+
+        Raises:
+            InvalidSetting: always.
+        """
+        self._refuse()
+
+    def find_command(self, command_id: str) -> CommandOutcome | None:
+        """Return None: nothing was ever committed."""
+        return None
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def _refuse(self) -> NoReturn:
+        raise self.error
+
+
+def check_store(store: EventStore, declared: Iterable[Definition]) -> None:
+    """Check that there is an event store, if a handler takes a session or an event.
+
+    Raises:
+        InvalidSetting: there is none.
+    """
+    if not isinstance(store, NoEventStore):
+        return
+    for definition in declared:
+        is_for_events = any(cls.__kind__ == "event" for cls in definition.messages)
+        if is_for_events or Session in definition.injections.values():
+            raise store.error

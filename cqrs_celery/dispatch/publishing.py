@@ -1,0 +1,139 @@
+"""Publish messages that are not stored: to every subscriber's task, wherever that runs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple, Protocol
+
+from ..errors import InvalidSetting, MalformedMessage
+from ..messages.message import Message
+from ..messages.metadata import new_id
+from .context import current_metadata
+from .definitions import definitions
+from .envelope import MESSAGE_ID, checked_key, pack_message
+from .handler import task_of
+from .runtime import Runtime
+from .tasks import publishing
+from .topics import topic_of
+
+
+class Published(NamedTuple):
+    """Say what became of a message: its id, and how many queues it went to.
+
+    `queues` is None if the id had been published before, and nothing was published again.
+    """
+
+    message_id: str
+    queues: int | None
+
+
+class Topics(Protocol):
+    """Publish to the subscribers that the broker itself knows."""
+
+    def publish(
+        self,
+        topic: str,
+        body: str,
+        *,
+        message_id: str,
+        root_id: str,
+        parent_id: str,
+        sequence: str,
+        capacity: int,
+        timeout_s: float,
+    ) -> int | None:
+        """Give a message to every subscriber of a topic, or to none; once per message id.
+
+        Returns:
+            The number of queues it went to; None if its id was seen.
+
+        Raises:
+            QueueFull: there was no room in time; nothing was published.
+            PublishFailed: the broker does not answer.
+        """
+
+
+class Publisher:
+    """Publish the messages of one application.
+
+    Args:
+        runtime: of the application.
+        topics: of the broker; None where the broker knows no subscribers. Then each subscriber that
+            this process knows is sent a task.
+        body: what goes before and after a message to make the body of a Celery task.
+    """
+
+    def __init__(self, runtime: Runtime, topics: Topics | None, *, body: tuple[str, str]) -> None:
+        self._runtime = runtime
+        self._topics = topics
+        self._body = body
+
+    def publish(
+        self, message: Message, *, capacity: int | None, timeout_s: float, message_id: str | None
+    ) -> Published:
+        """Publish a message; see `CQRS.publish`."""
+        if getattr(message, "__kind__", None) != "message":
+            raise TypeError(
+                f"publish takes a Message; found {type(message).__qualname__}. Events are recorded"
+                " by aggregates, commands are sent with delay()"
+            )
+        if capacity is not None and (type(capacity) is not int or capacity < 1):
+            raise ValueError(f"capacity is a whole number from 1, or None; found {capacity!r}")
+        if not 0 <= timeout_s < float("inf"):
+            raise ValueError(f"timeout_s is a number of seconds from 0; found {timeout_s!r}")
+        own_id = new_id() if message_id is None else checked_key(message_id, what="a message id")
+        packed = pack_message(message, self._runtime.serializer, message_id=own_id)
+        if self._topics is None or self._runtime.app.conf.task_always_eager:
+            return self._send(message, packed, capacity)
+        name = self._runtime.serializer.name_of(type(message))
+        count = self._topics.publish(
+            topic_of(type(message), self._runtime.serializer),
+            _json(name, packed).join(self._body),
+            message_id=_inside_json(own_id),
+            root_id=_inside_json(packed["metadata"]["correlation_id"]),
+            parent_id=_inside_json(current_metadata().causation_id),
+            sequence=sequence_of(message, name),
+            capacity=capacity or 0,
+            timeout_s=timeout_s,
+        )
+        return Published(own_id, count)
+
+    def _send(self, message: Message, packed: dict[str, Any], capacity: int | None) -> Published:
+        app = self._runtime.app
+        if capacity is not None and not app.conf.task_always_eager:
+            raise InvalidSetting(
+                f"a message was published with capacity = {capacity}, but the broker can't say how"
+                " many messages wait: that needs the reliable queue. Leave it out, or set"
+                " broker_transport = 'cqrs_celery.transport:Transport' beside a redis:// URL",
+                setting="broker_transport",
+                accepted="cqrs_celery.transport:Transport",
+            )
+        own_id = packed[MESSAGE_ID]
+        subscribers = definitions.subscribers_of(type(message))
+        queues = set()
+        for definition in subscribers:
+            task = task_of(app, definition)
+            with publishing(app, own_id, task.name):
+                task.apply_async((packed,), task_id=f"{own_id}:{task.name}")
+            queues.add(task.home_queue)
+        return Published(own_id, len(queues))
+
+
+def sequence_of(message: Message, name: str) -> str:
+    """Return what a message stays in order with: those of its class with the same key."""
+    key = message.__key__
+    return "" if key is None else f"{name}:{getattr(message, key)}"
+
+
+def _json(name: str, packed: dict[str, Any]) -> str:
+    try:
+        return json.dumps(packed, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise MalformedMessage(
+            f"{name} can't be written as JSON: {error}", name=name, version=packed["version"]
+        ) from error
+
+
+def _inside_json(text: str) -> str:
+    """Return a text as it stands between the quotes of a JSON string."""
+    return json.dumps(text)[1:-1]

@@ -129,7 +129,8 @@ def waiting(client: redis.Redis) -> list[int]:
 
 
 def test_a_publish_is_one_step_to_every_subscriber(cqrs: CQRS, client: redis.Redis) -> None:
-    # given a publisher that is connected (77, 78)
+    """ACCEPTANCE 77 and 78."""
+    # given a publisher that is connected
     cqrs.publish(Printed(copies=1))
     before: Any = client.info("stats")
     # when it publishes
@@ -153,6 +154,7 @@ def test_a_repeated_publish_is_one_message(cqrs: CQRS, client: redis.Redis) -> N
 def test_a_worker_gets_messages_through_each_subscription(
     redis_url: str, client: redis.Redis, worker_factory: WorkerFactory
 ) -> None:
+    """ACCEPTANCE 78."""
     # given a worker with subscriptions, and no event store or aggregate anywhere
     worker_factory(WORKER, arguments=ALONE, concurrency=2, env={"NEWS_URL": redis_url})
     with news(redis_url) as cqrs:
@@ -183,12 +185,13 @@ def test_a_failing_message_holds_up_no_other(
     wait_until(lambda: client.llen("read") == 2 and client.llen("counted") == 3, 15, "the others")
 
 
-# Capacity (81)
+# Capacity
 
 
 def test_a_full_queue_is_told_of_and_nobody_gets_the_message(
     cqrs: CQRS, client: redis.Redis
 ) -> None:
+    """ACCEPTANCE 81."""
     # given room for 3, and 3 that wait
     for n in range(3):
         cqrs.publish(Printed(copies=n), capacity=3, timeout_s=0)
@@ -236,6 +239,7 @@ def test_what_waits_in_sequences_counts_and_what_a_worker_holds_does_not(
 
 
 def test_a_publisher_waits_until_there_is_room(cqrs: CQRS, client: redis.Redis) -> None:
+    """ACCEPTANCE 81."""
     # given a full queue, and a publisher that waits
     for n in range(3):
         cqrs.publish(Printed(copies=n))
@@ -281,12 +285,13 @@ def publish_ten(cqrs: CQRS) -> None:
         cqrs.publish(Printed(copies=n), capacity=5, timeout_s=60)
 
 
-# Redis away (80)
+# Redis away
 
 
 def test_redis_away_is_publish_failed_after_the_configured_retries(
     fresh_redis_node: RedisNode,
 ) -> None:
+    """ACCEPTANCE 80."""
     policy = {"max_retries": 2, "interval_start": 0.2, "interval_step": 0, "interval_max": 0.2}
     with news(fresh_redis_node.url, task_publish_retry_policy=policy) as cqrs:
         # given a server that goes away

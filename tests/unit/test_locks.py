@@ -328,6 +328,9 @@ def test_a_lock_that_is_asked_for_needs_something_to_lock_with(cqrs: CQRS) -> No
     assert cqrs.execute(OpenDoor()).value == 2
     with pytest.raises(InvalidSetting, match="asks for lock = 'always', but there is nothing"):
         cqrs.execute(OpenDoorAlways())
+    # and a worker says so when it starts
+    with pytest.raises(InvalidSetting, match="but there is nothing to lock with"):
+        cqrs.check_handlers()
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def cqrs() -> CQRS:
 
 
 def test_a_message_reaches_every_subscriber(cqrs: CQRS) -> None:
-    # (78)
+    """ACCEPTANCE 78."""
     published = cqrs.publish(PricesPrinted(copies=5))
     assert published.queues == 2
     trace = Metadata(correlation_id=published.message_id, causation_id=published.message_id)
@@ -168,6 +168,9 @@ def test_messaging_works_without_an_event_store_and_the_bus_without_a_broker() -
         session.find(Shelf, "1")
     with pytest.raises(InvalidSetting, match="the broker must be the reliable queue"):
         cqrs.store.read_all()
+    # as a worker does when it starts, if a handler takes a session, or an event
+    with pytest.raises(InvalidSetting, match="the broker must be the reliable queue"):
+        cqrs.check_handlers()
 
 
 def test_with_another_broker_each_subscriber_is_sent_a_task_and_a_capacity_is_refused() -> None:

@@ -28,7 +28,12 @@ import redis
 from tests.chaos.killing import kill_around_takes, kill_publishers
 from tests.chaos.outages import cut_connections, demote_servers, kill_servers
 from tests.chaos.queue_model import QueueModel
-from tests.chaos.redeliveries import redeliver_commands
+from tests.chaos.redeliveries import (
+    redeliver_commands,
+    redeliver_in_memory,
+    redeliver_on_postgresql,
+    redeliver_on_sqlite,
+)
 from tests.nodes import RedisNode
 
 #: Steps between two empty servers. Short, so that a failure is quickly repeated with its seed.
@@ -147,6 +152,9 @@ RUNS: list[Callable[[argparse.Namespace], Iterator[Table]]] = [
     Rounds("Redis demoted to a replica, and promoted back", demote_servers, 30),
     Rounds("Connections cut and replies swallowed under load", cut_connections, 250),
     Rounds("Commands delivered again and again", redeliver_commands, 10_000),
+    Rounds("The same, with the events in SQLite", redeliver_on_sqlite, 10_000),
+    Rounds("The same, with the events in PostgreSQL", redeliver_on_postgresql, 10_000),
+    Rounds("The same, with the events in memory", redeliver_in_memory, 10_000),
 ]
 
 

@@ -18,6 +18,7 @@ from cqrs_celery.backends.sql.schema import create_schema
 from tests.chaos import till
 from tests.chaos.lab import ALONE
 from tests.nodes import RedisNode, WorkerNode
+from tests.postgres import PostgresNode
 from tests.waiting import wait_until
 
 #: Commands sent at a time, in the middle of which a worker is killed.
@@ -153,6 +154,29 @@ def redeliver_commands(
         | found
         | {"seconds": round(time.monotonic() - started_at)}
     )
+
+
+def redeliver_on_sqlite(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
+    """Do the same with the events in a SQLite file."""
+    store = f"sqlite:///{folder}/till.db"
+    return redeliver_commands(folder, rounds=rounds, seed=seed, store=store)
+
+
+def redeliver_on_postgresql(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
+    """Do the same with the events in a PostgreSQL database."""
+    (folder / "postgres").mkdir()
+    node = PostgresNode(folder / "postgres", settings="fsync = off")
+    try:
+        node.start()
+        store = node.create_database("till")
+        return redeliver_commands(folder, rounds=rounds, seed=seed, store=store)
+    finally:
+        node.teardown()
+
+
+def redeliver_in_memory(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
+    """Do the same with the events in the worker's memory, which therefore is not killed."""
+    return redeliver_commands(folder, rounds=rounds, seed=seed, store="memory://", kills=False)
 
 
 def compare(sender: Sender, book: dict[str, list[int]], seen: Counter[str]) -> None:

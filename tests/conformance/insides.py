@@ -1,7 +1,11 @@
 """Tests that look at stock's own insides, each with the reason why ours has none of it.
 
-A test stands here only if it reads or patches a key or an attribute that is no part of what a user
-of the transport sees. What the test is for is told in the reason, with what ours does about it.
+The bar is Kombu's abstract suite (`t/integration/common.py`) and Celery's integration suite. No
+test of the former may stand here, and of the latter only what cannot begin without stock's insides:
+then the same test runs without that look (`half_open.py`). Otherwise a test stands here only if it
+is of Kombu's own modules for Redis, and reads or patches a key or an attribute that is no part of
+what a user of the transport sees. What the test is for is told in the reason, with what ours does
+about it.
 """
 
 _BLOCKING_POP = (

@@ -58,7 +58,7 @@ class Rotten(Exception):
 
 
 def server() -> redis.Redis:
-    return redis.Redis.from_url(os.environ["MILL_URL"])
+    return redis.Redis.from_url(os.environ["MILL_URL"], socket_timeout=None)
 
 
 def fail_if_told(what: str) -> None:
@@ -121,6 +121,19 @@ def scale(event: Ground, recorded: RecordedEvent[Ground]) -> None:
 @subscribes(Ground, subscription="mill.noise", ordered=False, max_retries=0)
 def noise(event: Ground, recorded: RecordedEvent[Ground]) -> None:
     _see("noise", recorded)
+
+
+@subscribes(Ground, subscription="mill.ledger", batch=100, max_retries=0)
+def ledger(events: list[RecordedEvent[Ground]]) -> None:
+    for recorded in events:
+        fail_if_told(f"ledger:{recorded.aggregate_id}:{recorded.version}")
+    with server() as client, client.pipeline() as pipe:
+        for recorded in events:
+            pipe.rpush(f"seen:ledger:{recorded.aggregate_id}", recorded.version)
+        pipe.rpush("batches", len(events))
+        pipe.execute()
+        if client.get("hold"):
+            client.blpop(["gate"])
 
 
 def client(url: str, **settings: Any) -> CQRS:

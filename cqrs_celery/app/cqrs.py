@@ -38,6 +38,7 @@ from ..session.session import Session
 from ..store.events import StoredEvent
 from ..store.ports import EventStore
 from ..transport import TRANSPORT
+from ..transport.merging import BATCH_ARGUMENT
 from ..transport.transport import SCHEMES
 from .locks import open_locks
 from .no_store import NoEventStore, check_store
@@ -315,7 +316,10 @@ class CQRS:
             task = task_of(self.app, definition)
             task_id = f"{stored.event.event_id}:{task.name}"
             try:
-                task.apply((pack_event(stored),), task_id=task_id, throw=True)
+                # Once: nothing waits here, so a retry would come too soon.
+                task.apply(
+                    (pack_event(stored),), task_id=task_id, retries=task.max_retries, throw=True
+                )
             except Exception as error:  # noqa: BLE001
                 failures.append(error)
         return failures
@@ -343,6 +347,18 @@ class CQRS:
         for definition in definitions.all():
             if definition.kind != "query":
                 runtime.app.amqp.queues.select_add(task_of(self.app, definition).home_queue)
+        self._tell_batches()
+
+    def _tell_batches(self) -> None:
+        """Let the queues of functions that take many events say so, however they were chosen."""
+        queues = self.app.amqp.queues
+        for definition in definitions.all():
+            name = task_of(self.app, definition).home_queue if definition.batch else ""
+            if name in queues.consume_from:
+                queue = queues.consume_from[name]
+                told = queue.queue_arguments or {}
+                most = max(definition.batch, told.get(BATCH_ARGUMENT, 0))
+                queue.queue_arguments = {**told, BATCH_ARGUMENT: most}
 
 
 class _CurrentApplication:

@@ -11,10 +11,8 @@ from ..backends.redis.event_store import RedisEventStore
 from ..store.events import StoredEvent
 from ..store.ports import EventStore
 from ..transport.clients import BrokerClient
+from ..transport.merging import BODY
 from .settings import MEMORY, Settings
-
-#: What goes before and after a recorded event to make the body of a Celery task.
-BODY = ("[[", '],{},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]')
 
 
 def open_store(

@@ -148,6 +148,7 @@ def subscribes(
     retry_on_conflict: int = RETRIES,
     on_dead_letter: OnDeadLetter = "block",
     dead_letter_ttl_s: int | None = None,
+    batch: int = 0,
     **options: Any,
 ) -> Callable[[Callable[..., Any]], Handler]:
     """Declare a function to be given every event of some types, in each aggregate's order.
@@ -180,6 +181,8 @@ def subscribes(
             live is over, and then it is deleted, with an error in the log.
         dead_letter_ttl_s: seconds for which workers try it again; None for the setting
             `cqrs_dead_letter_ttl_s`.
+        batch: the most events that the function takes at once, from 2: as a list of
+            `RecordedEvent`, those of an aggregate in version order. 0: one, as an event.
         retry_on_conflict: how often to repeat the function at once, with fresh state, when another
             writer has committed first; 0 for never.
         options: Celery's task options.
@@ -199,7 +202,12 @@ def subscribes(
     kind = "message" if any(event.__kind__ == "message" for event in events) else "event"
 
     def declare(function: Callable[..., Any]) -> Handler:
-        found = injections(function, kind, events)
+        if batch and kind == "message":
+            raise RegistrationError(
+                f"{where(function)} sets batch, which is for events alone: messages that are"
+                " published one by one come one by one. Remove it."
+            )
+        found = injections(function, "batch" if batch else kind, events)
         check_options(function, options)
         conflicts = OnConflict(check_retries(function, retry_on_conflict))
         retrying = _retrying(
@@ -212,10 +220,13 @@ def subscribes(
         check_choice("on_dead_letter", on_dead_letter, here, accepted)
         if dead_letter_ttl_s is not None:
             check_number("dead_letter_ttl_s", dead_letter_ttl_s, here, least=1)
+        if batch:
+            check_number("batch", batch, here, least=2)
         definition = Definition(
             "event", events, function, found, subscription, options, on_conflict=conflicts,
             retrying=retrying,
             ordered=ordered, lettering=Lettering(on_dead_letter, dead_letter_ttl_s),
+            batch=batch,
         )  # fmt: skip
         definitions.add(definition)
         return Handler(definition)

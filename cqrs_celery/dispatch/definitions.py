@@ -33,6 +33,8 @@ class Definition:
         retrying: what happens at once when it fails.
         ordered: how a subscription keeps order; see `subscribes`.
         lettering: what happens to a subscription's event that goes on failing.
+        batch: how many events a subscription's function takes at once; 0 for a function that takes
+            one, as an event.
     """
 
     kind: str
@@ -45,6 +47,7 @@ class Definition:
     retrying: Retrying = field(default_factory=Retrying)
     ordered: bool | Literal["subscription"] = True
     lettering: Lettering = field(default_factory=Lettering)
+    batch: int = 0
 
     @property
     def is_async(self) -> bool:

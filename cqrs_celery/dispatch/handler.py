@@ -10,7 +10,7 @@ from celery.utils.functional import head_from_fun
 
 from .definitions import Definition
 from .runtime import current_app, runtime_of
-from .tasks import CommandTask, HandlerTask, SubscriptionTask, command_queue
+from .tasks import BatchTask, CommandTask, HandlerTask, SubscriptionTask, command_queue
 
 
 def _header(message: Any) -> None:
@@ -66,7 +66,9 @@ def build_task(app: celery.Celery, definition: Definition) -> celery.Task:
     name = definition.task_name(application)
     is_command = definition.kind == "command"
     home = command_queue(name) if is_command else definition.subscription_name(application)
-    base: type[HandlerTask] = CommandTask if is_command else SubscriptionTask
+    base: type[HandlerTask] = BatchTask if definition.batch else SubscriptionTask
+    if is_command:
+        base = CommandTask
     # Celery warns of some options among a task class's own attributes: they are inherited.
     configured = type(
         base.__name__,

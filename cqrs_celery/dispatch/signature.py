@@ -19,6 +19,8 @@ INJECTABLE: Mapping[str, tuple[type[Any], ...]] = {
     "query": (),
     "event": (RecordedEvent, Session, Metadata),
     "message": (Session, Metadata),
+    # No session: what a batch commits could not be told from what its events commit one by one.
+    "batch": (),
 }
 
 
@@ -29,7 +31,7 @@ def injections(
 
     Args:
         function: the handler; its first parameter takes the message.
-        kind: command, query, event, or message.
+        kind: command, query, event, message, or batch for a function that takes events as a list.
         messages: the classes that it handles.
 
     Returns:
@@ -46,7 +48,10 @@ def injections(
         )
     hints = _hints(function)
     first, *others = parameters
-    _check_message(function, kind, messages, first.name, hints.get(first.name))
+    if kind == "batch":
+        _check_list(function, first.name, hints.get(first.name))
+    else:
+        _check_message(function, kind, messages, first.name, hints.get(first.name))
     found: dict[str, type[Any]] = {}
     for parameter in others:
         hint = hints.get(parameter.name)
@@ -89,6 +94,19 @@ def _check_message(
                 f" parameter {name!r} is annotated with {_name(hint)}; expected"
                 f" {message.__qualname__} or a base of it"
             )
+
+
+def _check_list(function: Callable[..., Any], name: str, hint: Any) -> None:
+    if hint is None or hint is Any:
+        return
+    origin = typing.get_origin(hint) or hint
+    (of,) = typing.get_args(hint) or (RecordedEvent,)
+    is_list = isinstance(origin, type) and issubclass(list, origin)
+    if not is_list or (typing.get_origin(of) or of) is not RecordedEvent:
+        raise HandlerSignatureError(
+            f"{where(function)} takes a batch, but its parameter {name!r} is annotated with"
+            f" {_name(hint)}; expected list[RecordedEvent]"
+        )
 
 
 def _name(hint: Any) -> str:

@@ -243,6 +243,32 @@ class SubscriptionTask(HandlerTask):
         )
 
 
+class BatchTask(SubscriptionTask):
+    """Be the task of a function that takes many events: its argument is a list of them, or one."""
+
+    abstract = True
+
+    def retry(self, *args: Any, exc: BaseException | None = None, **options: Any) -> Any:
+        """Retry a single event; several go back to the queue, to be handled one by one."""
+        if exc is not None and isinstance(self.request.args[0], list):
+            raise exc
+        return super().retry(*args, exc=exc, **options)
+
+    def _handle(self, argument: Any) -> CommandResult:
+        serializer = self.runtime.serializer
+        given = argument if isinstance(argument, list) else [argument]
+        recorded = [
+            one if isinstance(one, RecordedEvent) else unpack_event(one, serializer)
+            for one in given
+        ]
+        first = recorded[0]
+        metadata = Metadata(
+            correlation_id=first.metadata.correlation_id or first.event_id,
+            causation_id=first.event_id,
+        )
+        return self.runtime.bus.run(self.definition, Attempt(recorded, metadata))
+
+
 def prepare_command(
     command: Any, runtime: Runtime, options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:

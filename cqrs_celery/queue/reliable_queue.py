@@ -237,6 +237,7 @@ class ReliableQueue:
         queues: Sequence[str] = (),
         count: int = 0,
         run: int = 1,
+        most: int | None = None,
         was_idle: bool = False,
     ) -> Exchange:
         """Settle what a consumer has finished, then take what is next, in one round trip.
@@ -249,6 +250,7 @@ class ReliableQueue:
                 settles.
             run: the most messages of one sequence; those behind the first must wait for it, and
                 are held so that no round trip lies between them.
+            most: the most messages in all; None for as many as `count` and `run` allow.
             was_idle: True if the last take brought nothing.
 
         Returns:
@@ -256,7 +258,7 @@ class ReliableQueue:
         """
         operations = "".join([f"{s.operation}{s.id}.{s.fence}.{s.delay_ms}" for s in settlements])
         args: list[Any] = [self.prefix, consumer, operations, count, run, int(was_idle)]
-        args += (len(queues), *queues)
+        args += (count * run if most is None else most, len(queues), *queues)
         args += [s.text for s in settlements if s.operation in _WITH_TEXT]
         head, *pieces = _settle_and_take(self.client, self._keys, args)
         known, refused, revoked, due, fence, taken = _read_head(head)

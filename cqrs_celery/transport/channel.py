@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import repeat
 from queue import Empty
 from typing import Any
 from uuid import uuid4
@@ -23,9 +24,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..queue.reliable_queue import DEDUP_TTL_MS, ReliableQueue
-from ..queue.values import Publish, Taken, later
+from ..queue.values import Exchange, Publish, Taken, later
+from . import merging, wire
 from . import qos as _qos
-from . import wire
 from .batch import PublishBatch
 from .clients import client_on
 from .handover import Delivery, retried_delivery
@@ -42,6 +43,10 @@ _PUBLISH_ID = "publish_id"
 #: Seconds to wait for an answer where `socket_timeout` is not set: a peer that went away without a
 #: word would hold up a worker's reconnect and its end.
 ANSWER_S = 5.0
+
+
+#: The most messages taken at once for tasks that take many: the server must not be busy for long.
+BATCH_TAKE = 1000
 
 
 class Channel(stock.Channel):
@@ -75,6 +80,8 @@ class Channel(stock.Channel):
     def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
         check_options(connection.client.transport_options, known=self.from_transport_options)
         self._no_ack_queues: set[str] = set()
+        #: the most messages that a task of a queue takes at once, where that is more than one
+        self._batch_of: dict[str, int] = {}
         #: milliseconds for which messages of a queue may wait, as it was declared here
         self._ttl_ms: dict[str, int] = {}
         self._kept_client: Any = None
@@ -306,9 +313,21 @@ class Channel(stock.Channel):
         return queues
 
     def _exchange(self, credit: int, now: float) -> None:
-        answer = self.holder.exchange(
-            self._turn_of_queues(), count=credit, run=self.max_run, was_idle=self.pace.is_idle
-        )
+        queues, was_idle = self._turn_of_queues(), self.pace.is_idle
+        many = max(map(self._batch_of.get, queues, repeat(1)), default=1) if self._batch_of else 1
+        single = [queue for queue in queues if queue not in self._batch_of]
+        answer = Exchange(is_known=True)
+        if single or many == 1:
+            answer = self.holder.exchange(single, count=credit, run=self.max_run, was_idle=was_idle)
+        if many > 1:
+            found = self.holder.exchange(
+                [queue for queue in queues if queue in self._batch_of],
+                count=min(credit * many, BATCH_TAKE),
+                run=many,
+                most=BATCH_TAKE,
+                was_idle=was_idle or not answer.taken,
+            )
+            answer = joined(answer, found)
         self.pace.note(answer, credit=credit, now=now)
 
     def _deliver_ready(self, most: int) -> int:
@@ -335,10 +354,27 @@ class Channel(stock.Channel):
         message = self._read(taken, tag)
         if message is None:
             return False
+        if task := merging.task_of(taken):
+            tag = self._merge(message, taken, tag, task)
         if taken.queue in self._no_ack_queues:
             self.holder.ack(tag)
         self.connection._deliver(message, taken.queue)
         return True
+
+    def _merge(self, message: dict[str, Any], taken: Taken, tag: str, task: bytes) -> str:
+        """Put others that its task takes at once into a message; returns its delivery tag."""
+        batch = f"batch-{tag}"
+        others = self.holder.take_along(
+            taken,
+            lambda one: merging.task_of(one) == task,
+            merging.most_of(taken) - 1,
+            batch=batch,
+        )
+        if not others:
+            return tag
+        merging.merge(message, [taken, *others])
+        message["properties"]["delivery_tag"] = batch
+        return batch
 
     def _read(self, taken: Taken, tag: str) -> dict[str, Any] | None:
         try:
@@ -454,7 +490,10 @@ class Channel(stock.Channel):
 
     def _new_queue(self, queue: str, auto_delete: bool = False, **kwargs: Any) -> None:
         super()._new_queue(queue, auto_delete, **kwargs)
-        self._ttl_ms[queue] = int((kwargs.get("arguments") or {}).get("x-message-ttl") or 0)
+        arguments = kwargs.get("arguments") or {}
+        self._ttl_ms[queue] = int(arguments.get("x-message-ttl") or 0)
+        if merging.BATCH_ARGUMENT in arguments:
+            self._batch_of[queue] = int(arguments[merging.BATCH_ARGUMENT])
         self.queue.declare(queue, expires_ms=self._expires.get(queue, 0))
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
@@ -494,6 +533,16 @@ class Channel(stock.Channel):
         self.release()
         if "queue" in self.__dict__:
             self.queue.client.close()
+
+
+def joined(one: Exchange, two: Exchange) -> Exchange:
+    """Return two answers as one."""
+    due = [ms for ms in (one.due_in_ms, two.due_in_ms) if ms is not None]
+    return Exchange(
+        is_known=one.is_known and two.is_known,
+        due_in_ms=min(due, default=None),
+        taken=[*one.taken, *two.taken],
+    )
 
 
 class SentinelChannel(Channel, stock.SentinelChannel):

@@ -87,6 +87,8 @@ class Holder:
         self._ready: deque[Taken] = deque()
         #: what waits behind the delivered first message of its sequence
         self._runs: dict[Line, deque[Taken]] = {}
+        #: the tag of each batch, with those of its messages in their order
+        self._batches: dict[str, tuple[str, ...]] = {}
         #: lines whose first message was settled so that the queue must say what becomes of the
         #: rest, each with that message; the settlement is not yet sent
         self._unsure: dict[Line, Taken] = {}
@@ -122,13 +124,22 @@ class Holder:
                 self.flush()
                 self._leave()
 
-    def exchange(self, queues: Sequence[str], *, count: int, run: int, was_idle: bool) -> Exchange:
+    def exchange(
+        self,
+        queues: Sequence[str],
+        *,
+        count: int,
+        run: int,
+        most: int | None = None,
+        was_idle: bool,
+    ) -> Exchange:
         """Send what was settled and take what is next.
 
         Args:
             queues: to take from, in the order of their turn.
             count: how many, of a sequence only the first counting; 0 only settles.
             run: the most of one sequence.
+            most: the most in all; None for as many as `count` and `run` allow.
             was_idle: True if the last exchange brought nothing.
 
         Returns:
@@ -148,7 +159,13 @@ class Holder:
                 unsure, self._unsure = self._unsure, {}
             try:
                 answer = self.queue.settle_and_take(
-                    self.name, settlements, queues=queues, count=count, run=run, was_idle=was_idle
+                    self.name,
+                    settlements,
+                    queues=queues,
+                    count=count,
+                    run=run,
+                    most=most,
+                    was_idle=was_idle,
                 )
             except BaseException:
                 # Whether it happened is unknown: repeated settlements count nothing, and what was
@@ -172,6 +189,47 @@ class Holder:
             taken = self._ready.popleft()
             self._held[tag_of(taken)] = taken
             return taken
+
+    def take_along(
+        self, first: Taken, fits: Callable[[Taken], bool], most: int, *, batch: str
+    ) -> list[Taken]:
+        """Make one delivery of a message and others that are ready, or stand behind one of them.
+
+        Of a sequence, only messages that follow each other go along.
+
+        Args:
+            first: the message, held already.
+            fits: says of another whether it may go along.
+            most: how many at most.
+            batch: the tag of the delivery, if there are any others.
+
+        Returns:
+            The others, those of one sequence in its order; without any, nothing has changed.
+        """
+        found: list[Taken] = []
+        with self._lock:
+            self._follow(first, fits, most, found)
+            passed: list[Taken] = []
+            while self._ready and len(found) < most:
+                taken = self._ready.popleft()
+                if not fits(taken):
+                    passed.append(taken)
+                    continue
+                found.append(taken)
+                self._follow(taken, fits, most, found)
+            self._ready.extendleft(reversed(passed))
+            if found:
+                for taken in found:
+                    self._held[tag_of(taken)] = taken
+                self._batches[batch] = tuple(tag_of(taken) for taken in (first, *found))
+        return found
+
+    def _follow(
+        self, taken: Taken, fits: Callable[[Taken], bool], most: int, found: list[Taken]
+    ) -> None:
+        run = self._runs.get((taken.queue, taken.sequence)) if taken.sequence else None
+        while run and len(found) < most and fits(run[0]):
+            found.append(run.popleft())
 
     def return_ready(self) -> None:
         """Give back what was taken but can't be delivered now."""
@@ -244,6 +302,8 @@ class Holder:
                 queue has answered.
         """
         with self._lock:
+            if tag in self._batches:
+                self._ack_batch(tag)
             taken = self._held.get(tag)
             if taken is None:
                 return
@@ -259,6 +319,7 @@ class Holder:
     def requeue(self, tag: str, *, reason: dict[str, Any] | None = None) -> None:
         """Put a delivery back to its place; a dead letter if that has happened too often."""
         with self._lock:
+            self._split(tag, reason)
             taken = self._held.get(tag)
             if taken is None:
                 return
@@ -272,6 +333,7 @@ class Holder:
     def give_back(self, tag: str) -> None:
         """Put a delivery that was not started back to its place, uncounted."""
         with self._lock:
+            self._return_batch(tag, lambda taken: give_back(taken.id, taken.fence))
             taken = self._held.get(tag)
             if taken is not None:
                 self._settle_unsure(tag, give_back(taken.id, taken.fence))
@@ -279,10 +341,12 @@ class Holder:
 
     def later(self, tag: str, delay_s: float) -> None:
         """Deliver it again after a delay; its sequence waits."""
+        delay_ms = int(delay_s * 1000)
         with self._lock:
+            self._return_batch(tag, lambda taken: later(taken.id, taken.fence, delay_ms))
             taken = self._held.get(tag)
             if taken is not None:
-                self._settle_unsure(tag, later(taken.id, taken.fence, int(delay_s * 1000)))
+                self._settle_unsure(tag, later(taken.id, taken.fence, delay_ms))
         self._tell()
 
     def bury(self, tag: str, *, reason: dict[str, Any]) -> None:
@@ -293,6 +357,7 @@ class Holder:
             reason: plain values for whoever reads the letter; `reason` says it in words.
         """
         with self._lock:
+            self._split(tag, reason)
             taken = self._held.get(tag)
             if taken is not None:
                 why = json.dumps(reason, default=str)
@@ -303,6 +368,41 @@ class Holder:
         """Return how many deliveries of a held message ended without a settlement before."""
         taken = self._held.get(tag)
         return taken.tries if taken else 0
+
+    def _ack_batch(self, tag: str) -> None:
+        lines: dict[Line, None] = {}
+        for member in self._batches.pop(tag):
+            taken = self._held.pop(member)
+            self._add(ack(taken.id, taken.fence))
+            if taken.sequence:
+                lines[taken.queue, taken.sequence] = None
+        for line in lines:
+            self._next_of(line)
+
+    def _split(self, tag: str, reason: dict[str, Any] | None) -> None:
+        """Put a failed batch's messages back, each to be handled alone."""
+        members = self._batches.pop(tag, ())
+        if members:
+            logger.warning(
+                "batch failed, its messages are handled one by one",
+                extra={"messages": len(members), "reason": (reason or {}).get("reason")},
+            )
+        # The last one of a sequence first: each returns to its place, and counts.
+        for member in reversed(members):
+            taken = self._held[member]
+            self._settle_unsure(member, requeue(taken.id, taken.fence))
+
+    def _return_batch(self, tag: str, how: Callable[[Taken], Settlement]) -> None:
+        lines: set[Line] = set()
+        for member in self._batches.pop(tag, ()):
+            taken = self._held[member]
+            line = taken.queue, taken.sequence
+            if taken.sequence and line in lines:
+                # It returns with the first of its sequence.
+                del self._held[member]
+                continue
+            lines.add(line)
+            self._settle_unsure(member, how(taken))
 
     def _settle_unsure(self, tag: str, settlement: Settlement) -> None:
         taken = self._held.pop(tag)
@@ -428,6 +528,7 @@ class Holder:
             self._ready.clear()
             self._runs.clear()
             self._held.clear()
+            self._batches.clear()
             self._settlements.clear()
             self._unsure.clear()
             self._must_reconcile = False
@@ -454,7 +555,13 @@ class Holder:
         self._is_closing = True
         self.on_settled = None
         with self._lock:
-            for tag in [tag for tag in self._held if tag not in running]:
+            kept = set(running)
+            for batch, members in list(self._batches.items()):
+                if batch in running:
+                    kept.update(members)
+                else:
+                    self.give_back(batch)
+            for tag in [tag for tag in self._held if tag not in kept]:
                 self.give_back(tag)
             self.return_ready()
             for run in self._runs.values():

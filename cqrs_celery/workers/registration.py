@@ -20,6 +20,7 @@ from ..dispatch.topics import topic_of
 from ..errors import InvalidSetting
 from ..store.events import DeadLetterPolicy, Subscriber
 from ..transport import wire
+from ..transport.merging import BATCH_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,8 @@ def _head(task: Any) -> tuple[str, str, str, str, str]:
         root_id=_ROOT, parent_id=_PARENT, ignore_result=task.ignore_result,
         argsrepr="(<recorded event>,)", kwargsrepr="{}", origin="cqrs",
     )  # fmt: skip
+    if task.definition.batch:
+        message.headers[BATCH_HEADER] = task.definition.batch
     properties = {
         **message.properties,
         "delivery_mode": 2,

@@ -16,8 +16,8 @@
 -- KEYS  1 routing key
 -- ARGV  1 prefix   2 consumer   3 operations, one after the other   4 how many to take (0: only
 --       settle), of a sequence only the first counts   5 how many of one sequence   6 "1" if the consumer
---       had gone idle   7 number of queues   8… the queues to take from, in the order of their turn;
---       then the texts of the operations that have one, in their order
+--       had gone idle   7 how many to take in all   8 number of queues   9… the queues to take from, in
+--       the order of their turn; then the texts of the operations that have one, in their order
 -- RETURN  {MessagePack of {1 if the consumer is known else 0, ids whose settlement counted nothing, ids
 --          taken back, ms until something delayed is due (-1: nothing), fence,
 --          {{id, queue, sequence, priority step, tries, 1 if it has a shared body else 0}…}},
@@ -28,7 +28,8 @@
 local consumer = ARGV[2]
 local flight = C .. 'flight:' .. consumer
 local operations, wanted, run = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local last_queue = 7 + tonumber(ARGV[7])
+local most = tonumber(ARGV[7])
+local last_queue = 8 + tonumber(ARGV[8])
 local refused, revoked = {}, {}
 
 -- One command says that nothing is there that most of the others would look for.
@@ -189,7 +190,7 @@ if due_in == 0 then
 end
 local taken, records, ids = {}, {}, {}
 local queues, live = {}, 0
-for i = 8, last_queue do
+for i = 9, last_queue do
   live = live + 1
   queues[live] = ARGV[i]
 end
@@ -246,7 +247,8 @@ while live > 0 and #taken < wanted do
   end
 end
 for _, t in ipairs(tokens) do
-  local more = run > 1 and call('LRANGE', seq_key(t.queue, t.seq), -run, -2) or {}
+  local room = math.min(run - 1, most - #ids)
+  local more = room > 0 and call('LRANGE', seq_key(t.queue, t.seq), -room - 1, -2) or {}
   for i = #more, 1, -1 do hold(more[i], t.queue, t.pri, t.seq) end
   call('HSET', C .. 'seqs:' .. t.queue, t.seq, 'h' .. t.pri .. '|' .. (1 + #more) .. '|' .. consumer)
 end

@@ -1,4 +1,4 @@
-"""The application that `benchmarks.batches` starts workers of: two subscriptions, one read model each.
+"""The application that `benchmarks.batches` starts workers of: two subscriptions.
 
 BENCH_BROKER is the broker's URL, BENCH_OUT the folder of the read models.
 """

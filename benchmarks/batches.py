@@ -2,8 +2,8 @@
 
     python -m benchmarks.batches [--rounds 3] [--events 40000] [--json FILE]
 
-Events of 100 aggregates wait in Redis; a worker of two prefork processes writes each into a row of a
-SQLite read model, one transaction a task. The rate goes from the first task's begin to the last
+Events of 100 aggregates wait in Redis; a worker of two prefork processes writes each into a row of
+a SQLite read model, one transaction a task. The rate goes from the first task's begin to the last
 row's commit, as the read model itself shows it. A round measures both, in an order that is turned
 about each time; a ratio is of one round, rows show the median, and the least and most. Each event
 must be there once, or the benchmark ends.
@@ -26,7 +26,7 @@ from benchmarks import _batch_app as bench
 from cqrs_celery.dispatch.definitions import definitions
 from cqrs_celery.workers.registration import subscriber_of
 from tests.chaos.__main__ import server_version
-from tests.nodes import RedisNode, WorkerNode
+from tests.nodes import REPOSITORY, RedisNode, WorkerNode
 
 KINDS = ("single", "batch")
 AGGREGATES = 100
@@ -67,7 +67,7 @@ def measure(kind: str, events: int, node: RedisNode, folder: Path) -> float:
         queues=[f"bench.{kind}"],
         concurrency=2,
         arguments=["--without-mingle", "--without-gossip", "--without-heartbeat"],
-        env={"BENCH_BROKER": node.url, "BENCH_OUT": str(folder), "PYTHONPATH": os.getcwd()},
+        env={"BENCH_BROKER": node.url, "BENCH_OUT": str(folder), "PYTHONPATH": str(REPOSITORY)},
         loglevel="WARNING",
     )
     model = bench.read_model(kind)

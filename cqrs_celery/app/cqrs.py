@@ -38,12 +38,12 @@ from ..session.session import Session
 from ..store.events import StoredEvent
 from ..store.ports import EventStore
 from ..transport import TRANSPORT
-from ..transport.merging import BATCH_ARGUMENT
+from ..transport.merging import BATCH_ARGUMENT, BODY
 from ..transport.transport import SCHEMES
 from .locks import open_locks
 from .no_store import NoEventStore, check_store
 from .settings import BROKER, Settings, check_broker, check_tasks, read_settings
-from .stores import BODY, open_store
+from .stores import open_store
 from .topics import open_subscriptions, open_topics
 
 

@@ -78,7 +78,7 @@ def fail_if_told(what: str) -> None:
     raise {"TooHot": TooHot, "Rotten": Rotten}[name](f"{what} fails")
 
 
-@command_handler(Grind, retry_on=TooHot, give_up_on=(), max_retries=2)
+@command_handler(Grind, retry_on=TooHot, max_retries=2, retry_jitter=False)
 def grind(command: Grind, session: Session) -> int:
     fail_if_told(f"command:{command.id}")
     sack = session.find(Sack, command.id)
@@ -97,7 +97,7 @@ def _see(subscription: str, recorded: RecordedEvent[Any]) -> None:
         client.rpush(f"seen:{subscription}", f"{recorded.aggregate_id}:{recorded.version}")
 
 
-@subscribes(Ground, subscription="mill.flour", max_retries=2, give_up_on=Rotten)
+@subscribes(Ground, subscription="mill.flour", max_retries=2, retry_jitter=False, give_up_on=Rotten)
 def flour(event: Ground, recorded: RecordedEvent[Ground]) -> None:
     _see("flour", recorded)
 

@@ -7,6 +7,7 @@ exception's name and how many times it is raised (0: always). What is handled is
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -134,6 +135,12 @@ def ledger(events: list[RecordedEvent[Ground]]) -> None:
         pipe.execute()
         if client.get("hold"):
             client.blpop(["gate"])
+
+
+@subscribes(Ground, subscription="mill.echo", max_retries=0)
+async def echo(event: Ground, recorded: RecordedEvent[Ground]) -> None:
+    await asyncio.sleep(0)
+    _see(f"echo:{event.grams}", recorded)
 
 
 def client(url: str, **settings: Any) -> CQRS:

@@ -20,6 +20,8 @@ from tests.waiting import wait_until
 
 FLOUR = "mill.flour"
 
+POOLS = ("prefork", "solo", "threads", "gevent")
+
 #: Letters are tried again after a second.
 QUICK = {"cqrs_redrive_first_s": 1, "cqrs_redrive_max_s": 1}
 
@@ -75,11 +77,17 @@ def wait_for(data: Any, subscription: str, sack: str, versions: list[int]) -> No
     )
 
 
+@pytest.mark.parametrize("pool", POOLS)
 def test_a_failing_event_is_retried_while_its_sequence_waits_and_others_flow(
-    cqrs: CQRS, data: Any, queue: ReliableQueue, redis_url: str, worker_factory: WorkerFactory
+    pool: str,
+    cqrs: CQRS,
+    data: Any,
+    queue: ReliableQueue,
+    redis_url: str,
+    worker_factory: WorkerFactory,
 ) -> None:
     """ACCEPTANCE 76."""
-    start(worker_factory, redis_url)
+    start(worker_factory, redis_url, pool=pool)
     # given an event whose handler fails twice
     data.hset("broken", "flour:one:2", "TooHot:2")
     # when it is committed among others
@@ -109,11 +117,17 @@ def test_a_waiting_retry_waits_in_redis_not_in_a_worker(
     wait_for(data, "flour", "one", [1, 2])
 
 
+@pytest.mark.parametrize("pool", POOLS)
 def test_after_the_last_retry_it_is_a_letter_with_all_that_is_known(
-    cqrs: CQRS, data: Any, queue: ReliableQueue, redis_url: str, worker_factory: WorkerFactory
+    pool: str,
+    cqrs: CQRS,
+    data: Any,
+    queue: ReliableQueue,
+    redis_url: str,
+    worker_factory: WorkerFactory,
 ) -> None:
     """ACCEPTANCE 76 and 83."""
-    worker = start(worker_factory, redis_url)
+    worker = start(worker_factory, redis_url, pool=pool)
     data.hset("broken", "flour:one:1", "TooHot")
     cqrs.send_command(Grind(id="one", times=2)).get(timeout=20)
 
@@ -178,7 +192,7 @@ def test_a_retry_shows_as_such(
     assert result.get(timeout=20)["value"] == 1
 
 
-@pytest.mark.parametrize("pool", ["prefork", "solo", "threads", "gevent"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_workers_try_letters_again_and_the_rest_follows_in_order(
     pool: str,
     cqrs: CQRS,
@@ -283,7 +297,7 @@ def test_an_unordered_subscription_waits_for_nothing(
     assert letter.sequence == ""
 
 
-@pytest.mark.parametrize("pool", ["prefork", "solo", "threads", "gevent"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_what_follows_in_a_sequence_needs_no_other_wake_up(
     pool: str,
     cqrs: CQRS,

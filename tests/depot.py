@@ -1,9 +1,9 @@
 """The application that the worker tests run: boxes that are filled and emptied.
 
-A worker runs `tests.depot:app` on the server in DEPOT_URL; a test makes its own client of the same
-application by `client(url)`. What subscribers do is seen in Redis lists, one a subscription and
-box, with the versions in the order of handling. Tasks that must last wait at a gate, a list to
-push to.
+A worker runs `tests.depot:app` on the server in DEPOT_URL, by way of DEPOT_BROKER if that is set; a
+test makes its own client of the same application by `client(url)`. What subscribers do is seen in
+Redis lists, one a subscription and box, with the versions in the order of handling. Tasks that must
+last wait at a gate, a list to push to.
 """
 
 from __future__ import annotations
@@ -216,4 +216,7 @@ def in_flight(client: redis.Redis) -> list[bytes]:
 
 
 if "DEPOT_URL" in os.environ:
-    app = client(os.environ["DEPOT_URL"], **json.loads(os.environ.get("DEPOT_SETTINGS", "{}"))).app
+    app = client(
+        os.environ.get("DEPOT_BROKER") or os.environ["DEPOT_URL"],
+        **json.loads(os.environ.get("DEPOT_SETTINGS", "{}")),
+    ).app

@@ -56,6 +56,9 @@ FIRST_FAILED_AT = "cqrs_first_failed_at"
 #: The delivery info under which the worker's main process says what it holds.
 LEASE = "cqrs_lease"
 
+#: The delivery info that says until when, by the monotonic clock, nobody else can have it.
+HELD_UNTIL = "cqrs_held_until"
+
 
 def command_queue(task_name: str) -> str:
     """Return the queue of a command: its application's, which is its name's first segment."""
@@ -84,14 +87,31 @@ class HandlerTask(celery.Task):
         return runtime_of(self.app, self.name)
 
     def _settled(self, work: Callable[[], CommandResult]) -> CommandResult:
-        """Do a worker's work; what is no outcome of it goes back to the queue."""
+        """Do a worker's work; what is no outcome of it goes back to the queue.
+
+        What the worker was given before it was frozen, others may have done meanwhile: it is not
+        begun.
+        """
         is_worker = not (self.request.called_directly or self.request.is_eager)
+        if is_worker and not self._is_held:
+            logger.error(
+                "lease lost, not started", extra={"task": self.name, "task_id": self.request.id}
+            )
+            raise Ignore("its lease was lost before it was started")
         try:
             return work()
         except LeaseLost as error:
             if not is_worker:
                 raise
-            logger.error("lease lost, commit refused", extra={"task": self.name, "why": str(error)})
+            logger.error(
+                "lease lost, commit refused",
+                extra={
+                    "task": self.name,
+                    "task_id": self.request.id,
+                    "message_id": error.message_id,
+                    "why": str(error),
+                },
+            )
             raise Ignore(str(error)) from error
         except StoreUnavailable as error:
             if not is_worker:
@@ -104,10 +124,26 @@ class HandlerTask(celery.Task):
         return super().retry(*args, **{**options, "headers": headers})
 
     @property
+    def _delivery_info(self) -> dict[str, Any]:
+        return (self.request.properties or {}).get("delivery_info") or {}
+
+    @property
     def _lease(self) -> Lease | None:
-        info = (self.request.properties or {}).get("delivery_info") or {}
-        held = info.get(LEASE)
+        held = self._delivery_info.get(LEASE)
         return Lease(*held) if held else None
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether the worker still holds the message, which costs a look only after a lease."""
+        lease = self._lease
+        if lease is None or time.monotonic() <= self._delivery_info.get(HELD_UNTIL, 0):
+            return True
+        try:
+            with self.app.producer_or_acquire() as producer:
+                is_held = getattr(producer.channel, "is_held", None)
+                return is_held is None or bool(is_held(*lease))
+        except (OperationalError, OSError):
+            return True
 
 
 class CommandTask(HandlerTask):

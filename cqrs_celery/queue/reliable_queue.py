@@ -289,6 +289,13 @@ class ReliableQueue:
         entries = cast("dict[bytes, bytes]", self.client.hgetall(self.key(f"flight:{consumer}")))
         return {int(key): int(entry.split(b"|", 1)[0]) for key, entry in entries.items()}
 
+    def fence_of(self, consumer: str, message_id: int) -> int | None:
+        """Return the fence under which a consumer holds a message; None if it does not."""
+        entry = cast(
+            "bytes | None", self.client.hget(self.key(f"flight:{consumer}"), str(message_id))
+        )
+        return None if entry is None else int(entry.split(b"|", 1)[0])
+
     def consume(self, consumer: str, queues: Sequence[str]) -> None:
         """Say which queues wake this consumer, in place of those said before."""
         _consume(self.client, self._keys, [self.prefix, consumer, *queues])

@@ -19,6 +19,7 @@ from queue import Empty
 from typing import Any
 from uuid import uuid4
 
+import redis
 from kombu.transport import redis as stock
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -378,7 +379,8 @@ class Channel(stock.Channel):
 
     def _read(self, taken: Taken, tag: str) -> dict[str, Any] | None:
         try:
-            return wire.decode(taken, tag, self.holder.name)
+            holder = self.holder
+            return wire.decode(taken, tag, holder.name, held_until=holder.held_until)
         except wire.UnreadableEnvelope as error:
             logger.error("unreadable message became a dead letter", extra={"error": str(error)})
             self.holder.bury(tag, reason={"reason": "unreadable envelope", "error": str(error)})
@@ -426,6 +428,13 @@ class Channel(stock.Channel):
         """Put a message back, or make it a dead letter."""
         super().basic_reject(delivery_tag, requeue)
         self._flush_without_loop()
+
+    def is_held(self, consumer: str, message_id: int, fence: int) -> bool:
+        """Say whether a consumer holds a delivery still; True too if the server does not answer."""
+        try:
+            return self.queue.fence_of(consumer, message_id) == fence
+        except redis.RedisError:
+            return True
 
     def _flush_without_loop(self) -> None:
         # Without consumers no turn follows that would send the settlement.

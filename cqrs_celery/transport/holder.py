@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 from typing import Any
 from uuid import uuid4
 
@@ -33,7 +34,7 @@ from ..queue.values import (
     later,
     requeue,
 )
-from . import redriving
+from . import redriving, wire
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,8 @@ class Holder:
         #: rest, each with that message; the settlement is not yet sent
         self._unsure: dict[Line, Taken] = {}
         self._settlements: list[Settlement] = []
+        #: those of the exchange that is under way
+        self._sending: Sequence[Settlement] = ()
         self._settled_at = 0.0
         self._must_reconcile = False
         self._is_closing = False
@@ -101,6 +104,8 @@ class Holder:
         #: monotonic time since when no beat has failed or come late
         self._beats_since = 0.0
         self._last_beat = 0.0
+        #: monotonic time until which nobody can have recovered what we hold
+        self.held_until = 0.0
         self._queues: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -157,6 +162,7 @@ class Holder:
             with self._lock:
                 settlements, self._settlements = self._settlements, []
                 unsure, self._unsure = self._unsure, {}
+                self._sending = settlements
             try:
                 answer = self.queue.settle_and_take(
                     self.name,
@@ -171,12 +177,15 @@ class Holder:
                 # Whether it happened is unknown: repeated settlements count nothing, and what was
                 # taken without our knowing is given back by the next one.
                 with self._lock:
+                    self._sending = ()
                     self._settlements = settlements + self._settlements
                     self._unsure = unsure | self._unsure
                     self._must_reconcile = True
                 raise
             with self._lock:
                 self._accept(answer, unsure)
+                if answer.is_known:
+                    self._sending = ()
         if not answer.is_known:
             self._lost_lease()
         return answer
@@ -441,13 +450,18 @@ class Holder:
     # ------------------------------------------------------------ the lease
 
     def _start(self) -> None:
-        self.queue.beat(self.name, self._lease_ms, register=True)
-        self._beats_since = self._last_beat = time.monotonic()
+        self._register()
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=self._keep, args=(self._stop,), name=f"cqrs-lease-{self.name}", daemon=True
         )
         self._thread.start()
+
+    def _register(self) -> None:
+        now = time.monotonic()
+        self.queue.beat(self.name, self._lease_ms, register=True)
+        self.held_until = now + self.lease_s
+        self._beats_since = self._last_beat = time.monotonic()
 
     @property
     def _lease_ms(self) -> int:
@@ -497,6 +511,7 @@ class Holder:
         if not beat.is_held:
             self._lost_lease()
             return
+        self.held_until = now + self.lease_s
         if beat.expired_queues:
             self.queue.delete_expired()
         if beat.letters_due:
@@ -522,9 +537,16 @@ class Holder:
         )
 
     def _lost_lease(self) -> None:
-        """Learn that others have taken over what we held; what runs will count nothing."""
+        """Learn that others have taken over what we held; what runs will count nothing.
+
+        Its log names them: messages that ran or waited here, each with its task and the task's id,
+        and those that were done, of which nobody had been told. Of the latter, one that was told of
+        by an exchange without an answer may have counted.
+        """
         with self._lock:
-            lost = [*self._held.values(), *self._ready]
+            lost = [*self._held.values(), *self._ready, *chain(*self._runs.values())]
+            late = [*self._sending, *self._settlements]
+            self._sending = ()
             self._ready.clear()
             self._runs.clear()
             self._held.clear()
@@ -534,12 +556,16 @@ class Holder:
             self._must_reconcile = False
         logger.error(
             "lease lost: its messages were given to others",
-            extra={"consumer": self.name, "messages": [t.id for t in lost]},
+            extra={
+                "consumer": self.name,
+                "messages": [taken.id for taken in lost],
+                "tasks": [wire.task_of(taken) for taken in lost],
+                "settled_too_late": [settlement.id for settlement in late],
+            },
         )
         if self._is_closing:
             return
-        self.queue.beat(self.name, self._lease_ms, register=True)
-        self._beats_since = self._last_beat = time.monotonic()
+        self._register()
         self.queue.consume(self.name, self._queues)
 
     # ------------------------------------------------------------ the end

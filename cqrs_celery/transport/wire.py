@@ -20,6 +20,10 @@ SEQUENCE_HEADER = "cqrs_sequence"
 #: The delivery info that says who holds a message: consumer, message id, fence.
 LEASE = "cqrs_lease"
 
+#: The delivery info that says until when, by the monotonic clock of this machine, nobody else can
+#: have the message; later, Redis must be asked.
+HELD_UNTIL = "cqrs_held_until"
+
 #: The delivery info that says from which queue a message came.
 QUEUE = "queue"
 
@@ -83,13 +87,14 @@ def split(payload: bytes, shared: bytes) -> tuple[bytes, bytes]:
     return head, (shared or body) if payload else body
 
 
-def decode(taken: Taken, tag: str, consumer: str) -> dict[str, Any]:
+def decode(taken: Taken, tag: str, consumer: str, *, held_until: float = 0.0) -> dict[str, Any]:
     """Return the Kombu message of a delivery.
 
     Args:
         taken: the delivery.
         tag: becomes its delivery tag.
         consumer: holds it.
+        held_until: monotonic time until which it surely does.
 
     Raises:
         UnreadableEnvelope: its head is not a message's head.
@@ -112,9 +117,19 @@ def decode(taken: Taken, tag: str, consumer: str) -> dict[str, Any]:
         headers["redelivered"] = True
     info[QUEUE] = taken.queue
     info[LEASE] = (consumer, taken.id, taken.fence)
+    info[HELD_UNTIL] = held_until
     if headers.get("eta") and not is_stock:
         # Celery would wait for it a second time.
         headers[WAITED_HEADER] = headers.pop("eta")
     message["headers"] = headers
     properties["delivery_tag"] = tag
     return message  # type: ignore[no-any-return]
+
+
+def task_of(taken: Taken) -> str:
+    """Return "name[id]" of a delivery's task, for a log; "" if it is none or can't be read."""
+    try:
+        headers = read_json(split(taken.payload, taken.body)[0])["headers"]
+        return f"{headers['task']}[{headers['id']}]"
+    except (ValueError, KeyError, TypeError):
+        return ""

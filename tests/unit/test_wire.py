@@ -85,3 +85,11 @@ def test_a_message_that_several_queues_share_whole_is_read_as_one_of_its_own() -
     shared = wire.decode(taken(b"", whole), "t", "w")
     assert shared == wire.decode(taken(whole), "t", "w")
     assert shared["body"] == b"one\ntwo"
+
+
+def test_a_task_is_named_for_a_log_and_what_is_none_is_not() -> None:
+    head = wire.head_of(MESSAGE)
+    assert wire.task_of(taken(wire.joined(head, b"{}"))) == "t[1]"
+    assert wire.task_of(taken(head.encode(), b"{}")) == "t[1]"
+    for other in (b"", b"no json", b"[]", b'{"headers": null}', b'{"headers": {}}'):
+        assert wire.task_of(taken(other)) == ""

@@ -50,6 +50,8 @@ def test_a_soft_shutdown_gives_back_what_did_not_end_in_its_time(
         for n in range(4):
             lab.send(n, kwargs={"gate": "gate"})
         lab.wait_started(0)
+        # and knows of them all: a signal in the middle of a line of its log is another story
+        wait_until(lambda: worker.logs().count("received") >= 4, 10, "all to be prefetched")
         # when it is asked to end at once
         worker.kill("SIGQUIT")
         wait_until(lambda: worker.status == "exited", SHUTDOWN_S, "the worker's end")

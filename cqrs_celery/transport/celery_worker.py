@@ -6,7 +6,7 @@ the worker must know which is which, and forget the former:
 - A pool of threads forgets what waits in its executor's line. Celery tells its pool to (`flush`),
   and its prefork pool does, but its pool of threads does nothing.
 - A prefork pool, before it forgets, hears which of its children have begun with what they got.
-  Threads and greenlets have a moment to begin with what they have.
+- A thread or a greenlet asks before it begins: what went back while it was on its way is not begun.
 - They forget before the connection is closed, and with it all given back that has not begun; Celery
   tells them afterwards, and what they begin in between would run twice.
 - A task that has ended is settled at once, not at the loop's next turn, which may never come.
@@ -27,9 +27,11 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-#: Seconds at most that a child process may take to say that it has begun, and seconds in which a
-#: thread that has taken a task, or a greenlet that was made for one, has begun with it.
-CHILD_BEGINS_S, BEGINS_S = 0.5, 0.02
+#: Seconds at most that a child process may take to say that it has begun.
+CHILD_BEGINS_S = 0.5
+
+#: The pools that run tasks in this process, beside its event loop.
+_POOLS = tuple(f"celery.concurrency.{name}" for name in ("thread", "gevent", "eventlet"))
 
 
 def teach_celery(**_: Any) -> None:
@@ -42,6 +44,9 @@ def teach_celery(**_: Any) -> None:
     # A version of Celery that has learned it keeps its own.
     if threads is not None and "flush" not in vars(threads.TaskPool):
         threads.TaskPool.flush = _forget_unstarted
+    for name in _POOLS:
+        if name in sys.modules:
+            _wrap(sys.modules[name].TaskPool, "on_apply", _asking)
     children = sys.modules.get("celery.concurrency.asynpool")
     if children is not None:
         _wrap(children.AsynPool, "flush", _hearing)
@@ -73,6 +78,36 @@ def _forget_unstarted(pool: Any) -> None:
             item.future.cancel()
 
 
+class NotBegun(Exception):
+    """Say to a pool that a task is not to be begun with: its message went back to the queue."""
+
+
+def _asking(original: Any) -> Any:
+    def on_apply(
+        pool: Any,
+        target: Any,
+        args: Any = None,
+        kwargs: Any = None,
+        callback: Any = None,
+        accept_callback: Any = None,
+        **options: Any,
+    ) -> Any:
+        request: Any = getattr(accept_callback, "__self__", None)
+
+        def accept(*facts: Any) -> Any:
+            if not request.message.channel.begin(request.message.delivery_tag):
+                logger.info("not begun: its message went back", extra={"task": str(request)})
+                # A greenlet ends in silence with this one; a thread's future keeps any.
+                raise getattr(sys.modules.get("greenlet"), "GreenletExit", NotBegun)
+            return accept_callback(*facts)
+
+        is_ours = hasattr(request, "message") and _is_ours(request)
+        accepting = accept if is_ours else accept_callback
+        return original(pool, target, args, kwargs, callback, accepting, **options)
+
+    return on_apply
+
+
 def _hearing(original: Any) -> Any:
     def flush(pool: Any) -> None:
         deadline = time.monotonic() + CHILD_BEGINS_S
@@ -93,7 +128,6 @@ def _forgetting(original: Any) -> Any:
         is_ours = hasattr(consumer.connection.transport.Channel, "ack_retried")
         if is_ours and consumer.pool and consumer.pool.flush:
             consumer.pool.flush()
-            time.sleep(BEGINS_S)
         return original(consumer, exc)
 
     return on_connection_error_after_connected

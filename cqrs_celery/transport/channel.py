@@ -429,6 +429,10 @@ class Channel(stock.Channel):
         super().basic_reject(delivery_tag, requeue)
         self._flush_without_loop()
 
+    def begin(self, delivery_tag: str) -> bool:
+        """Say whether a delivery may be begun with: not if its message went back meanwhile."""
+        return self.holder.begin(delivery_tag)
+
     def is_held(self, consumer: str, message_id: int, fence: int) -> bool:
         """Say whether a consumer holds a delivery still; True too if the server does not answer."""
         try:

@@ -88,6 +88,10 @@ class Holder:
         self._ready: deque[Taken] = deque()
         #: what waits behind the delivered first message of its sequence
         self._runs: dict[Line, deque[Taken]] = {}
+        #: tags of deliveries with which this process has begun, and of those with which it may not
+        #: begin any more, since their messages went back while they waited in the worker
+        self._begun: set[str] = set()
+        self._returned: set[str] = set()
         #: the tag of each batch, with those of its messages in their order
         self._batches: dict[str, tuple[str, ...]] = {}
         #: lines whose first message was settled so that the queue must say what becomes of the
@@ -300,6 +304,17 @@ class Holder:
         self._runs.pop((taken.queue, taken.sequence), None)
         self._add(give_back(taken.id, taken.fence))
 
+    def begin(self, tag: str) -> bool:
+        """Say whether a delivery may be begun with; from then on, it counts as running.
+
+        False where its message went back while it waited in the worker: others have it.
+        """
+        with self._lock:
+            if tag in self._returned:
+                return False
+            self._begun.add(tag)
+            return True
+
     # ------------------------------------------------------------ settling
 
     def ack(self, tag: str, *, is_sure: bool = True) -> None:
@@ -311,6 +326,7 @@ class Holder:
                 queue has answered.
         """
         with self._lock:
+            self._begun.discard(tag)
             if tag in self._batches:
                 self._ack_batch(tag)
             taken = self._held.get(tag)
@@ -414,6 +430,7 @@ class Holder:
             self._settle_unsure(member, how(taken))
 
     def _settle_unsure(self, tag: str, settlement: Settlement) -> None:
+        self._begun.discard(tag)
         taken = self._held.pop(tag)
         self._add(settlement)
         if taken.sequence:
@@ -546,6 +563,8 @@ class Holder:
         with self._lock:
             lost = [*self._held.values(), *self._ready, *chain(*self._runs.values())]
             late = [*self._sending, *self._settlements]
+            self._returned |= {*self._held, *self._batches} - self._begun
+            self._begun.clear()
             self._sending = ()
             self._ready.clear()
             self._runs.clear()
@@ -581,12 +600,14 @@ class Holder:
         self._is_closing = True
         self.on_settled = None
         with self._lock:
-            kept = set(running)
+            kept = self._begun.union(running)
             for batch, members in list(self._batches.items()):
-                if batch in running:
+                if batch in kept:
                     kept.update(members)
                 else:
+                    self._returned.add(batch)
                     self.give_back(batch)
+            self._returned |= self._held.keys() - kept
             for tag in [tag for tag in self._held if tag not in kept]:
                 self.give_back(tag)
             self.return_ready()

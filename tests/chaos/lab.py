@@ -54,6 +54,18 @@ SOURCE = '''
     app = Celery("lab")
     app.conf.update(json.loads(os.environ["LAB_CONF"]))
 
+    if app.conf.get("lab_thread_delay_s"):
+        # A thread that has taken a task is not heard of for so long, as on a busy machine.
+        from concurrent.futures import thread
+
+        begin = thread._WorkItem.run
+
+        def begin_late(*args):
+            time.sleep(app.conf["lab_thread_delay_s"])
+            begin(*args)
+
+        thread._WorkItem.run = begin_late
+
 
     def note(event, n, retries=0):
         line = f"{event} {n} {retries} {os.getpid()} {time.monotonic()}\\n"

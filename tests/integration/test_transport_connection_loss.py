@@ -49,6 +49,27 @@ def test_tasks_run_on_when_their_connections_are_cut_and_the_rest_keeps_its_orde
             assert {worker.status for worker in workers} == {"running"}
 
 
+def test_what_a_thread_has_taken_and_not_begun_when_connections_are_cut_starts_once(
+    tmp_path: Path,
+) -> None:
+    with Lab(tmp_path, lease_s=1) as lab:
+        assert lab.node is not None
+        with Proxy(lab.node.port) as proxy:
+            # given threads that take half a second between taking a task and beginning with it
+            conf = {"worker_prefetch_multiplier": 2, "lab_thread_delay_s": 0.5}
+            worker = lab.worker("late", url=proxy.url(), pool="threads", concurrency=2, conf=conf)
+            for n in range(6):
+                lab.send(n)
+            wait_until(lambda: worker.logs().count("received") >= 4, 10, "the prefetch")
+            assert not lab.journal.starts()
+            # when all connections are cut in that time
+            assert proxy.cut() > 0
+            # then each is started once
+            lab.wait_done(*range(6))
+            lab.wait_empty(deadline_s=40)
+            assert lab.journal.starts() == dict.fromkeys(range(6), 1)
+
+
 def test_a_worker_comes_back_after_the_network_was_gone_for_three_leases(tmp_path: Path) -> None:
     with Lab(tmp_path, lease_s=1) as lab:
         assert lab.node is not None

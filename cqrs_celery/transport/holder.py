@@ -108,6 +108,8 @@ class Holder:
         #: monotonic time since when no beat has failed or come late
         self._beats_since = 0.0
         self._last_beat = 0.0
+        #: how many leases were lost: an answer from before the last one says nothing of the next
+        self._losses = 0
         #: monotonic time until which nobody can have recovered what we hold
         self.held_until = 0.0
         self._queues: tuple[str, ...] = ()
@@ -167,6 +169,7 @@ class Holder:
                 settlements, self._settlements = self._settlements, []
                 unsure, self._unsure = self._unsure, {}
                 self._sending = settlements
+                losses = self._losses
             try:
                 answer = self.queue.settle_and_take(
                     self.name,
@@ -191,7 +194,7 @@ class Holder:
                 if answer.is_known:
                     self._sending = ()
         if not answer.is_known:
-            self._lost_lease()
+            self._lost_lease(losses)
         return answer
 
     def next_ready(self) -> Taken | None:
@@ -524,9 +527,10 @@ class Holder:
         if now - self._last_beat > self.lease_s:
             self._beats_since = now
         self._last_beat = now
+        losses = self._losses
         beat = self.queue.beat(self.name, self._lease_ms)
         if not beat.is_held:
-            self._lost_lease()
+            self._lost_lease(losses)
             return
         self.held_until = now + self.lease_s
         if beat.expired_queues:
@@ -553,14 +557,21 @@ class Holder:
             and now - self.last_turn > HANG_LEASES * self.lease_s
         )
 
-    def _lost_lease(self) -> None:
+    def _lost_lease(self, losses: int) -> None:
         """Learn that others have taken over what we held; what runs will count nothing.
 
         Its log names them: messages that ran or waited here, each with its task and the task's id,
         and those that were done, of which nobody had been told. Of the latter, one that was told of
         by an exchange without an answer may have counted.
+
+        Args:
+            losses: how many there had been when the question was asked that has this answer. Loop
+                and thread may both learn of one loss, and in between messages may be taken.
         """
         with self._lock:
+            if losses != self._losses:
+                return
+            self._losses += 1
             lost = [*self._held.values(), *self._ready, *chain(*self._runs.values())]
             late = [*self._sending, *self._settlements]
             self._returned |= {*self._held, *self._batches} - self._begun

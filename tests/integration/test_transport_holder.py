@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,6 +42,35 @@ def take(holder: Holder, count: int) -> list[str]:
     while (taken := holder.next_ready()) is not None:
         found.append(taken.payload.decode())
     return found
+
+
+def test_what_was_taken_since_is_not_given_up_by_a_beat_that_was_answered_before(
+    queue: QueueCase, new_holder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a holder whose message was given to others
+    queue.send("1")
+    holder = new_holder()
+    assert take(holder, 1) == ["1"]
+    queue.leave(holder.name)
+    beat = holder.queue.beat
+
+    def slow(*args: Any, **options: Any) -> Any:
+        answer = beat(*args, **options)
+        if not options:
+            # when, while its beat is told so, its loop learns it too, and takes the message again
+            assert take(holder, 1) == []
+            assert take(holder, 1) == ["1"]
+        return answer
+
+    with monkeypatch.context() as slowly:
+        slowly.setattr(holder.queue, "beat", slow)
+        holder._beat(time.monotonic())
+    # then it still knows that it has it
+    (tag,) = holder._held
+    holder.ack(tag)
+    holder.flush()
+    assert queue.count_of() == {}
+    assert not queue.redis.exists(queue.key(f"flight:{holder.name}"))
 
 
 def test_what_a_closed_channel_could_not_give_back_comes_before_what_stands_behind_it(

@@ -34,6 +34,12 @@ from tests.chaos.redeliveries import (
     redeliver_on_postgresql,
     redeliver_on_sqlite,
 )
+from tests.chaos.subscriptions import (
+    disturb_gevent,
+    disturb_solo,
+    disturb_subscriptions,
+    disturb_threads,
+)
 from tests.nodes import RedisNode
 
 #: Steps between two empty servers. Short, so that a failure is quickly repeated with its seed.
@@ -155,6 +161,10 @@ RUNS: list[Callable[[argparse.Namespace], Iterator[Table]]] = [
     Rounds("The same, with the events in SQLite", redeliver_on_sqlite, 10_000),
     Rounds("The same, with the events in PostgreSQL", redeliver_on_postgresql, 10_000),
     Rounds("The same, with the events in memory", redeliver_in_memory, 10_000),
+    Rounds("Subscriptions whose workers are killed and frozen", disturb_subscriptions, 50_000),
+    Rounds("The same, in pools of threads", disturb_threads, 5_000),
+    Rounds("The same, in solo workers", disturb_solo, 5_000),
+    Rounds("The same, in pools of greenlets", disturb_gevent, 5_000),
 ]
 
 

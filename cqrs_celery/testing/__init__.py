@@ -1,6 +1,7 @@
 """Help to test what is built on this package, and what fulfils its ports.
 
-`given` and `when` test aggregates; `event_store_contract` has what every event store passes.
+`given` and `when` test aggregates; a `scenario`, which the pytest plugin gives, tests handlers and
+subscriptions; `event_store_contract` has what every event store passes.
 """
 
 import sys

@@ -111,8 +111,8 @@ def decode(taken: Taken, tag: str, consumer: str, *, held_until: float = 0.0) ->
     # A stock message has its body inside; then nothing follows the head, and nothing has waited.
     is_stock = "body" in message
     message.setdefault("body", body)
-    info["redelivered"] = taken.tries > 0
-    if taken.tries:
+    info["redelivered"] = taken.tries > 0 or taken.has_letter
+    if info["redelivered"]:
         # Where Kombu's Redis transport says it too.
         headers["redelivered"] = True
     info[QUEUE] = taken.queue

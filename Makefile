@@ -10,7 +10,7 @@ STAMP := .venv/.installed
 TYPED := $(wildcard cqrs_celery sample_app tests benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-unit demo run chaos conformance bench lock format clean
+.PHONY: help setup lint test test-unit demo run chaos conformance acceptance bench lock format clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -52,6 +52,9 @@ chaos: setup  ## Kill, freeze and cut off at random, and check what is promised
 
 conformance: setup  ## Run Kombu's and Celery's own suites on stock Redis and on ours, side by side
 	$(BIN)/python -m tests.conformance
+
+acceptance: setup  ## Say which test shows which behaviour of the predecessor
+	$(BIN)/python -m tests.acceptance
 
 bench: setup  ## Measure
 	set -e; for file in benchmarks/[!_]*.py; do \

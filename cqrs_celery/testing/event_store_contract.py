@@ -128,6 +128,7 @@ class EventStoreContract:
         assert versions(store.read_stream(BOLT)) == [1, 2, 3, 4, 5]
 
     def test_a_stream_is_read_from_behind_a_version(self, store: EventStore) -> None:
+        """ACCEPTANCE 60 and 68."""
         append(store, BOLT, NO_STREAM, *events(5))
         assert versions(store.read_stream(BOLT, after_version=3)) == [4, 5]
 
@@ -238,6 +239,7 @@ class EventStoreContract:
         assert committed == Committed(position=self.place(store, 6), versions=(2, 4))
 
     def test_a_commit_of_several_streams_writes_them_all(self, store: EventStore) -> None:
+        """ACCEPTANCE 61 and 69."""
         store.append(
             [StreamAppend(BOLT, NO_STREAM, events(2)), StreamAppend(NUT, NO_STREAM, events(3))]
         )
@@ -260,6 +262,7 @@ class EventStoreContract:
     def test_if_one_of_several_streams_is_stale_none_is_written(
         self, store: EventStore, *, stale_comes_first: bool
     ) -> None:
+        """ACCEPTANCE 61, 65 and 69."""
         append(store, NUT, NO_STREAM, event())
         appends = [
             StreamAppend(NUT, NO_STREAM, events(1)),

@@ -70,6 +70,7 @@ def calls(client: redis.Redis) -> dict[str, int]:
 def test_an_append_of_one_event_with_three_subscriptions_is_one_round_trip(
     client: redis.Redis, store: RedisEventStore
 ) -> None:
+    """ACCEPTANCE 61 and 64."""
     # given three subscriptions, and a server that knows the script
     subscribe(store, 3)
     append(store, BOLT, NO_STREAM, event())
@@ -88,6 +89,7 @@ def test_an_append_of_one_event_with_three_subscriptions_is_one_round_trip(
 def test_an_event_is_delivered_to_each_subscription_with_its_place_and_ids(
     client: redis.Redis, store: RedisEventStore
 ) -> None:
+    """ACCEPTANCE 64."""
     # given
     subscribe(store, 2)
     metadata = Metadata(correlation_id='root "1"', causation_id="cause")
@@ -108,6 +110,7 @@ def test_an_event_is_delivered_to_each_subscription_with_its_place_and_ids(
 def test_a_commit_with_one_stale_stream_writes_nothing_and_delivers_nothing(
     client: redis.Redis, store: RedisEventStore
 ) -> None:
+    """ACCEPTANCE 65."""
     # given three streams
     subscribe(store, 3)
     streams = [BOLT, NUT, BOLT._replace(aggregate_id="third")]

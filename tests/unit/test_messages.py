@@ -246,6 +246,7 @@ def test_delay_without_an_app_says_so_at_once():
 
 @pytest.mark.parametrize("application", ["", "  "])
 def test_a_blank_application_is_refused(application):
+    """ACCEPTANCE 67."""
     with pytest.raises(ConfigurationError, match="blank"):
         Serializer(application)
 

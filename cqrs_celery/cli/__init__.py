@@ -8,6 +8,7 @@ from .dead_letters import dead_letters
 from .move import move_queues
 from .queues import queues
 from .schema import schema
+from .subscriptions import subscriptions
 
 __all__ = ["cqrs"]
 
@@ -19,5 +20,6 @@ def cqrs() -> None:
 
 cqrs.add_command(dead_letters)
 cqrs.add_command(queues)
+cqrs.add_command(subscriptions)
 cqrs.add_command(move_queues)
 cqrs.add_command(schema)

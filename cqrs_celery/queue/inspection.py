@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from .reliable_queue import ReliableQueue
 from .values import PRIORITY_STEPS
 
@@ -73,6 +75,14 @@ class QueueLook(NamedTuple):
     dead: int
 
 
+class Subscribed(NamedTuple):
+    """Be a registered subscriber: its name, the queue of its messages, and its topics, sorted."""
+
+    name: str
+    queue: str
+    topics: tuple[str, ...]
+
+
 class QueueInspector:
     """Look at the queues of one virtual host.
 
@@ -98,6 +108,20 @@ class QueueInspector:
             for key in self._redis.scan_iter(match=f"{literally(prefix)}*", count=1000):
                 found.add(key.decode().removeprefix(prefix))
         return sorted(found)
+
+    def subscribers(self) -> list[Subscribed]:
+        """Return who is registered, sorted by queue and name."""
+        prefix, found = self._queue.key("topics_of:"), []
+        for key in self._redis.scan_iter(match=f"{literally(prefix)}*", count=1000):
+            name = key.decode().removeprefix(prefix)
+            topics = sorted(topic.decode() for topic in self._redis.smembers(key))
+            for topic in topics:
+                route = self._redis.hget(self._queue.key(f"routes:{topic}"), name)
+                if route is not None:
+                    queue = str(msgspec.msgpack.decode(route)[0])
+                    found.append(Subscribed(name, queue, tuple(topics)))
+                    break
+        return sorted(found, key=lambda one: (one.queue, one.name))
 
     def steps(self) -> list[int]:
         """Return the priority steps that queues may use, most urgent first."""

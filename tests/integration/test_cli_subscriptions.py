@@ -1,0 +1,121 @@
+"""`celery -A app cqrs subscriptions` shows who gets which events, and removes who should not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import celery
+import pytest
+from celery.bin.base import CLIContext
+from click.testing import CliRunner, Result
+from kombu import pools
+
+from cqrs_celery.cli import cqrs
+from cqrs_celery.queue.reliable_queue import ReliableQueue
+from cqrs_celery.transport import TRANSPORT
+from tests.queues import Worker
+
+
+def run_cli(app: celery.Celery, *arguments: str, answer: str = "") -> Result:
+    context = CLIContext(app=app, no_color=True, workdir=None)
+    return CliRunner().invoke(cqrs, ["subscriptions", *arguments], obj=context, input=answer)
+
+
+def tasks(app: celery.Celery) -> list[str]:
+    result = run_cli(app, "list", "--json")
+    assert result.exit_code == 0, result.output
+    return [row["task"] for row in json.loads(result.stdout)]
+
+
+@contextmanager
+def queue_of(app: celery.Celery) -> Iterator[ReliableQueue]:
+    with app.connection_for_write() as connection:
+        yield connection.channel().queue
+
+
+@pytest.fixture
+def app(redis_url: str) -> Iterator[celery.Celery]:
+    """Give an application with a subscription of two functions, and one of another."""
+    app = celery.Celery("shop", broker=redis_url, set_as_current=False)
+    app.conf.update(broker_transport=TRANSPORT)
+    try:
+        with queue_of(app) as queue:
+            pieces = "<|||>"
+            queue.subscribe("stock.add", ["made", "found"], queue="stock", pieces=pieces)
+            queue.subscribe("stock.take", ["sold"], queue="stock", pieces=pieces)
+            queue.subscribe("mail.send", ["sold"], queue="mail", pieces=pieces)
+            for n in range(3):
+                queue.publish_topic(
+                    "sold", str(n), message_id=str(n), root_id="r", sequence="Item-1"
+                )
+            Worker(queue, "anna", ["stock"])  # type: ignore[arg-type]
+        yield app
+    finally:
+        app.close()
+        pools.reset()
+
+
+def test_each_function_is_listed_with_its_events_and_workers(app: celery.Celery) -> None:
+    rows = json.loads(run_cli(app, "list", "--json").stdout)
+
+    assert rows == [
+        {"subscription": "mail", "task": "mail.send", "events": ["sold"], "waiting": 3,
+         "dead": 0, "workers": 0},
+        {"subscription": "stock", "task": "stock.add", "events": ["found", "made"], "waiting": 3,
+         "dead": 0, "workers": 1},
+        {"subscription": "stock", "task": "stock.take", "events": ["sold"], "waiting": 3,
+         "dead": 0, "workers": 1},
+    ]  # fmt: skip
+    (mail,) = [line for line in run_cli(app, "list").output.splitlines() if "mail.send" in line]
+    assert mail.split()[-1] == "NONE"
+
+
+def test_a_removed_function_gets_no_more_and_keeps_what_it_was_sent(app: celery.Celery) -> None:
+    # when a subscription is removed
+    result = run_cli(app, "remove", "mail", answer="y\n")
+    assert result.exit_code == 0, result.output
+    # then the others go on, and what was sent is there
+    assert tasks(app) == ["stock.add", "stock.take"]
+    with queue_of(app) as queue:
+        queue.publish_topic("sold", "more", message_id="9", root_id="r", sequence="Item-1")
+        assert queue.count("mail").in_sequences == 3
+        assert queue.count("stock").in_sequences == 4
+
+
+def test_one_function_of_a_subscription_is_removed_alone(app: celery.Celery) -> None:
+    run_cli(app, "remove", "stock.take", "--yes")
+
+    assert tasks(app) == ["mail.send", "stock.add"]
+
+
+def test_a_purge_deletes_what_waits_where_nobody_else_uses_the_queue(app: celery.Celery) -> None:
+    assert "3 messages of mail deleted" in run_cli(app, "remove", "mail", "--purge", "--yes").output
+    assert "deleted" not in run_cli(app, "remove", "stock.add", "--purge", "--yes").output
+
+    with queue_of(app) as queue:
+        assert not any(queue.count("mail"))
+        assert queue.count("stock").in_sequences == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"), [(["mail", "--dry-run", "--purge"], ""), (["mail"], "n\n")]
+)
+def test_nothing_is_removed_without_a_yes(
+    app: celery.Celery, arguments: list[str], answer: str
+) -> None:
+    before = tasks(app)
+
+    result = run_cli(app, "remove", *arguments, answer=answer)
+
+    assert "mail.send gets sold" in result.output
+    assert tasks(app) == before
+
+
+def test_an_unknown_subscription_is_refused_and_the_known_are_named(app: celery.Celery) -> None:
+    result: Any = run_cli(app, "remove", "male", "--yes")
+
+    assert result.exit_code == 2
+    assert "no subscription male is registered; there are: mail, stock" in result.output

@@ -11,6 +11,7 @@ from .domain.aggregate import Aggregate
 from .domain.applies import applies
 from .messages.message import Command, Event, Message, Query
 from .messages.metadata import Metadata
+from .messages.upcasting import EventData, upcaster
 from .session.session import Session
 from .store.events import RecordedEvent
 from .store.ports import EventStore
@@ -21,6 +22,7 @@ __all__ = [
     "Command",
     "CommandResult",
     "Event",
+    "EventData",
     "EventStore",
     "Message",
     "Metadata",
@@ -34,4 +36,5 @@ __all__ = [
     "query_handler",
     "redis_or_embedded",
     "subscribes",
+    "upcaster",
 ]

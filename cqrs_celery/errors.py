@@ -11,7 +11,8 @@ CQRSError
 │       └── HandlerSignatureError     a handler's parameters don't fit what it handles
 ├── MessageError                  a message can't be read; it becomes a dead letter
 │   ├── UnknownMessageType        its name or version is not registered
-│   └── MalformedMessage          its bytes don't fit the registered type
+│   ├── MalformedMessage          its bytes don't fit the registered type
+│   └── UpcastFailed              an upcaster raised, or returned what it may not
 ├── HandlerNotFound               nothing handles this message
 ├── AggregateError
 │   ├── AggregateNotFound         the stream has no events
@@ -111,6 +112,13 @@ class UnknownMessageType(MessageError):
 
 class MalformedMessage(MessageError):
     """Say which message's content does not fit its type, and where."""
+
+    name: str
+    version: int
+
+
+class UpcastFailed(MessageError):
+    """Say which upcaster failed at what; what it raised is the cause."""
 
     name: str
     version: int

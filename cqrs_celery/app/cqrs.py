@@ -309,10 +309,7 @@ class CQRS:
 
     def _deliver_one(self, stored: StoredEvent) -> list[Exception]:
         failures: list[Exception] = []
-        entry = self.runtime.serializer.registry.find(
-            "event", stored.event.type, stored.event.type_version, self.settings.application
-        )
-        for definition in definitions.subscribers_of(entry.cls):
+        for definition in self._subscribers_of(stored):
             task = task_of(self.app, definition)
             task_id = f"{stored.event.event_id}:{task.name}"
             try:
@@ -323,6 +320,12 @@ class CQRS:
             except Exception as error:  # noqa: BLE001
                 failures.append(error)
         return failures
+
+    def _subscribers_of(self, stored: StoredEvent) -> list[Definition]:
+        event, serializer = stored.event, self.runtime.serializer
+        found = serializer.decode_all("event", event.type, event.type_version, event.data)
+        classes = dict.fromkeys(type(one) for one in found)
+        return list(dict.fromkeys(d for cls in classes for d in definitions.subscribers_of(cls)))
 
     # ------------------------------------------------------------ Celery's life
 

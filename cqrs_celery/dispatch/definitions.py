@@ -81,6 +81,8 @@ class Definitions:
     def __init__(self) -> None:
         self._by_key: dict[tuple[Any, ...], Definition] = {}
         self._listeners: list[WeakMethod[Callable[[Definition], None]]] = []
+        self._names: dict[Definition, frozenset[str]] = {}
+        self._generation = -1
 
     def add(self, definition: Definition) -> None:
         """Declare a handler.
@@ -105,6 +107,7 @@ class Definitions:
             if self._by_key[key].messages == definition.messages:
                 del self._by_key[key]
         self._by_key.update(dict.fromkeys(keys, definition))
+        self._names = {}
         for reference in list(self._listeners):
             listener = reference()
             if listener is None:
@@ -161,6 +164,17 @@ class Definitions:
                 if entry.cls not in taken and entry.kind == message.__kind__:
                     found.setdefault(entry.cls)
         return list(found)
+
+    def names_taken(self, definition: Definition) -> frozenset[str]:
+        """Return the registered names of what a subscription's function gets."""
+        if self._generation != registry.generation:
+            generation = registry.generation
+            self._names, self._generation = {}, generation
+        known = self._names
+        if definition not in known:
+            topics = self.topics_of(definition)
+            known[definition] = frozenset(cls.__registered__.name for cls in topics)
+        return known[definition]
 
     def subscribers_of(self, event: type[Any]) -> list[Definition]:
         """Return the subscriptions' functions that get a class of events or messages."""

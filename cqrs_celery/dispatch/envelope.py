@@ -14,6 +14,7 @@ import msgspec
 from ..errors import MalformedMessage, MessageError
 from ..messages.metadata import Metadata
 from ..messages.serializer import Serializer
+from ..store.decoding import with_facts
 from ..store.events import RecordedEvent, StoredEvent
 from ..store.stream import StreamName
 from .context import current_metadata
@@ -162,12 +163,13 @@ def pack_event(stored: StoredEvent) -> dict[str, Any]:
     }
 
 
-def unpack_event(plain: Any, serializer: Serializer) -> RecordedEvent[Any]:
-    """Return the recorded event in a task's argument.
+def unpack_events(plain: Any, serializer: Serializer) -> list[RecordedEvent[Any]]:
+    """Return the recorded event in a task's argument; several, or none, if it was upcast to those.
 
     Raises:
         UnknownMessageType: its name and version are not registered.
         MalformedMessage: it does not fit its type, or is no recorded event.
+        UpcastFailed: an upcaster failed.
     """
     try:
         facts = msgspec.convert(plain, _Facts)
@@ -177,18 +179,18 @@ def unpack_event(plain: Any, serializer: Serializer) -> RecordedEvent[Any]:
             f"a recorded event was expected; found something else: {error}", name="", version=0
         ) from error
     try:
-        event = serializer.convert("event", facts.type, facts.type_version, facts.data)
+        events = serializer.convert_all("event", facts.type, facts.type_version, facts.data)
     except MessageError as error:
         error.add_note(f"recorded in {stream} at version {facts.version}")
         raise
-    return RecordedEvent(
-        event=event,
-        event_id=facts.event_id,
-        application=stream.application,
-        aggregate_type=stream.aggregate_type,
-        aggregate_id=stream.aggregate_id,
-        version=facts.version,
-        global_position=facts.position,
-        timestamp=facts.timestamp,
-        metadata=facts.metadata,
+    return with_facts(
+        events,
+        (
+            facts.event_id,
+            *stream,
+            facts.version,
+            facts.position,
+            facts.timestamp,
+            facts.metadata,
+        ),
     )

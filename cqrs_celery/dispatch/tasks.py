@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,7 +40,7 @@ from .envelope import (
     key_of,
     pack_command,
     unpack_command,
-    unpack_event,
+    unpack_events,
     unpack_message,
 )
 from .runtime import Runtime, runtime_of
@@ -243,19 +243,39 @@ class SubscriptionTask(HandlerTask):
             message, metadata = unpack_message(argument, runtime.serializer)
             attempt = self._attempt(message, metadata, message_id=argument[MESSAGE_ID])
             return runtime.bus.run(self.definition, attempt)
-        recorded = (
-            argument
-            if isinstance(argument, RecordedEvent)
-            else unpack_event(argument, runtime.serializer)
-        )
-        metadata = Metadata(
-            correlation_id=recorded.metadata.correlation_id or recorded.event_id,
-            causation_id=recorded.event_id,
-        )
+        for recorded in self._taken([argument]):
+            self._handle_one(recorded)
+        return CommandResult()
+
+    def _handle_one(self, recorded: RecordedEvent[Any]) -> None:
+        store, message_id = self.runtime.store, recorded.event_id
+        if recorded.parts > 1:
+            # Before it was split, it may have been handled as a whole.
+            if store.find_command(f"{message_id}:{self.name}"):
+                return
+            message_id = f"{message_id}#{recorded.part}"
         attempt = self._attempt(
-            recorded.event, metadata, message_id=recorded.event_id, recorded=recorded
+            recorded.event, _caused_by(recorded), message_id=message_id, recorded=recorded
         )
-        return runtime.bus.run(self.definition, attempt)
+        self.runtime.bus.run(self.definition, attempt)
+
+    def _taken(self, arguments: Sequence[Any]) -> list[RecordedEvent[Any]]:
+        """Return the events that the function takes, of what came.
+
+        Others come where an old event was split, or dropped: it goes to whoever takes a part.
+        """
+        runtime, taken = self.runtime, []
+        names = runtime.bus.definitions.names_taken(self.definition)
+        for argument in arguments:
+            if isinstance(argument, RecordedEvent):
+                taken.append(argument)
+                continue
+            found = unpack_events(argument, runtime.serializer)
+            fitting = [one for one in found if one.event.__registered__.name in names]
+            if len(fitting) < len(found) or not found:
+                logger.debug("event passed over", extra={"task": self.name, "parts": len(found)})
+            taken += fitting
+        return taken
 
     def _attempt(
         self,
@@ -291,18 +311,17 @@ class BatchTask(SubscriptionTask):
         return super().retry(*args, exc=exc, **options)
 
     def _handle(self, argument: Any) -> CommandResult:
-        serializer = self.runtime.serializer
-        given = argument if isinstance(argument, list) else [argument]
-        recorded = [
-            one if isinstance(one, RecordedEvent) else unpack_event(one, serializer)
-            for one in given
-        ]
-        first = recorded[0]
-        metadata = Metadata(
-            correlation_id=first.metadata.correlation_id or first.event_id,
-            causation_id=first.event_id,
-        )
-        return self.runtime.bus.run(self.definition, Attempt(recorded, metadata))
+        recorded = self._taken(argument if isinstance(argument, list) else [argument])
+        if not recorded:
+            return CommandResult()
+        return self.runtime.bus.run(self.definition, Attempt(recorded, _caused_by(recorded[0])))
+
+
+def _caused_by(recorded: RecordedEvent[Any]) -> Metadata:
+    return Metadata(
+        correlation_id=recorded.metadata.correlation_id or recorded.event_id,
+        causation_id=recorded.event_id,
+    )
 
 
 def prepare_command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ..messages.serializer import Serializer
@@ -14,3 +15,18 @@ def topic_of(cls: type[Any], serializer: Serializer) -> str:
     """Return the topic of an event or message class."""
     name = serializer.name_of(cls)
     return MESSAGE_TOPIC + name if cls.__kind__ == "message" else name
+
+
+def topics_of(classes: Iterable[type[Any]], serializer: Serializer) -> tuple[str, ...]:
+    """Return the topics of classes: their own, and those of what is read as one of them.
+
+    Under an alias, or the name of an event that an upcaster makes others of, old code may still
+    write, and a relay may still read.
+    """
+    found: dict[str, None] = {}
+    for cls in classes:
+        kind, name = cls.__kind__, serializer.name_of(cls)
+        prefix = MESSAGE_TOPIC if kind == "message" else ""
+        for origin in serializer.registry.origins(kind, name, serializer.application):
+            found[prefix + origin] = None
+    return tuple(found)

@@ -21,8 +21,8 @@ class HistoricEvent(Protocol):
     """Be what replaying needs to know of an event; the store's RecordedEvent is one."""
 
     @property
-    def event(self) -> Event:
-        """The typed event."""
+    def event(self) -> Event | None:
+        """The typed event; None for one that was dropped, whose version is taken."""
 
     @property
     def aggregate_id(self) -> str:
@@ -82,7 +82,7 @@ def replay(aggregate: Aggregate, history: Iterable[HistoricEvent]) -> None:
                 expected=ledger.id,
                 found=recorded.aggregate_id,
             )
-        if recorded.version != ledger.version + 1:
+        if recorded.version != ledger.version + 1 and not _goes_on(recorded, ledger.version):
             raise EventOutOfOrder(
                 f"the history of {stream} goes on with version {recorded.version}, expected"
                 f" {ledger.version + 1}: a version is missing or there twice",
@@ -90,8 +90,14 @@ def replay(aggregate: Aggregate, history: Iterable[HistoricEvent]) -> None:
                 expected=ledger.version + 1,
                 found=recorded.version,
             )
-        apply(aggregate, recorded.event)
+        if recorded.event is not None:
+            apply(aggregate, recorded.event)
         ledger.version = recorded.version
+
+
+def _goes_on(recorded: HistoricEvent, version: int) -> bool:
+    """Say whether an event is a later one of several that were stored as one."""
+    return recorded.version == version and getattr(recorded, "part", 1) > 1
 
 
 def mark_saved(aggregate: Aggregate, version: int) -> None:

@@ -9,7 +9,9 @@ A message holds its user's fields only. When it happened, to what, and why, is m
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, dataclass_transform
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, Literal, dataclass_transform
 
 import msgspec
 
@@ -35,11 +37,17 @@ class MessageMeta(msgspec.StructMeta):
         version: int = 1,
         aggregate: type | None = None,
         key: str | None = None,
+        aliases: Sequence[str] = (),
+        unknown_fields: str | None = None,
         **options: Any,
     ) -> Any:
         """Make the class and register it; a class with `kind` is a base and is not registered."""
         options = {"frozen": True, "kw_only": True, **options}
+        if unknown_fields is not None:
+            options = {**options, **_unknown_options(cls_name, unknown_fields)}
         cls: Any = super().__new__(mcs, cls_name, bases, namespace, **options)
+        if unknown_fields is not None:
+            cls.__keeps_unknown__ = unknown_fields == "keep"
         if kind is not None:
             cls.__kind__ = kind
             cls.__reserved__ = frozenset(n for n in dir(cls) if not n.startswith("__"))
@@ -53,7 +61,8 @@ class MessageMeta(msgspec.StructMeta):
                     " Rename the field.",
                     field=field,
                 )
-        cls.__registered__ = registry.add(cls.__kind__, name or cls_name, version, cls)
+        _check_aliases(cls, aliases)
+        cls.__registered__ = registry.add(cls.__kind__, name or cls_name, version, cls, aliases)
         if aggregate is not None or key is not None:
             _check_key(cls, aggregate, key)
             cls.__aggregate__, cls.__key__ = aggregate, key
@@ -62,6 +71,54 @@ class MessageMeta(msgspec.StructMeta):
     # msgspec's own __init__ takes the options that __new__ has taken.
     def __init__(cls, cls_name: str, bases: tuple[type, ...], namespace: dict[str, Any], **_: Any):
         super().__init__(cls_name, bases, namespace)
+
+
+#: What may become of fields that a class does not have.
+UnknownFields = Literal["ignore", "refuse", "keep"]
+
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+def _unknown_options(cls_name: str, unknown_fields: str) -> dict[str, Any]:
+    if unknown_fields not in ("ignore", "refuse", "keep"):
+        raise RegistrationError(
+            f"{cls_name} has unknown_fields = {unknown_fields!r}; accepted: 'ignore', 'refuse' or"
+            " 'keep'"
+        )
+    options: dict[str, Any] = {"forbid_unknown_fields": unknown_fields == "refuse"}
+    # msgspec keeps what is no field in an instance's dict, if there is one.
+    return {**options, "dict": True} if unknown_fields == "keep" else options
+
+
+def unknown_fields_of(message: Message) -> Mapping[str, Any]:
+    """Return what a message was stored with that its class has no field for.
+
+    Empty unless the class has `unknown_fields="keep"`. A copy made with other values has none.
+    """
+    found: Mapping[str, Any] = getattr(message, _UNKNOWN, _NOTHING)
+    return found
+
+
+def with_unknown_fields(message: Any, unknown: Mapping[str, Any]) -> Any:
+    """Attach to a message, whose class keeps them, the fields that it has no name for."""
+    if unknown:
+        vars(message)[_UNKNOWN] = MappingProxyType(dict(unknown))
+    return message
+
+
+_UNKNOWN: Final = "__unknown_fields__"
+
+
+def _check_aliases(cls: Any, aliases: Sequence[str]) -> None:
+    if isinstance(aliases, str):
+        raise RegistrationError(
+            f"{where(cls)} has aliases = {aliases!r}; expected a tuple of names: ({aliases!r},)"
+        )
+    if aliases and cls.__kind__ not in ("event", "message"):
+        raise RegistrationError(
+            f"{where(cls)} has aliases, which are for events and messages: a {cls.__kind__}'s name"
+            " is what others call it by. Keep the name, and rename the class alone."
+        )
 
 
 def _check_key(cls: Any, aggregate: type | None, key: str | None) -> None:
@@ -91,6 +148,10 @@ class Message(msgspec.Struct, metaclass=MessageMeta, kind="message", frozen=True
         version: of the content's shape.
         key: the field whose value says which messages of this class stay in order, one at a time;
             without it, they are handled in no certain order.
+        aliases: names that it had before; what comes under one is read as this class.
+        unknown_fields: what becomes of fields that come and that it does not have: "ignore" (the
+            default) passes them over, "refuse" makes them an error, "keep" keeps them beside the
+            message (see `unknown_fields_of`) and writes them again. A subclass inherits it.
     """
 
     __kind__: ClassVar[str]
@@ -98,6 +159,7 @@ class Message(msgspec.Struct, metaclass=MessageMeta, kind="message", frozen=True
     __registered__: ClassVar[Registered]
     __aggregate__: ClassVar[type | None] = None
     __key__: ClassVar[str | None] = None
+    __keeps_unknown__: ClassVar[bool] = False
 
     def __json__(self) -> dict[str, Any]:
         """Return the plain values that Celery's JSON encoder writes for a message."""
@@ -105,12 +167,15 @@ class Message(msgspec.Struct, metaclass=MessageMeta, kind="message", frozen=True
         return {
             "type": entry.name,
             "version": entry.version,
-            "data": msgspec.to_builtins(self),
+            "data": {**msgspec.to_builtins(self), **unknown_fields_of(self)},
         }
 
 
 class Event(Message, kind="event"):
-    """Be something that happened to an aggregate; recorded once, never changed."""
+    """Be something that happened to an aggregate; recorded once, never changed.
+
+    Class arguments: name, version, aliases and unknown_fields, as for a message.
+    """
 
 
 class Query(Message, kind="query"):

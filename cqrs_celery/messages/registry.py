@@ -1,16 +1,18 @@
-"""Know every message class by its kind, name and version.
+"""Know every message class by its kind, name and version, and what leads to it from old ones.
 
 Stored data and sent messages carry names, never Python paths, so a class may move or be renamed
 in Python without touching what was stored. Registering the same module and class again replaces
 the entry: a reloaded module is not a conflict.
+
+For a stored name and version, an upcaster comes before a class, and both come before an alias.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import DuplicateRegistration, RegistrationError, UnknownMessageType
@@ -27,16 +29,42 @@ class Registered:
         name: as written; without a dot it belongs to whichever application uses it.
         version: of the content's shape; 1 or more.
         cls: the class.
+        aliases: names that it had before.
     """
 
     kind: str
     name: str
     version: int
     cls: type[Any]
+    aliases: tuple[str, ...] = ()
 
     def full_name(self, application: str) -> str:
         """Return the name with its application in front, as it is stored and sent."""
-        return self.name if "." in self.name else f"{application}.{self.name}"
+        return qualified(self.name, application)
+
+
+@dataclass(frozen=True, slots=True)
+class Upcaster:
+    """Be what turns the data of one version into that of later ones.
+
+    Attributes:
+        kind: command, query, event or message.
+        name: of what it takes; without a dot it belongs to whichever application uses it.
+        version: of what it takes.
+        function: the user's; gets the fields, and returns the next version's, or several events.
+        into: names of other events that it may give.
+    """
+
+    kind: str
+    name: str
+    version: int
+    function: Callable[[dict[str, Any]], Any]
+    into: tuple[str, ...] = field(default=())
+
+
+def qualified(name: str, application: str) -> str:
+    """Return a name with its application in front, unless it has one."""
+    return name if "." in name else f"{application}.{name}"
 
 
 def where(obj: Any) -> str:
@@ -54,8 +82,14 @@ class Registry:
 
     def __init__(self) -> None:
         self._by_key: dict[tuple[str, str, int], Registered] = {}
+        self._upcasters: dict[tuple[str, str, int], Upcaster] = {}
+        self._aliases: dict[tuple[str, str], Registered] = {}
+        #: Grows with every registration, so that what was found out before is found to be old.
+        self.generation = 0
 
-    def add(self, kind: str, name: str, version: int, cls: type[Any]) -> Registered:
+    def add(
+        self, kind: str, name: str, version: int, cls: type[Any], aliases: Sequence[str] = ()
+    ) -> Registered:
         """Register a class.
 
         Args:
@@ -63,32 +97,97 @@ class Registry:
             name: letters, digits, `_` and `-`, in segments separated by dots.
             version: 1 or more.
             cls: the class.
+            aliases: names under which it was stored before, in whatever version.
 
         Raises:
-            RegistrationError: the name or the version is not one.
-            DuplicateRegistration: another class has the kind, name and version.
+            RegistrationError: a name or the version is not one.
+            DuplicateRegistration: another class has the kind, name and version, or an alias.
         """
-        if not _NAME.fullmatch(name):
-            raise RegistrationError(
-                f"{where(cls)} has the name {name!r}; expected letters, digits, _ and - in segments"
-                " separated by dots, as inventory.item_created"
-            )
-        if type(version) is not int or version < 1:  # True is an int too
-            raise RegistrationError(
-                f"{where(cls)} has the version {version!r}; expected a whole number from 1"
-            )
+        for one in (name, *aliases):
+            _check_name(one, cls)
+        _check_version(version, cls)
+        entry = Registered(kind, name, version, cls, tuple(aliases))
         other = self._by_key.get((kind, name, version))
-        if other and (other.cls.__module__, other.cls.__qualname__) != (
-            cls.__module__,
-            cls.__qualname__,
-        ):
+        if other and not _is_same(other.cls, cls):
             raise DuplicateRegistration(
                 f"the {kind} name {name!r}, version {version}, is claimed by {where(other.cls)} and"
                 f" by {where(cls)}. Give one of them another name or version:"
                 f' class {cls.__name__}(…, name="…")'
             )
-        entry = self._by_key[kind, name, version] = Registered(kind, name, version, cls)
+        self._check_aliases(entry)
+        for key in [k for k, e in self._aliases.items() if _is_same(e.cls, cls)]:
+            del self._aliases[key]
+        self._by_key[kind, name, version] = entry
+        for alias in entry.aliases:
+            self._aliases[kind, alias] = entry
+        self.generation += 1
         return entry
+
+    def _check_aliases(self, entry: Registered) -> None:
+        claims = [(self._aliases.get((entry.kind, entry.name)), entry.name)]
+        claims = [(o, a) for o, a in claims if o and o.version == entry.version]
+        for alias in entry.aliases:
+            claims.append((self._by_key.get((entry.kind, alias, entry.version)), alias))
+            other = self._aliases.get((entry.kind, alias))
+            claims.append((other if other and other.name != entry.name else None, alias))
+            if alias == entry.name:
+                raise RegistrationError(f"{where(entry.cls)} has its own name among its aliases")
+        for other, alias in claims:
+            if other and not _is_same(other.cls, entry.cls):
+                raise DuplicateRegistration(
+                    f"the {entry.kind} name {alias!r} is claimed by {where(other.cls)} and by"
+                    f" {where(entry.cls)}, by one of them as an alias. What was stored under it"
+                    " can be of one class: remove the alias, or write an upcaster."
+                )
+
+    def add_upcaster(self, upcaster: Upcaster) -> None:
+        """Register what leads from a version to later ones.
+
+        Raises:
+            RegistrationError: a name or the version is not one.
+            DuplicateRegistration: another function does it.
+        """
+        for name in (upcaster.name, *upcaster.into):
+            _check_name(name, upcaster.function)
+        _check_version(upcaster.version, upcaster.function)
+        key = upcaster.kind, upcaster.name, upcaster.version
+        other = self._upcasters.get(key)
+        if other and not _is_same(other.function, upcaster.function):
+            raise DuplicateRegistration(
+                f"the {upcaster.kind} {upcaster.name!r}, version {upcaster.version}, is upcast by"
+                f" {where(other.function)} and by {where(upcaster.function)}; expected"
+                " one. Remove one of them."
+            )
+        self._upcasters[key] = upcaster
+        self.generation += 1
+
+    def resolve(
+        self, kind: str, full_name: str, version: int, application: str
+    ) -> Registered | Upcaster:
+        """Return what reads a stored or received name: a class, or what leads to one.
+
+        Args:
+            kind: command, query, event or message.
+            full_name: as stored or sent.
+            version: as stored or sent.
+            application: ours; a name of it may be registered without it.
+
+        Raises:
+            UnknownMessageType: nobody registered it; the text says what would help.
+        """
+        name, seen = full_name, {full_name}
+        while True:
+            for known in _spellings(name, application):
+                key = kind, known, version
+                found = self._upcasters.get(key) or self._by_key.get(key)
+                if found is not None:
+                    return found
+            aliased = [self._aliases.get((kind, k)) for k in _spellings(name, application)]
+            entry = next((entry for entry in aliased if entry), None)
+            if entry is None or entry.full_name(application) in seen:
+                raise self._unknown(kind, full_name, name, version, application)
+            name = entry.full_name(application)
+            seen.add(name)
 
     def find(self, kind: str, full_name: str, version: int, application: str) -> Registered:
         """Return the class registered for a stored or received name.
@@ -100,31 +199,95 @@ class Registry:
             application: ours; a name of it may be registered without it.
 
         Raises:
-            UnknownMessageType: nobody registered it.
+            UnknownMessageType: nobody registered it, or an upcaster reads it.
         """
-        entry = self._by_key.get((kind, full_name, version))
-        if entry is None and full_name.startswith(application + "."):
-            entry = self._by_key.get((kind, full_name[len(application) + 1 :], version))
-        if entry is None:
-            known = sorted(
-                f"{e.full_name(application)} version {e.version}"
-                for e in self._by_key.values()
-                if e.kind == kind and e.full_name(application) == full_name
+        found = self.resolve(kind, full_name, version, application)
+        if isinstance(found, Upcaster):
+            raise self._unknown(kind, full_name, full_name, version, application)
+        return found
+
+    def origins(self, kind: str, full_name: str, application: str) -> list[str]:
+        """Return the full names under which something may be stored that is read as this one.
+
+        Args:
+            kind: command, query, event or message.
+            full_name: of what is read.
+            application: ours.
+
+        Returns:
+            The name itself first; then its aliases, and what upcasters make it of.
+        """
+        edges: dict[str, list[str]] = {}
+        for (of_kind, alias), entry in list(self._aliases.items()):
+            if of_kind == kind:
+                to = entry.full_name(application)
+                edges.setdefault(to, []).append(qualified(alias, application))
+        for (of_kind, name, _), upcaster in list(self._upcasters.items()):
+            for into in upcaster.into if of_kind == kind else ():
+                to = qualified(into, application)
+                edges.setdefault(to, []).append(qualified(name, application))
+        found, waiting = {full_name: None}, [full_name]
+        while waiting:
+            for name in edges.get(waiting.pop(0), ()):
+                if name not in found:
+                    found[name] = None
+                    waiting.append(name)
+        return list(found)
+
+    def _unknown(
+        self, kind: str, full_name: str, name: str, version: int, application: str
+    ) -> UnknownMessageType:
+        versions = sorted(
+            e.version
+            for e in list(self._by_key.values())
+            if e.kind == kind and e.full_name(application) == name
+        )
+        text = f"the {kind} {full_name!r}, version {version}, is unknown here: "
+        if not versions:
+            text += (
+                "no such name is registered. Import the module that defines it, define it under"
+                " this name and version, or give the class that replaces it an alias."
             )
-            found = f"registered is {', '.join(known)}" if known else "no such name is registered"
-            raise UnknownMessageType(
-                f"the {kind} {full_name!r}, version {version}, is unknown here: {found}. Import the"
-                " module that defines it, or define it under this name and version.",
-                name=full_name,
-                version=version,
+        else:
+            known = ", ".join(f"{name} version {one}" for one in versions)
+            text += f"registered is {known}" + (
+                f", and no upcaster leads there. Write one: @upcaster({name!r}, {version})."
+                if version < versions[-1]
+                else ". Newer code wrote it: bring this process up to date."
             )
-        return entry
+        return UnknownMessageType(text, name=full_name, version=version)
 
     def subclasses(self, base: type[Any]) -> Iterator[Registered]:
         """Yield every registered class that is the base or below it."""
         for entry in list(self._by_key.values()):
             if issubclass(entry.cls, base):
                 yield entry
+
+
+def _spellings(full_name: str, application: str) -> tuple[str, ...]:
+    """Return the names under which something of a full name may be registered."""
+    if full_name.startswith(application + "."):
+        return full_name, full_name[len(application) + 1 :]
+    return (full_name,)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return bool(one.__module__ == other.__module__ and one.__qualname__ == other.__qualname__)
+
+
+def _check_name(name: Any, owner: Any) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise RegistrationError(
+            f"{where(owner)} has the name {name!r}; expected letters, digits, _ and - in segments"
+            " separated by dots, as inventory.item_created"
+        )
+
+
+def _check_version(version: Any, owner: Any) -> None:
+    if type(version) is not int or version < 1:  # True is an int too
+        raise RegistrationError(
+            f"{where(owner)} has the version {version!r}; expected a whole number from 1"
+        )
 
 
 #: The registry that message classes enter when they are defined.

@@ -1,14 +1,24 @@
-"""Turn messages into JSON and back, with one clear error for whatever can't be read."""
+"""Turn messages into JSON and back, with one clear error for whatever can't be read.
+
+What is of a registered version is decoded straight into its class. Old versions take a longer way,
+through upcasters; see `upcasting`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from ..errors import ConfigurationError, MalformedMessage, MessageError
-from .registry import Registry
+from ..errors import ConfigurationError, MalformedMessage, MessageError, UpcastFailed
+from .message import unknown_fields_of, with_unknown_fields
+from .registry import Registered, Registry, Upcaster
 from .registry import registry as default_registry
+from .upcasting import Upcasting
+
+#: What decodes the data of one version into its class.
+Reader = Callable[[Any], Any]
 
 
 class Encoded(NamedTuple):
@@ -36,6 +46,12 @@ class Serializer:
         self.registry = registry
         self._encoder = msgspec.json.Encoder()
         self._decoders: dict[type[Any], msgspec.json.Decoder[Any]] = {}
+        self._names: dict[type[Any], tuple[str, int]] = {}
+        self._upcasting = Upcasting(application, registry)
+        # What reads which kind, name and version straight away, and for which registrations.
+        self._readers: dict[tuple[str, str, int], Reader] = {}
+        self._classes: dict[tuple[str, str, int], type[Any]] = {}
+        self._generation = -1
 
     def name_of(self, cls: type[Any]) -> str:
         """Return the full name of a message class, as it is stored and sent."""
@@ -52,10 +68,15 @@ class Serializer:
                 its type.
         """
         cls = type(message)
-        name, version = self.name_of(cls), cls.__registered__.version
+        known = self._names.get(cls)
+        if known is None:
+            known = self._names[cls] = self.name_of(cls), cls.__registered__.version
+        name, version = known
         try:
             data = self._encoder.encode(message)
             self._decoder_of(cls).decode(data)
+            if cls.__keeps_unknown__:
+                data = self._encoder.encode(message.__json__()["data"])
         except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
             raise _unwritable(name, version, error) from error
         return Encoded(name, version, data)
@@ -71,12 +92,13 @@ class Serializer:
         try:
             data = msgspec.to_builtins(message)
             msgspec.convert(data, cls, builtin_types=())
+            data |= unknown_fields_of(message)
         except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
             raise _unwritable(name, version, error) from error
         return {"type": name, "version": version, "data": data}
 
     def decode(self, kind: str, name: str, version: int, data: bytes | memoryview) -> Any:
-        """Return the message that stored bytes hold.
+        """Return the message that stored bytes hold, if they hold one.
 
         Args:
             kind: command, query, event or message.
@@ -87,12 +109,70 @@ class Serializer:
         Raises:
             UnknownMessageType: the name and version are not registered.
             MalformedMessage: the bytes don't fit the type; the text says where.
+            UpcastFailed: an upcaster failed, or made of it none or several.
         """
-        cls = self.registry.find(kind, name, version, self.application).cls
+        return self._single(kind, name, version, self.decode_all(kind, name, version, data))
+
+    def decode_all(
+        self, kind: str, name: str, version: int, data: bytes | memoryview
+    ) -> Sequence[Any]:
+        """Return the messages that stored bytes hold: one, unless an upcaster makes it others.
+
+        Args and errors are those of `decode`.
+        """
+        if self._generation != self.registry.generation:
+            self._forget()
+        read = self._readers.get((kind, name, version))
+        if read is None:
+            return self._read(kind, name, version, data)
         try:
-            return self._decoder_of(cls).decode(data)
+            return (read(data),)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _malformed(kind, name, version, error) from error
+
+    def _forget(self) -> None:
+        generation = self.registry.generation
+        self._readers, self._classes = {}, {}
+        self._generation = generation
+
+    def _read(self, kind: str, name: str, version: int, data: bytes | memoryview) -> Sequence[Any]:
+        """Decode what nothing is known to read straight away, and find out whether it can be."""
+        readers = self._readers
+        found = self.registry.resolve(kind, name, version, self.application)
+        try:
+            if isinstance(found, Registered):
+                read = readers[kind, name, version] = self._reader_of(found.cls)
+                return (read(data),)
+            plain = msgspec.json.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise _malformed(kind, name, version, error) from error
+        return self._upcast(found, name, version, plain)
+
+    def _reader_of(self, cls: type[Any]) -> Reader:
+        if not cls.__keeps_unknown__:
+            return self._decoder_of(cls).decode
+        return lambda data: _convert(msgspec.json.decode(data), cls)
+
+    def _upcast(self, upcaster: Upcaster, name: str, version: int, data: Any) -> list[Any]:
+        messages = []
+        for reader, made in self._upcasting.follow(upcaster, name, version, data):
+            try:
+                messages.append(_convert(made.data, reader.cls))
+            except msgspec.ValidationError as error:
+                malformed = _malformed(upcaster.kind, made.name, made.version, error)
+                malformed.add_note(f"an upcaster made it of {name!r}, version {version}")
+                raise malformed from error
+        return messages
+
+    def _single(self, kind: str, name: str, version: int, messages: Sequence[Any]) -> Any:
+        if len(messages) == 1:
+            return messages[0]
+        raise UpcastFailed(
+            f"an upcaster has made {len(messages)} messages of the {kind} {name!r}, version"
+            f" {version}; expected one here",
+            name=name,
+            version=version,
+        )
 
     def from_plain(self, kind: str, plain: Any) -> Any:
         """Return the message that a task's plain argument holds.
@@ -104,6 +184,7 @@ class Serializer:
         Raises:
             UnknownMessageType: the name and version are not registered.
             MalformedMessage: the values don't fit the type; the text says where.
+            UpcastFailed: an upcaster failed, or made of it none or several.
         """
         try:
             name, version, data = plain["type"], plain["version"], plain["data"]
@@ -115,18 +196,27 @@ class Serializer:
                 name="",
                 version=0,
             ) from error
-        return self.convert(kind, name, version, data)
+        return self._single(kind, name, version, self.convert_all(kind, name, version, data))
 
-    def convert(self, kind: str, name: str, version: int, data: Any) -> Any:
-        """Return the message whose fields are given as plain values.
+    def convert_all(self, kind: str, name: str, version: int, data: Any) -> Sequence[Any]:
+        """Return the messages whose fields are plain values: one, unless it was upcast to others.
 
         Raises:
             UnknownMessageType: the name and version are not registered.
             MalformedMessage: the values don't fit the type; the text says where.
+            UpcastFailed: an upcaster failed.
         """
-        cls = self.registry.find(kind, name, version, self.application).cls
+        if self._generation != self.registry.generation:
+            self._forget()
+        classes = self._classes
+        cls = classes.get((kind, name, version))
+        if cls is None:
+            found = self.registry.resolve(kind, name, version, self.application)
+            if isinstance(found, Upcaster):
+                return self._upcast(found, name, version, data)
+            cls = classes[kind, name, version] = found.cls
         try:
-            return msgspec.convert(data, cls, builtin_types=())
+            return (_convert(data, cls),)
         except msgspec.ValidationError as error:
             raise _malformed(kind, name, version, error) from error
 
@@ -135,6 +225,15 @@ class Serializer:
         if decoder is None:
             decoder = self._decoders[cls] = msgspec.json.Decoder(cls)
         return decoder
+
+
+def _convert(data: Any, cls: type[Any]) -> Any:
+    message = msgspec.convert(data, cls, builtin_types=())
+    if cls.__keeps_unknown__:
+        known = cls.__struct_encode_fields__
+        unknown = {name: value for name, value in data.items() if name not in known}
+        return with_unknown_fields(message, unknown)
+    return message
 
 
 def _unwritable(name: str, version: int, error: Exception) -> MessageError:

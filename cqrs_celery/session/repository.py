@@ -13,7 +13,7 @@ from ..domain.lifecycle import build, mark_saved, replay
 from ..errors import AggregateNotFound, ConcurrencyError, SessionError
 from ..messages.metadata import NO_METADATA, Metadata
 from ..messages.serializer import Serializer
-from ..store.decoding import recorded
+from ..store.decoding import recorded_events
 from ..store.events import CommandRecord, Committed, Lease, NewEvent, StreamAppend
 from ..store.ports import EventStore, StoreTransaction
 from ..store.refusals import version_conflict
@@ -47,7 +47,7 @@ class Repository:
         """
         aggregate = build(cls, id)
         history = self._store.read_stream(self.stream_of(cls, id))
-        replay(aggregate, (recorded(stored, self._serializer) for stored in history))
+        replay(aggregate, recorded_events(history, self._serializer))
         return aggregate if aggregate.version else None
 
     def get(self, cls: type[A], id: str) -> A:

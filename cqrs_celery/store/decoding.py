@@ -1,39 +1,73 @@
-"""Turn an event as stored into the typed event that aggregates and subscribers get."""
+"""Turn events as stored into the typed events that aggregates and subscribers get.
+
+A stored event is one typed event, unless an upcaster has made it several, or none.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from ..errors import MessageError
+from ..messages.metadata import Metadata
 from ..messages.serializer import Serializer
-from .events import RecordedEvent, StoredEvent
+from .events import RecordedEvent, RecordedPart, StoredEvent
+
+#: What a RecordedEvent has beside the event, in the order of its attributes.
+Facts = tuple[str, str, str, str, int, int, datetime, Metadata]
 
 
-def recorded(stored: StoredEvent, serializer: Serializer) -> RecordedEvent[Any]:
-    """Return a stored event, decoded, with the facts of its recording.
+class DroppedEvent(NamedTuple):
+    """Stand where a stored event was that an upcaster has dropped: its version is taken."""
+
+    aggregate_id: str
+    version: int
+    event: None = None
+
+
+def recorded_events(
+    history: Iterable[StoredEvent], serializer: Serializer
+) -> Iterator[RecordedEvent[Any] | DroppedEvent]:
+    """Yield stored events, decoded, with the facts of their recording.
+
+    Yields:
+        In their order: one typed event a stored one; several with the same version and position
+        where it was split, a `DroppedEvent` where it was dropped.
 
     Raises:
-        UnknownMessageType: its name and version are not registered.
-        MalformedMessage: its data does not fit its type. Both carry a note that says where the
-            event is stored.
+        UnknownMessageType: a name and version are not registered.
+        MalformedMessage: data do not fit their type.
+        UpcastFailed: an upcaster failed. All carry a note that says where the event is stored.
     """
-    event = stored.event
-    try:
-        message = serializer.decode("event", event.type, event.type_version, event.data)
-    except MessageError as error:
-        error.add_note(
-            f"stored in {stored.stream} at version {stored.version},"
-            f" global position {stored.global_position}"
+    for stored in history:
+        event = stored.event
+        try:
+            messages = serializer.decode_all("event", event.type, event.type_version, event.data)
+        except MessageError as error:
+            error.add_note(
+                f"stored in {stored.stream} at version {stored.version},"
+                f" global position {stored.global_position}"
+            )
+            raise
+        facts = (
+            event.event_id,
+            *stored.stream,
+            stored.version,
+            stored.global_position,
+            event.timestamp,
+            event.metadata,
         )
-        raise
-    return RecordedEvent(
-        event=message,
-        event_id=event.event_id,
-        application=stored.stream.application,
-        aggregate_type=stored.stream.aggregate_type,
-        aggregate_id=stored.stream.aggregate_id,
-        version=stored.version,
-        global_position=stored.global_position,
-        timestamp=event.timestamp,
-        metadata=event.metadata,
-    )
+        if len(messages) == 1:
+            yield RecordedEvent(messages[0], *facts)
+        elif messages:
+            yield from with_facts(messages, facts)
+        else:
+            yield DroppedEvent(stored.stream.aggregate_id, stored.version)
+
+
+def with_facts(events: Sequence[Any], facts: Facts) -> list[RecordedEvent[Any]]:
+    """Return the typed events of one stored event, each with the facts of its recording."""
+    if len(events) == 1:
+        return [RecordedEvent(events[0], *facts)]
+    return [RecordedPart(event, *facts, part, len(events)) for part, event in enumerate(events, 1)]

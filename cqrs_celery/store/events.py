@@ -82,6 +82,37 @@ class RecordedEvent(Generic[E]):
         """The stream that holds it."""
         return StreamName(self.application, self.aggregate_type, self.aggregate_id)
 
+    @property
+    def part(self) -> int:
+        """Which of the events it is, from 1, that an upcaster has made of one stored event.
+
+        They have the same event id, version and position; 1 for all others.
+        """
+        return 1
+
+    @property
+    def parts(self) -> int:
+        """Of how many events that an upcaster has made of one stored event it is one."""
+        return 1
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedPart(RecordedEvent[E]):
+    """Be one of several events that an upcaster has made of one stored event."""
+
+    _part: int
+    _parts: int
+
+    @property
+    def part(self) -> int:
+        """Which of them it is, from 1."""
+        return self._part
+
+    @property
+    def parts(self) -> int:
+        """How many there are."""
+        return self._parts
+
 
 @dataclass(frozen=True, slots=True)
 class StreamAppend:

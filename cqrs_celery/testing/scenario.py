@@ -32,7 +32,7 @@ from ..dispatch.tasks import CommandTask
 from ..domain.aggregate import Aggregate
 from ..messages.message import Command, Event, Message, Query
 from ..messages.metadata import new_id
-from ..store.decoding import recorded
+from ..store.decoding import recorded_events
 from ..store.events import StoredEvent
 
 X = TypeVar("X", bound=BaseException)
@@ -192,7 +192,7 @@ class Scenario:
         except Exception as raised:  # noqa: BLE001  whatever it is, it is the outcome
             error = raised
         stored = cqrs.store.read_all(after_position=position, limit=10**9)
-        events = [recorded(one, cqrs.runtime.serializer).event for one in stored]
+        events = [one.event for one in recorded_events(stored, cqrs.runtime.serializer)]
         return Reaction(
             tuple(self._words), words, tuple(events[skip:]), tuple(cqrs.sent[sent:]),
             tuple(cqrs.published[seen:]), result, error,

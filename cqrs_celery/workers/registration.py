@@ -16,7 +16,7 @@ from celery import bootsteps
 from ..dispatch.definitions import Definition, definitions
 from ..dispatch.handler import task_of
 from ..dispatch.runtime import Runtime, runtime_of
-from ..dispatch.topics import topic_of
+from ..dispatch.topics import topics_of
 from ..errors import InvalidSetting
 from ..store.events import DeadLetterPolicy, Subscriber
 from ..transport import wire
@@ -85,7 +85,7 @@ def subscriber_of(definition: Definition, runtime: Runtime) -> Subscriber:
             setting="dead_letter_ttl_s",
             accepted=f"up to {runtime.command_id_ttl_s}",
         )
-    topics = tuple(topic_of(cls, runtime.serializer) for cls in definitions.topics_of(definition))
+    topics = topics_of(definitions.topics_of(definition), runtime.serializer)
     return Subscriber(
         task.name,
         topics,

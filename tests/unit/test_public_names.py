@@ -24,6 +24,7 @@ PUBLIC = [
     "Command",
     "CommandResult",
     "Event",
+    "EventData",
     "EventStore",
     "Message",
     "Metadata",
@@ -37,6 +38,7 @@ PUBLIC = [
     "query_handler",
     "redis_or_embedded",
     "subscribes",
+    "upcaster",
 ]
 
 

@@ -42,6 +42,7 @@ from ..transport.merging import BATCH_ARGUMENT, BODY
 from ..transport.transport import SCHEMES
 from .locks import open_locks
 from .no_store import NoEventStore, check_store
+from .relaying import RelayParts, open_relay
 from .settings import BROKER, Settings, check_broker, check_tasks, read_settings
 from .stores import open_store
 from .topics import open_subscriptions, open_topics
@@ -61,11 +62,13 @@ class CQRS:
         self._given_store = store
         self._lock = threading.RLock()
         self._runtime: Runtime | None = None
+        self.relay: RelayParts | None = None
         self._deliveries = threading.local()
         app.cqrs = self
         add_application(app, self)
         use_sender(_CurrentApplication())
         app.steps["consumer"].add("cqrs_celery.workers.registration:RegistrationStep")
+        app.steps["worker"].add("cqrs_celery.workers.relay:RelayStep")
         app.on_after_configure.connect(self._on_configured, weak=False)
         app.on_after_finalize.connect(self._on_finalized, weak=False)
         celeryd_init.connect(self._on_worker_init)
@@ -102,6 +105,7 @@ class CQRS:
         check_tasks(self.app)
         store = self._given_store or self._open_store(settings)
         serializer = Serializer(settings.application)
+        relay = self.relay = open_relay(self.app, store, is_reliable=self._is_reliable)
         locks = open_locks(self.app, store)
         bus = Bus(Repository(store, serializer), serializer, locks=locks)
         return Runtime(
@@ -111,7 +115,7 @@ class CQRS:
             bus,
             settings.command_id_ttl_s,
             settings.dead_letters,
-            subscriptions=open_subscriptions(self.app, store, is_reliable=self._is_reliable),
+            subscriptions=open_subscriptions(self.app, store, relay, is_reliable=self._is_reliable),
         )
 
     def _open_store(self, settings: Settings) -> EventStore:

@@ -31,10 +31,14 @@ BROKER = "broker"
 MEMORY = "memory://"
 
 
+#: How the URL of a SQL database begins, its driver left out.
+SQL = ("postgresql", "mssql", "sqlite")
+
 #: Every setting there is.
 NAMES = (
     "cqrs_application",
     "cqrs_event_store",
+    "cqrs_event_store_read_url",
     "cqrs_command_id_ttl_s",
     "cqrs_redrive_first_s",
     "cqrs_redrive_max_s",
@@ -50,7 +54,8 @@ class Settings:
     Attributes:
         application: `cqrs_application`; in front of names without a dot. Default: the Celery
             application's name.
-        event_store: `cqrs_event_store`; "broker" (default) or "memory://".
+        event_store: `cqrs_event_store`; "broker" (default), "memory://", or a SQL database's URL.
+        event_store_read_url: `cqrs_event_store_read_url`; of a replica of that database.
         command_id_ttl_s: `cqrs_command_id_ttl_s`; seconds for which a command is remembered, so
             that it has its effect once. Default 14 days, at least as long as dead letters live.
         dead_letters: of the settings `cqrs_redrive_first_s`, `cqrs_redrive_max_s`,
@@ -59,6 +64,7 @@ class Settings:
 
     application: str
     event_store: str
+    event_store_read_url: str | None
     command_id_ttl_s: int
     dead_letters: DeadLetterPolicy
 
@@ -78,9 +84,11 @@ def read_settings(app: celery.Celery) -> Settings:
         _seconds(conf, "cqrs_dead_letter_ttl_s", DEAD_LETTER_TTL_S, at_least=1),
         _whole(conf, "cqrs_dead_letter_crowd", CROWD, at_least=1, what="a whole number"),
     )
+    event_store = _event_store(conf)
     return Settings(
         application=_application(app),
-        event_store=_one_of(conf, "cqrs_event_store", BROKER, (BROKER, MEMORY)),
+        event_store=event_store,
+        event_store_read_url=_read_url(conf, event_store),
         command_id_ttl_s=_seconds(
             conf, "cqrs_command_id_ttl_s", COMMAND_ID_TTL_S, at_least=int(dead_letters.ttl_s)
         ),
@@ -110,11 +118,36 @@ def _application(app: celery.Celery) -> str:
     return name
 
 
-def _one_of(conf: Mapping[str, Any], name: str, default: str, accepted: tuple[str, ...]) -> str:
-    value = conf.get(name, default)
-    if value not in accepted:
-        raise _invalid(name, value, " or ".join(map(repr, accepted)))
+def _event_store(conf: Mapping[str, Any]) -> str:
+    value = conf.get("cqrs_event_store", BROKER)
+    if value not in (BROKER, MEMORY) and not _is_sql(value):
+        urls = ", ".join(f"{scheme}://…" for scheme in SQL)
+        raise _invalid("cqrs_event_store", _shown(value), f"{BROKER!r}, {MEMORY!r}, {urls}")
     return str(value)
+
+
+def _read_url(conf: Mapping[str, Any], event_store: str) -> str | None:
+    value = conf.get("cqrs_event_store_read_url")
+    if value is None:
+        return None
+    if not (_is_sql(value) and _is_sql(event_store)):
+        raise _invalid(
+            "cqrs_event_store_read_url",
+            _shown(value),
+            "the URL of a replica, where cqrs_event_store is the URL of a SQL database",
+        )
+    return str(value)
+
+
+def _is_sql(value: Any) -> bool:
+    scheme, found, _ = str(value).partition("://")
+    return isinstance(value, str) and bool(found) and scheme.partition("+")[0] in SQL
+
+
+def _shown(value: Any) -> Any:
+    """Return a URL without what may be a password."""
+    scheme, found, _ = str(value).partition("://")
+    return f"{scheme}://…" if found else value
 
 
 def _seconds(conf: Mapping[str, Any], name: str, default: int, *, at_least: int) -> int:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 import celery
 
 from ..backends.memory.event_store import MemoryEventStore
+from ..backends.opening import open_event_store
 from ..backends.redis.event_store import RedisEventStore
 from ..store.events import StoredEvent
 from ..store.ports import EventStore
 from ..transport.clients import BrokerClient
 from ..transport.merging import BODY
-from .settings import MEMORY, Settings
+from .settings import BROKER, MEMORY, Settings
 
 
 def open_store(
@@ -30,6 +31,8 @@ def open_store(
     """
     if settings.event_store == MEMORY:
         return MemoryEventStore(on_commit=deliver)
+    if settings.event_store != BROKER:
+        return open_event_store(settings.event_store, read_url=settings.event_store_read_url)
     options = app.conf.broker_transport_options or {}
     return RedisEventStore(
         BrokerClient(app.connection_for_write),

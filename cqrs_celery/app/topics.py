@@ -11,6 +11,7 @@ from ..store.ports import EventStore, Subscriptions
 from ..transport.channel import Channel
 from ..transport.clients import BrokerClient
 from ..transport.topics import Topics
+from .relaying import RelayParts
 
 
 def open_topics(app: celery.Celery) -> Topics:
@@ -28,17 +29,20 @@ def open_topics(app: celery.Celery) -> Topics:
 
 
 def open_subscriptions(
-    app: celery.Celery, store: EventStore, *, is_reliable: bool
+    app: celery.Celery, store: EventStore, relay: RelayParts | None, *, is_reliable: bool
 ) -> Subscriptions | None:
     """Return where subscribers are registered: with the store, else with the broker, else nowhere.
 
     Args:
         app: whose broker it is.
         store: registers them itself, if it delivers within its append.
+        relay: registers them, if it delivers.
         is_reliable: whether the broker is the reliable queue, which knows its subscribers.
     """
     if hasattr(store, "register"):
         return cast(Subscriptions, store)
+    if relay is not None:
+        return relay
     if not is_reliable:
         return None
     options = app.conf.broker_transport_options or {}

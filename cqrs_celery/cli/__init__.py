@@ -6,6 +6,7 @@ import click
 
 from .dead_letters import dead_letters
 from .move import move_queues
+from .outbox import outbox
 from .queues import queues
 from .schema import schema
 from .subscriptions import subscriptions
@@ -22,4 +23,5 @@ cqrs.add_command(dead_letters)
 cqrs.add_command(queues)
 cqrs.add_command(subscriptions)
 cqrs.add_command(move_queues)
+cqrs.add_command(outbox)
 cqrs.add_command(schema)

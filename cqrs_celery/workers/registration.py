@@ -58,6 +58,8 @@ class RegistrationStep(bootsteps.StartStopStep):
                         "new_topics": new,
                     },
                 )
+        if parent.app.cqrs.relay is not None:
+            parent.app.cqrs.relay.is_registered.set()
 
 
 def subscriber_of(definition: Definition, runtime: Runtime) -> Subscriber:

@@ -67,6 +67,23 @@ CREATE TABLE cqrs_snapshots (
 );
 
 -- schema
+CREATE TABLE cqrs_subscribers (
+    name NVARCHAR(400) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    subscriber NVARCHAR(max) NOT NULL,
+    registered_at DATETIME2(6) NOT NULL,
+    CONSTRAINT cqrs_subscribers_pkey PRIMARY KEY (name)
+);
+
+-- schema
+CREATE TABLE cqrs_store (
+    store_id NVARCHAR(64) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    CONSTRAINT cqrs_store_pkey PRIMARY KEY (store_id)
+);
+
+-- schema
+INSERT INTO cqrs_store (store_id) VALUES (CONVERT(NVARCHAR(64), NEWID()));
+
+-- schema
 CREATE UNIQUE INDEX cqrs_events_row_version ON cqrs_events (row_version);
 
 -- schema

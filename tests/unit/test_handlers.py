@@ -865,7 +865,16 @@ def test_a_decorator_takes_only_its_kind_of_message(decorator: Any, text: str) -
     ("settings", "setting", "text"),
     [
         ({"cqrs_event_stor": "broker"}, "cqrs_event_stor", "did you mean 'cqrs_event_store'"),
-        ({"cqrs_event_store": "mysql://"}, "cqrs_event_store", "'mysql://'; accepted: 'broker'"),
+        (
+            {"cqrs_event_store": "mysql://bob:secret@h/d"},
+            "cqrs_event_store",
+            "is 'mysql://…'; accepted: 'broker', 'memory://', postgresql://…",
+        ),
+        (
+            {"cqrs_event_store_read_url": "postgresql://bob:secret@h/d"},
+            "cqrs_event_store_read_url",
+            "is 'postgresql://…'; accepted: the URL of a replica",
+        ),
         ({"cqrs_application": 5}, "cqrs_application", "is 5; accepted: letters"),
         ({"cqrs_application": ""}, "cqrs_application", "is ''; accepted: letters"),
         ({"cqrs_command_id_ttl_s": "14"}, "cqrs_command_id_ttl_s", "is '14'; accepted: a whole"),

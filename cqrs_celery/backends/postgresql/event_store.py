@@ -23,6 +23,7 @@ from ...store.events import CommandRecord, Committed, Lease, NewEvent
 from ..sql.batch import Batch, CommandRefused, VersionRefused
 from ..sql.event_store import SqlEventStore, encode, reading_from
 from ..sql.failures import Failure
+from ..sql.leading import Leadership
 from .driver import prepare_driver
 
 #: Names the advisory lock of appends, together with the number of the events' table.
@@ -62,6 +63,12 @@ _APPENDING: Final = text(
 ).bindparams(lock_class=LOCK_CLASS)
 
 _LAST: Final = text("SELECT max(global_position) FROM cqrs_events")
+
+#: Another number than that of appends, for the same table.
+_LEAD: Final = text(
+    f"SELECT pg_try_advisory_lock(({LOCK_CLASS + 2}::bigint << 32)"
+    " | 'cqrs_events'::regclass::oid::bigint)"
+)
 
 _LOCK: Final = text(
     f"SELECT pg_advisory_xact_lock_shared(({LOCK_CLASS}::bigint << 32)"
@@ -131,6 +138,10 @@ class PostgresqlEventStore(SqlEventStore):
 
     def _lock(self, connection: Connection) -> None:
         connection.execute(_LOCK)
+
+    def lead(self) -> Leadership | None:
+        """Return what makes a relay the active one; None if another one is."""
+        return self.lead_by_lock(_LEAD)
 
     # ------------------------------------------------------------ append
 

@@ -114,14 +114,14 @@ class RedisEventStore:
             record.command_id, record.ttl_s * 1000, record.outcome,
             *(lease or ("", 0, 0)),
             *self._body,
-            _inside_json(metadata.correlation_id),
-            _inside_json(metadata.causation_id),
+            inside_json(metadata.correlation_id),
+            inside_json(metadata.causation_id),
         ]  # fmt: skip
         for append in appends:
             key = append.stream.key
             args += (key, json.dumps(key), append.expected_version, len(append.events))
             for event in append.events:
-                args += (event.type, event.event_id, _record(event))
+                args += (event.type, event.event_id, record_of(event))
         with self._reach("append to " + ", ".join(str(a.stream) for a in appends)):
             answer = _append(self._client(), self._keys, args)
         return self._read_answer(answer, appends, command, lease)
@@ -239,12 +239,13 @@ def _policy(policy: DeadLetterPolicy) -> LetterPolicy:
     return LetterPolicy(policy.kind, first, most, life, policy.crowd)
 
 
-def _inside_json(text: str) -> str:
+def inside_json(text: str) -> str:
     """Return a text as it stands between the quotes of a JSON string."""
     return json.dumps(text)[1:-1]
 
 
-def _record(event: NewEvent) -> bytes:
+def record_of(event: NewEvent) -> bytes:
+    """Return an event as JSON, without the first brace: what else is in it is put in front."""
     record = _NewRecord(
         event.event_id,
         event.type,

@@ -50,6 +50,8 @@ from ...store.stream import ANY_VERSION, StreamName
 from .batch import Batch, CommandRefused, VersionRefused, beaten
 from .engine import where
 from .failures import AlreadyThere, Failure, TransactionBeaten, reaching
+from .leading import Leadership
+from .outbox import SqlOutbox
 from .tables import commands, events, streams
 from .transaction import SqlTransaction
 
@@ -84,6 +86,13 @@ class SqlEventStore:
         lease_check: tells whether a lease is held; asked right before a commit under one. The
             database can't ask the queue by itself, so a lease that ends between the answer and the
             commit goes unnoticed: then the streams' versions decide.
+
+    Attributes:
+        engine: as given.
+        where: names the database in errors, without credentials.
+        lease_check: as given; the application sets it where its broker can tell.
+        on_commit: called after each commit with events, to wake the relay.
+        outbox: what the relay needs.
     """
 
     #: Whether an event's data come back byte for byte, rather than as the same JSON.
@@ -101,7 +110,9 @@ class SqlEventStore:
         self._reader = self._reading(read_engine or engine)
         self._has_replica = read_engine is not None
         self._primary_reader = self._reading(engine)
-        self._lease_check = lease_check
+        self.lease_check = lease_check
+        self.on_commit: Callable[[], object] | None = None
+        self.outbox = SqlOutbox(self)
         self._fresh: dict[StreamName, float] = {}
         # A row's columns are in the order of _stored's parameters.
         self._columns = (
@@ -187,7 +198,7 @@ class SqlEventStore:
             try:
                 with self.reach(str(batch)):
                     committed = self._write_alone(batch, command, lease)
-                self._note(batch)
+                self.committed(batch)
                 return committed
             except StoreUnavailable:
                 # A connection may have been lost while it lay in the pool. The append may have
@@ -254,13 +265,42 @@ class SqlEventStore:
         """
         return SqlTransaction(self)
 
+    def committed(self, batch: Batch) -> None:
+        """Do what follows a commit."""
+        self._note(batch)
+        if self.on_commit is not None:
+            self.on_commit()
+
+    def lead(self) -> Leadership | None:
+        """Return what makes a relay the active one; None if another one is.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        raise NotImplementedError
+
+    def lead_by_lock(self, statement: TextClause) -> Leadership | None:
+        """Lead by a lock that belongs to a connection; the statement says whether it was given."""
+        with self.reach("become the active relay"):
+            connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            leadership = Leadership(connection)
+            try:
+                is_ours = connection.execute(statement).scalar()
+            except BaseException:
+                leadership.release()
+                raise
+        if is_ours:
+            return leadership
+        connection.close()
+        return None
+
     def check_lease(self, lease: Lease | None) -> None:
         """Check that a lease is held, as far as can be told.
 
         Raises:
             LeaseLost: it is not.
         """
-        if lease is not None and self._lease_check is not None and not self._lease_check(lease):
+        if lease is not None and self.lease_check is not None and not self.lease_check(lease):
             raise lease_lost(lease)
 
     def _write_alone(

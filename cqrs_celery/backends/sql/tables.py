@@ -5,6 +5,8 @@ cqrs_events        one row an event, in the order of positions; the relay's outb
 cqrs_commands      the commands that have committed, until they expire
 cqrs_checkpoints   how far the relay, and projections, have come
 cqrs_snapshots     the newest snapshot of a stream
+cqrs_subscribers   who gets which events, for the relay
+cqrs_store         one row, with what tells this store from all others
 
 Texts that identify are compared byte by byte, also on SQL Server, whose own order would take `bolt`
 for `BOLT`. There a stream's key is the hash of its name, since its indexes are short and it takes
@@ -135,4 +137,20 @@ snapshots: Final = Table(
     Column("payload", json_type(), nullable=False),
     Column("taken_at", time_type(), nullable=False),
     PrimaryKeyConstraint("stream_id", name="cqrs_snapshots_pkey"),
+)
+
+subscribers: Final = Table(
+    "cqrs_subscribers",
+    metadata,
+    Column("name", key_type(400), nullable=False),
+    Column("subscriber", json_type(), nullable=False),
+    Column("registered_at", time_type(), nullable=False),
+    PrimaryKeyConstraint("name", name="cqrs_subscribers_pkey"),
+)
+
+identity: Final = Table(
+    "cqrs_store",
+    metadata,
+    Column("store_id", key_type(64), nullable=False),
+    PrimaryKeyConstraint("store_id", name="cqrs_store_pkey"),
 )

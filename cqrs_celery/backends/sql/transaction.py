@@ -55,7 +55,7 @@ class SqlTransaction:
                 committed = store.write(self.connection, batch, command)
                 store.check_lease(lease)
                 self.connection.commit()
-            store._note(batch)
+            store.committed(batch)
             return committed
         except (VersionRefused, CommandRefused, AlreadyThere) as refusal:
             self.rollback()

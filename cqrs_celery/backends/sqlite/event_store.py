@@ -6,9 +6,11 @@ returns.
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Select, event
@@ -18,6 +20,7 @@ from ...store.stream import ANY_VERSION
 from ..sql.batch import Batch, CommandRefused, VersionRefused
 from ..sql.event_store import SqlEventStore, encode
 from ..sql.failures import Failure
+from ..sql.leading import FileLeadership, Leadership
 
 #: How times are written, in UTC; SQLAlchemy reads it.
 _TIME: Final = "%Y-%m-%d %H:%M:%S.%f"
@@ -52,6 +55,16 @@ class SqliteEventStore(SqlEventStore):
             is_missing = said.startswith(("no such table", "no such column"))
             return Failure.SCHEMA if is_missing else Failure.AWAY
         return Failure.AWAY if isinstance(error, sqlite3.DatabaseError) else Failure.OTHER
+
+    def lead(self) -> Leadership | None:
+        """Return what makes a relay the active one; None if another one is."""
+        file = Path(f"{self.engine.url.database}.relay").open("w")  # noqa: SIM115  it stays
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        return FileLeadership(file)
 
     def on_begin(self, connection: Connection) -> None:
         """Become the writer at once."""

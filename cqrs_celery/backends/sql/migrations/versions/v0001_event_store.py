@@ -20,6 +20,13 @@ from cqrs_celery.backends.sql.tables import (
 revision = "0001"
 down_revision = None
 
+#: What gives an id of its own to each store, also where a DBA runs the printed statements.
+NEW_ID = {
+    "postgresql": "md5(random()::text || clock_timestamp()::text || pg_backend_pid()::text)",
+    "sqlite": "lower(hex(randomblob(16)))",
+    "mssql": "CONVERT(NVARCHAR(64), NEWID())",
+}
+
 
 def upgrade() -> None:
     """Make them."""
@@ -76,6 +83,19 @@ def upgrade() -> None:
         Column("taken_at", time_type(), nullable=False),
         PrimaryKeyConstraint("stream_id", name="cqrs_snapshots_pkey"),
     )
+    op.create_table(
+        "cqrs_subscribers",
+        Column("name", key_type(400), nullable=False),
+        Column("subscriber", json_type(), nullable=False),
+        Column("registered_at", time_type(), nullable=False),
+        PrimaryKeyConstraint("name", name="cqrs_subscribers_pkey"),
+    )
+    op.create_table(
+        "cqrs_store",
+        Column("store_id", key_type(64), nullable=False),
+        PrimaryKeyConstraint("store_id", name="cqrs_store_pkey"),
+    )
+    op.execute(f"INSERT INTO cqrs_store (store_id) VALUES ({NEW_ID[dialect]})")  # noqa: S608
     if dialect == "mssql":
         op.create_index("cqrs_events_row_version", "cqrs_events", ["row_version"], unique=True)
     if dialect == "postgresql":

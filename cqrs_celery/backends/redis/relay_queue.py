@@ -1,0 +1,185 @@
+"""Put another store's events on the subscribers' queues, each exactly once.
+
+A script gives a batch of events to their subscribers and writes down the last one's position, in
+one step: a relay that was killed, or that is there twice, repeats nothing and leaves nothing out. A
+relay that has nothing to do blocks on a list, which the committers push to.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final, cast
+
+import redis
+
+from ...errors import StoreUnavailable
+from ...queue.reliable_queue import ReliableQueue
+from ...queue.scripts import load
+from ...store.events import Lease, StoredEvent, Subscriber
+from .event_store import Body, RedisEventStore, inside_json, record_of
+
+_relay = load("relay", __package__ + ".scripts")
+
+#: Bodies looked at in one round trip.
+BODIES: Final = 100
+
+#: How an event's body begins, and where its position is.
+_POSITION = re.compile(rb'[\[{",:]*"stream":"(?:[^"\\]|\\.)*","position":(\d+)')
+
+
+class RelayQueue:
+    """Be the subscribers' queues, in the broker's Redis, for the relay of one store.
+
+    Args:
+        client: returns a redis client that gives bytes; asked once per operation.
+        store_id: tells the store from others that relay into the same queues.
+        prefix: the broker's.
+        body: what goes before and after an event in the body that its subscribers get.
+        where: names the server in errors, without credentials.
+    """
+
+    #: Whether a worker's hold on its message can be looked up here.
+    has_leases = True
+
+    def __init__(
+        self,
+        client: Callable[[], redis.Redis],
+        *,
+        store_id: Callable[[], str],
+        prefix: str = "",
+        body: Body = ("", ""),
+        where: str = "Redis",
+    ) -> None:
+        self._client = client
+        self._store_id = store_id
+        self._prefix = prefix
+        self._before = f'{body[0]}{{"stream":'
+        self._after = body[1]
+        self._where = where
+        self._registry = RedisEventStore(client, prefix=prefix, where=where)
+
+    # ------------------------------------------------------------ relay
+
+    def position(self) -> int | None:
+        """Return up to where events were given; None if Redis does not know of any."""
+        with self._reach("look up how far the relay has come"):
+            found = cast("bytes | None", self._client().hget(self._key("relay"), self._store_id()))
+        return None if found is None else int(found)
+
+    def start_at(self, position: int) -> None:
+        """Begin behind a position, unless Redis knows of one."""
+        with self._reach("begin to relay"):
+            self._client().hsetnx(self._key("relay"), self._store_id(), str(position))
+
+    def go_back(self, position: int) -> None:
+        """Go on behind a position, whatever Redis knows."""
+        with self._reach("relay again"):
+            self._client().hset(self._key("relay"), self._store_id(), str(position))
+
+    def enqueue(self, after_position: int, events: Sequence[StoredEvent]) -> int | None:
+        """Give events to their subscribers, if those before them were the last that were given.
+
+        Returns:
+            The position now; None if Redis does not know of any. Nothing was given if it is not
+            that of the last event.
+        """
+        args: list[Any] = [self._prefix, self._store_id(), after_position]
+        for stored in events:
+            event, key = stored.event, stored.stream.key
+            numbers = f',"position":{stored.global_position},"version":{stored.version},'
+            args += (
+                stored.global_position,
+                event.type,
+                event.event_id,
+                inside_json(event.metadata.correlation_id),
+                inside_json(event.metadata.causation_id),
+                key,
+                b"".join(
+                    (
+                        f"{self._before}{json.dumps(key)}{numbers}".encode(),
+                        record_of(event),
+                        self._after.encode(),
+                    )
+                ),
+            )
+        with self._reach("give events to their subscribers"):
+            found = _relay(self._client(), [self._key("id")], args)
+        return None if found is None else int(found)
+
+    def lowest_unhandled(self) -> int | None:
+        """Return the position of the oldest event that some subscriber has not handled.
+
+        Returns:
+            None if there is none, and 1 if it can't be told, because other stores' events are in
+            these queues too.
+        """
+        with self._reach("look for the oldest event that is not handled"):
+            client: Any = self._client()
+            if client.hlen(self._key("relay")) > 1 or client.exists(self._key("all")):
+                return 1
+            ids = sorted(int(one) for one, _ in client.hscan_iter(self._key("refs"), count=1000))
+            for at in range(0, len(ids), BODIES):
+                # Ids increase with positions; messages that are no events lie between them.
+                for body in client.hmget(self._key("body"), ids[at : at + BODIES]):
+                    if found := _POSITION.match(body or b""):
+                        return int(found[1])
+        return None
+
+    # ------------------------------------------------------------ waking
+
+    def wake(self) -> None:
+        """Wake the relay. That it fails costs a moment, since the relay looks by itself too."""
+        with suppress(redis.RedisError), self._client().pipeline(transaction=False) as pipe:
+            key = self._key("relay-wake:") + self._store_id()
+            pipe.rpush(key, b"1")
+            pipe.ltrim(key, 0, 0)
+            pipe.execute()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until somebody wakes the relay, or for so long."""
+        with self._reach("wait for events"):
+            self._client().blpop([self._key("relay-wake:") + self._store_id()], timeout=timeout_s)
+
+    # ------------------------------------------------------------ subscribers and leases
+
+    def register(self, subscriber: Subscriber) -> int:
+        """Register a subscriber; returns the number of topics that are new to it."""
+        return self._registry.register(subscriber)
+
+    def register_all(self, subscribers: Iterable[Subscriber]) -> None:
+        """Register subscribers again that Redis has forgotten."""
+        for subscriber in subscribers:
+            self.register(subscriber)
+
+    def unregister(self, name: str, topics: Sequence[str]) -> int:
+        """Remove a subscriber from topics; returns from how many."""
+        return self._registry.unregister(name, topics)
+
+    def is_held(self, lease: Lease) -> bool:
+        """Say whether a worker still holds its message.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        with self._reach("look up a lease"):
+            flight = cast(
+                "bytes | None",
+                self._client().hget(self._key(f"flight:{lease.consumer}"), str(lease.message_id)),
+            )
+        return flight is not None and flight.partition(b"|")[0] == str(lease.fence).encode()
+
+    def _key(self, name: str) -> str:
+        return ReliableQueue(self._client(), prefix=self._prefix).key(name)
+
+    @contextmanager
+    def _reach(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except redis.RedisError as error:
+            raise StoreUnavailable(
+                f"could not {what}: {self._where} does not answer ({error}). Start it, or correct"
+                " its URL."
+            ) from error

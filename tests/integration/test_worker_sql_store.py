@@ -1,0 +1,268 @@
+"""Workers whose events are in a SQL database: the relay in them reaches every subscription."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from celery import Celery
+
+from benchmarks.transport import RabbitNode
+from cqrs_celery.backends.sql.event_store import SqlEventStore
+from cqrs_celery.backends.sql.schema import create_schema
+from cqrs_celery.errors import LeaseLost
+from cqrs_celery.store.events import Lease, StreamAppend
+from cqrs_celery.store.stream import StreamName
+from cqrs_celery.testing.event_store_contract import events
+from tests import yard
+from tests.integration.conftest import WorkerFactory
+from tests.nodes import REPOSITORY, RedisNode, WorkerNode
+from tests.waiting import wait_until
+
+ALONE = ("--without-mingle", "--without-gossip")
+APPLICATION = "from tests.yard import app"
+
+Yard = Callable[..., "Place"]
+
+
+class Place:
+    """An application with its broker and store, and the workers that run it."""
+
+    def __init__(
+        self, tmp_path: Path, workers: WorkerFactory, broker: str, store: str, *, is_stock: bool
+    ) -> None:
+        self.out = tmp_path / "handled"
+        self.env = {
+            "YARD_BROKER": broker,
+            "YARD_STORE": store,
+            "YARD_OUT": str(self.out),
+            "YARD_STOCK": "1" if is_stock else "",
+        }
+        self._workers = workers
+        os.environ.update(YARD_OUT=str(self.out), YARD_STOCK=self.env["YARD_STOCK"])
+        self.app: Celery = yard.make_app(broker, store)
+        found = self.app.cqrs.store
+        assert isinstance(found, SqlEventStore)
+        self.store = found
+        create_schema(found)
+
+    def start(self, **options: object) -> WorkerNode:
+        return self._workers(APPLICATION, env=self.env, arguments=ALONE, **options)
+
+    def grow(self, count: int, *, seed: int = 1) -> None:
+        chance = random.Random(seed)
+        for _ in range(count):
+            self.app.cqrs.send_command(yard.GrowHeap(id=str(chance.randrange(4))))
+
+    def event_ids(self) -> list[str]:
+        return [stored.event.event_id for stored in self.store.read_all(limit=100_000)]
+
+    def wait(self, events: int, deadline_s: float = 60) -> None:
+        """Wait until so many events are there, and handled by both subscriptions."""
+
+        def is_done() -> bool:
+            seen = {(line.subscription, line.event_id) for line in yard.handled(self.out)}
+            return len(self.event_ids()) >= events and len(seen) == 2 * len(self.event_ids())
+
+        wait_until(
+            is_done,
+            deadline_s,
+            lambda: (
+                f"{events} events; there are {len(self.event_ids())}, and"
+                f" {len(yard.handled(self.out))} were handled"
+            ),
+        )
+
+    def status(self) -> dict[str, object]:
+        found = subprocess.run(
+            [
+                *(sys.executable, "-m", "celery", "-A", "tests.yard:app"),
+                *("cqrs", "outbox", "status", "--json"),
+            ],
+            cwd=REPOSITORY,
+            env={**os.environ, **self.env},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return dict(json.loads(found.stdout))
+
+
+@pytest.fixture
+def yards(
+    tmp_path: Path, worker_factory: WorkerFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Yard]:
+    monkeypatch.setenv("YARD_OUT", "")
+    monkeypatch.setenv("YARD_STOCK", "")
+    places = []
+
+    def make(broker: str, store: str = "", *, is_stock: bool = False) -> Place:
+        place = Place(
+            tmp_path,
+            worker_factory,
+            broker,
+            store or f"sqlite:///{tmp_path / 'events.db'}",
+            is_stock=is_stock,
+        )
+        places.append(place)
+        return place
+
+    yield make
+    for place in places:
+        place.store.close()
+        place.app.close()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+def test_a_worker_with_postgresql_handles_each_event_once_in_order(
+    yards: Yard, redis_url: str, postgres_url: str, pool: str
+) -> None:
+    # given a worker, and nothing to do yet
+    place = yards(redis_url, postgres_url)
+    place.start(pool=pool, concurrency=2 if pool != "solo" else 1)
+    # when commands come
+    place.grow(30)
+    # then each event is handled once by each subscription
+    place.wait(30)
+    yard.check(place.out, place.event_ids())
+    # and the relay is not behind
+    wait_until(lambda: place.status()["events_behind"] == 0, message="the relay")
+    assert place.status()["last"] == place.status()["relayed"]
+
+
+def test_a_worker_with_sqlite_handles_each_event_once_in_order(yards: Yard, redis_url: str) -> None:
+    place = yards(redis_url)
+    place.start(concurrency=2)
+    place.grow(20)
+    place.wait(20)
+    yard.check(place.out, place.event_ids())
+
+
+def test_what_was_committed_while_no_worker_ran_arrives_later(yards: Yard, redis_url: str) -> None:
+    # given subscriptions that a worker has registered once
+    place = yards(redis_url)
+    place.start(name="first").stop()
+    # when events are committed without a worker
+    for size in range(5):
+        place.app.cqrs.execute(yard.GrowHeap(id="1", by=size))
+    assert place.status()["events_behind"] == 5
+    # then the next one relays them
+    place.start(name="second")
+    place.wait(5)
+    yard.check(place.out, place.event_ids())
+
+
+def test_another_worker_relays_when_the_one_that_does_is_killed(
+    yards: Yard, redis_url: str, postgres_url: str
+) -> None:
+    # given two workers, of which one relays
+    place = yards(redis_url, postgres_url)
+    workers = [place.start(name=f"worker-{n}") for n in (1, 2)]
+    place.grow(5)
+    place.wait(5)
+    # when the one is killed, and then the other one instead
+    for number in (0, 1):
+        workers[number].kill()
+        place.grow(5, seed=number)
+        place.wait(10 + 5 * number)
+        workers[number].start()
+        workers[number].wait_ready()
+    # then nothing was lost; what was being handled may have been handled twice
+    yard.check(place.out, place.event_ids(), is_once=False)
+
+
+def test_a_commit_asks_the_queue_whether_its_lease_is_held(yards: Yard, redis_url: str) -> None:
+    place = yards(redis_url)
+    stored = [StreamAppend(StreamName("yard", "YardHeap", "1"), 0, events(1))]
+    with pytest.raises(LeaseLost):
+        place.store.append(stored, lease=Lease("nobody", 1, 1))
+    assert place.event_ids() == []
+
+
+@pytest.mark.parametrize("is_stock", [False, True], ids=["our broker", "another broker"])
+def test_events_that_are_older_than_the_first_worker_reach_its_subscriptions(
+    yards: Yard, redis_url: str, *, is_stock: bool
+) -> None:
+    # given events in a store that no relay has ever read
+    place = yards(redis_url, is_stock=is_stock)
+    for size in range(5):
+        place.app.cqrs.execute(yard.GrowHeap(id="1", by=size))
+    # when the first worker starts
+    place.start()
+    # then it gets them all
+    place.wait(5)
+    yard.check(place.out, place.event_ids())
+
+
+@pytest.mark.parametrize("engine", ["postgresql", "sqlite"])
+def test_a_broker_that_is_not_ours_gets_one_task_per_subscription(
+    yards: Yard, redis_url: str, engine: str, request: pytest.FixtureRequest
+) -> None:
+    # given Celery's own Redis transport
+    store = request.getfixturevalue("postgres_url") if engine == "postgresql" else ""
+    place = yards(redis_url, store, is_stock=True)
+    place.start()
+    # when commands come, then each event is handled by each subscription
+    place.grow(20)
+    place.wait(20)
+    yard.check(place.out, place.event_ids())
+
+
+def test_rabbitmq_gets_one_task_per_subscription(
+    yards: Yard, tmp_path: Path, postgres_url: str
+) -> None:
+    # given RabbitMQ
+    places = os.pathsep.join(["/usr/lib/rabbitmq/bin", os.environ["PATH"]])
+    binary = shutil.which("rabbitmq-server", path=places)
+    if binary is None:
+        pytest.skip("no RabbitMQ found: put rabbitmq-server on PATH")
+    folder = tmp_path / "rabbitmq"
+    folder.mkdir()
+    rabbit = RabbitNode(folder, binary)
+    rabbit.start()
+    try:
+        rabbit.wait_ready(60)
+        place = yards(rabbit.url, postgres_url)
+        worker = place.start()
+        # when commands come, and the worker is killed among them
+        place.grow(10)
+        place.wait(10)
+        place.grow(10, seed=2)
+        worker.kill()
+        worker.start()
+        worker.wait_ready()
+        # then each event is handled by each subscription, at least once
+        place.wait(20)
+        yard.check(place.out, place.event_ids(), is_once=False)
+    finally:
+        rabbit.teardown()
+
+
+def test_nothing_is_lost_when_everything_is_killed_in_turn(
+    yards: Yard, fresh_redis_node: RedisNode, postgres_url: str
+) -> None:
+    # given a worker, and a Redis that forces every write to the disk
+    place = yards(fresh_redis_node.url, postgres_url)
+    worker = place.start(concurrency=2)
+    chance = random.Random(3)
+    # when one or the other is killed again and again while commands come
+    for turn in range(3):
+        place.grow(10, seed=turn)
+        wait_until(lambda: len(place.event_ids()) > chance.randrange(10), message="some events")
+        worker.kill()
+        if turn == 1:
+            fresh_redis_node.kill()
+            fresh_redis_node.start()
+        worker.start()
+        worker.wait_ready()
+        place.wait(10 * (turn + 1))
+    # then each command had its effect once, and each event was handled
+    assert len(place.event_ids()) == 30
+    yard.check(place.out, place.event_ids(), is_once=False)

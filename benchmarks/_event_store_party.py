@@ -21,6 +21,9 @@ STREAM_COMMITS = 10
 
 SPACE = UUID("12345678123456781234567812345678")
 
+#: The number of a writer that only warms up.
+WARM_UP = 10**6
+
 #: What every event carries.
 NOTE = "Forty characters of text, no more or less"
 
@@ -53,21 +56,24 @@ class Ours:
             def _checked(self, event: Checked) -> None:
                 self.count += event.count
 
-        self.store: Any = open_event_store(url)
-        self.make = lambda: create_schema(self.store)
+        store: Any = open_event_store(url)
+        self.store = store
+        self.make = lambda: create_schema(store)
         self.item, self.checked = Item, Checked
         self.repository = Repository(self.store, Serializer("bench"))
 
     def warm_up(self) -> None:
         self.store.read_all(limit=1)
-        self.save(10**6, 1, 1)
+        self.save(WARM_UP, 1, 1)
 
     def save(self, number: int, count: int, events: int) -> None:
         """Record events on an aggregate and save it, again and again."""
         item = None
         for index in range(count):
             if item is None or index % STREAM_COMMITS == 0:
-                item = self.item(stream_id(number, index) + ("" if number < 10**6 else str(os.getpid())))
+                item = self.item(
+                    stream_id(number, index) + ("" if number < 10**6 else str(os.getpid()))
+                )
             for one in range(events):
                 item.check(one)
             self.repository.save(item)
@@ -84,7 +90,10 @@ class Ours:
         for index in range(count):
             if index % STREAM_COMMITS == 0:
                 stream, version = StreamName("bench", "Item", stream_id(number, index)), 0
-            new = [NewEvent(new_id(), "bench.checked", 1, datetime.now(UTC), data) for _ in range(events)]
+            new = [
+                NewEvent(new_id(), "bench.checked", 1, datetime.now(UTC), data)
+                for _ in range(events)
+            ]
             (version,) = self.store.append([StreamAppend(stream, version, new)]).versions
 
     def fill(self, number: int, count: int, events: int) -> None:
@@ -181,7 +190,9 @@ class Theirs:
     def append(self, number: int, count: int, events: int) -> None:
         from eventsourcing.persistence import StoredEvent
 
-        state = f'{{"count": 1, "note": "{NOTE}", "timestamp": "2026-01-02T03:04:05.678901"}}'.encode()
+        state = (
+            f'{{"count": 1, "note": "{NOTE}", "timestamp": "2026-01-02T03:04:05.678901"}}'.encode()
+        )
         for index in range(count):
             if index % STREAM_COMMITS == 0:
                 stream, version = UUID(stream_id(number, index)), 0
@@ -191,14 +202,6 @@ class Theirs:
             ]
             self.recorder.insert_events(new)
             version += events
-
-    def _item_of(self, number: int, events: int) -> Any:
-        class Named(self.item):  # type: ignore[misc, name-defined]
-            @staticmethod
-            def create_id() -> UUID:
-                return UUID(stream_id(number, events))
-
-        return Named
 
     def fill(self, number: int, count: int, events: int) -> None:
         item = self.item()
@@ -211,9 +214,9 @@ class Theirs:
         print(item.id, flush=True)
 
     def load(self, number: int, count: int, events: int) -> None:
-        id = UUID(os.environ["BENCH_ITEM"])
+        item = UUID(os.environ["BENCH_ITEM"])
         for _ in range(count):
-            assert self.app.repository.get(id).version == events
+            assert self.app.repository.get(item).version == events
 
     def read_all(self, number: int, count: int, events: int) -> None:
         start, seen = 1, 0
@@ -243,7 +246,9 @@ class Bare:
             self.connection = psycopg2.connect(url)
 
     def make(self) -> None:
-        kinds = ("INTEGER", "TEXT", "TEXT") if self.is_sqlite else ("BIGSERIAL", "JSONB", "TIMESTAMPTZ")
+        kinds = (
+            ("INTEGER", "TEXT", "TEXT") if self.is_sqlite else ("BIGSERIAL", "JSONB", "TIMESTAMPTZ")
+        )
         self.connection.cursor().execute(
             f"CREATE TABLE bare (position {kinds[0]} PRIMARY KEY, stream TEXT, version BIGINT,"
             f" event_id TEXT, type TEXT, type_version INTEGER, payload {kinds[1]},"

@@ -111,12 +111,12 @@ class Ours:
 
     def read_all(self, number: int, count: int, events: int) -> None:
         """Read everything, as recorded events, page by page."""
-        from cqrs_celery.store.decoding import recorded
+        from cqrs_celery.store.decoding import recorded_events
 
         serializer, position, seen = self.repository._serializer, 0, 0
         while page := self.store.read_all(after_position=position, limit=1000):
-            for stored in page:
-                recorded(stored, serializer)
+            for _ in recorded_events(page, serializer):
+                pass
             position, seen = page[-1].global_position, seen + len(page)
         assert seen >= events, seen
 

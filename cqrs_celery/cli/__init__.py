@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .dead_letters import dead_letters
+from .events import events
 from .move import move_queues
 from .outbox import outbox
 from .queues import queues
@@ -22,6 +23,7 @@ def cqrs() -> None:
 cqrs.add_command(dead_letters)
 cqrs.add_command(queues)
 cqrs.add_command(subscriptions)
+cqrs.add_command(events)
 cqrs.add_command(move_queues)
 cqrs.add_command(outbox)
 cqrs.add_command(schema)

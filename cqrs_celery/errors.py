@@ -20,6 +20,7 @@ CQRSError
 │   ├── MissingAggregateId        an event was recorded by an aggregate without an id
 │   ├── EventOutOfOrder           history has a gap or a repeat
 │   ├── ForeignEvent              history holds another aggregate's event
+│   ├── SnapshotError             a state can't be kept in a snapshot, or got out of one
 │   └── UnhandledEvent            a strict aggregate has no `applies` method for it
 ├── SessionError                  a session was used after its end, or committed in a handler
 ├── StoreError
@@ -169,6 +170,15 @@ class ForeignEvent(AggregateError):
     stream: str
     expected: str
     found: str
+
+
+class SnapshotError(AggregateError):
+    """Say which aggregate's state can't be kept as a snapshot, or restored from one, and why.
+
+    No command fails of it: it is logged, and the events are replayed.
+    """
+
+    aggregate: str
 
 
 class UnhandledEvent(AggregateError):

@@ -36,14 +36,16 @@ from ..messages.serializer import Serializer
 from ..session.repository import Repository
 from ..session.session import Session
 from ..store.events import StoredEvent
-from ..store.ports import EventStore
+from ..store.ports import EventStore, SnapshotStore
 from ..transport import TRANSPORT
 from ..transport.merging import BATCH_ARGUMENT, BODY
 from ..transport.transport import SCHEMES
+from .caching import open_cache
 from .locks import open_locks
 from .no_store import NoEventStore, check_store
 from .relaying import RelayParts, open_relay
-from .settings import BROKER, Settings, check_broker, check_tasks, read_settings
+from .settings import BROKER, IN_A_TASK, Settings, check_broker, check_tasks, read_settings
+from .snapshots import add_snapshot_task, check_snapshots, open_snapshots, snapshot_queue
 from .stores import open_store
 from .topics import open_subscriptions, open_topics
 
@@ -55,11 +57,20 @@ class CQRS:
         app: the Celery application; its configuration holds the settings.
         store: keeps the events, in place of what `cqrs_event_store` names: any object that fulfils
             the `EventStore` port.
+        snapshots: keeps the aggregates' snapshots, in place of where the events are: any object
+            that fulfils the `SnapshotStore` port.
     """
 
-    def __init__(self, app: celery.Celery, *, store: EventStore | None = None) -> None:
+    def __init__(
+        self,
+        app: celery.Celery,
+        *,
+        store: EventStore | None = None,
+        snapshots: SnapshotStore | None = None,
+    ) -> None:
         self.app = app
         self._given_store = store
+        self._given_snapshots = snapshots
         self._lock = threading.RLock()
         self._runtime: Runtime | None = None
         self.relay: RelayParts | None = None
@@ -107,7 +118,13 @@ class CQRS:
         serializer = Serializer(settings.application)
         relay = self.relay = open_relay(self.app, store, is_reliable=self._is_reliable)
         locks = open_locks(self.app, store)
-        bus = Bus(Repository(store, serializer), serializer, locks=locks)
+        repository = Repository(
+            store,
+            serializer,
+            snapshots=open_snapshots(self.app, settings, store, self._given_snapshots),
+            cache=open_cache(self.app, settings),
+        )
+        bus = Bus(repository, serializer, locks=locks)
         return Runtime(
             self.app,
             serializer,
@@ -148,14 +165,19 @@ class CQRS:
         return self.runtime.store
 
     def check_handlers(self) -> None:
-        """Check that there is what the declared handlers ask for: an event store, and locks.
+        """Check that there is what the declared handlers and aggregates ask for.
+
+        That is an event store, locks, and aggregates whose state snapshots can hold.
 
         Raises:
             InvalidSetting: something is missing.
+            RegistrationError: an aggregate that has snapshots can't have any.
         """
         check_store(self.store, definitions.all())
         for definition in definitions.all():
             check_locks(self.runtime.bus.locks, definition)
+        if self.runtime.bus.repository.snapshots is not None:
+            check_snapshots()
 
     # ------------------------------------------------------------ use
 
@@ -339,6 +361,7 @@ class CQRS:
             conf.worker_consumer = "cqrs_celery.workers.consumer:Consumer"
 
     def _on_finalized(self, sender: Any = None, **_: Any) -> None:
+        add_snapshot_task(self.app)
         for definition in definitions.all():
             self._on_declared(definition)
 
@@ -354,6 +377,8 @@ class CQRS:
         for definition in definitions.all():
             if definition.kind != "query":
                 runtime.app.amqp.queues.select_add(task_of(self.app, definition).home_queue)
+        if self.settings.snapshots == IN_A_TASK:
+            runtime.app.amqp.queues.select_add(snapshot_queue(self.settings.application))
         self._tell_batches()
 
     def _tell_batches(self) -> None:

@@ -30,6 +30,15 @@ BROKER = "broker"
 #: The event store of tests: this process's memory.
 MEMORY = "memory://"
 
+#: Who takes snapshots: whoever commits, a task, nobody.
+ON_COMMIT, IN_A_TASK, OFF = "commit", "task", "off"
+#: Where aggregates are cached, besides nowhere.
+IN_MEMORY, IN_REDIS, IN_BOTH = "memory", "redis", "memory+redis"
+
+#: So many aggregates are cached in a process's memory.
+CACHE_SIZE = 1000
+#: 10 minutes, in seconds: for so long one is cached that nobody asks for.
+CACHE_TTL_S = 600
 
 #: How the URL of a SQL database begins, its driver left out.
 SQL = ("postgresql", "mssql", "sqlite")
@@ -44,6 +53,10 @@ NAMES = (
     "cqrs_redrive_max_s",
     "cqrs_dead_letter_ttl_s",
     "cqrs_dead_letter_crowd",
+    "cqrs_snapshots",
+    "cqrs_cache",
+    "cqrs_cache_size",
+    "cqrs_cache_ttl_s",
 )
 
 
@@ -60,6 +73,11 @@ class Settings:
             that it has its effect once. Default 14 days, at least as long as dead letters live.
         dead_letters: of the settings `cqrs_redrive_first_s`, `cqrs_redrive_max_s`,
             `cqrs_dead_letter_ttl_s` and `cqrs_dead_letter_crowd`.
+        snapshots: `cqrs_snapshots`; "commit" (default), "task" or "off".
+        cache: `cqrs_cache`; "off" (default), "memory", "redis" or "memory+redis".
+        cache_size: `cqrs_cache_size`; aggregates in a process's memory. Default 1,000.
+        cache_ttl_s: `cqrs_cache_ttl_s`; seconds for which one is cached that nobody asks for.
+            Default 10 minutes.
     """
 
     application: str
@@ -67,6 +85,10 @@ class Settings:
     event_store_read_url: str | None
     command_id_ttl_s: int
     dead_letters: DeadLetterPolicy
+    snapshots: str = ON_COMMIT
+    cache: str = OFF
+    cache_size: int = CACHE_SIZE
+    cache_ttl_s: int = CACHE_TTL_S
 
 
 def read_settings(app: celery.Celery) -> Settings:
@@ -93,6 +115,12 @@ def read_settings(app: celery.Celery) -> Settings:
             conf, "cqrs_command_id_ttl_s", COMMAND_ID_TTL_S, at_least=int(dead_letters.ttl_s)
         ),
         dead_letters=dead_letters,
+        snapshots=_one_of(conf, "cqrs_snapshots", ON_COMMIT, (ON_COMMIT, IN_A_TASK, OFF)),
+        cache=_one_of(conf, "cqrs_cache", OFF, (OFF, IN_MEMORY, IN_REDIS, IN_BOTH)),
+        cache_size=_whole(
+            conf, "cqrs_cache_size", CACHE_SIZE, at_least=1, what="a whole number of aggregates"
+        ),
+        cache_ttl_s=_seconds(conf, "cqrs_cache_ttl_s", CACHE_TTL_S, at_least=1),
     )
 
 
@@ -148,6 +176,13 @@ def _shown(value: Any) -> Any:
     """Return a URL without what may be a password."""
     scheme, found, _ = str(value).partition("://")
     return f"{scheme}://…" if found else value
+
+
+def _one_of(conf: Mapping[str, Any], name: str, default: str, accepted: tuple[str, ...]) -> str:
+    value = conf.get(name, default)
+    if value not in accepted:
+        raise _invalid(name, value, " or ".join(map(repr, accepted)))
+    return str(value)
 
 
 def _seconds(conf: Mapping[str, Any], name: str, default: int, *, at_least: int) -> int:

@@ -1,4 +1,4 @@
-"""`celery -A app cqrs …`: look at queues and dead letters, bring stock queues over, make tables."""
+"""`celery -A app cqrs …`: look after queues, dead letters, tables of SQL stores, snapshots."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .move import move_queues
 from .outbox import outbox
 from .queues import queues
 from .schema import schema
+from .snapshots import snapshots
 from .subscriptions import subscriptions
 
 __all__ = ["cqrs"]
@@ -27,3 +28,4 @@ cqrs.add_command(events)
 cqrs.add_command(move_queues)
 cqrs.add_command(outbox)
 cqrs.add_command(schema)
+cqrs.add_command(snapshots)

@@ -36,6 +36,7 @@ from ..messages.message import Event
 from ..messages.metadata import new_id, utc_now
 from ..messages.registry import where
 from .applies import appliers_of
+from .snapshot_policy import AnyOf, EveryEvents, SnapshotPolicy
 
 _RESERVED: Final = ("id", "version", "pending_events", "record")
 _TYPE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
@@ -59,12 +60,19 @@ class PendingEvent:
 
 @dataclass(slots=True)
 class Ledger:
-    """Keep an aggregate's id, its committed version, and what it has recorded since."""
+    """Keep an aggregate's id, its committed version, and what it has recorded since.
+
+    Beside them, for policies of snapshots: the version and time of the newest one that fits, and
+    the seconds that loading took.
+    """
 
     id: str
     version: int = 0
     pending: list[PendingEvent] = field(default_factory=list)
     applying: Event | None = None
+    snapshot_version: int = 0
+    snapshot_taken_at: datetime | None = None
+    load_s: float = 0.0
 
 
 class Aggregate:
@@ -77,17 +85,31 @@ class Aggregate:
     Class arguments:
         name: its type, as it is stored and as streams are named; the class's name by default.
         strict: refuse events that no method applies; a subclass inherits it.
+        snapshot_every: take a snapshot when so many events have come since the last one.
+        snapshot_policy: says otherwise when; see `cqrs_celery.domain.snapshot_policy`.
+        snapshot_version: of what the snapshots hold; count it up when the `@applies` methods make
+            something else of the same events. One of another version is not used. A subclass
+            inherits the three.
     """
 
     __aggregate_type__: ClassVar[str] = "Aggregate"
     __strict__: ClassVar[bool] = False
     __appliers__: ClassVar[Mapping[type[Event], str]] = {}
     __mutable_defaults__: ClassVar[Mapping[str, Any]] = {}
+    __snapshot_policy__: ClassVar[SnapshotPolicy | None] = None
+    __snapshot_version__: ClassVar[int] = 1
 
     __ledger__: Ledger
 
     def __init_subclass__(
-        cls, *, name: str | None = None, strict: bool | None = None, **options: Any
+        cls,
+        *,
+        name: str | None = None,
+        strict: bool | None = None,
+        snapshot_every: int | None = None,
+        snapshot_policy: SnapshotPolicy | None = None,
+        snapshot_version: int | None = None,
+        **options: Any,
     ) -> None:
         super().__init_subclass__(**options)
         for reserved in _RESERVED:
@@ -105,6 +127,15 @@ class Aggregate:
             )
         if strict is not None:
             cls.__strict__ = strict
+        policies: list[SnapshotPolicy] = [] if snapshot_policy is None else [snapshot_policy]
+        if snapshot_every is not None:
+            _check_number(cls, "snapshot_every", snapshot_every)
+            policies.append(EveryEvents(snapshot_every))
+        if policies:
+            cls.__snapshot_policy__ = policies[0] if len(policies) == 1 else AnyOf(tuple(policies))
+        if snapshot_version is not None:
+            _check_number(cls, "snapshot_version", snapshot_version)
+            cls.__snapshot_version__ = snapshot_version
         cls.__appliers__ = appliers_of(cls)
         cls.__mutable_defaults__ = _mutable_defaults(cls)
 
@@ -191,6 +222,13 @@ def apply(aggregate: Aggregate, event: Event) -> None:
         getattr(aggregate, name)(event)
     finally:
         ledger.applying = None
+
+
+def _check_number(cls: type[Any], name: str, number: Any) -> None:
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number < 2**31:
+        raise RegistrationError(
+            f"{where(cls)} has {name} = {number!r}; expected a whole number from 1"
+        )
 
 
 def _mutable_defaults(cls: type[Any]) -> dict[str, Any]:

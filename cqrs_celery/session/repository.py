@@ -2,15 +2,27 @@
 
 A save is one append, whatever the number of aggregates. Nothing in an aggregate changes unless it
 succeeded, so a failed save may be repeated: the events keep their ids, and the store knows them.
+
+A load replays the events behind what is cached, else those behind a snapshot, else all of them. The
+result is the same: a cached state or a snapshot that the events don't follow is thrown away.
 """
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Mapping
 from typing import TypeVar, cast
 
 from ..domain.aggregate import Aggregate, PendingEvent
 from ..domain.lifecycle import build, mark_saved, replay
-from ..errors import AggregateNotFound, ConcurrencyError, SessionError
+from ..errors import (
+    AggregateNotFound,
+    ConcurrencyError,
+    MessageError,
+    SessionError,
+    StoreError,
+)
 from ..messages.metadata import NO_METADATA, Metadata
 from ..messages.serializer import Serializer
 from ..store.decoding import recorded_events
@@ -18,8 +30,12 @@ from ..store.events import CommandRecord, Committed, Lease, NewEvent, StreamAppe
 from ..store.ports import EventStore, StoreTransaction
 from ..store.refusals import version_conflict
 from ..store.stream import StreamName
+from .cache import AggregateCache
+from .snapshots import Snapshots
 
 A = TypeVar("A", bound=Aggregate)
+
+logger = logging.getLogger(__name__)
 
 
 class Repository:
@@ -28,11 +44,22 @@ class Repository:
     Args:
         store: keeps the events.
         serializer: turns events into what is stored, and names the application.
+        snapshots: of aggregates that have them; None for none.
+        cache: of aggregates; None for none.
     """
 
-    def __init__(self, store: EventStore, serializer: Serializer) -> None:
+    def __init__(
+        self,
+        store: EventStore,
+        serializer: Serializer,
+        *,
+        snapshots: Snapshots | None = None,
+        cache: AggregateCache | None = None,
+    ) -> None:
         self._store = store
         self._serializer = serializer
+        self._cache = cache
+        self.snapshots = snapshots
 
     def find(self, cls: type[A], id: str) -> A | None:
         """Return an aggregate as its events have left it, or None if it has none.
@@ -45,10 +72,73 @@ class Repository:
             MessageError: an event can't be read; a note says where it is stored.
             StoreUnavailable: the store's server does not answer.
         """
-        aggregate = build(cls, id)
-        history = self._store.read_stream(self.stream_of(cls, id))
-        replay(aggregate, recorded_events(history, self._serializer))
+        stream = self.stream_of(cls, id)
+        if self._cache is not None:
+            aggregate = self._brought_forward(cls, stream, self._cache)
+            if aggregate is not None:
+                return aggregate
+        aggregate = self.rebuild(cls, id)
+        if aggregate is not None and self._cache is not None:
+            self._cache.put(aggregate, stream)
+        return aggregate
+
+    def rebuild(self, cls: type[A], id: str, *, from_events_alone: bool = False) -> A | None:
+        """Return an aggregate as `find` does, without the cache.
+
+        Args:
+            cls: its class.
+            id: its id.
+            from_events_alone: without its snapshot, too.
+
+        Raises:
+            CQRSError: as `find` does.
+        """
+        started_s = time.perf_counter()
+        stream = self.stream_of(cls, id)
+        aggregate = None
+        if self.snapshots is not None and not from_events_alone:
+            aggregate = self.snapshots.restore(cls, stream)
+            if aggregate is not None:
+                try:
+                    self._replay_newer(aggregate, stream)
+                except (StoreError, MessageError):
+                    raise
+                except Exception as error:  # noqa: BLE001  from the start, it comes again or not
+                    self.snapshots.forget(stream, error)
+                    aggregate = None
+        if aggregate is None:
+            aggregate = build(cls, id)
+            self._replay_newer(aggregate, stream)
+        aggregate.__ledger__.load_s = time.perf_counter() - started_s
         return aggregate if aggregate.version else None
+
+    def _brought_forward(self, cls: type[A], stream: StreamName, cache: AggregateCache) -> A | None:
+        """Return a cached aggregate with the events that have come since; None without one."""
+        started_s = time.perf_counter()
+        aggregate = cache.get(cls, stream)
+        if aggregate is None:
+            return None
+        version = aggregate.version
+        try:
+            self._replay_newer(aggregate, stream)
+        except (StoreError, MessageError):
+            raise
+        except Exception as error:  # noqa: BLE001  from the start, it comes again or not
+            logger.warning(
+                "cached aggregate does not go with its events, evicted",
+                extra={"stream": str(stream), "why": f"{type(error).__name__}: {error}"},
+            )
+            cache.remove(stream)
+            return None
+        aggregate.__ledger__.load_s = time.perf_counter() - started_s
+        if aggregate.version != version:
+            cache.put(aggregate, stream)
+        return aggregate
+
+    def _replay_newer(self, aggregate: Aggregate, stream: StreamName) -> None:
+        """Apply the stored events behind an aggregate's version."""
+        history = self._store.read_stream(stream, after_version=aggregate.version)
+        replay(aggregate, recorded_events(history, self._serializer))
 
     def get(self, cls: type[A], id: str) -> A:
         """Return an aggregate as its events have left it.
@@ -116,10 +206,34 @@ class Repository:
             )
             for stream, aggregate in changed.items()
         ]
-        committed = (transaction or self._store).append(appends, command=command, lease=lease)
+        try:
+            committed = (transaction or self._store).append(appends, command=command, lease=lease)
+        except BaseException as error:
+            self._forget(changed, error)
+            raise
         for aggregate, version in zip(changed.values(), committed.versions, strict=True):
             mark_saved(aggregate, version)
+        for stream, aggregate in changed.items():
+            if self.snapshots is not None:
+                self.snapshots.after_commit(aggregate, stream)
+            if self._cache is not None:
+                self._cache.put(aggregate, stream)
         return committed
+
+    def _forget(self, changed: Mapping[StreamName, Aggregate], error: BaseException) -> None:
+        """Forget what is cached of aggregates that could not be saved.
+
+        So is a snapshot that is ahead of its events, as after these came back from a backup: each
+        load would begin with it, and each save fail.
+        """
+        if self._cache is not None:
+            for stream in changed:
+                self._cache.remove(stream)
+        if isinstance(error, ConcurrencyError) and error.found < error.expected:
+            for stream, aggregate in changed.items():
+                is_meant = str(stream) == error.stream
+                if is_meant and self.snapshots is not None and aggregate.__snapshot_policy__:
+                    self.snapshots.forget(stream, error)
 
     def begin(self) -> StoreTransaction:
         """Begin a transaction in the store's database.

@@ -1,8 +1,11 @@
-"""What an event store must do. Any object that does it may be used as one."""
+"""What stores must do: of events, of snapshots, of cached states.
+
+Any object that does what a port says may be used as one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from .events import (
@@ -14,6 +17,7 @@ from .events import (
     StreamAppend,
     Subscriber,
 )
+from .snapshot import Snapshot
 from .stream import StreamName
 
 
@@ -154,6 +158,76 @@ class TransactionalStore(Protocol):
 
     def begin(self) -> StoreTransaction:
         """Begin a transaction.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+
+
+class SnapshotStore(Protocol):
+    """Keep the newest snapshot of each stream. What it loses, or is late with, costs time only."""
+
+    def find(self, stream: StreamName) -> Snapshot | None:
+        """Return a stream's snapshot; None if there is none.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+
+    def put(self, snapshot: Snapshot) -> bool:
+        """Keep a snapshot in place of the stream's last one, unless that is newer.
+
+        One of another schema version is replaced whatever its version; of the same, unless it is of
+        a later version. A store may refuse a snapshot of a stream that has no events.
+
+        Returns:
+            Whether it is kept.
+
+        Raises:
+            StoreUnavailable: the server does not answer; it may or may not be kept.
+        """
+
+    def remove(self, stream: StreamName) -> bool:
+        """Delete a stream's snapshot; returns whether there was one.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+
+    def streams(self, application: str, aggregate_type: str) -> Iterable[StreamName]:
+        """Return the streams of an aggregate type that have snapshots, in any order.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+
+
+class SnapshottingStore(Protocol):
+    """Be what an EventStore is beside that, if snapshots can be kept where its events are."""
+
+    def snapshots(self) -> SnapshotStore:
+        """Return the store of the snapshots of its streams."""
+
+
+class StateCache(Protocol):
+    """Keep states for a while, as bytes; whatever is put there may be gone at any time."""
+
+    def get(self, stream: StreamName) -> bytes | None:
+        """Return a stream's state, which lives on for its whole time from now; None if it is gone.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+
+    def put(self, stream: StreamName, state: bytes) -> None:
+        """Keep a stream's state in place of its last one.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+
+    def remove(self, stream: StreamName) -> None:
+        """Forget a stream's state; without one, do nothing.
 
         Raises:
             StoreUnavailable: the server does not answer.

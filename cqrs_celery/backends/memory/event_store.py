@@ -20,6 +20,7 @@ from ...store.events import (
 )
 from ...store.refusals import check_appends, command_repeated, version_conflict
 from ...store.stream import ANY_VERSION, StreamName
+from .snapshot_store import MemorySnapshotStore
 
 
 class MemoryEventStore:
@@ -44,6 +45,7 @@ class MemoryEventStore:
         self._streams: dict[StreamName, list[StoredEvent]] = {}
         self._outcomes: dict[str, tuple[CommandOutcome, float]] = {}
         self._commits: dict[tuple[str, ...], Committed] = {}
+        self._snapshots = MemorySnapshotStore()
 
     def append(
         self,
@@ -88,6 +90,10 @@ class MemoryEventStore:
         """Return what a command recorded when it committed; see `EventStore.find_command`."""
         with self._lock:
             return self._outcome(command_id)
+
+    def snapshots(self) -> MemorySnapshotStore:
+        """Return the store of the streams' snapshots, which lives as long as this one."""
+        return self._snapshots
 
     def close(self) -> None:
         """Do nothing: there are no connections, and the events stay."""

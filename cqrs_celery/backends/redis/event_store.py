@@ -8,15 +8,14 @@ no gap: they are the length of a list.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, cast
 
 import msgspec
 import redis
 
-from ...errors import StoreUnavailable
 from ...messages.metadata import Metadata
 from ...queue.reliable_queue import ReliableQueue
 from ...queue.scripts import load
@@ -34,6 +33,8 @@ from ...store.events import (
 )
 from ...store.refusals import check_appends, command_repeated, lease_lost, version_conflict
 from ...store.stream import StreamName
+from .reaching import reaching
+from .snapshot_store import RedisSnapshotStore
 
 _append = load("append", __package__ + ".scripts")
 _read_all = load("read_all", __package__ + ".scripts")
@@ -211,24 +212,16 @@ class RedisEventStore:
         with self._reach(f"unregister {name}"):
             return ReliableQueue(self._client(), prefix=self._prefix).unsubscribe(name, topics)
 
+    def snapshots(self) -> RedisSnapshotStore:
+        """Return the store of the streams' snapshots, in the same database."""
+        return RedisSnapshotStore(self._client, prefix=self._prefix, where=self._where)
+
     def close(self) -> None:
         """Give back connections."""
         self._client().close()
 
-    @contextmanager
-    def _reach(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise StoreUnavailable(
-                f"could not {what}: {self._where} does not answer ({error}). Start it, or correct"
-                " its URL."
-            ) from error
-        except redis.OutOfMemoryError as error:
-            raise StoreUnavailable(
-                f"could not {what}: {self._where} has reached its maxmemory ({error}). Nothing was"
-                " written. Give it more memory."
-            ) from error
+    def _reach(self, what: str) -> AbstractContextManager[None]:
+        return reaching(self._where, what)
 
 
 def _policy(policy: DeadLetterPolicy) -> LetterPolicy:

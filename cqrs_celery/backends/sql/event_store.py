@@ -52,6 +52,7 @@ from .engine import where
 from .failures import AlreadyThere, Failure, TransactionBeaten, reaching
 from .leading import Leadership
 from .outbox import SqlOutbox
+from .snapshot_store import SqlSnapshotStore
 from .tables import commands, events, streams
 from .transaction import SqlTransaction
 
@@ -548,6 +549,10 @@ class SqlEventStore:
         now = self._time(datetime.now(UTC))
         with self.reach("delete expired commands"), self.engine.begin() as connection:
             return connection.execute(delete(commands).where(commands.c.expires_at <= now)).rowcount
+
+    def snapshots(self) -> SqlSnapshotStore:
+        """Return the store of the streams' snapshots, in the same database."""
+        return SqlSnapshotStore(self)
 
     def close(self) -> None:
         """Give back connections; the store may be used again and makes new ones."""

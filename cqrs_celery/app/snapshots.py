@@ -1,0 +1,91 @@
+"""Open where snapshots are kept, and have them taken in a task where the settings say so."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final, cast
+
+import celery
+
+from ..dispatch.runtime import runtime_of
+from ..domain.classes import snapshotted_classes
+from ..domain.state import codec_of
+from ..session.snapshots import Defer, Snapshots
+from ..store.ports import EventStore, SnapshotStore, SnapshottingStore
+from ..store.stream import StreamName
+from .settings import IN_A_TASK, OFF, Settings
+
+logger = logging.getLogger(__name__)
+
+#: The task that takes a snapshot.
+TASK: Final = "cqrs_celery.take_snapshot"
+
+
+def open_snapshots(
+    app: celery.Celery, settings: Settings, store: EventStore, given: SnapshotStore | None
+) -> Snapshots | None:
+    """Return what takes snapshots; None where they are off, or there is nowhere to keep them.
+
+    Args:
+        app: sends the task, where a task takes them.
+        settings: say who takes them.
+        store: keeps the events, and snapshots beside them if it can.
+        given: keeps them in its place.
+    """
+    if settings.snapshots == OFF:
+        return None
+    if given is None and hasattr(store, "snapshots"):
+        given = cast(SnapshottingStore, store).snapshots()
+    if given is None:
+        return None
+    defer = _sender(app, settings) if settings.snapshots == IN_A_TASK else None
+    return Snapshots(given, defer=defer)
+
+
+def snapshot_queue(application: str) -> str:
+    """Return the queue of the task that takes snapshots."""
+    return f"{application}.snapshots"
+
+
+def _sender(app: celery.Celery, settings: Settings) -> Defer:
+    def send(stream: StreamName, version: int) -> None:
+        # Once: what is lost here, the next commit asks for again.
+        app.tasks[TASK].apply_async(
+            (stream.aggregate_type, stream.aggregate_id, version),
+            queue=snapshot_queue(settings.application),
+            retry=False,
+        )
+
+    return send
+
+
+def add_snapshot_task(app: celery.Celery) -> None:
+    """Give an application the task that takes a snapshot."""
+
+    def take_snapshot(aggregate_type: str, aggregate_id: str, version: int) -> str:
+        return _take(runtime_of(app, TASK).bus.repository, aggregate_type, aggregate_id, version)
+
+    app.task(name=TASK, shared=False, ignore_result=True, serializer="json")(take_snapshot)
+
+
+def _take(repository: Any, aggregate_type: str, aggregate_id: str, version: int) -> str:
+    """Take a snapshot at a version or a later one, unless there is one; says what was done."""
+    snapshots: Snapshots | None = repository.snapshots
+    cls = snapshotted_classes().get(aggregate_type)
+    if snapshots is None or cls is None:
+        return "no snapshots"
+    aggregate = repository.rebuild(cls, aggregate_id)
+    if aggregate is None or aggregate.__ledger__.snapshot_version >= version:
+        return "nothing to do"
+    is_kept = snapshots.take(aggregate, repository.stream_of(cls, aggregate_id))
+    return "taken" if is_kept else "there is a newer one"
+
+
+def check_snapshots() -> None:
+    """Check that every class of aggregates that has snapshots can have some.
+
+    Raises:
+        RegistrationError: one can't.
+    """
+    for cls in snapshotted_classes().values():
+        codec_of(cls).check()

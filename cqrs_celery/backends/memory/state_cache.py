@@ -1,0 +1,51 @@
+"""Keep states in this process for a while: the least recently used one makes room."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from cachetools import TTLCache
+
+from ...store.stream import StreamName
+
+
+class MemoryStateCache:
+    """Be a StateCache of so many states. Safe for threads; each process has its own.
+
+    Args:
+        size: the most states that it keeps.
+        ttl_s: seconds for which one is kept that nobody asks for.
+        clock: gives seconds, and never goes back.
+    """
+
+    def __init__(
+        self, *, size: int, ttl_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._lock = threading.Lock()
+        self._states: TTLCache[StreamName, bytes] = TTLCache(size, ttl_s, timer=clock)
+
+    def __len__(self) -> int:
+        with self._lock:
+            self._states.expire()
+            return len(self._states)
+
+    def get(self, stream: StreamName) -> bytes | None:
+        """Return a stream's state, which lives on from now; see `StateCache.get`."""
+        with self._lock:
+            state = self._states.get(stream)
+            if state is not None:
+                # TTLCache counts from the last write alone.
+                self._states[stream] = state
+            return state
+
+    def put(self, stream: StreamName, state: bytes) -> None:
+        """Keep a stream's state; see `StateCache.put`."""
+        with self._lock:
+            self._states[stream] = state
+
+    def remove(self, stream: StreamName) -> None:
+        """Forget a stream's state; see `StateCache.remove`."""
+        with self._lock:
+            self._states.pop(stream, None)

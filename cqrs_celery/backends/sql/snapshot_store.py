@@ -1,0 +1,147 @@
+"""Keep snapshots in the event store's database, one row a stream.
+
+The data are JSON inside a JSON string: PostgreSQL's jsonb would change the order of keys, by which
+a dict remembers what came first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from sqlalchemy import Connection, ScalarSelect, delete, insert, or_, select, update
+
+from ...errors import StoreError
+from ...store.snapshot import Snapshot
+from ...store.stream import StreamName
+from .failures import AlreadyThere, TransactionBeaten
+from .tables import snapshots, streams
+
+if TYPE_CHECKING:
+    from .event_store import SqlEventStore
+
+#: How often a snapshot is put that others were in the way of.
+ATTEMPTS: Final = 5
+
+#: Streams in one page.
+PAGE: Final = 500
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(str).decode
+
+
+class SqlSnapshotStore:
+    """Be a SnapshotStore in a SQL database; a stream without events has none.
+
+    Args:
+        store: the event store of the same streams, whose connections it uses.
+    """
+
+    def __init__(self, store: SqlEventStore) -> None:
+        self._store = store
+
+    def __repr__(self) -> str:
+        return f"<SqlSnapshotStore {self._store.where}>"
+
+    def find(self, stream: StreamName) -> Snapshot | None:
+        """Return a stream's snapshot; see `SnapshotStore.find`."""
+        payload = self._store._as_text(snapshots.c.payload)
+        rows = self._store._rows(
+            select(
+                snapshots.c.version,
+                snapshots.c.schema_version,
+                snapshots.c.taken_at,
+                payload.label("payload"),
+            ).where(snapshots.c.stream_id == self._id_of(stream)),
+            f"look for the snapshot of {stream}",
+        )
+        if not rows:
+            return None
+        version, schema_version, taken_at, text = rows[0]
+        taken_at = (
+            taken_at.replace(tzinfo=UTC) if taken_at.tzinfo is None else taken_at.astimezone(UTC)
+        )
+        return Snapshot(stream, version, schema_version, taken_at, _decode(text).encode())
+
+    def put(self, snapshot: Snapshot) -> bool:
+        """Keep a snapshot unless there is a newer one; see `SnapshotStore.put`."""
+        what = f"keep the snapshot of {snapshot.stream}"
+        return self._written(what, partial(self._put, snapshot))
+
+    def remove(self, stream: StreamName) -> bool:
+        """Delete a stream's snapshot; see `SnapshotStore.remove`."""
+        statement = delete(snapshots).where(snapshots.c.stream_id == self._id_of(stream))
+        return self._written(
+            f"remove the snapshot of {stream}",
+            lambda connection: bool(connection.execute(statement).rowcount),
+        )
+
+    def _put(self, snapshot: Snapshot, connection: Connection) -> bool:
+        stream_id = connection.execute(select(self._id_of(snapshot.stream))).scalar()
+        if stream_id is None:
+            return False
+        values: dict[str, Any] = {
+            "version": snapshot.version,
+            "schema_version": snapshot.schema_version,
+            "payload": _encode(snapshot.data.decode()).decode(),
+            "taken_at": self._store._time(snapshot.taken_at),
+        }
+        is_of_stream = snapshots.c.stream_id == stream_id
+        if connection.execute(select(snapshots.c.version).where(is_of_stream)).first() is None:
+            connection.execute(insert(snapshots).values(stream_id=stream_id, **values))
+            return True
+        is_older = or_(
+            snapshots.c.schema_version != snapshot.schema_version,
+            snapshots.c.version <= snapshot.version,
+        )
+        statement = update(snapshots).where(is_of_stream, is_older).values(**values)
+        return bool(connection.execute(statement).rowcount)
+
+    def _written(self, what: str, write: Callable[[Connection], bool]) -> bool:
+        """Write in a transaction, again if another one was in its way; returns what `write` does.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+            StoreError: another one was in its way again and again.
+        """
+        store = self._store
+        for _ in range(ATTEMPTS):
+            try:
+                with store.reach(what), store.engine.begin() as connection:
+                    store.on_begin(connection)
+                    return write(connection)
+            except (AlreadyThere, TransactionBeaten) as error:
+                reason = error
+        raise StoreError(f"could not {what}: {store.where} refused it again and again ({reason})")
+
+    def streams(self, application: str, aggregate_type: str) -> Iterator[StreamName]:
+        """Return the streams of a type that have snapshots; see `SnapshotStore.streams`."""
+        last = -1
+        while True:
+            rows = self._store._rows(
+                select(streams.c.stream_id, streams.c.aggregate_id)
+                .join(snapshots, snapshots.c.stream_id == streams.c.stream_id)
+                .where(
+                    streams.c.application == application,
+                    streams.c.aggregate_type == aggregate_type,
+                    streams.c.stream_id > last,
+                )
+                .order_by(streams.c.stream_id)
+                .limit(PAGE),
+                f"look for snapshots of {aggregate_type}",
+            )
+            for stream_id, aggregate_id in rows:
+                last = stream_id
+                yield StreamName(application, aggregate_type, aggregate_id)
+            if len(rows) < PAGE:
+                return
+
+    def _id_of(self, stream: StreamName) -> ScalarSelect[Any]:
+        return (
+            select(streams.c.stream_id)
+            .where(streams.c.stream_key == self._store._key(stream))
+            .scalar_subquery()
+        )

@@ -1,0 +1,156 @@
+"""Keep what was loaded or saved for a while, so that the next load reads newer events only.
+
+What is kept is an aggregate's state as bytes, as a snapshot has it: so each caller gets an instance
+of its own, and what one does with it no other sees. It may be old; whoever takes it brings it
+forward by the events that have come since. Whatever goes wrong with it is logged, and the aggregate
+is loaded as if nothing had been kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TypeVar
+
+import msgspec
+
+from ..domain.aggregate import Aggregate
+from ..domain.state import capture, restore
+from ..errors import CQRSError, RegistrationError, SnapshotError
+from ..store.ports import StateCache
+from ..store.stream import StreamName
+
+A = TypeVar("A", bound=Aggregate)
+
+logger = logging.getLogger(__name__)
+
+
+class _Entry(msgspec.Struct, array_like=True):
+    """Be what is kept: a state, and what a policy of snapshots would have to ask the store for."""
+
+    version: int
+    schema_version: int
+    state: bytes
+    snapshot_version: int
+    snapshot_taken_at: datetime | None
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Entry).decode
+
+
+class TieredCache:
+    """Be a StateCache of several, the nearest first: memory in front of Redis.
+
+    One that does not answer is passed over, with a warning in the log.
+
+    Args:
+        tiers: the caches; none keep nothing.
+    """
+
+    def __init__(self, *tiers: StateCache) -> None:
+        self._tiers = tiers
+
+    def get(self, stream: StreamName) -> bytes | None:
+        """Return a stream's state from the nearest that has it; those before it get it too."""
+        for index, tier in enumerate(self._tiers):
+            state = self._try(lambda tier=tier: tier.get(stream), stream)  # type: ignore[misc]
+            if state is not None:
+                self._put(self._tiers[:index], stream, state)
+                return state
+        return None
+
+    def put(self, stream: StreamName, state: bytes) -> None:
+        """Keep a stream's state in all of them."""
+        self._put(self._tiers, stream, state)
+
+    def remove(self, stream: StreamName) -> None:
+        """Forget a stream's state in all of them."""
+        for tier in self._tiers:
+            self._try(lambda tier=tier: tier.remove(stream), stream)  # type: ignore[misc]
+
+    def _put(self, tiers: Sequence[StateCache], stream: StreamName, state: bytes) -> None:
+        for tier in tiers:
+            self._try(lambda tier=tier: tier.put(stream, state), stream)  # type: ignore[misc]
+
+    def _try(self, action: Callable[[], bytes | None], stream: StreamName) -> bytes | None:
+        try:
+            return action()
+        except CQRSError as error:
+            logger.warning("cache passed over", extra={"stream": str(stream), "why": str(error)})
+            return None
+
+
+class AggregateCache:
+    """Be what a repository knows of cached aggregates.
+
+    Args:
+        states: keeps the bytes.
+    """
+
+    def __init__(self, states: StateCache) -> None:
+        self._states = states
+        self._told: set[type[Aggregate]] = set()
+
+    def get(self, cls: type[A], stream: StreamName) -> A | None:
+        """Return an instance of the caller's own, at the version that was kept; None if none was.
+
+        What does not fit the class any more is none.
+        """
+        if not stream.aggregate_id:
+            return None
+        try:
+            kept = self._states.get(stream)
+            if kept is None:
+                return None
+            entry = _decode(kept)
+            if entry.schema_version != cls.__snapshot_version__:
+                return None
+            aggregate = restore(cls, stream.aggregate_id, entry.version, entry.state)
+        except SnapshotError:
+            return None
+        except Exception as error:  # noqa: BLE001  whatever it is, the events are there
+            logger.warning("cached aggregate not restored", extra=_facts(stream, error))
+            return None
+        ledger = aggregate.__ledger__
+        ledger.snapshot_version = entry.snapshot_version
+        ledger.snapshot_taken_at = entry.snapshot_taken_at
+        return aggregate
+
+    def put(self, aggregate: Aggregate, stream: StreamName) -> None:
+        """Keep an aggregate that has nothing pending; not one without events, or without an id."""
+        if not (stream.aggregate_id and aggregate.version):
+            return
+        ledger = aggregate.__ledger__
+        try:
+            entry = _Entry(
+                ledger.version,
+                aggregate.__snapshot_version__,
+                capture(aggregate),
+                ledger.snapshot_version,
+                ledger.snapshot_taken_at,
+            )
+            self._states.put(stream, _encode(entry))
+        except (SnapshotError, RegistrationError) as error:
+            self._tell_once(type(aggregate), stream, error)
+            self.remove(stream)
+        except Exception as error:  # noqa: BLE001  it has been loaded, or saved
+            logger.warning("aggregate not cached", extra=_facts(stream, error))
+
+    def remove(self, stream: StreamName) -> None:
+        """Forget an aggregate."""
+        try:
+            self._states.remove(stream)
+        except Exception as error:  # noqa: BLE001  what is left is brought forward
+            logger.warning("aggregate not removed from the cache", extra=_facts(stream, error))
+
+    def _tell_once(self, cls: type[Aggregate], stream: StreamName, error: CQRSError) -> None:
+        """Say that a class can't be cached, the first time alone: it is so at every load."""
+        if cls not in self._told:
+            self._told.add(cls)
+            logger.warning("aggregate can't be cached", extra=_facts(stream, error))
+
+
+def _facts(stream: StreamName, error: Exception) -> dict[str, str]:
+    return {"stream": str(stream), "why": f"{type(error).__name__}: {error}"}

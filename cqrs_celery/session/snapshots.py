@@ -1,0 +1,151 @@
+"""Take snapshots after commits, and begin loads from them.
+
+A snapshot is a shortcut, never the truth: whatever goes wrong with one is logged, the events are
+replayed, and the command goes on. One is taken only of what is committed, after the commit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import TypeVar
+
+from cachetools import TTLCache
+
+from ..domain.aggregate import Aggregate
+from ..domain.snapshot_policy import SnapshotFacts
+from ..domain.state import capture, restore
+from ..errors import SnapshotError
+from ..messages.metadata import utc_now
+from ..store.ports import SnapshotStore
+from ..store.snapshot import Snapshot
+from ..store.stream import StreamName
+
+A = TypeVar("A", bound=Aggregate)
+
+logger = logging.getLogger(__name__)
+
+#: Has a snapshot taken elsewhere, later: of this stream, at this version or a later one.
+Defer = Callable[[StreamName, int], None]
+
+#: Seconds for which one that was to be taken elsewhere is not asked for again, by this process.
+ASKED_S = 60.0
+
+#: Streams of which that is remembered.
+ASKED_STREAMS = 10_000
+
+
+class Snapshots:
+    """Be what a repository knows of snapshots.
+
+    Args:
+        store: keeps them.
+        defer: has them taken elsewhere, off the way of whoever commits; None to take them here.
+        clock: gives the time, UTC.
+    """
+
+    def __init__(
+        self,
+        store: SnapshotStore,
+        *,
+        defer: Defer | None = None,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.store = store
+        self._defer = defer
+        self._clock = clock
+        # Until it has been taken, each commit finds that it is due.
+        self._asked: TTLCache[StreamName, bool] = TTLCache(ASKED_STREAMS, ASKED_S)
+
+    def restore(self, cls: type[A], stream: StreamName) -> A | None:
+        """Return an aggregate as its snapshot has it; None if there is none that fits."""
+        if cls.__snapshot_policy__ is None:
+            return None
+        try:
+            snapshot = self.store.find(stream)
+            if snapshot is None or snapshot.schema_version != cls.__snapshot_version__:
+                return None
+            aggregate = restore(cls, stream.aggregate_id, snapshot.version, snapshot.data)
+        except SnapshotError as error:
+            logger.info("snapshot does not fit", extra=_told(stream, error))
+            return None
+        except Exception as error:  # noqa: BLE001  whatever it is, the events are there
+            logger.warning("snapshot not restored", extra=_told(stream, error))
+            return None
+        ledger = aggregate.__ledger__
+        ledger.snapshot_version = snapshot.version
+        ledger.snapshot_taken_at = snapshot.taken_at
+        return aggregate
+
+    def after_commit(self, aggregate: Aggregate, stream: StreamName) -> None:
+        """Take a snapshot of an aggregate that was just committed, if its policy says so."""
+        try:
+            if not self.is_due(aggregate):
+                return
+            if self._defer is None:
+                self.take(aggregate, stream)
+                return
+            if self._asked.get(stream) is None:
+                self._defer(stream, aggregate.version)
+                self._asked[stream] = True
+            self._note(aggregate, aggregate.version, self._clock())
+        except Exception as error:  # noqa: BLE001  the command has committed, it may not fail now
+            logger.warning("snapshot not taken", extra=_told(stream, error))
+
+    def is_due(self, aggregate: Aggregate) -> bool:
+        """Say whether an aggregate's policy wants a snapshot; without one, none is wanted."""
+        policy = aggregate.__snapshot_policy__
+        if policy is None:
+            return False
+        ledger = aggregate.__ledger__
+        age_s = (
+            None
+            if ledger.snapshot_taken_at is None
+            else (self._clock() - ledger.snapshot_taken_at).total_seconds()
+        )
+        facts = SnapshotFacts(ledger.version, ledger.snapshot_version, age_s, ledger.load_s)
+        return policy.is_due(facts)
+
+    def take(self, aggregate: Aggregate, stream: StreamName) -> bool:
+        """Take a snapshot of an aggregate that has nothing pending; returns whether it is kept.
+
+        It is not if the store has a newer one.
+
+        Raises:
+            SnapshotError: its state would not come back the same.
+            RegistrationError: its class's state can't be kept at all.
+            StoreUnavailable: the store's server does not answer.
+        """
+        taken_at = self._clock()
+        snapshot = Snapshot(
+            stream,
+            aggregate.version,
+            aggregate.__snapshot_version__,
+            taken_at,
+            capture(aggregate),
+        )
+        is_kept = self.store.put(snapshot)
+        self._note(aggregate, snapshot.version, taken_at)
+        logger.debug(
+            "snapshot taken",
+            extra={"stream": str(stream), "version": snapshot.version, "is_kept": is_kept},
+        )
+        return is_kept
+
+    def forget(self, stream: StreamName, why: Exception) -> None:
+        """Delete a snapshot that does not go with its stream's events."""
+        logger.warning("snapshot does not go with its events, removed", extra=_told(stream, why))
+        try:
+            self.store.remove(stream)
+        except Exception as error:  # noqa: BLE001  the events are there
+            logger.warning("snapshot not removed", extra=_told(stream, error))
+
+    def _note(self, aggregate: Aggregate, version: int, taken_at: datetime) -> None:
+        ledger = aggregate.__ledger__
+        ledger.snapshot_version = version
+        ledger.snapshot_taken_at = taken_at
+
+
+def _told(stream: StreamName, error: Exception) -> dict[str, str]:
+    return {"stream": str(stream), "why": f"{type(error).__name__}: {error}"}

@@ -380,7 +380,7 @@ class Channel(stock.Channel):
     def _read(self, taken: Taken, tag: str) -> dict[str, Any] | None:
         try:
             holder = self.holder
-            return wire.decode(taken, tag, holder.name, held_until=holder.held_until)
+            return wire.decode(taken, tag, holder.name, held_until=holder.held_until(tag))
         except wire.UnreadableEnvelope as error:
             logger.error("unreadable message became a dead letter", extra={"error": str(error)})
             self.holder.bury(tag, reason={"reason": "unreadable envelope", "error": str(error)})

@@ -111,7 +111,7 @@ class Holder:
         #: how many leases were lost: an answer from before the last one says nothing of the next
         self._losses = 0
         #: monotonic time until which nobody can have recovered what we hold
-        self.held_until = 0.0
+        self._held_until = 0.0
         self._queues: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -246,6 +246,14 @@ class Holder:
         run = self._runs.get((taken.queue, taken.sequence)) if taken.sequence else None
         while run and len(found) < most and fits(run[0]):
             found.append(run.popleft())
+
+    def held_until(self, tag: str) -> float:
+        """Return the monotonic time until which nobody else can have a delivery.
+
+        0 where the lease was lost since it was taken, though there may be a new one.
+        """
+        with self._lock:
+            return self._held_until if tag in self._held else 0.0
 
     def return_ready(self) -> None:
         """Give back what was taken but can't be delivered now."""
@@ -480,7 +488,7 @@ class Holder:
     def _register(self) -> None:
         now = time.monotonic()
         self.queue.beat(self.name, self._lease_ms, register=True)
-        self.held_until = now + self.lease_s
+        self._held_until = now + self.lease_s
         self._beats_since = self._last_beat = time.monotonic()
 
     @property
@@ -532,7 +540,7 @@ class Holder:
         if not beat.is_held:
             self._lost_lease(losses)
             return
-        self.held_until = now + self.lease_s
+        self._held_until = now + self.lease_s
         if beat.expired_queues:
             self.queue.delete_expired()
         if beat.letters_due:

@@ -335,11 +335,24 @@ class Witness:
         """
         cut, first_cut = self._cut(last), self._cut(before) if before is not None else None
         if cut is None or first_cut != cut:
-            self._complain("out of order", f"{attempt} after {last}")
+            self._complain("out of order", f"{attempt} after {last}; {self._context(attempt)}")
         else:
             self.seen["sequences begun anew after a kill"] += 1
             if attempt.start < cut.at + self.lease_s * LEFT and cut.kind != "child killed":
                 self._complain("taken over within the lease", f"{attempt} after {cut}")
+
+    def _context(self, attempt: Attempt) -> str:
+        """Return what happened to an attempt's worker shortly before it, and what it has lost."""
+        since = attempt.start - 15
+        done = [one for one in self._by_group[attempt.group] if since < one.at < attempt.start + 5]
+        lost = [
+            f"lost at {one.at:.3f}: {one.facts}"
+            for one in self.said
+            if one.group == attempt.group
+            and one.text.startswith("lease lost")
+            and since < one.at < attempt.start + 5
+        ]
+        return f"its worker: {done}, {lost}"
 
     def _judge_late(self, attempts: list[Attempt]) -> None:
         """Judge what others did with the messages of late attempts: only after the lease."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from cqrs_celery.transport.holder import Holder
+from cqrs_celery.transport.holder import Holder, tag_of
 from tests.queues import PREFIX, QueueCase, opened
 
 
@@ -42,6 +42,22 @@ def take(holder: Holder, count: int) -> list[str]:
     while (taken := holder.next_ready()) is not None:
         found.append(taken.payload.decode())
     return found
+
+
+def test_a_lost_delivery_is_not_said_to_be_held_though_there_is_a_new_lease(
+    queue: QueueCase, new_holder: Any
+) -> None:
+    # given a message that is about to be delivered
+    queue.send("1")
+    holder = new_holder()
+    holder.exchange(("orders",), count=1, run=1, was_idle=False)
+    tag = tag_of(holder.next_ready())
+    assert holder.held_until(tag) > time.monotonic()
+    # when the lease is lost in between, and a new one begins
+    queue.leave(holder.name)
+    holder._beat(time.monotonic())
+    # then whoever begins with it must ask
+    assert holder.held_until(tag) == 0
 
 
 def test_what_was_taken_since_is_not_given_up_by_a_beat_that_was_answered_before(

@@ -69,7 +69,12 @@ def remove(context: click.Context, name: str, purge: bool, dry_run: bool, is_sur
             return
         if not is_sure:
             click.confirm("remove?", abort=True)
+        # Where there is a SQL store, it remembers its subscribers too.
+        cqrs = getattr(context.obj.app, "cqrs", None)
+        registered = cqrs.runtime.subscriptions if cqrs is not None else None
         for one in chosen:
+            if registered is not None:
+                registered.unregister(one.name, one.topics)
             channel.queue.unsubscribe(one.name, one.topics)
         for queue in purged:
             click.echo(f"{channel.queue.delete(queue)} messages of {queue} deleted")

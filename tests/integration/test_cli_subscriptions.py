@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import celery
@@ -13,8 +14,11 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 from kombu import pools
 
+from cqrs_celery import CQRS
+from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.cli import cqrs
 from cqrs_celery.queue.reliable_queue import ReliableQueue
+from cqrs_celery.store.events import Subscriber
 from cqrs_celery.transport import TRANSPORT
 from tests.queues import Worker
 
@@ -119,3 +123,25 @@ def test_an_unknown_subscription_is_refused_and_the_known_are_named(app: celery.
 
     assert result.exit_code == 2
     assert "no subscription male is registered; there are: mail, stock" in result.output
+
+
+def test_a_sql_store_forgets_a_removed_subscription_too(redis_url: str, tmp_path: Path) -> None:
+    # given an application with a SQL store, whose subscription is registered
+    app = celery.Celery("shop", broker=redis_url, set_as_current=False)
+    app.conf.update(
+        broker_transport=TRANSPORT, cqrs_event_store=f"sqlite:///{tmp_path / 'events.db'}"
+    )
+    runtime = CQRS(app).runtime
+    store: Any = runtime.store
+    create_schema(store)
+    registered: Any = runtime.subscriptions
+    registered.register(Subscriber("mail.send", ("sold",), "mail", ("", "", "", "", "")))
+    assert [one.name for one in store.outbox.subscribers()] == ["mail.send"]
+    # when it is removed
+    result = run_cli(app, "remove", "mail", "--yes")
+    # then neither the queue nor the store knows it
+    assert result.exit_code == 0, result.output
+    assert tasks(app) == []
+    assert list(store.outbox.subscribers()) == []
+    app.close()
+    pools.reset()

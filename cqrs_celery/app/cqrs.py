@@ -115,7 +115,7 @@ class CQRS:
         settings = self.settings
         check_tasks(self.app)
         store = self._given_store or self._open_store(settings)
-        serializer = Serializer(settings.application)
+        serializer = Serializer(settings.application, compression=settings.compression)
         relay = self.relay = open_relay(self.app, store, is_reliable=self._is_reliable)
         locks = open_locks(self.app, store)
         repository = Repository(

@@ -11,6 +11,7 @@ from typing import Any
 import celery
 
 from ..errors import InvalidSetting
+from ..messages.compression import ALGORITHMS, THRESHOLD_BYTES, Compression
 from ..store.events import DeadLetterPolicy
 
 #: 14 days, in seconds.
@@ -57,6 +58,8 @@ NAMES = (
     "cqrs_cache",
     "cqrs_cache_size",
     "cqrs_cache_ttl_s",
+    "cqrs_compression",
+    "cqrs_compression_threshold_bytes",
 )
 
 
@@ -78,6 +81,8 @@ class Settings:
         cache_size: `cqrs_cache_size`; aggregates in a process's memory. Default 1,000.
         cache_ttl_s: `cqrs_cache_ttl_s`; seconds for which one is cached that nobody asks for.
             Default 10 minutes.
+        compression: `cqrs_compression`, "gzip" or "zstd", of JSON above
+            `cqrs_compression_threshold_bytes`. Default: none.
     """
 
     application: str
@@ -89,6 +94,7 @@ class Settings:
     cache: str = OFF
     cache_size: int = CACHE_SIZE
     cache_ttl_s: int = CACHE_TTL_S
+    compression: Compression | None = None
 
 
 def read_settings(app: celery.Celery) -> Settings:
@@ -96,6 +102,7 @@ def read_settings(app: celery.Celery) -> Settings:
 
     Raises:
         InvalidSetting: a setting has a value that is not accepted, or there is no such setting.
+        MissingDependency: zstd is asked for and not installed.
     """
     conf: Mapping[str, Any] = app.conf
     _check_names(conf)
@@ -121,6 +128,7 @@ def read_settings(app: celery.Celery) -> Settings:
             conf, "cqrs_cache_size", CACHE_SIZE, at_least=1, what="a whole number of aggregates"
         ),
         cache_ttl_s=_seconds(conf, "cqrs_cache_ttl_s", CACHE_TTL_S, at_least=1),
+        compression=_compression(conf),
     )
 
 
@@ -183,6 +191,17 @@ def _one_of(conf: Mapping[str, Any], name: str, default: str, accepted: tuple[st
     if value not in accepted:
         raise _invalid(name, value, " or ".join(map(repr, accepted)))
     return str(value)
+
+
+def _compression(conf: Mapping[str, Any]) -> Compression | None:
+    name, least = "cqrs_compression_threshold_bytes", 1
+    threshold = _whole(conf, name, THRESHOLD_BYTES, at_least=least, what="a whole number of bytes")
+    algorithm = conf.get("cqrs_compression")
+    if algorithm is None:
+        return None
+    if algorithm not in ALGORITHMS:
+        raise _invalid("cqrs_compression", algorithm, "None, 'gzip' or 'zstd'")
+    return Compression(algorithm, threshold)
 
 
 def _seconds(conf: Mapping[str, Any], name: str, default: int, *, at_least: int) -> int:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import click
 from celery.bin.base import CeleryCommand
 
+from ..errors import MissingDependency
+from ..messages.compression import expand
 from ..queue.dead_letters import DeadLetters
 from ..queue.values import DeadLetter
 from ..transport import wire
@@ -314,6 +316,11 @@ def _message(letter: DeadLetter) -> dict[str, Any]:
     try:
         body = wire.split(letter.payload, letter.body)[1]
         [argument, *_], *_ = json.loads(body)
-        return {"message": argument if isinstance(argument, dict) else json.loads(body)}
+        if not isinstance(argument, dict):
+            return {"message": json.loads(body)}
+        plain = expand(argument.get("data"))
+        return {"message": argument if plain is None else {**argument, "data": json.loads(plain)}}
+    except MissingDependency:
+        return {"message": argument}
     except (ValueError, TypeError):
         return {"raw": repr(letter.payload + letter.body)}

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..errors import ConfigurationError, MalformedMessage, MessageError, UpcastFailed
+from .compression import Compression, compress, decompress, expand
 from .message import unknown_fields_of, with_unknown_fields
 from .registry import Registered, Registry, Upcaster
 from .registry import registry as default_registry
@@ -35,15 +36,23 @@ class Serializer:
     Args:
         application: put in front of names that have no dot.
         registry: where message classes are looked up.
+        compression: of what it encodes; None for none. It decodes whatever was compressed.
     """
 
-    def __init__(self, application: str, registry: Registry = default_registry) -> None:
+    def __init__(
+        self,
+        application: str,
+        registry: Registry = default_registry,
+        *,
+        compression: Compression | None = None,
+    ) -> None:
         if not application.strip():
             raise ConfigurationError(
                 "the application's name is blank; expected a name such as 'inventory'"
             )
         self.application = application
         self.registry = registry
+        self.compression = compression
         self._encoder = msgspec.json.Encoder()
         self._decoders: dict[type[Any], msgspec.json.Decoder[Any]] = {}
         self._names: dict[type[Any], tuple[str, int]] = {}
@@ -79,7 +88,7 @@ class Serializer:
                 data = self._encoder.encode(message.__json__()["data"])
         except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
             raise _unwritable(name, version, error) from error
-        return Encoded(name, version, data)
+        return Encoded(name, version, compress(data, self.compression))
 
     def to_plain(self, message: Any) -> dict[str, Any]:
         """Return a message as plain values, the form in which it is a task's argument.
@@ -95,7 +104,15 @@ class Serializer:
             data |= unknown_fields_of(message)
         except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
             raise _unwritable(name, version, error) from error
-        return {"type": name, "version": version, "data": data}
+        return {"type": name, "version": version, "data": self._compressed(data)}
+
+    def _compressed(self, data: Any) -> Any:
+        """Return plain values, or the text that stands for them."""
+        if self.compression is None:
+            return data
+        encoded = self._encoder.encode(data)
+        made = compress(encoded, self.compression)
+        return data if made is encoded else msgspec.json.decode(made)
 
     def decode(self, kind: str, name: str, version: int, data: bytes | memoryview) -> Any:
         """Return the message that stored bytes hold, if they hold one.
@@ -128,6 +145,9 @@ class Serializer:
         try:
             return (read(data),)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            # Looked at only now, so that it costs nothing where it is not: no message is a text.
+            if (plain := decompress(data)) is not data:
+                return self.decode_all(kind, name, version, plain)
             raise _malformed(kind, name, version, error) from error
 
     def _forget(self) -> None:
@@ -142,8 +162,8 @@ class Serializer:
         try:
             if isinstance(found, Registered):
                 read = readers[kind, name, version] = self._reader_of(found.cls)
-                return (read(data),)
-            plain = msgspec.json.decode(data)
+                return (read(decompress(data)),)
+            plain = msgspec.json.decode(decompress(data))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _malformed(kind, name, version, error) from error
         return self._upcast(found, name, version, plain)
@@ -206,6 +226,8 @@ class Serializer:
             MalformedMessage: the values don't fit the type; the text says where.
             UpcastFailed: an upcaster failed.
         """
+        if type(data) is str and (plain := expand(data)) is not None:
+            return self.decode_all(kind, name, version, plain)
         if self._generation != self.registry.generation:
             self._forget()
         classes = self._classes

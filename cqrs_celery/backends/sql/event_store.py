@@ -35,6 +35,7 @@ from sqlalchemy import (
 )
 
 from ...errors import StoreError, StoreUnavailable
+from ...messages.compression import COMPRESSED
 from ...messages.metadata import Metadata
 from ...store.events import (
     CommandOutcome,
@@ -613,8 +614,10 @@ def _stored(
     metadata: str,
     recorded_at: datetime,
 ) -> StoredEvent:
-    # What PostgreSQL's jsonb can't hold lies there as a text: JSON inside a JSON string.
-    text = _decode_text(payload) if payload[0] == '"' else payload
+    # What PostgreSQL's jsonb can't hold lies there as a text: JSON inside a JSON string. So do
+    # compressed data, which are such a string themselves.
+    is_wrapped = payload[0] == '"' and not payload.startswith(COMPRESSED)
+    text = _decode_text(payload) if is_wrapped else payload
     timestamp = (
         recorded_at.replace(tzinfo=UTC)
         if recorded_at.tzinfo is None

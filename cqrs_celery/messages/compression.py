@@ -1,0 +1,141 @@
+"""Make large JSON texts smaller, and back: for events, snapshots and the bodies of messages.
+
+What is compressed is JSON itself, a text that says what it is: `"cqrs:zstd:KLUv/…"`. So it goes
+wherever JSON goes: into a Redis script, a jsonb column, a task's argument. Nothing beside it needs
+to say that it is compressed, and nobody needs the setting to read it.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import re
+import sys
+import zlib
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any, Final
+
+import msgspec
+
+from ..errors import ConfigurationError, MissingDependency
+
+#: What can be asked for.
+ALGORITHMS: Final = ("gzip", "zstd")
+
+#: Bytes of JSON up to which nothing is compressed.
+THRESHOLD_BYTES: Final = 1000
+
+_FORM = re.compile(r"cqrs:(gzip|zstd):([A-Za-z0-9+/]+={0,2})")
+#: What compressed JSON begins with.
+COMPRESSED: Final = '"cqrs:'
+
+_START = COMPRESSED.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """Say how to compress, and from where on it is worth it.
+
+    Args:
+        algorithm: "gzip", or "zstd", which is faster and smaller and needs Python 3.14 or the
+            extra `zstd`.
+        threshold_bytes: up to this size of JSON, data stay as they are.
+
+    Raises:
+        ConfigurationError: there is no such algorithm.
+        MissingDependency: zstd is not installed.
+    """
+
+    algorithm: str
+    threshold_bytes: int = THRESHOLD_BYTES
+
+    def __post_init__(self) -> None:
+        """Check that it can be done."""
+        if self.algorithm not in ALGORITHMS:
+            raise ConfigurationError(
+                f"there is no compression {self.algorithm!r}; accepted: {' or '.join(ALGORITHMS)}"
+            )
+        if self.algorithm == "zstd":
+            _zstd()
+
+
+def compress(data: bytes, how: Compression | None) -> bytes:
+    """Return JSON, compressed if it is above the threshold and becomes smaller by it.
+
+    Args:
+        data: JSON; what is compressed already stays as it is.
+        how: None for not at all.
+
+    Returns:
+        JSON: the same, or a string.
+    """
+    if how is None or len(data) <= how.threshold_bytes or is_compressed(data):
+        return data
+    if how.algorithm == "gzip":
+        packed = gzip.compress(data, compresslevel=6, mtime=0)
+    else:
+        zstd = _zstd()
+        packed = zstd.compress(data, options={zstd.CompressionParameter.checksum_flag: 1})
+    text = b'%s%s:%s"' % (_START, how.algorithm.encode(), base64.b64encode(packed))
+    return text if len(text) < len(data) else data
+
+
+def decompress(data: bytes | memoryview) -> bytes | memoryview:
+    """Return what was compressed; what was not, or merely looks so, as it is.
+
+    Raises:
+        MissingDependency: it needs zstd, which is not installed.
+    """
+    if data[: len(_START)] != _START:
+        return data
+    try:
+        text = msgspec.json.decode(data, type=str)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return data
+    found = expand(text)
+    return data if found is None else found
+
+
+def expand(text: Any) -> bytes | None:
+    """Return the JSON that a decoded string holds in compressed form; None if it holds none.
+
+    Raises:
+        MissingDependency: it needs zstd, which is not installed.
+    """
+    match = _FORM.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        return None
+    try:
+        packed = base64.b64decode(match[2], validate=True)
+        if match[1] == "gzip":
+            return gzip.decompress(packed)
+        # It may look so, and be none: only what is must have the library.
+        return _zstd().decompress(packed) if packed[:4] == b"\x28\xb5\x2f\xfd" else None
+    except (ValueError, EOFError, OSError, zlib.error):
+        return None
+    except Exception as error:
+        if type(error).__name__ != "ZstdError":
+            raise
+        return None
+
+
+def is_compressed(data: bytes | memoryview) -> bool:
+    """Say whether JSON is the compressed form of another one."""
+    return decompress(data) is not data
+
+
+@cache
+def _zstd() -> ModuleType | Any:
+    try:
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
+    except ImportError as error:
+        raise MissingDependency(
+            "zstd is not installed, and is needed to compress or to read what was compressed by it:"
+            " pip install 'cqrs-celery[zstd]'"
+        ) from error
+    return zstd

@@ -39,7 +39,7 @@ class Compression:
     """Say how to compress, and from where on it is worth it.
 
     Args:
-        algorithm: "gzip", or "zstd", which is faster and smaller and needs Python 3.14 or the
+        algorithm: "gzip", or "zstd", which is faster for large data and needs Python 3.14 or the
             extra `zstd`.
         threshold_bytes: up to this size of JSON, data stay as they are.
 

@@ -87,11 +87,11 @@ def append_statements(store: SqlServerEventStore) -> list[str]:
 def all_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
     read: list[str] = []
 
-    def note(statement: Any, *_: Any) -> list[Any]:
-        read.append(compiled(statement, store.engine.dialect))
+    def note(statement: Any, *_: Any, **parameters: Any) -> list[Any]:
+        read.append(compiled(statement.params(parameters), store.engine.dialect))
         return []
 
-    store._rows = note  # type: ignore[method-assign, assignment]
+    store._rows = note  # type: ignore[method-assign]
     store.read_stream(StreamName("shop", "Item", "1"), after_version=3, limit=10)
     store.read_all(after_position=5)
     store.find_command("c-1")

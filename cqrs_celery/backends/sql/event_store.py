@@ -127,6 +127,18 @@ class SqlEventStore:
             self._as_text(events.c.metadata).label("metadata"),
             events.c.recorded_at,
         )
+        # Made once: to make it takes as long as to run it.
+        self._select_stream = (
+            select(*self._columns)
+            .where(
+                events.c.stream_id
+                == select(streams.c.stream_id)
+                .where(streams.c.stream_key == bindparam("key"))
+                .scalar_subquery(),
+                events.c.version > bindparam("after"),
+            )
+            .order_by(events.c.version)
+        )
         _all_stores.add(self)
 
     def __repr__(self) -> str:
@@ -478,20 +490,13 @@ class SqlEventStore:
         """
         if limit is not None and limit <= 0:
             return []
-        of_stream = (
-            select(streams.c.stream_id)
-            .where(streams.c.stream_key == self._key(stream))
-            .scalar_subquery()
-        )
-        statement = (
-            select(*self._columns)
-            .where(events.c.stream_id == of_stream, events.c.version > after_version)
-            .order_by(events.c.version)
-        )
+        statement = self._select_stream
         if limit is not None:
             statement = statement.limit(limit)
         reader = self._primary_reader if self._is_fresh(stream) else self._reader
-        rows = self._rows(statement, f"read {stream}", reader)
+        rows = self._rows(
+            statement, f"read {stream}", reader, key=self._key(stream), after=after_version
+        )
         return [_stored(stream, *row) for row in rows]
 
     def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
@@ -568,17 +573,21 @@ class SqlEventStore:
     # ------------------------------------------------------------ inside
 
     def _rows(
-        self, statement: Select[Any] | TextClause, what: str, reader: Engine | None = None
+        self,
+        statement: Select[Any] | TextClause,
+        what: str,
+        reader: Engine | None = None,
+        **parameters: Any,
     ) -> Sequence[Any]:
         """Run a statement that reads; a connection that was lost in the pool is replaced once."""
         reader = reader or self._reader
         try:
             with self.reach(what), reader.connect() as connection:
-                return connection.execute(statement).all()
+                return connection.execute(statement, parameters).all()
         except StoreUnavailable:
             reader.dispose()
         with self.reach(what), reader.connect() as connection:
-            return connection.execute(statement).all()
+            return connection.execute(statement, parameters).all()
 
     def reach(self, what: str) -> AbstractContextManager[None]:
         """Turn the driver's errors into ours for as long as something is done; see `reaching`."""

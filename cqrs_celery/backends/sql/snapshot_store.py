@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from sqlalchemy import Connection, ScalarSelect, delete, insert, or_, select, update
+from sqlalchemy import Connection, ScalarSelect, bindparam, delete, insert, or_, select, update
 
 from ...errors import StoreError
 from ...store.snapshot import Snapshot
@@ -42,21 +42,27 @@ class SqlSnapshotStore:
 
     def __init__(self, store: SqlEventStore) -> None:
         self._store = store
+        # Made once: to make it takes as long as to run it.
+        self._select = (
+            select(
+                snapshots.c.version,
+                snapshots.c.schema_version,
+                snapshots.c.taken_at,
+                store._as_text(snapshots.c.payload).label("payload"),
+            )
+            .join(streams, streams.c.stream_id == snapshots.c.stream_id)
+            .where(streams.c.stream_key == bindparam("key"))
+        )
 
     def __repr__(self) -> str:
         return f"<SqlSnapshotStore {self._store.where}>"
 
     def find(self, stream: StreamName) -> Snapshot | None:
         """Return a stream's snapshot; see `SnapshotStore.find`."""
-        payload = self._store._as_text(snapshots.c.payload)
         rows = self._store._rows(
-            select(
-                snapshots.c.version,
-                snapshots.c.schema_version,
-                snapshots.c.taken_at,
-                payload.label("payload"),
-            ).where(snapshots.c.stream_id == self._id_of(stream)),
+            self._select,
             f"look for the snapshot of {stream}",
+            key=self._store._key(stream),
         )
         if not rows:
             return None

@@ -39,7 +39,7 @@ def open_snapshots(
     if given is None:
         return None
     defer = _sender(app, settings) if settings.snapshots == IN_A_TASK else None
-    return Snapshots(given, defer=defer)
+    return Snapshots(given, defer=defer, compression=settings.compression)
 
 
 def snapshot_queue(application: str) -> str:

@@ -17,6 +17,7 @@ from ..domain.aggregate import Aggregate
 from ..domain.snapshot_policy import SnapshotFacts
 from ..domain.state import capture, restore
 from ..errors import SnapshotError
+from ..messages.compression import Compression, compress, decompress
 from ..messages.metadata import utc_now
 from ..store.ports import SnapshotStore
 from ..store.snapshot import Snapshot
@@ -42,6 +43,7 @@ class Snapshots:
     Args:
         store: keeps them.
         defer: has them taken elsewhere, off the way of whoever commits; None to take them here.
+        compression: of large states; None for none. Compressed ones are read whatever it is.
         clock: gives the time, UTC.
     """
 
@@ -50,10 +52,12 @@ class Snapshots:
         store: SnapshotStore,
         *,
         defer: Defer | None = None,
+        compression: Compression | None = None,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self.store = store
         self._defer = defer
+        self._compression = compression
         self._clock = clock
         # Until it has been taken, each commit finds that it is due.
         self._asked: TTLCache[StreamName, bool] = TTLCache(ASKED_STREAMS, ASKED_S)
@@ -66,7 +70,8 @@ class Snapshots:
             snapshot = self.store.find(stream)
             if snapshot is None or snapshot.schema_version != cls.__snapshot_version__:
                 return None
-            aggregate = restore(cls, stream.aggregate_id, snapshot.version, snapshot.data)
+            data = bytes(decompress(snapshot.data))
+            aggregate = restore(cls, stream.aggregate_id, snapshot.version, data)
         except SnapshotError as error:
             logger.info("snapshot does not fit", extra=_told(stream, error))
             return None
@@ -123,7 +128,7 @@ class Snapshots:
             aggregate.version,
             aggregate.__snapshot_version__,
             taken_at,
-            capture(aggregate),
+            compress(capture(aggregate), self._compression),
         )
         is_kept = self.store.put(snapshot)
         self._note(aggregate, snapshot.version, taken_at)

@@ -19,6 +19,7 @@ from cqrs_celery.messages.compression import ALGORITHMS, is_compressed
 from cqrs_celery.messages.serializer import Serializer
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.store.events import Subscriber
+from cqrs_celery.store.stream import StreamName
 from cqrs_celery.transport.merging import BODY
 
 pytestmark = pytest.mark.integration
@@ -70,6 +71,31 @@ def test_compressed_events_come_back_from_every_store(store: EventStore, algorit
     # when: who reads has no setting
     with CQRS(Celery("compressing"), store=store).session() as session:
         assert session.get(Page, "7").texts == [LONG, "short", LONG]
+
+
+class Book(Aggregate, name="CompressedBook", snapshot_every=1):
+    texts: list[str] = []  # noqa: RUF012
+
+    @applies(PageWritten)
+    def _written(self, event: PageWritten) -> None:
+        self.texts.append(event.text)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_compressed_snapshots_come_back_from_every_store(store: Any, algorithm: str) -> None:
+    """ACCEPTANCE 88 and 91."""
+    cqrs = CQRS(Celery("compressing", changes={"cqrs_compression": algorithm}), store=store)
+    with cqrs.session() as session:
+        book = Book("7")
+        book.record(PageWritten(text=LONG))
+        session.add(book)
+    snapshot = store.snapshots().find(StreamName("compressing", "CompressedBook", "7"))
+    assert is_compressed(snapshot.data)
+    # when: who reads has no setting
+    with CQRS(Celery("compressing"), store=store).session() as session:
+        again = session.get(Book, "7")
+        assert again.texts == [LONG]
+        assert again.__ledger__.snapshot_version == 1
 
 
 def test_a_subscribers_queue_has_the_event_compressed(redis_url: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..dispatch.definitions import Definition, definitions
 from ..dispatch.envelope import checked_key, command_id_of, pack_event
 from ..dispatch.handler import task_of
 from ..dispatch.locks import check_locks
+from ..dispatch.middleware import Middleware, checked
 from ..dispatch.publishing import Published, Publisher
 from ..dispatch.runtime import Runtime, add_application, current_app
 from ..dispatch.tasks import send_unhandled, stream_of
@@ -59,6 +60,10 @@ class CQRS:
             the `EventStore` port.
         snapshots: keeps the aggregates' snapshots, in place of where the events are: any object
             that fulfils the `SnapshotStore` port.
+        middleware: around every handler, the first one outermost; see `dispatch.middleware`.
+
+    Raises:
+        RegistrationError: something among the middleware is none.
     """
 
     def __init__(
@@ -67,10 +72,12 @@ class CQRS:
         *,
         store: EventStore | None = None,
         snapshots: SnapshotStore | None = None,
+        middleware: Iterable[Middleware] = (),
     ) -> None:
         self.app = app
         self._given_store = store
         self._given_snapshots = snapshots
+        self._middleware = checked(middleware)
         self._lock = threading.RLock()
         self._runtime: Runtime | None = None
         self.relay: RelayParts | None = None
@@ -124,7 +131,7 @@ class CQRS:
             snapshots=open_snapshots(self.app, settings, store, self._given_snapshots),
             cache=open_cache(self.app, settings),
         )
-        bus = Bus(repository, serializer, locks=locks)
+        bus = Bus(repository, serializer, locks=locks, middleware=self._middleware)
         return Runtime(
             self.app,
             serializer,

@@ -3,7 +3,8 @@
 Order of a command's execution: its id is looked up, and has it committed before, the recorded
 outcome is the result; else a session is opened; the handler runs; what its aggregates have recorded
 is committed in one append, together with the command's id. An exception commits nothing. A conflict
-with another writer repeats all of it, with fresh state, under the aggregate's lock.
+with another writer repeats all of it, with fresh state, under the aggregate's lock. Around all of
+that is the middleware.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +37,7 @@ from .context import handling
 from .definitions import Definition, Definitions
 from .definitions import definitions as all_definitions
 from .locks import CommandLock, Locks
+from .middleware import Call, Middleware, around, checked
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +91,7 @@ class Bus:
         serializer: of the application.
         locks: of aggregates; None for none.
         definitions: the handlers.
+        middleware: around every handler, the first one outermost.
     """
 
     def __init__(
@@ -97,11 +101,13 @@ class Bus:
         *,
         locks: Locks | None = None,
         definitions: Definitions = all_definitions,
+        middleware: Iterable[Middleware] = (),
     ) -> None:
         self.repository = repository
         self.serializer = serializer
         self.locks = locks
         self.definitions = definitions
+        self.middleware = checked(middleware)
 
     def find(self, message: Any, *, looked_for: str = "sync or async") -> Definition:
         """Return the handler of a command or query.
@@ -133,6 +139,13 @@ class Bus:
             LockTimeout: somebody else held the aggregate's lock all the time.
             Exception: whatever the handler raised; then nothing was committed.
         """
+        if not self.middleware:
+            return self._run(definition, attempt)
+        with around(self.middleware, _call_of(definition, attempt)) as call:
+            call.result = result = self._run(definition, attempt)
+        return result
+
+    def _run(self, definition: Definition, attempt: Attempt) -> CommandResult:
         if attempt.looks_first and (found := attempt.find()):
             return result_of(found)
         retries = definition.on_conflict.retries
@@ -178,6 +191,13 @@ class Bus:
         """
         if not definition.is_async:
             return await asyncio.to_thread(self.run, definition, attempt)
+        if not self.middleware:
+            return await self._run_async(definition, attempt)
+        with around(self.middleware, _call_of(definition, attempt)) as call:
+            call.result = result = await self._run_async(definition, attempt)
+        return result
+
+    async def _run_async(self, definition: Definition, attempt: Attempt) -> CommandResult:
         if attempt.looks_first and (found := await asyncio.to_thread(attempt.find)):
             return result_of(found)
         retries = definition.on_conflict.retries
@@ -221,15 +241,32 @@ class Bus:
             Exception: whatever the handler raised.
         """
         definition = self.find(query)
-        result = definition.function(query)
-        return asyncio.run(result) if definition.is_async else result
+        with self._around_query(definition, query) as call:
+            answer = definition.function(query)
+            call.result = asyncio.run(answer) if definition.is_async else answer
+        return call.result
 
     async def answer_async(self, query: Any) -> Any:
         """Run a query's handler without blocking the event loop; a sync one runs in a thread."""
         definition = self.find(query)
-        if definition.is_async:
-            return await definition.function(query)
-        return await asyncio.to_thread(definition.function, query)
+        if not definition.is_async:
+            return await asyncio.to_thread(self.answer, query)
+        with self._around_query(definition, query) as call:
+            call.result = await definition.function(query)
+        return call.result
+
+    def _around_query(self, definition: Definition, query: Any) -> AbstractContextManager[Call]:
+        return around(self.middleware, Call("query", query, _name_of(definition)))
+
+
+def _call_of(definition: Definition, attempt: Attempt) -> Call:
+    message = attempt.message
+    kind = definition.kind if isinstance(message, list) else message.__kind__
+    return Call(kind, message, _name_of(definition), attempt.metadata, attempt.recorded)
+
+
+def _name_of(definition: Definition) -> str:
+    return ".".join(definition.place)
 
 
 def result_of(found: CommandOutcome) -> CommandResult:

@@ -36,6 +36,7 @@ APPLICATION = "from tests.depot import app"
 QUEUES = ["celery", "depot.commands", "depot.order_more_boxes", "depot.shelf"]
 
 TASKS = [
+    "cqrs_celery.take_snapshot",
     "depot.empty_box",
     "depot.fill_box",
     "depot.fill_box_slowly",

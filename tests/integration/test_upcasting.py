@@ -1,0 +1,81 @@
+"""What old code appends to Redis reaches the subscriptions of what it has become, in a worker."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+from cqrs_celery import CQRS, Event, EventData, RecordedEvent, subscribes, upcaster
+from cqrs_celery.backends.redis.event_store import RedisEventStore
+from cqrs_celery.dispatch.definitions import definitions
+from cqrs_celery.dispatch.handler import task_of
+from cqrs_celery.messages.metadata import new_id, utc_now
+from cqrs_celery.queue.reliable_queue import ReliableQueue
+from cqrs_celery.store.events import NewEvent, StreamAppend
+from cqrs_celery.store.stream import ANY_VERSION, StreamName
+from cqrs_celery.transport.merging import BODY
+from cqrs_celery.workers.registration import subscriber_of
+
+pytestmark = pytest.mark.integration
+
+got: list[Any] = []
+
+
+class PartMoved(Event, name="oldcode.part_moved", aliases=("oldcode.part_shifted",)):
+    place: str
+
+
+class PartNamed(Event, name="oldcode.part_named"):
+    name: str
+
+
+@upcaster("oldcode.part_changed", 1, into=(PartMoved, PartNamed))
+def split(data: dict[str, Any]) -> list[EventData]:
+    return [
+        EventData("oldcode.part_moved", 1, {"place": data["place"]}),
+        EventData("oldcode.part_named", 1, {"name": data["name"]}),
+    ]
+
+
+@subscribes(PartMoved, subscription="oldcode.list")
+def old_code_moved(event: PartMoved, recorded: RecordedEvent[PartMoved]) -> None:
+    got.append((event.place, recorded.version, recorded.part))
+
+
+@subscribes(PartNamed, subscription="oldcode.names")
+def old_code_named(event: PartNamed, recorded: RecordedEvent[PartNamed]) -> None:
+    got.append((event.name, recorded.version, recorded.part))
+
+
+def test_what_old_code_appends_reaches_the_subscriptions_of_what_it_has_become(
+    redis_url: str,
+) -> None:
+    # given subscriptions that are registered as a worker does it
+    client = redis.Redis.from_url(redis_url)
+    store: Any = RedisEventStore(lambda: client, body=BODY)
+    cqrs = CQRS(Celery("oldcode"), store=store)
+    mine = [d for d in definitions.all() if d.function.__name__.startswith("old_code_")]
+    for definition in mine:
+        store.register(subscriber_of(definition, cqrs.runtime))
+    # when old code appends under old names
+    for name, data in (
+        ("oldcode.part_shifted", {"place": "A"}),
+        ("oldcode.part_changed", {"place": "B", "name": "bolt"}),
+    ):
+        event = NewEvent(new_id(), name, 1, utc_now(), json.dumps(data).encode())
+        stream = StreamName("oldcode", "Part", "7")
+        store.append([StreamAppend(stream, ANY_VERSION, [event])])
+    # then each queue has what its function takes a part of, and the tasks get the parts
+    queue = ReliableQueue(client)
+    queue.beat("me", 60_000, register=True)
+    for definition in mine:
+        task = task_of(cqrs.app, definition)
+        exchange = queue.settle_and_take("me", queues=[task.home_queue], count=10, run=10)
+        for taken in exchange.taken:
+            (arguments, _, _) = json.loads(taken.body)
+            task.apply(arguments, throw=True)
+    assert got == [("A", 1, 1), ("B", 2, 1), ("bolt", 2, 2)]

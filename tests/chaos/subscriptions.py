@@ -121,6 +121,7 @@ class Worker:
         #: "starting", "ready", "frozen", "orphaned", or "thawed": it will be ready in a while
         self.state = "starting"
         self.since = 0.0
+        self.stopped = 0.0
         self.until = 0.0
         self.group = 0
         self.is_to_be_killed = False
@@ -208,11 +209,14 @@ class Trouble:
             worker.until = worker.since + self._chance.uniform(0, 2) * self._lease_s
         else:
             worker.node.freeze()
+            worker.stopped = time.monotonic()
             worker.state, worker.is_to_be_killed = "frozen", kind != "frozen"
             worker.until = worker.since + self._chance.uniform(1.5, 3.5) * self._lease_s
 
     def _note(self, kind: str, worker: Worker, until: float) -> None:
-        self.log.append(Disturbance(kind, worker.group, worker.since, until))
+        is_freeze = kind.startswith("frozen")
+        stopped = worker.stopped if is_freeze else 0.0
+        self.log.append(Disturbance(kind, worker.group, worker.since, until, stopped=stopped))
 
 
 class Progress:

@@ -84,6 +84,8 @@ class Disturbance(NamedTuple):
     at: float
     until: float
     pid: int = 0
+    #: when a frozen one surely stood still
+    stopped: float = 0.0
 
 
 def read_attempts(folder: Path) -> list[Attempt]:
@@ -220,7 +222,7 @@ class Witness:
         handler's first line.
         """
         starts = self._starts[attempt.group, attempt.pid]
-        place = bisect_right(starts, freeze.at)
+        place = bisect_right(starts, max(freeze.at, freeze.stopped))
         return place < len(starts) and starts[place] == attempt.start
 
     def _cut(self, attempt: Attempt) -> Disturbance | None:
@@ -343,16 +345,27 @@ class Witness:
 
     def _context(self, attempt: Attempt) -> str:
         """Return what happened to an attempt's worker shortly before it, and what it has lost."""
-        since = attempt.start - 15
-        done = [one for one in self._by_group[attempt.group] if since < one.at < attempt.start + 5]
-        lost = [
-            f"lost at {one.at:.3f}: {one.facts}"
+        since, until = attempt.start - 15, attempt.start + 5
+        done = [one for one in self._by_group[attempt.group] if since < one.at < until]
+        losses = [
+            f"{one.at:.3f} {kind}"
             for one in self.said
-            if one.group == attempt.group
-            and one.text.startswith("lease lost")
-            and since < one.at < attempt.start + 5
+            if one.group == attempt.group and since < one.at < until
+            for kind in ("messages", "settled_too_late")
+            if attempt.message_id in one.facts.get(kind, ())
         ]
-        return f"its worker: {done}, {lost}"
+        near = [one for one in self.attempts if abs(one.start - attempt.start) < 5]
+        line = attempt.subscription, attempt.aggregate
+        same_line = [str(one) for one in near if (one.subscription, one.aggregate) == line]
+        same_process = [
+            f"{one.start:.3f} {one.subscription}:{one.aggregate}:{one.version}"
+            for one in near
+            if one.pid == attempt.pid
+        ]
+        return (
+            f"its worker: {done}; its message lost: {losses}; its process: {same_process};"
+            f" its sequence: {same_line}"
+        )
 
     def _judge_late(self, attempts: list[Attempt]) -> None:
         """Judge what others did with the messages of late attempts: only after the lease."""

@@ -248,6 +248,7 @@ def test_rabbitmq_gets_one_task_per_subscription(
 def test_nothing_is_lost_when_everything_is_killed_in_turn(
     yards: Yard, fresh_redis_node: RedisNode, postgres_url: str
 ) -> None:
+    """ACCEPTANCE 70."""
     # given a worker, and a Redis that forces every write to the disk
     place = yards(fresh_redis_node.url, postgres_url)
     worker = place.start(concurrency=2)

@@ -400,11 +400,6 @@ class Holder:
                 self._settle_unsure(tag, bury(taken.id, taken.fence, why))
         self._tell()
 
-    def tries_of(self, tag: str) -> int:
-        """Return how many deliveries of a held message ended without a settlement before."""
-        taken = self._held.get(tag)
-        return taken.tries if taken else 0
-
     def _ack_batch(self, tag: str) -> None:
         lines: dict[Line, None] = {}
         for member in self._batches.pop(tag):

@@ -1,20 +1,25 @@
-"""Events on their way into a store and out of it."""
+"""Events on their way into a store and out of it.
+
+Those of which thousands are made at a time are msgspec structs: a frozen dataclass takes ten times
+as long to make.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, NamedTuple, TypeVar
 
-from ..messages.metadata import Metadata
+import msgspec
+
+from ..messages.metadata import NO_METADATA, Metadata
 from .stream import StreamName
 
 E = TypeVar("E")
 
 
-@dataclass(frozen=True, slots=True)
-class NewEvent:
+class NewEvent(msgspec.Struct, frozen=True):
     """Be an event that is to be appended; its version and position are the store's to give.
 
     Attributes:
@@ -31,11 +36,10 @@ class NewEvent:
     type_version: int
     timestamp: datetime
     data: bytes
-    metadata: Metadata = field(default_factory=Metadata)
+    metadata: Metadata = NO_METADATA
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEvent:
+class StoredEvent(msgspec.Struct, frozen=True):
     """Be an event as a store holds it.
 
     Attributes:
@@ -51,8 +55,7 @@ class StoredEvent:
     event: NewEvent
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedEvent(Generic[E]):
+class RecordedEvent(msgspec.Struct, Generic[E], frozen=True):
     """Be an event with the facts of its recording, as subscribers and aggregates get it.
 
     Attributes:
@@ -96,8 +99,7 @@ class RecordedEvent(Generic[E]):
         return 1
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedPart(RecordedEvent[E]):
+class RecordedPart(RecordedEvent[E], Generic[E], frozen=True):
     """Be one of several events that an upcaster has made of one stored event."""
 
     _part: int

@@ -6,10 +6,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import redis
+from msgspec.structs import replace
 
 from cqrs_celery.backends.redis.event_store import RedisEventStore
 from cqrs_celery.errors import ConcurrencyError, LeaseLost, StoreUnavailable

@@ -206,7 +206,9 @@ def apply(aggregate: Aggregate, event: Event) -> None:
         UnhandledEvent: it has none, and its class is strict.
     """
     appliers = aggregate.__appliers__
-    name = next((appliers[cls] for cls in type(event).__mro__ if cls in appliers), None)
+    name = appliers.get(type(event)) or next(
+        (appliers[cls] for cls in type(event).__mro__ if cls in appliers), None
+    )
     if name is None:
         if aggregate.__strict__:
             raise UnhandledEvent(

@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import datetime
-from functools import cache
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, Text, cast, text
 
+from ...errors import StoreUnavailable
 from ...messages.metadata import Metadata
-from ...store.events import CommandRecord, Committed, Lease, NewEvent
+from ...store.events import CommandOutcome, CommandRecord, Committed, Lease, NewEvent
+from ...store.stream import StreamName
 from ..sql.batch import Batch, CommandRefused, VersionRefused
 from ..sql.event_store import SqlEventStore, encode, reading_from
 from ..sql.failures import Failure
 from ..sql.leading import Leadership
 from .driver import prepare_driver
+from .prepared import KeptConnections, Statement, code_of, function, run_once
 
 #: Names the advisory lock of appends, together with the number of the events' table.
 LOCK_CLASS: Final = 1_668_444_019
@@ -35,25 +37,47 @@ GAP_WAIT_S: Final = 2.0
 #: Seconds between two looks at who may still fill it.
 GAP_LOOK_S: Final = 0.002
 
-#: A function's name and its parameters' types.
-Function = tuple[str, tuple[str, ...]]
-
-_APPEND: Final[Function] = (
+_APPEND: Final = function(
     "cqrs_append_v1",
-    (
-        "integer[]", "text[]", "text[]", "text[]", "text[]", "bigint[]", "integer[]", "jsonb",
-        "text", "text", "bigint",
-    ),
+    "integer[]", "text[]", "text[]", "text[]", "text[]", "bigint[]", "integer[]", "jsonb",
+    "text", "text", "bigint",
 )  # fmt: skip
 
-_APPEND_ONE: Final[Function] = (
+_APPEND_ONE: Final = function(
     "cqrs_append_one_v1",
-    (
-        "text", "text", "text", "text", "bigint",
-        "text", "text", "integer", "jsonb", "jsonb", "timestamptz",
-        "text", "text", "bigint",
-    ),
+    "text", "text", "text", "text", "bigint",
+    "text", "text", "integer", "jsonb", "jsonb", "timestamptz",
+    "text", "text", "bigint",
 )  # fmt: skip
+
+_READ_STREAM: Final = Statement(
+    "cqrs_read_stream",
+    ("text", "bigint", "bigint"),
+    "SELECT global_position, version, event_id, type, type_version, payload::text, metadata::text,"
+    " recorded_at FROM cqrs_events"
+    " WHERE stream_id = (SELECT stream_id FROM cqrs_streams WHERE stream_key = $1)"
+    " AND version > $2 ORDER BY version LIMIT $3",
+)
+
+# The limit comes before the join: the page is cut from the index of positions.
+_READ_ALL: Final = Statement(
+    "cqrs_read_all",
+    ("bigint", "bigint"),
+    "SELECT s.application, s.aggregate_type, s.aggregate_id, e.global_position, e.version,"
+    " e.event_id, e.type, e.type_version, e.payload::text, e.metadata::text, e.recorded_at"
+    " FROM (SELECT * FROM cqrs_events WHERE global_position > $1"
+    " ORDER BY global_position LIMIT $2) e JOIN cqrs_streams s ON s.stream_id = e.stream_id"
+    " ORDER BY e.global_position",
+)
+
+#: Where the position stands in a row of that.
+_AT: Final = 3
+
+_FIND_COMMAND: Final = Statement(
+    "cqrs_find_command",
+    ("text",),
+    "SELECT position, outcome FROM cqrs_commands WHERE command_id = $1 AND expires_at > now()",
+)
 
 #: The transactions that append now.
 _APPENDING: Final = text(
@@ -106,14 +130,15 @@ class PostgresqlEventStore(SqlEventStore):
     def __init__(self, engine: Engine, **options: Any) -> None:
         prepare_driver(engine)
         super().__init__(engine, **options)
-        # Connections that are ours until the store is closed; their pool counts them.
-        self._idle: list[Any] = []
+        self._kept = KeptConnections(engine)
+        read_engine = options.get("read_engine")
+        self._kept_to_read = KeptConnections(read_engine) if read_engine else self._kept
         # Every number up to this one that is missing belongs to an append that was rolled back.
         self._settled = 0
 
     def failure(self, error: BaseException) -> Failure:
         """Return what a driver's error means, by its SQLSTATE."""
-        code = getattr(error, "pgcode", None) or getattr(error, "sqlstate", None) or ""
+        code = code_of(error)
         if code == "23505":
             return Failure.TAKEN
         if code in _BEATEN:
@@ -136,6 +161,9 @@ class PostgresqlEventStore(SqlEventStore):
     def _time(self, time: datetime) -> datetime:
         return time
 
+    def _as_utc(self, time: datetime) -> datetime:
+        return time.astimezone(UTC)
+
     def _lock(self, connection: Connection) -> None:
         connection.execute(_LOCK)
 
@@ -148,78 +176,85 @@ class PostgresqlEventStore(SqlEventStore):
     def _write_alone(
         self, batch: Batch, command: CommandRecord | None, lease: Lease | None
     ) -> Committed:
-        call = _call_of(batch, command)
+        statement, arguments = _call_of(batch, command)
         self.check_lease(lease)
-        pooled = self._take()
         try:
-            committed = _append(pooled.dbapi_connection, call, prepared=pooled.info)
-        except (VersionRefused, CommandRefused):
-            self._idle.append(pooled)
-            raise
-        except BaseException as error:
-            pooled.invalidate(error)
-            raise
-        self._idle.append(pooled)
-        return committed
-
-    def _take(self) -> Any:
-        """Return a connection that commits each statement.
-
-        They are kept: to take one from SQLAlchemy's pool and give it back costs as much as all else
-        that an append does here.
-        """
-        try:
-            return self._idle.pop()
-        except IndexError:
-            pooled: Any = self.engine.raw_connection()
-            pooled.dbapi_connection.autocommit = True
-            return pooled
+            rows = self._kept.run(statement, arguments)
+        except Exception as error:
+            raise _refusal(error) from error
+        return _committed(rows)
 
     def close(self) -> None:
         """Give back connections; the store may be used again and makes new ones."""
-        while self._idle:
-            pooled = self._idle.pop()
-            pooled.dbapi_connection.autocommit = False
-            pooled.close()
+        self._kept.close()
+        self._kept_to_read.close()
         super().close()
 
     def forget_connections(self) -> None:
         """Leave the connections to the parent process, whose fork this one is."""
-        for pooled in self._idle:
-            pooled.detach()
-        self._idle.clear()
+        self._kept.forget()
+        self._kept_to_read.forget()
         super().forget_connections()
 
     def write(
         self, connection: Connection, batch: Batch, command: CommandRecord | None
     ) -> Committed:
         """Append in a transaction that is open."""
-        return _append(connection.connection.dbapi_connection, _call_of(batch, command))
+        try:
+            rows = run_once(connection.connection.dbapi_connection, *_call_of(batch, command))
+        except Exception as error:
+            raise _refusal(error) from error
+        return _committed(rows)
 
     def _row(self, stream_id: int, version: int, event: NewEvent) -> dict[str, Any]:
         return {**super()._row(stream_id, version, event), "payload": _jsonb(event.data).decode()}
 
     # ------------------------------------------------------------ read
 
+    def _run(
+        self, kept: KeptConnections, what: str, statement: Statement, *arguments: Any
+    ) -> list[Any]:
+        """Run a statement that reads; a connection that was lost meanwhile is replaced once."""
+        try:
+            with self.reach(what):
+                return kept.run(statement, arguments)
+        except StoreUnavailable:
+            self.close()
+        with self.reach(what):
+            return kept.run(statement, arguments)
+
+    def _rows_of_stream(
+        self, stream: StreamName, after_version: int, limit: int | None
+    ) -> Sequence[Any]:
+        kept = self._kept if self._is_fresh(stream) else self._kept_to_read
+        what = f"read {stream}"
+        return self._run(kept, what, _READ_STREAM, stream.key, after_version, limit)
+
+    def find_command(self, command_id: str) -> CommandOutcome | None:
+        """Return what a command recorded when it committed; see `EventStore.find_command`."""
+        what = f"look up the command {command_id}"
+        rows = self._run(self._kept, what, _FIND_COMMAND, command_id)
+        return CommandOutcome(*rows[0]) if rows else None
+
     def _rows_of_all(self, after_position: int, limit: int) -> Sequence[Any]:
-        statement, what = self._select_all(after_position, limit), reading_from(after_position)
-        rows = self._rows(statement, what)
-        if not rows or rows[-1].position == after_position + len(rows):
+        arguments = reading_from(after_position), _READ_ALL, after_position, limit
+        rows = self._run(self._kept_to_read, *arguments)
+        if not rows or rows[-1][_AT] == after_position + len(rows):
             return rows
         # On a replica nobody holds the lock, and a commit may have overtaken an earlier one.
         if self._has_replica:
-            rows = self._rows(statement, what, self._primary_reader)
-        if self._gap(rows, after_position) < len(rows) and self._settle_gaps(what):
-            rows = self._rows(statement, what, self._primary_reader)
+            rows = self._run(self._kept, *arguments)
+        if self._gap(rows, after_position) < len(rows) and self._settle_gaps(arguments[0]):
+            rows = self._run(self._kept, *arguments)
         return rows[: self._gap(rows, after_position)]
 
     def _gap(self, rows: Sequence[Any], after_position: int) -> int:
         """Return the number of rows before which nothing is missing that may still come."""
         before = max(after_position, self._settled)
         for index, row in enumerate(rows):
-            if row.position > before + 1:
+            if row[_AT] > before + 1:
                 return index
-            before = max(before, row.position)
+            before = max(before, row[_AT])
         return len(rows)
 
     def _settle_gaps(self, what: str) -> bool:
@@ -240,7 +275,7 @@ class PostgresqlEventStore(SqlEventStore):
         return {row[0] for row in self._rows(_APPENDING, what, self._primary_reader)}
 
 
-def _call_of(batch: Batch, command: CommandRecord | None) -> tuple[Function, Sequence[Any]]:
+def _call_of(batch: Batch, command: CommandRecord | None) -> tuple[Statement, Sequence[Any]]:
     """Return the function that appends a batch, and its arguments."""
     appends, events = batch.appends, batch.events
     recorded = (command.command_id, command.outcome, command.ttl_s) if command else _NO_COMMAND
@@ -293,62 +328,15 @@ def _jsonb(data: bytes) -> bytes:
     return data
 
 
-def _append(
-    connection: Any,
-    call: tuple[Function, Sequence[Any]],
-    *,
-    prepared: dict[Any, Any] | None = None,
-) -> Committed:
-    """Call the function on the driver's own connection.
+def _refusal(error: Any) -> Exception:
+    """Return what an error of the functions means: theirs, or the driver's own as it is."""
+    code = code_of(error)
+    if code == "CQ001":
+        index, _, found = error.diag.message_primary.partition(",")
+        return VersionRefused(int(index) - 1, int(found))
+    return CommandRefused() if code == "CQ002" else error
 
-    Args:
-        connection: the driver's.
-        call: the function and its arguments.
-        prepared: belongs to the connection, and remembers what is prepared on it; None to prepare
-            nothing.
 
-    Raises:
-        VersionRefused: a stream is at another version.
-        CommandRefused: the command has committed before.
-        Exception: the driver's.
-    """
-    function, arguments = call
-    with connection.cursor() as cursor:
-        try:
-            if prepared is None:
-                cursor.execute(_select(function), arguments)
-            else:
-                cursor.execute(_prepared(cursor, function, prepared), arguments)
-        except Exception as raised:
-            error: Any = raised
-            code = getattr(error, "pgcode", None) or getattr(error, "sqlstate", None)
-            if code == "CQ001":
-                index, _, found = error.diag.message_primary.partition(",")
-                raise VersionRefused(int(index) - 1, int(found)) from None
-            if code == "CQ002":
-                raise CommandRefused from None
-            raise
-        position, *versions = cursor.fetchone()[0]
+def _committed(rows: Sequence[Any]) -> Committed:
+    position, *versions = rows[0][0]
     return Committed(position, tuple(versions))
-
-
-@cache
-def _select(function: Function) -> str:
-    name, types = function
-    return f"SELECT {name}({', '.join(f'%s::{one}' for one in types)})"
-
-
-def _prepared(cursor: Any, function: Function, prepared: dict[Any, Any]) -> str:
-    """Return the statement that calls a function, which the server has parsed by then."""
-    name, types = function
-    statement: str | None = prepared.get(name)
-    if statement is None:
-        if hasattr(cursor, "mogrify"):
-            # psycopg2 sends texts: the server knows what it has parsed by a name.
-            numbers = ", ".join(f"${number}" for number in range(1, len(types) + 1))
-            cursor.execute(f"PREPARE {name} ({', '.join(types)}) AS SELECT {name}({numbers})")
-            statement = _select(function).replace("SELECT", "EXECUTE")
-        else:
-            statement = _select(function)  # psycopg prepares by itself what comes again
-        prepared[name] = statement
-    return statement

@@ -14,9 +14,11 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -36,7 +38,7 @@ from sqlalchemy import (
 
 from ...errors import StoreError, StoreUnavailable
 from ...messages.compression import COMPRESSED
-from ...messages.metadata import Metadata
+from ...messages.metadata import NO_METADATA, Metadata
 from ...store.events import (
     CommandOutcome,
     CommandRecord,
@@ -72,6 +74,9 @@ FRESH_S: Final = 10.0
 
 #: Streams of which that is remembered.
 FRESH_STREAMS: Final = 10_000
+
+#: The parts of a stream's name, where they are the first columns of a row.
+_NAME = itemgetter(0, 1, 2)
 
 _decode_metadata = msgspec.json.Decoder(Metadata).decode
 _decode_text = msgspec.json.Decoder(str).decode
@@ -188,6 +193,10 @@ class SqlEventStore:
         """Return a time as the driver takes it."""
         return time.astimezone(UTC).replace(tzinfo=None)
 
+    def _as_utc(self, time: datetime) -> datetime:
+        """Return a time as the driver gives it."""
+        return time.replace(tzinfo=UTC)
+
     # ------------------------------------------------------------ append
 
     def append(
@@ -220,7 +229,7 @@ class SqlEventStore:
                 if not may_reconnect:
                     raise
                 may_reconnect = False
-                self.engine.dispose()
+                self.close()
             except (VersionRefused, CommandRefused, AlreadyThere, TransactionBeaten) as refusal:
                 known = self.settle(batch, command, refusal, may_repeat=attempt < ATTEMPTS)
                 if known is not None:
@@ -490,14 +499,18 @@ class SqlEventStore:
         """
         if limit is not None and limit <= 0:
             return []
+        return self._stored(stream, self._rows_of_stream(stream, after_version, limit))
+
+    def _rows_of_stream(
+        self, stream: StreamName, after_version: int, limit: int | None
+    ) -> Sequence[Any]:
         statement = self._select_stream
         if limit is not None:
             statement = statement.limit(limit)
         reader = self._primary_reader if self._is_fresh(stream) else self._reader
-        rows = self._rows(
+        return self._rows(
             statement, f"read {stream}", reader, key=self._key(stream), after=after_version
         )
-        return [_stored(stream, *row) for row in rows]
 
     def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
         """Return the store's events in the order of their positions; see `EventStore.read_all`.
@@ -508,12 +521,34 @@ class SqlEventStore:
         if limit <= 0:
             return []
         rows = self._rows_of_all(after_position, limit)
-        names: dict[str, StreamName] = {}
-        found = []
-        for application, aggregate_type, aggregate_id, *row in rows:
-            stream = StreamName(application, aggregate_type, aggregate_id)
-            found.append(_stored(names.setdefault(stream.key, stream), *row))
+        names: dict[tuple[str, str, str], StreamName] = {}
+        found: list[StoredEvent] = []
+        for parts, group in groupby(rows, _NAME):
+            stream = names.get(parts)
+            if stream is None:
+                stream = names[parts] = StreamName(*parts)
+            found += self._stored(stream, [row[3:] for row in group])
         return found
+
+    def _stored(self, stream: StreamName, rows: Iterable[Any]) -> list[StoredEvent]:
+        """Return a stream's events from rows with the columns of `self._columns`."""
+        as_utc = self._as_utc
+        return [
+            StoredEvent(
+                stream,
+                version,
+                position,
+                NewEvent(
+                    event_id,
+                    name,
+                    type_version,
+                    as_utc(at),
+                    (payload if payload[0] == "{" else _text_of(payload)).encode(),
+                    NO_METADATA if metadata == "{}" else _decode_metadata(metadata),
+                ),
+            )
+            for position, version, event_id, name, type_version, payload, metadata, at in rows
+        ]
 
     def _rows_of_all(self, after_position: int, limit: int) -> Sequence[Any]:
         """Return what `read_all` reads; an engine where commits overtake each other sees to it."""
@@ -612,30 +647,14 @@ def reading_from(after_position: int) -> str:
     return f"read from position {after_position + 1}"
 
 
-def _stored(
-    stream: StreamName,
-    position: int,
-    version: int,
-    event_id: str,
-    type: str,
-    type_version: int,
-    payload: str,
-    metadata: str,
-    recorded_at: datetime,
-) -> StoredEvent:
-    # What PostgreSQL's jsonb can't hold lies there as a text: JSON inside a JSON string. So do
-    # compressed data, which are such a string themselves.
+def _text_of(payload: str) -> str:
+    """Return an event's data.
+
+    What PostgreSQL's jsonb can't hold lies there as a text: JSON inside a JSON string. So do
+    compressed data, which are such a string themselves.
+    """
     is_wrapped = payload[0] == '"' and not payload.startswith(COMPRESSED)
-    text = _decode_text(payload) if is_wrapped else payload
-    timestamp = (
-        recorded_at.replace(tzinfo=UTC)
-        if recorded_at.tzinfo is None
-        else recorded_at.astimezone(UTC)
-    )
-    event = NewEvent(
-        event_id, type, type_version, timestamp, text.encode(), _decode_metadata(metadata)
-    )
-    return StoredEvent(stream, version, position, event)
+    return _decode_text(payload) if is_wrapped else payload
 
 
 #: The stores of this process. After a fork their connections are the parent's.

@@ -19,7 +19,7 @@ from .stream import StreamName
 E = TypeVar("E")
 
 
-class NewEvent(msgspec.Struct, frozen=True):
+class NewEvent(msgspec.Struct, frozen=True, gc=False):
     """Be an event that is to be appended; its version and position are the store's to give.
 
     Attributes:
@@ -39,7 +39,7 @@ class NewEvent(msgspec.Struct, frozen=True):
     metadata: Metadata = NO_METADATA
 
 
-class StoredEvent(msgspec.Struct, frozen=True):
+class StoredEvent(msgspec.Struct, frozen=True, gc=False):
     """Be an event as a store holds it.
 
     Attributes:
@@ -55,7 +55,7 @@ class StoredEvent(msgspec.Struct, frozen=True):
     event: NewEvent
 
 
-class RecordedEvent(msgspec.Struct, Generic[E], frozen=True):
+class RecordedEvent(msgspec.Struct, Generic[E], frozen=True, gc=False):
     """Be an event with the facts of its recording, as subscribers and aggregates get it.
 
     Attributes:
@@ -99,7 +99,7 @@ class RecordedEvent(msgspec.Struct, Generic[E], frozen=True):
         return 1
 
 
-class RecordedPart(RecordedEvent[E], Generic[E], frozen=True):
+class RecordedPart(RecordedEvent[E], Generic[E], frozen=True, gc=False):
     """Be one of several events that an upcaster has made of one stored event."""
 
     _part: int

@@ -255,7 +255,12 @@ class SubscriptionTask(HandlerTask):
                 return
             message_id = f"{message_id}#{recorded.part}"
         attempt = self._attempt(
-            recorded.event, _caused_by(recorded), message_id=message_id, recorded=recorded
+            recorded.event,
+            _caused_by(recorded),
+            message_id=message_id,
+            recorded=recorded,
+            # What comes again for a later part's sake was done up to that.
+            looks_first=recorded.parts > 1,
         )
         self.runtime.bus.run(self.definition, attempt)
 
@@ -284,6 +289,7 @@ class SubscriptionTask(HandlerTask):
         *,
         message_id: str,
         recorded: RecordedEvent[Any] | None = None,
+        looks_first: bool = False,
     ) -> Attempt:
         """Return what the function runs for; it commits once, however often the message comes."""
         runtime = self.runtime
@@ -296,6 +302,7 @@ class SubscriptionTask(HandlerTask):
             find=lambda: runtime.store.find_command(record_id),
             recorded=recorded,
             lease=self._lease,
+            looks_first=looks_first,
         )
 
 

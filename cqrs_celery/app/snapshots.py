@@ -65,7 +65,11 @@ def add_snapshot_task(app: celery.Celery) -> None:
     def take_snapshot(aggregate_type: str, aggregate_id: str, version: int) -> str:
         return _take(runtime_of(app, TASK).bus.repository, aggregate_type, aggregate_id, version)
 
-    app.task(name=TASK, shared=False, ignore_result=True, serializer="json")(take_snapshot)
+    # Late: of a worker that dies over it, another one gets it. A state whose taking kills the child
+    # process alone is given up, until a commit asks again.
+    app.task(name=TASK, shared=False, ignore_result=True, serializer="json", acks_late=True)(
+        take_snapshot
+    )
 
 
 def _take(repository: Any, aggregate_type: str, aggregate_id: str, version: int) -> str:

@@ -24,7 +24,9 @@ SOURCE = """
 
     app = Celery("shop", broker=os.environ["SHOP_BROKER"])
     app.conf.broker_transport = "cqrs_celery.transport:Transport"
+    app.conf.broker_transport_options = {"lease_s": float(os.environ.get("SHOP_LEASE_S", 30))}
     app.conf.cqrs_snapshots = os.environ.get("SHOP_SNAPSHOTS", "task")
+    app.conf.cqrs_event_store = os.environ.get("SHOP_STORE", "broker")
     app.conf.result_backend = os.environ["SHOP_BROKER"]
     cqrs = CQRS(app)
 
@@ -52,6 +54,21 @@ SOURCE = """
         for _ in range(command.times):
             counter.record(Counted())
         return counter.count
+"""
+#: Takes its time, until a file is gone.
+SLOW = """
+    import time
+    from pathlib import Path
+
+    class Slow(Counter, name="Slow", snapshot_every=10):
+        def to_snapshot(self) -> int:
+            Path("taking").touch()
+            while Path("closed").exists():
+                time.sleep(0.01)
+            return self.count
+
+        def from_snapshot(self, state: int) -> None:
+            self.count = state
 """
 KEY = "cq:snapshots:shop:Counter"
 
@@ -107,6 +124,34 @@ def test_a_worker_takes_snapshots_in_a_task_of_its_own(
     assert found.split(b"\x1f")[1] == b"25"
 
 
+def test_a_snapshot_whose_worker_is_killed_over_it_is_taken_by_the_next_one(
+    worker_factory: WorkerFactory, shop, client: Any, redis_url: str, tmp_path: Path
+) -> None:
+    # given a worker in the middle of taking a snapshot
+    (tmp_path / "closed").touch()
+    source = SOURCE + SLOW
+    (tmp_path / "shop.py").write_text(textwrap.dedent(source))
+    env = {"SHOP_BROKER": redis_url, "SHOP_LEASE_S": "1"}
+    worker = worker_factory(source, pool="solo", env=env)
+    shop(
+        "-c",
+        "from shop import *\n"
+        "with cqrs.session() as session:\n"
+        "    slow = Slow('1')\n"
+        "    session.add(slow)\n"
+        "    for _ in range(12): slow.record(Counted())",
+    )
+    wait_until((tmp_path / "taking").exists, 20)
+    # when it is killed
+    worker.kill()
+    assert not client.exists("cq:snapshots:shop:Slow")
+    (tmp_path / "closed").unlink()
+    # then the next one takes it, without another commit
+    worker_factory(source, pool="solo", env=env)
+    found = wait_until(lambda: client.hget("cq:snapshots:shop:Slow", "1"), 20)
+    assert found.split(b"\x1f")[1] == b"12"
+
+
 def test_snapshots_are_taken_anew_from_the_events_alone(shop, client: Any) -> None:
     # given two of three that are due, one of which holds nonsense, and one that is not
     fill(shop, 2, 12, SHOP_SNAPSHOTS="commit")
@@ -157,6 +202,46 @@ def test_snapshots_are_deleted(shop, client: Any) -> None:
     assert json.loads(done.stdout) == [{"aggregate": "Counter", "deleted": 3}]
     assert "deleting 3 snapshots: 3 done" in done.stderr
     assert not client.exists(KEY)
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql", "redis"])
+def test_every_store_has_its_snapshots_taken_anew_and_deleted(
+    shop, tmp_path: Path, request: pytest.FixtureRequest, engine: str
+) -> None:
+    # given a store in which two of three aggregates are due
+    env = {"SHOP_SNAPSHOTS": "off"}
+    if engine == "sqlite":
+        env["SHOP_STORE"] = f"sqlite:///{tmp_path}/shop.db"
+    elif engine == "postgresql":
+        node = request.getfixturevalue("postgres_node")
+        env["SHOP_STORE"] = node.create_database("snapshot_commands")
+        request.addfinalizer(lambda: node.drop_database("snapshot_commands"))
+    if engine != "redis":
+        shop("-m", "celery", "-A", "shop", "cqrs", "schema", "create", **env)
+    fill(shop, 2, 12, **env)
+    shop("-c", "from shop import *\ncqrs.execute(Count(id='few', times=3))", **env)
+    env["SHOP_SNAPSHOTS"] = "commit"
+    listed = (
+        "from shop import *; snapshots = cqrs.store.snapshots()\n"
+        "print(sorted((s.aggregate_id, snapshots.find(s).version)"
+        " for s in snapshots.streams('shop', 'Counter')))"
+    )
+    assert shop("-c", listed, **env).stdout == "[]\n"
+    # when
+    done = shop(*cqrs("rebuild", "--json"), **env)
+    # then
+    assert json.loads(done.stdout)[0] == {
+        "aggregate": "Counter", "taken": 2, "not_due": 1, "failed": 0,
+    }  # fmt: skip
+    assert "27 events read, 3 aggregates found" in done.stderr
+    assert "taking 3 snapshots: 3 done" in done.stderr
+    assert shop("-c", listed, **env).stdout == "[('0', 12), ('1', 12)]\n"
+    # and when
+    done = shop(*cqrs("drop", "--yes", "--json"), **env)
+    # then
+    assert json.loads(done.stdout) == [{"aggregate": "Counter", "deleted": 2}]
+    assert "deleting 2 snapshots: 2 done" in done.stderr
+    assert shop("-c", listed, **env).stdout == "[]\n"
 
 
 def test_where_there_are_none_that_is_said(shop) -> None:

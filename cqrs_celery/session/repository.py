@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar, cast
 
 from ..domain.aggregate import Aggregate, PendingEvent
@@ -26,7 +26,7 @@ from ..errors import (
 from ..messages.metadata import NO_METADATA, Metadata
 from ..messages.serializer import Serializer
 from ..store.decoding import recorded_events
-from ..store.events import CommandRecord, Committed, Lease, NewEvent, StreamAppend
+from ..store.events import CommandRecord, Committed, Lease, NewEvent, StoredEvent, StreamAppend
 from ..store.ports import EventStore, StoreTransaction
 from ..store.refusals import version_conflict
 from ..store.stream import StreamName
@@ -95,20 +95,21 @@ class Repository:
         """
         started_s = time.perf_counter()
         stream = self.stream_of(cls, id)
-        aggregate = None
+        aggregate, newer = None, None
         if self.snapshots is not None and not from_events_alone:
-            aggregate = self.snapshots.restore(cls, stream)
+            restored = self.snapshots.restore(cls, stream)
+            aggregate, newer = restored.aggregate, restored.newer
             if aggregate is not None:
                 try:
-                    self._replay_newer(aggregate, stream)
+                    self._replay_newer(aggregate, stream, newer)
                 except (StoreError, MessageError):
                     raise
                 except Exception as error:  # noqa: BLE001  from the start, it comes again or not
                     self.snapshots.forget(stream, error)
-                    aggregate = None
+                    aggregate, newer = None, None
         if aggregate is None:
             aggregate = build(cls, id)
-            self._replay_newer(aggregate, stream)
+            self._replay_newer(aggregate, stream, newer)
         aggregate.__ledger__.load_s = time.perf_counter() - started_s
         return aggregate if aggregate.version else None
 
@@ -135,9 +136,15 @@ class Repository:
             cache.put(aggregate, stream)
         return aggregate
 
-    def _replay_newer(self, aggregate: Aggregate, stream: StreamName) -> None:
-        """Apply the stored events behind an aggregate's version."""
-        history = self._store.read_stream(stream, after_version=aggregate.version)
+    def _replay_newer(
+        self,
+        aggregate: Aggregate,
+        stream: StreamName,
+        history: Sequence[StoredEvent] | None = None,
+    ) -> None:
+        """Apply the stored events behind an aggregate's version; read them if they are not."""
+        if history is None:
+            history = self._store.read_stream(stream, after_version=aggregate.version)
         replay(aggregate, recorded_events(history, self._serializer))
 
     def get(self, cls: type[A], id: str) -> A:

@@ -7,9 +7,10 @@ replayed, and the command goes on. One is taken only of what is committed, after
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Generic, TypeVar, cast
 
 from cachetools import TTLCache
 
@@ -19,7 +20,8 @@ from ..domain.state import capture, restore
 from ..errors import SnapshotError
 from ..messages.compression import Compression, compress, decompress
 from ..messages.metadata import utc_now
-from ..store.ports import SnapshotStore
+from ..store.events import StoredEvent
+from ..store.ports import SnapshotsBesideEvents, SnapshotStore
 from ..store.snapshot import Snapshot
 from ..store.stream import StreamName
 
@@ -35,6 +37,20 @@ ASKED_S = 60.0
 
 #: Streams of which that is remembered.
 ASKED_STREAMS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Restored(Generic[A]):
+    """Be what a load begins with.
+
+    Attributes:
+        aggregate: as its snapshot has it; None if there is none that fits.
+        newer: the events behind that; all events, if there is no snapshot; None if they are yet to
+            be read.
+    """
+
+    aggregate: A | None = None
+    newer: Sequence[StoredEvent] | None = None
 
 
 class Snapshots:
@@ -62,26 +78,37 @@ class Snapshots:
         # Until it has been taken, each commit finds that it is due.
         self._asked: TTLCache[StreamName, bool] = TTLCache(ASKED_STREAMS, ASKED_S)
 
-    def restore(self, cls: type[A], stream: StreamName) -> A | None:
-        """Return an aggregate as its snapshot has it; None if there is none that fits."""
+    def restore(self, cls: type[A], stream: StreamName) -> Restored[A]:
+        """Return an aggregate as its snapshot has it, and the events to go on with, where read."""
         if cls.__snapshot_policy__ is None:
-            return None
+            return Restored()
+        snapshot, newer = None, None
         try:
-            snapshot = self.store.find(stream)
-            if snapshot is None or snapshot.schema_version != cls.__snapshot_version__:
-                return None
+            snapshot, newer = self._read(stream, cls.__snapshot_version__)
+            if snapshot is None:
+                return Restored(newer=newer)
             data = bytes(decompress(snapshot.data))
             aggregate = restore(cls, stream.aggregate_id, snapshot.version, data)
         except SnapshotError as error:
             logger.info("snapshot does not fit", extra=_told(stream, error))
-            return None
+            return Restored()
         except Exception as error:  # noqa: BLE001  whatever it is, the events are there
             logger.warning("snapshot not restored", extra=_told(stream, error))
-            return None
+            return Restored()
         ledger = aggregate.__ledger__
         ledger.snapshot_version = snapshot.version
         ledger.snapshot_taken_at = snapshot.taken_at
-        return aggregate
+        return Restored(aggregate, newer)
+
+    def _read(
+        self, stream: StreamName, schema_version: int
+    ) -> tuple[Snapshot | None, Sequence[StoredEvent] | None]:
+        """Return a snapshot of a schema version, and, if the store can tell, what is behind it."""
+        if hasattr(self.store, "find_with_newer"):
+            return cast(SnapshotsBesideEvents, self.store).find_with_newer(stream, schema_version)
+        snapshot = self.store.find(stream)
+        is_fitting = snapshot is not None and snapshot.schema_version == schema_version
+        return (snapshot if is_fitting else None), None
 
     def after_commit(self, aggregate: Aggregate, stream: StreamName) -> None:
         """Take a snapshot of an aggregate that was just committed, if its policy says so."""

@@ -202,6 +202,27 @@ class SnapshotStore(Protocol):
         """
 
 
+class SnapshotsBesideEvents(SnapshotStore, Protocol):
+    """Be what a SnapshotStore is beside that, if it can read a stream's events in the same step."""
+
+    def find_with_newer(
+        self, stream: StreamName, schema_version: int
+    ) -> tuple[Snapshot | None, Sequence[StoredEvent]]:
+        """Return a stream's snapshot and the events behind it, by one question to the server.
+
+        Args:
+            stream: whose.
+            schema_version: of the snapshot; one of another version is none.
+
+        Returns:
+            The snapshot, and the events from its version on, oldest first; without a snapshot, None
+            and all events.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+
+
 class SnapshottingStore(Protocol):
     """Be what an EventStore is beside that, if snapshots can be kept where its events are."""
 

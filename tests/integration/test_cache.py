@@ -117,7 +117,7 @@ def test_a_cached_load_is_one_round_trip_that_carries_newer_events_only(
     assert sent(client) - bytes_before < 6 * about_info + 3 * 600
 
 
-def test_a_load_from_a_snapshot_is_two_round_trips_that_carry_newer_events_only(
+def test_a_load_from_a_snapshot_is_one_round_trip_that_carries_newer_events_only(
     client: redis.Redis,
 ) -> None:
     """54: the newest fitting snapshot is restored, later events replayed."""
@@ -126,8 +126,12 @@ def test_a_load_from_a_snapshot_is_two_round_trips_that_carry_newer_events_only(
     saved(repository, 1_000, SnapshotCounter)
     saved(repository, 3, SnapshotCounter)
     client.config_resetstat()
+    before, bytes_before = reads(client), sent(client)
+    about_info = sent(client) - bytes_before
     assert repository.get(SnapshotCounter, "42").count == 1_003
-    assert asked(client) == {"hget": 1, "lrange": 1}
+    assert asked(client) == {"evalsha": 1, "hget": 1, "lrange": 1}
+    assert reads(client) - before == 5
+    assert sent(client) - bytes_before < 8 * about_info
 
 
 # Tiers on a real server

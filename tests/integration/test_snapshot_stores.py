@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 from sqlalchemy import text
 
 from cqrs_celery.backends.opening import open_event_store
+from cqrs_celery.backends.redis.event_store import RedisEventStore
 from cqrs_celery.backends.redis.snapshot_store import RedisSnapshotStore
 from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.backends.sql.schema import create_schema
@@ -18,9 +20,9 @@ from cqrs_celery.backends.sql.snapshot_store import SqlSnapshotStore
 from cqrs_celery.backends.sql.tables import metadata
 from cqrs_celery.errors import SchemaError, StoreUnavailable
 from cqrs_celery.store.events import StreamAppend
-from cqrs_celery.store.ports import SnapshotStore
+from cqrs_celery.store.ports import SnapshotsBesideEvents, SnapshotStore
 from cqrs_celery.store.stream import NO_STREAM, StreamName
-from cqrs_celery.testing.event_store_contract import BOLT, events
+from cqrs_celery.testing.event_store_contract import BOLT, NUT, events
 from cqrs_celery.testing.snapshot_store_contract import SnapshotStoreContract, snapshot
 from tests.nodes import RedisNode
 from tests.postgres import PostgresNode
@@ -79,6 +81,53 @@ class TestPostgresqlSnapshotStore(SqlContract):
         store.close()
 
 
+@pytest.fixture(params=["redis", "sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    """Give an event store that keeps snapshots beside the events."""
+    if request.param == "redis":
+        with redis.Redis.from_url(request.getfixturevalue("redis_url")) as client:
+            yield RedisEventStore(lambda: client, prefix="{shop}.")
+        return
+    if request.param == "sqlite":
+        store = sql_store(f"sqlite:///{tmp_path / 'events.db'}")
+        create_schema(store)
+    else:
+        store = sql_store(request.getfixturevalue("database"))
+        with store.engine.begin() as connection:
+            connection.execute(text(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY"))
+    yield store
+    store.close()
+
+
+def test_a_snapshot_comes_with_the_events_behind_it(store: Any) -> None:
+    # given streams of 7 events, one of them with a snapshot at 5
+    store.append([StreamAppend(stream, NO_STREAM, events(7)) for stream in (NUT, BOLT)])
+    snapshots: SnapshotsBesideEvents = store.snapshots()
+    kept = snapshot(version=5, schema_version=3, data='{"größe":"\\u0000 \U0001f527"}'.encode())
+    snapshots.put(kept)
+    # then it comes with the two behind it, as each comes by itself
+    found, newer = snapshots.find_with_newer(BOLT, 3)
+    assert found == snapshots.find(BOLT) == kept
+    assert list(newer) == list(store.read_stream(BOLT, after_version=5))
+    assert [event.version for event in newer] == [6, 7]
+    # and one of another schema version is none, as is one that isn't there: all events come
+    for stream, schema_version in ((BOLT, 2), (NUT, 3)):
+        found, newer = snapshots.find_with_newer(stream, schema_version)
+        assert found is None
+        assert list(newer) == list(store.read_stream(stream))
+
+
+@pytest.mark.parametrize("version", [7, 8])
+def test_a_snapshot_that_nothing_is_behind_comes_alone(store: Any, version: int) -> None:
+    store.append([StreamAppend(BOLT, NO_STREAM, events(7))])
+    store.snapshots().put(snapshot(version=version))
+    assert store.snapshots().find_with_newer(BOLT, 1) == (snapshot(version=version), [])
+
+
+def test_a_stream_that_is_not_there_has_neither(store: Any) -> None:
+    assert store.snapshots().find_with_newer(BOLT, 1) == (None, [])
+
+
 def test_a_snapshot_of_a_stream_without_events_is_refused_by_a_sql_store(tmp_path: Path) -> None:
     store = sql_store(f"sqlite:///{tmp_path / 'events.db'}")
     create_schema(store)
@@ -90,6 +139,7 @@ def test_a_file_without_tables_is_one_clear_error(tmp_path: Path) -> None:
     snapshots = sql_store(f"sqlite:///{tmp_path / 'events.db'}").snapshots()
     for use in (
         lambda: snapshots.find(BOLT),
+        lambda: snapshots.find_with_newer(BOLT, 1),
         lambda: snapshots.put(snapshot()),
         lambda: snapshots.remove(BOLT),
         lambda: list(snapshots.streams("inventory", "InventoryItem")),
@@ -104,6 +154,7 @@ def test_a_redis_that_does_not_answer_is_one_clear_error(fresh_redis_node: Redis
     fresh_redis_node.kill()
     for use in (
         lambda: snapshots.find(BOLT),
+        lambda: snapshots.find_with_newer(BOLT, 1),
         lambda: snapshots.put(snapshot()),
         lambda: snapshots.remove(BOLT),
         lambda: list(snapshots.streams("inventory", "InventoryItem")),

@@ -150,3 +150,57 @@ SELECT cqrs_commands.position, cqrs_commands.outcome
 FROM cqrs_commands
 WHERE cqrs_commands.command_id = ? AND cqrs_commands.expires_at > ?
 
+-- find_snapshot
+SELECT cqrs_snapshots.version, cqrs_snapshots.schema_version, cqrs_snapshots.taken_at, cqrs_snapshots.payload AS payload
+FROM cqrs_snapshots JOIN cqrs_streams ON cqrs_streams.stream_id = cqrs_snapshots.stream_id
+WHERE cqrs_streams.stream_key = ?
+
+-- find_with_newer
+WITH snapshot AS
+(SELECT cqrs_snapshots.version AS version, cqrs_snapshots.schema_version AS schema_version, cqrs_snapshots.payload AS payload, cqrs_snapshots.taken_at AS taken_at
+FROM cqrs_snapshots JOIN cqrs_streams ON cqrs_streams.stream_id = cqrs_snapshots.stream_id
+WHERE cqrs_streams.stream_key = ? AND cqrs_snapshots.schema_version = ?)
+ SELECT 0 AS position, snapshot.version, '' AS event_id, '' AS type, snapshot.schema_version, snapshot.payload, '' AS metadata, snapshot.taken_at
+FROM snapshot UNION ALL SELECT CAST(cqrs_events.row_version AS BIGINT) AS position, cqrs_events.version, cqrs_events.event_id, cqrs_events.type, cqrs_events.type_version, cqrs_events.payload AS payload, cqrs_events.metadata AS metadata, cqrs_events.recorded_at
+FROM cqrs_events
+WHERE cqrs_events.stream_id = (SELECT cqrs_streams.stream_id
+FROM cqrs_streams
+WHERE cqrs_streams.stream_key = ?) AND cqrs_events.version > coalesce((SELECT snapshot.version
+FROM snapshot), 0) ORDER BY version
+
+-- snapshots
+SELECT TOP 500 cqrs_streams.stream_id, cqrs_streams.aggregate_id
+FROM cqrs_streams JOIN cqrs_snapshots ON cqrs_snapshots.stream_id = cqrs_streams.stream_id
+WHERE cqrs_streams.application = ? AND cqrs_streams.aggregate_type = ? AND cqrs_streams.stream_id > ? ORDER BY cqrs_streams.stream_id
+
+-- put_snapshot
+SELECT (SELECT cqrs_streams.stream_id
+FROM cqrs_streams
+WHERE cqrs_streams.stream_key = ?) AS anon_1
+
+-- put_snapshot
+SELECT cqrs_snapshots.version
+FROM cqrs_snapshots
+WHERE cqrs_snapshots.stream_id = ?
+
+-- put_snapshot
+INSERT INTO cqrs_snapshots (stream_id, version, schema_version, payload, taken_at) VALUES (?, ?, ?, ?, ?)
+
+-- replace_snapshot
+SELECT (SELECT cqrs_streams.stream_id
+FROM cqrs_streams
+WHERE cqrs_streams.stream_key = ?) AS anon_1
+
+-- replace_snapshot
+SELECT cqrs_snapshots.version
+FROM cqrs_snapshots
+WHERE cqrs_snapshots.stream_id = ?
+
+-- replace_snapshot
+UPDATE cqrs_snapshots SET version=?, schema_version=?, payload=?, taken_at=? WHERE cqrs_snapshots.stream_id = ? AND (cqrs_snapshots.schema_version != ? OR cqrs_snapshots.version <= ?)
+
+-- remove_snapshot
+DELETE FROM cqrs_snapshots WHERE cqrs_snapshots.stream_id = (SELECT cqrs_streams.stream_id
+FROM cqrs_streams
+WHERE cqrs_streams.stream_key = ?)
+

@@ -24,6 +24,7 @@ from cqrs_celery.backends.sql.schema import schema_sql
 from cqrs_celery.backends.sqlserver.event_store import SqlServerEventStore
 from cqrs_celery.messages.metadata import Metadata
 from cqrs_celery.store.events import CommandRecord, NewEvent, StreamAppend
+from cqrs_celery.store.snapshot import Snapshot
 from cqrs_celery.store.stream import StreamName
 
 SNAPSHOT = Path(__file__).with_name("sqlserver_statements.sql")
@@ -84,6 +85,31 @@ def append_statements(store: SqlServerEventStore) -> list[str]:
     return recorder.statements
 
 
+def snapshot_statements(store: SqlServerEventStore, read: list[str]) -> dict[str, list[str]]:
+    """Return the statements about snapshots; those that read enter a list of the store's."""
+    snapshots = store.snapshots()
+    stream = StreamName("shop", "Item", "1")
+    kept = Snapshot(stream, 7, 1, datetime(2026, 1, 2, tzinfo=UTC), b"{}")
+    there, not_there = (SimpleNamespace(first=lambda found=found: found) for found in (1, None))
+    stream_id, deleted = SimpleNamespace(scalar=lambda: 5), SimpleNamespace(rowcount=1)
+    written = {}
+    for name, write, answers in (
+        ("put_snapshot", lambda: snapshots.put(kept), [stream_id, not_there, None]),
+        ("replace_snapshot", lambda: snapshots.put(kept), [stream_id, there, deleted]),
+        ("remove_snapshot", lambda: snapshots.remove(stream), [deleted]),
+    ):
+        recorder: Any = Recorder(store, iter(answers))
+        snapshots._written = lambda _, do, to=recorder: do(to)  # type: ignore[method-assign, misc]
+        assert write() is True
+        written[name] = recorder.statements
+    first = len(read)
+    snapshots.find(stream)
+    snapshots.find_with_newer(stream, 1)
+    list(snapshots.streams("shop", "Item"))
+    found = dict(zip(("find_snapshot", "find_with_newer", "snapshots"), read[first:], strict=True))
+    return {**{name: [statement] for name, statement in found.items()}, **written}
+
+
 def all_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
     read: list[str] = []
 
@@ -100,7 +126,8 @@ def all_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
         "append": append_statements(store),
         "read_stream": read[:1],
         "read_all": read[1:2],
-        "find_command": read[2:],
+        "find_command": read[2:3],
+        **snapshot_statements(store, read),
     }
 
 

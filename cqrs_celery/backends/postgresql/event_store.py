@@ -27,6 +27,7 @@ from ..sql.failures import Failure
 from ..sql.leading import Leadership
 from .driver import prepare_driver
 from .prepared import KeptConnections, Statement, code_of, function, run_once
+from .snapshot_store import PostgresqlSnapshotStore
 
 #: Names the advisory lock of appends, together with the number of the events' table.
 LOCK_CLASS: Final = 1_668_444_019
@@ -226,9 +227,23 @@ class PostgresqlEventStore(SqlEventStore):
     def _rows_of_stream(
         self, stream: StreamName, after_version: int, limit: int | None
     ) -> Sequence[Any]:
+        arguments = stream.key, after_version, limit
+        return self.read_kept(stream, f"read {stream}", _READ_STREAM, *arguments)
+
+    def read_kept(
+        self, stream: StreamName, what: str, statement: Statement, *arguments: Any
+    ) -> Sequence[Any]:
+        """Read of a stream: from a replica, if there is one, and it was not just written here.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
         kept = self._kept if self._is_fresh(stream) else self._kept_to_read
-        what = f"read {stream}"
-        return self._run(kept, what, _READ_STREAM, stream.key, after_version, limit)
+        return self._run(kept, what, statement, *arguments)
+
+    def snapshots(self) -> PostgresqlSnapshotStore:
+        """Return the store of the streams' snapshots, in the same database."""
+        return PostgresqlSnapshotStore(self)
 
     def find_command(self, command_id: str) -> CommandOutcome | None:
         """Return what a command recorded when it committed; see `EventStore.find_command`."""

@@ -10,13 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime
 from typing import Any, cast
 
-import msgspec
 import redis
 
-from ...messages.metadata import Metadata
 from ...queue.reliable_queue import ReliableQueue
 from ...queue.scripts import load
 from ...queue.values import LetterPolicy
@@ -26,7 +23,6 @@ from ...store.events import (
     Committed,
     DeadLetterPolicy,
     Lease,
-    NewEvent,
     StoredEvent,
     StreamAppend,
     Subscriber,
@@ -34,6 +30,7 @@ from ...store.events import (
 from ...store.refusals import check_appends, command_repeated, lease_lost, version_conflict
 from ...store.stream import StreamName
 from .reaching import reaching
+from .records import record_of, stored_event
 from .snapshot_store import RedisSnapshotStore
 
 _append = load("append", __package__ + ".scripts")
@@ -41,34 +38,6 @@ _read_all = load("read_all", __package__ + ".scripts")
 
 #: What goes before and after an event to make the body that its subscribers get.
 Body = tuple[str, str]
-
-
-class _Record(msgspec.Struct):
-    """Be an event as a stream's list holds it."""
-
-    event_id: str
-    type: str
-    type_version: int
-    timestamp: datetime
-    data: msgspec.Raw
-    metadata: Metadata = Metadata()
-    position: int = 0
-    version: int = 0
-
-
-class _NewRecord(msgspec.Struct):
-    """Be the part of a record that is known before the append."""
-
-    event_id: str
-    type: str
-    type_version: int
-    timestamp: datetime
-    data: msgspec.Raw
-    metadata: Metadata
-
-
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(_Record).decode
 
 
 class RedisEventStore:
@@ -157,7 +126,7 @@ class RedisEventStore:
         key = f"{self._prefix}cq:stream:{stream.key}"
         with self._reach(f"read {stream}"):
             records = cast("list[bytes]", self._client().lrange(key, after_version, last))
-        return [_stored(stream, record) for record in records]
+        return [stored_event(stream, record) for record in records]
 
     def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
         """Return the store's events in the order of their positions; see `EventStore.read_all`."""
@@ -166,7 +135,7 @@ class RedisEventStore:
         with self._reach(f"read from position {after_position + 1}"):
             flat = _read_all(self._client(), self._keys, [self._prefix, after_position, limit])
         return [
-            _stored(StreamName.from_key(flat[i].decode()), flat[i + 1])
+            stored_event(StreamName.from_key(flat[i].decode()), flat[i + 1])
             for i in range(0, len(flat), 2)
         ]
 
@@ -235,33 +204,3 @@ def _policy(policy: DeadLetterPolicy) -> LetterPolicy:
 def inside_json(text: str) -> str:
     """Return a text as it stands between the quotes of a JSON string."""
     return json.dumps(text)[1:-1]
-
-
-def record_of(event: NewEvent) -> bytes:
-    """Return an event as JSON, without the first brace: what else is in it is put in front."""
-    record = _NewRecord(
-        event.event_id,
-        event.type,
-        event.type_version,
-        event.timestamp,
-        msgspec.Raw(event.data),
-        event.metadata,
-    )
-    return _encode(record)[1:]
-
-
-def _stored(stream: StreamName, record: bytes) -> StoredEvent:
-    found = _decode(record)
-    return StoredEvent(
-        stream,
-        found.version,
-        found.position,
-        NewEvent(
-            found.event_id,
-            found.type,
-            found.type_version,
-            found.timestamp,
-            bytes(found.data),
-            found.metadata,
-        ),
-    )

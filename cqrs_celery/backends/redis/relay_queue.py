@@ -19,7 +19,8 @@ from ...errors import StoreUnavailable
 from ...queue.reliable_queue import ReliableQueue
 from ...queue.scripts import load
 from ...store.events import Lease, StoredEvent, Subscriber
-from .event_store import Body, RedisEventStore, inside_json, record_of
+from .event_store import Body, RedisEventStore, inside_json
+from .records import record_of
 
 _relay = load("relay", __package__ + ".scripts")
 

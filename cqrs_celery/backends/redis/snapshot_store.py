@@ -5,18 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, cast
 
 import redis
 
 from ...queue.scripts import load
+from ...store.events import StoredEvent
 from ...store.snapshot import Snapshot
 from ...store.stream import StreamName
 from .reaching import reaching
+from .records import stored_event
 
 _put = load("put_snapshot", __package__ + ".scripts")
+_read = load("read_from_snapshot", __package__ + ".scripts")
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _US: Final = timedelta(microseconds=1)
@@ -48,11 +51,26 @@ class RedisSnapshotStore:
         """Return a stream's snapshot; see `SnapshotStore.find`."""
         with reaching(self._where, f"look for the snapshot of {stream}"):
             found = self._client().hget(self._key(*stream[:2]), stream.aggregate_id)
-        if found is None:
-            return None
-        schema, version, taken_us, data = cast(bytes, found).split(b"\x1f", 3)
-        taken_at = _EPOCH + timedelta(microseconds=int(taken_us))
-        return Snapshot(stream, int(version), int(schema), taken_at, data)
+        return _snapshot(stream, cast(bytes, found)) if found else None
+
+    def find_with_newer(
+        self, stream: StreamName, schema_version: int
+    ) -> tuple[Snapshot | None, Sequence[StoredEvent]]:
+        """Return a snapshot and the events behind it; see `SnapshotsBesideEvents`."""
+        with reaching(self._where, f"read {stream} from its snapshot on"):
+            found, *records = _read(
+                self._client(),
+                [f"{self._prefix}cq:id"],
+                [
+                    self._prefix,
+                    f"{stream.application}:{stream.aggregate_type}",
+                    stream.aggregate_id,
+                    stream.key,
+                    schema_version,
+                ],
+            )
+        events = [stored_event(stream, record) for record in records]
+        return (_snapshot(stream, found) if found else None), events
 
     def put(self, snapshot: Snapshot) -> bool:
         """Keep a snapshot unless there is a newer one; see `SnapshotStore.put`."""
@@ -95,3 +113,9 @@ class RedisSnapshotStore:
 
     def _key(self, application: str, aggregate_type: str) -> str:
         return f"{self._prefix}cq:snapshots:{application}:{aggregate_type}"
+
+
+def _snapshot(stream: StreamName, found: bytes) -> Snapshot:
+    schema, version, taken_us, data = found.split(b"\x1f", 3)
+    taken_at = _EPOCH + timedelta(microseconds=int(taken_us))
+    return Snapshot(stream, int(version), int(schema), taken_at, data)

@@ -24,6 +24,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import (
     ColumnElement,
+    CompoundSelect,
     Connection,
     Engine,
     Select,
@@ -609,7 +610,7 @@ class SqlEventStore:
 
     def _rows(
         self,
-        statement: Select[Any] | TextClause,
+        statement: Select[Any] | CompoundSelect[Any] | TextClause,
         what: str,
         reader: Engine | None = None,
         **parameters: Any,

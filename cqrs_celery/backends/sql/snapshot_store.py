@@ -6,19 +6,35 @@ a dict remembers what came first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from datetime import UTC
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from sqlalchemy import Connection, ScalarSelect, bindparam, delete, insert, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    CompoundSelect,
+    Connection,
+    ScalarSelect,
+    String,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    union_all,
+    update,
+)
 
 from ...errors import StoreError
+from ...store.events import StoredEvent
 from ...store.snapshot import Snapshot
 from ...store.stream import StreamName
 from .failures import AlreadyThere, TransactionBeaten
-from .tables import snapshots, streams
+from .tables import events, snapshots, streams
 
 if TYPE_CHECKING:
     from .event_store import SqlEventStore
@@ -53,6 +69,44 @@ class SqlSnapshotStore:
             .join(streams, streams.c.stream_id == snapshots.c.stream_id)
             .where(streams.c.stream_key == bindparam("key"))
         )
+        self._select_with_newer = self._made_with_newer()
+
+    def _made_with_newer(self) -> CompoundSelect[Any]:
+        """Return the statement of `find_with_newer`: the snapshot has a row as if it were an event.
+
+        It comes first, since the events behind it have later versions.
+        """
+        snapshot = (
+            select(
+                snapshots.c.version,
+                snapshots.c.schema_version,
+                self._store._as_text(snapshots.c.payload).label("payload"),
+                snapshots.c.taken_at,
+            )
+            .join(streams, streams.c.stream_id == snapshots.c.stream_id)
+            .where(
+                streams.c.stream_key == bindparam("key"),
+                snapshots.c.schema_version == bindparam("schema_version"),
+            )
+            .cte("snapshot")
+        )
+        kept = select(
+            literal_column("0", BigInteger()).label("position"),
+            snapshot.c.version,
+            literal_column("''", String()).label("event_id"),
+            literal_column("''", String()).label("type"),
+            snapshot.c.schema_version,
+            snapshot.c.payload,
+            literal_column("''", String()).label("metadata"),
+            snapshot.c.taken_at,
+        )
+        stream_id = select(streams.c.stream_id).where(streams.c.stream_key == bindparam("key"))
+        newer = select(*self._store._columns).where(
+            events.c.stream_id == stream_id.scalar_subquery(),
+            events.c.version
+            > func.coalesce(select(snapshot.c.version).scalar_subquery(), literal_column("0")),
+        )
+        return union_all(kept, newer).order_by("version")
 
     def __repr__(self) -> str:
         return f"<SqlSnapshotStore {self._store.where}>"
@@ -64,12 +118,32 @@ class SqlSnapshotStore:
             f"look for the snapshot of {stream}",
             key=self._store._key(stream),
         )
-        if not rows:
-            return None
-        version, schema_version, taken_at, text = rows[0]
-        taken_at = (
-            taken_at.replace(tzinfo=UTC) if taken_at.tzinfo is None else taken_at.astimezone(UTC)
-        )
+        return self._snapshot(stream, *rows[0]) if rows else None
+
+    def find_with_newer(
+        self, stream: StreamName, schema_version: int
+    ) -> tuple[Snapshot | None, Sequence[StoredEvent]]:
+        """Return a snapshot and the events behind it; see `SnapshotsBesideEvents`."""
+        rows = self._rows_with_newer(stream, f"read {stream} from its snapshot on", schema_version)
+        if not rows or not _is_snapshot(rows[0]):
+            return None, self._store._stored(stream, rows)
+        _, version, _, _, schema_version, text, _, taken_at = rows[0]
+        snapshot = self._snapshot(stream, version, schema_version, taken_at, text)
+        return snapshot, self._store._stored(stream, rows[1:])
+
+    def _rows_with_newer(self, stream: StreamName, what: str, schema_version: int) -> Sequence[Any]:
+        """Return rows of events, in front of them the snapshot's: its position is 0."""
+        store = self._store
+        reader = store._primary_reader if store._is_fresh(stream) else store._reader
+        return store._rows(
+            self._select_with_newer, what, reader,
+            key=store._key(stream), schema_version=schema_version,
+        )  # fmt: skip
+
+    def _snapshot(
+        self, stream: StreamName, version: int, schema_version: int, taken_at: datetime, text: str
+    ) -> Snapshot:
+        taken_at = self._store._as_utc(taken_at)
         return Snapshot(stream, version, schema_version, taken_at, _decode(text).encode())
 
     def put(self, snapshot: Snapshot) -> bool:
@@ -151,3 +225,8 @@ class SqlSnapshotStore:
             .where(streams.c.stream_key == self._store._key(stream))
             .scalar_subquery()
         )
+
+
+def _is_snapshot(row: Any) -> bool:
+    # Events are counted from 1.
+    return bool(row[0] == 0)

@@ -84,6 +84,9 @@ class Registry:
         self._by_key: dict[tuple[str, str, int], Registered] = {}
         self._upcasters: dict[tuple[str, str, int], Upcaster] = {}
         self._aliases: dict[tuple[str, str], Registered] = {}
+        # What was found; another dict after each registration, so that who looked before it writes
+        # what may be old into the old one.
+        self._found: dict[tuple[str, str, int, str], Registered | Upcaster] = {}
         #: Grows with every registration, so that what was found out before is found to be old.
         self.generation = 0
 
@@ -120,6 +123,7 @@ class Registry:
         self._by_key[kind, name, version] = entry
         for alias in entry.aliases:
             self._aliases[kind, alias] = entry
+        self._found = {}
         self.generation += 1
         return entry
 
@@ -159,6 +163,7 @@ class Registry:
                 " one. Remove one of them."
             )
         self._upcasters[key] = upcaster
+        self._found = {}
         self.generation += 1
 
     def resolve(
@@ -175,6 +180,15 @@ class Registry:
         Raises:
             UnknownMessageType: nobody registered it; the text says what would help.
         """
+        asked, known = (kind, full_name, version, application), self._found
+        found = known.get(asked)
+        if found is None:
+            found = known[asked] = self._resolve(*asked)
+        return found
+
+    def _resolve(
+        self, kind: str, full_name: str, version: int, application: str
+    ) -> Registered | Upcaster:
         name, seen = full_name, {full_name}
         while True:
             for known in _spellings(name, application):

@@ -18,7 +18,7 @@ upcasters and classes are registered has no influence.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from ..errors import RegistrationError, UpcastFailed
@@ -122,30 +122,31 @@ class Upcasting:
             UpcastFailed: a function raised, or returned what it may not.
             UnknownMessageType: nobody reads what one returned.
         """
-        return list(self._follow(first, EventData(name, version, data), frozenset()))
+        return self._follow(first, EventData(name, version, data), ())
 
     def _follow(
-        self, step: Upcaster, old: EventData, past: frozenset[tuple[str, int]]
-    ) -> Iterator[tuple[Registered, EventData]]:
-        if (old.name, old.version) in past:
+        self, step: Upcaster, old: EventData, past: tuple[tuple[str, int], ...]
+    ) -> list[tuple[Registered, EventData]]:
+        if old[:2] in past:
             raise _failed(step, old, "leads back to itself; expected the way to end at a class")
-        past |= {(old.name, old.version)}
+        found: list[tuple[Registered, EventData]] = []
         for one in self._apply(step, old):
             reader = self._registry.resolve(step.kind, one.name, one.version, self._application)
             if isinstance(reader, Upcaster):
-                yield from self._follow(reader, one, past)
+                found += self._follow(reader, one, (*past, old[:2]))
             else:
-                yield reader, one
+                found.append((reader, one))
+        return found
 
     def _apply(self, step: Upcaster, old: EventData) -> list[EventData]:
         if not isinstance(old.data, dict):
             raise _failed(step, old, f"was given {type(old.data).__name__}; expected an object")
         try:
-            returned = step.function(copy.deepcopy(old.data))
+            returned = step.function(_copied(old.data))
         except Exception as error:
             raise _failed(step, old, f"raised {type(error).__name__}: {error}") from error
         if isinstance(returned, dict):
-            returned = [EventData(old.name, old.version + 1, returned)]
+            return [EventData(old.name, old.version + 1, returned)]
         return self._checked(step, old, returned)
 
     def _checked(self, step: Upcaster, old: EventData, returned: Any) -> list[EventData]:
@@ -174,6 +175,19 @@ class Upcasting:
                     " subscribers get it",
                 )
         return given
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of plain values, all the way down, sooner than `copy.deepcopy` does."""
+    kind = type(value)
+    if kind is dict:
+        return {name: _copied(one) for name, one in value.items()}
+    if kind is list:
+        return [_copied(one) for one in value]
+    return value if kind in _SCALARS else copy.deepcopy(value)
+
+
+_SCALARS = frozenset((str, int, float, bool, type(None)))
 
 
 def _failed(step: Upcaster, old: EventData, what: str) -> UpcastFailed:

@@ -40,30 +40,44 @@ def recorded_events(
         MalformedMessage: data do not fit their type.
         UpcastFailed: an upcaster failed. All carry a note that says where the event is stored.
     """
+    decode_all = serializer.decode_all
     for stored in history:
         event = stored.event
         try:
-            messages = serializer.decode_all("event", event.type, event.type_version, event.data)
+            messages = decode_all("event", event.type, event.type_version, event.data)
         except MessageError as error:
             error.add_note(
                 f"stored in {stored.stream} at version {stored.version},"
                 f" global position {stored.global_position}"
             )
             raise
-        facts = (
-            event.event_id,
-            *stored.stream,
-            stored.version,
-            stored.global_position,
-            event.timestamp,
-            event.metadata,
-        )
         if len(messages) == 1:
-            yield RecordedEvent(messages[0], *facts)
+            # The most frequent by far, and the same as `with_facts` makes.
+            yield RecordedEvent(
+                messages[0],
+                event.event_id,
+                *stored.stream,
+                stored.version,
+                stored.global_position,
+                event.timestamp,
+                event.metadata,
+            )
         elif messages:
-            yield from with_facts(messages, facts)
+            yield from with_facts(messages, _facts(stored))
         else:
             yield DroppedEvent(stored.stream.aggregate_id, stored.version)
+
+
+def _facts(stored: StoredEvent) -> Facts:
+    event = stored.event
+    return (
+        event.event_id,
+        *stored.stream,
+        stored.version,
+        stored.global_position,
+        event.timestamp,
+        event.metadata,
+    )
 
 
 def with_facts(events: Sequence[Any], facts: Facts) -> list[RecordedEvent[Any]]:

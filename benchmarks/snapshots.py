@@ -139,7 +139,7 @@ def shown(value: dict[str, float] | None) -> str:
     """Return a spread as text."""
     if value is None:
         return ""
-    digits = 1 if value["median"] >= 10 else 2
+    digits = 0 if value["median"] >= 1000 else 1 if value["median"] >= 10 else 2
     numbers = (f"{value[name]:,.{digits}f}" for name in ("median", "least", "most"))
     return "{} ({}-{})".format(*numbers)
 

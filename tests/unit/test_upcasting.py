@@ -44,6 +44,7 @@ from cqrs_celery.errors import (
 from cqrs_celery.messages.message import Command, MessageMeta, unknown_fields_of
 from cqrs_celery.messages.registry import Registry
 from cqrs_celery.messages.serializer import Serializer
+from cqrs_celery.store.decoding import recorded_events
 from cqrs_celery.store.events import NewEvent, StreamAppend
 from cqrs_celery.store.stream import ANY_VERSION, StreamName
 
@@ -367,7 +368,6 @@ def test_an_aggregate_whose_events_are_all_dropped_exists():
 
 def test_a_gap_in_history_is_still_found():
     from cqrs_celery.domain.lifecycle import build, replay
-    from cqrs_celery.store.decoding import recorded_events
 
     cqrs = cqrs_with(*HISTORY)
     stored = cqrs.store.read_stream(STREAM)
@@ -632,3 +632,67 @@ def test_registered_in_every_order_a_deployment_reads_the_same():
         for number in order:
             all_of_them[number]()
         assert read(Serializer(APPLICATION, own), "depot.x", 1) == [ItemKept(), ItemKept()]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(["rename", "split", "drop odd"]), min_size=1, max_size=4), st.data()
+)
+def test_releases_that_are_deployed_in_any_order_read_what_each_other_wrote(kinds, data):
+    """Forth and back: each writes its version; whoever can read it reads the same."""
+    releases = [release(kinds[:number]) for number in range(len(kinds) + 1)]
+    store = MemoryEventStore()
+    written: list[tuple[int, list[int]]] = []
+    order = data.draw(st.lists(st.sampled_from(range(len(releases))), min_size=1, max_size=8))
+    for running in order:
+        # when a release writes an event of its version
+        version, values = running + 1, data.draw(st.lists(st.integers(0, 9), max_size=2))
+        event = old("depot.level", version, len(written), **{f"values_{version}": values})
+        store.append([StreamAppend(STREAM, ANY_VERSION, [event])])
+        written.append((version, values))
+        # then each release reads all as its own version, or says that newer code wrote it
+        for number, serializer in enumerate(releases):
+            expected = [
+                made
+                for version, values in written
+                for made in led(kinds[version - 1 : number], version, values)
+            ]
+            history = recorded_events(store.read_stream(STREAM), serializer)
+            if any(version > number + 1 for version, _ in written):
+                with pytest.raises(UnknownMessageType, match="Newer code wrote it"):
+                    list(history)
+                continue
+            found = [recorded.event for recorded in history if recorded.event is not None]
+            assert [getattr(one, f"values_{number + 1}") for one in found] == expected
+
+
+def release(kinds: list[str]) -> Serializer:
+    """Return what a release reads with: a class of its version, and upcasters of all before it."""
+    own = Registry()
+    for number, kind in enumerate(kinds, 1):
+
+        def step(data: dict[str, Any], number: int = number, kind: str = kind) -> Any:
+            values = data[f"values_{number}"]
+            return [
+                EventData("depot.level", number + 1, {f"values_{number + 1}": one})
+                for one in led([kind], number, values)
+            ]
+
+        upcaster("depot.level", number, registry=own)(step)
+    version = len(kinds) + 1
+    cls: Any = msgspec.defstruct("Level", [(f"values_{version}", list[int])], frozen=True)
+    cls = type("Level", (cls,), {"__keeps_unknown__": False}, frozen=True)
+    own.add("event", "depot.level", version, cls)
+    return Serializer(APPLICATION, own)
+
+
+def led(kinds: list[str], version: int, values: list[int]) -> list[list[int]]:
+    """Return what a chain makes of an event's values, from a version on."""
+    found = [values]
+    for number, kind in enumerate(kinds, version):
+        if kind == "drop odd":
+            found = [one for one in found if sum(one) % 2 == 0]
+        copies = 2 if kind == "split" else 1
+        found = [[*one, number, *([part] if copies > 1 else [])]
+                 for one in found for part in range(copies)]  # fmt: skip
+    return found

@@ -154,7 +154,8 @@ class Holder:
             was_idle: True if the last exchange brought nothing.
 
         Returns:
-            The queue's answer; what was taken is ready in `next_ready`.
+            The queue's answer; what was taken is ready in `next_ready`. It says that the consumer
+            is not known where the lease was lost before the answer had come.
 
         Raises:
             redis.RedisError: as the driver raised it; nothing is forgotten.
@@ -190,6 +191,11 @@ class Holder:
                     self._must_reconcile = True
                 raise
             with self._lock:
+                if losses != self._losses:
+                    # The thread has learnt meanwhile that the lease was lost: what was taken before
+                    # that is with others, what was taken after it goes back.
+                    self._must_reconcile = True
+                    return Exchange(is_known=False)
                 self._accept(answer, unsure)
                 if answer.is_known:
                     self._sending = ()

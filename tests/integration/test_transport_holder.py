@@ -89,6 +89,53 @@ def test_what_was_taken_since_is_not_given_up_by_a_beat_that_was_answered_before
     assert not queue.redis.exists(queue.key(f"flight:{holder.name}"))
 
 
+def test_what_was_taken_under_a_lease_that_was_lost_before_the_answer_came_is_not_delivered(
+    queue: QueueCase, new_holder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a holder that takes two messages
+    queue.send("1", "2")
+    holder = new_holder()
+    exchange = holder.queue.settle_and_take
+
+    def frozen(*args: Any, **options: Any) -> Any:
+        answer = exchange(*args, **options)
+        # when, before it has read the answer, they are given to others, and its beat is told so
+        queue.leave(holder.name)
+        holder._beat(time.monotonic())
+        return answer
+
+    with monkeypatch.context() as cold:
+        cold.setattr(holder.queue, "settle_and_take", frozen)
+        # then it delivers none of them
+        assert take(holder, 2) == []
+    # and has them when the queue gives them to it again
+    assert take(holder, 2) == ["1", "2"]
+
+
+def test_what_was_taken_under_a_new_lease_by_an_exchange_from_before_its_loss_goes_back(
+    queue: QueueCase, new_holder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a holder that is about to take two messages
+    queue.send("1", "2")
+    holder = new_holder()
+    exchange = holder.queue.settle_and_take
+
+    def late(*args: Any, **options: Any) -> Any:
+        # when its lease ends, and its beat gets it a new one, before the question has left
+        queue.leave(holder.name)
+        holder._beat(time.monotonic())
+        return exchange(*args, **options)
+
+    with monkeypatch.context() as cold:
+        cold.setattr(holder.queue, "settle_and_take", late)
+        assert take(holder, 2) == []
+    # then nothing is stuck: they go back, uncounted, and are taken again
+    holder.flush()
+    assert queue.in_flight(holder.name) == {}
+    assert take(holder, 2) == ["1", "2"]
+    assert not queue.redis.exists(queue.key("tries"))
+
+
 def test_what_a_closed_channel_could_not_give_back_comes_before_what_stands_behind_it(
     queue: QueueCase, new_holder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

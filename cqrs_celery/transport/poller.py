@@ -104,6 +104,8 @@ class Poller(stock.MultiChannelPoller):
         elif due_at < now + POLL_S and not now < self._alarm_at <= due_at:
             self._alarm_at = due_at
             self.hub.call_later(due_at - now, self.turn_soon)
+            # The loop has set its mind on a wait before it came here, and must think again.
+            self.turn_soon()
 
     def on_readable(self, fileno: int) -> Any:
         """Read what came by pub/sub; unlike a list, it never holds a task message."""

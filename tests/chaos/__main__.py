@@ -12,6 +12,7 @@ import argparse
 import json
 import platform
 import secrets
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -123,9 +124,17 @@ class Rounds:
         return self.work.__name__
 
     def __call__(self, options: argparse.Namespace) -> Iterator[Table]:
-        """Do all rounds in a folder of their own."""
-        with tempfile.TemporaryDirectory() as folder:
-            found = self.work(Path(folder), rounds=options.rounds or self.rounds, seed=options.seed)
+        """Do all rounds in a folder of their own, which is kept if a promise was not."""
+        folder = Path(tempfile.mkdtemp(prefix="cqrs-chaos-"))
+        try:
+            found = self.work(folder, rounds=options.rounds or self.rounds, seed=options.seed)
+        except AssertionError as error:
+            error.add_note(f"everything that was written: {folder}")
+            raise
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        shutil.rmtree(folder)
         rows = {
             "date": datetime.now(UTC).date().isoformat(),
             "server": newest_server(),

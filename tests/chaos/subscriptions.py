@@ -205,6 +205,7 @@ class Trouble:
             self._kill(kind, worker)
         elif kind == "orphaned":
             worker.node.kill_main()
+            worker.stopped = time.monotonic()
             worker.state = "orphaned"
             worker.until = worker.since + self._chance.uniform(0, 2) * self._lease_s
         else:
@@ -214,8 +215,7 @@ class Trouble:
             worker.until = worker.since + self._chance.uniform(1.5, 3.5) * self._lease_s
 
     def _note(self, kind: str, worker: Worker, until: float) -> None:
-        is_freeze = kind.startswith("frozen")
-        stopped = worker.stopped if is_freeze else 0.0
+        stopped = worker.stopped if kind != "killed" else 0.0
         self.log.append(Disturbance(kind, worker.group, worker.since, until, stopped=stopped))
 
 

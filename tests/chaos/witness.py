@@ -84,7 +84,7 @@ class Disturbance(NamedTuple):
     at: float
     until: float
     pid: int = 0
-    #: when a frozen one surely stood still
+    #: when a frozen one surely stood still, or an orphaned one's main process was dead
     stopped: float = 0.0
 
 
@@ -130,6 +130,8 @@ class Witness:
     wrong: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     #: when the lease's last beat can have been, of attempts that are late
     _late: dict[str, float] = field(default_factory=dict)
+    #: when the processes of late attempts can have settled something for the last time
+    _settled_until: dict[str, float] = field(default_factory=dict)
     #: attempts that came to their end when another worker had begun with their event
     _taken_over: dict[str, Attempt] = field(default_factory=dict)
     #: attempts whose process was frozen between its look at the lease and the handler
@@ -193,7 +195,7 @@ class Witness:
                     is_first = self._is_first_since(freeze, attempt)
                     latest = loss.at + BEGINS_S if is_first else loss.at
                     if attempt.start < latest and _was_open(attempt, freeze.at):
-                        self._late[attempt.id] = freeze.at
+                        self._note_late(attempt, freeze)
                         if is_first and attempt.start > freeze.at + IN_TIME_S:
                             self.seen["begun as it was frozen"] += 1
                             self._begun.add(attempt.id)
@@ -205,7 +207,11 @@ class Witness:
                 if attempt.start < one.until and _was_open(attempt, one.at):
                     if is_frozen and attempt.start > one.at + UNSETTLED_S:
                         self._complain("ran while frozen", f"{attempt} in {one}")
-                    self._late[attempt.id] = one.at
+                    self._note_late(attempt, one)
+
+    def _note_late(self, attempt: Attempt, since: Disturbance) -> None:
+        self._late[attempt.id] = since.at
+        self._settled_until[attempt.id] = max(since.at, since.stopped)
 
     def _freeze_before(self, loss: Said) -> Disturbance | None:
         """Return the freeze that has cost a worker its lease."""
@@ -276,7 +282,7 @@ class Witness:
         """Say whether an attempt's end can have counted."""
         if attempt.outcome != "end" or attempt.end is None:
             return False
-        return attempt.end <= self._late.get(attempt.id, attempt.end)
+        return attempt.end <= self._settled_until.get(attempt.id, attempt.end)
 
     def _ended_before(self, attempts: list[Attempt], version: int, late: Attempt) -> bool:
         """Say whether a late worker, for its part, has kept the order."""

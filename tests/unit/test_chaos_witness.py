@@ -143,6 +143,16 @@ def test_what_only_a_late_holder_has_done_is_lost() -> None:
     assert "lost" in complaint
 
 
+def test_what_ended_before_its_worker_stood_still_may_have_been_settled() -> None:
+    said = [lost(ANNA, 15.1, 1)]
+    attempts = [attempt(1, 10, 10.52), attempt(2, 14.5, 14.6, group=BERT)]
+    slow = [Disturbance("frozen", ANNA, 10.5, 15, stopped=10.55)]
+    assert judge(*attempts, disturbances=slow, said=said) == ""
+    # but not what ended after it
+    quick = [Disturbance("frozen", ANNA, 10.5, 15, stopped=10.51)]
+    assert "lost" in judge(*attempts, disturbances=quick, said=said)
+
+
 def test_a_thawed_worker_begins_nothing_that_it_has_lost() -> None:
     others = [attempt(1, 13, 14, group=BERT), attempt(2, 14.5, 14.6, group=BERT)]
     said = [lost(ANNA, 15.1, 1, 2)]

@@ -30,8 +30,9 @@ from . import merging, wire
 from . import qos as _qos
 from .batch import PublishBatch
 from .clients import client_on
+from .hand import tag_of
 from .handover import Delivery, retried_delivery
-from .holder import Holder, tag_of
+from .holder import Holder
 from .message import Message
 from .options import OPTIONS, check_options
 from .outgoing import Outgoing
@@ -251,10 +252,10 @@ class Channel(stock.Channel):
         """Return the monotonic time at which the channel's next turn is due."""
         if self.closed or not (self._has_holder or self.active_queues):
             return math.inf
-        if self.holder.ready:
+        if self.holder.hand.ready:
             return 0.0
         return self.pace.due_at(
-            credit=self._credit, settled_at=self.holder.settled_at, is_busy=self._is_busy
+            credit=self._credit, settled_at=self.holder.hand.settled_at, is_busy=self._is_busy
         )
 
     @property
@@ -266,7 +267,7 @@ class Channel(stock.Channel):
     def _credit(self) -> int:
         if not self.active_queues:
             return 0
-        return max(0, self.qos.credit(is_loop=self._is_loop) - self.holder.ready)
+        return max(0, self.qos.credit(is_loop=self._is_loop) - self.holder.hand.ready)
 
     @property
     def _is_busy(self) -> bool:
@@ -287,10 +288,10 @@ class Channel(stock.Channel):
         holder, now = self.holder, time.monotonic()
         if is_loop:
             holder.last_turn = now
-        if is_loop or not holder.ready:
+        if is_loop or not holder.hand.ready:
             credit = self._credit
             due_at = self.pace.due_at(
-                credit=credit, settled_at=holder.settled_at, is_busy=self._is_busy
+                credit=credit, settled_at=holder.hand.settled_at, is_busy=self._is_busy
             )
             if due_at <= now and not self._glance(now):
                 self._exchange(credit, now)
@@ -298,7 +299,7 @@ class Channel(stock.Channel):
 
     def _glance(self, now: float) -> bool:
         """Look, where that is enough, whether anything is ready; True if nothing is."""
-        if not self.pace.is_glance_enough(settled_at=self.holder.settled_at, now=now):
+        if not self.pace.is_glance_enough(settled_at=self.holder.hand.settled_at, now=now):
             return False
         has_seen = self.holder.queue.has_ready(self.active_queues)
         self.pace.note_glance(has_seen=has_seen, now=now)
@@ -333,11 +334,11 @@ class Channel(stock.Channel):
 
     def _deliver_ready(self, most: int) -> int:
         holder, delivered = self.holder, 0
-        while delivered < most and holder.ready:
+        while delivered < most and holder.hand.ready:
             if not self.qos.can_consume():
-                holder.return_ready()
+                holder.hand.return_ready()
                 break
-            taken = holder.next_ready()
+            taken = holder.hand.next_ready()
             if taken is None:
                 break
             holder.is_delivering = True
@@ -350,7 +351,7 @@ class Channel(stock.Channel):
     def _deliver(self, taken: Taken) -> bool:
         tag = tag_of(taken)
         if taken.queue not in self.connection._callbacks:
-            self.holder.give_back(tag)
+            self.holder.hand.give_back(tag)
             return False
         message = self._read(taken, tag)
         if message is None:
@@ -358,14 +359,14 @@ class Channel(stock.Channel):
         if task := merging.task_of(taken):
             tag = self._merge(message, taken, tag, task)
         if taken.queue in self._no_ack_queues:
-            self.holder.ack(tag)
+            self.holder.hand.ack(tag)
         self.connection._deliver(message, taken.queue)
         return True
 
     def _merge(self, message: dict[str, Any], taken: Taken, tag: str, task: bytes) -> str:
         """Put others that its task takes at once into a message; returns its delivery tag."""
         batch = f"batch-{tag}"
-        others = self.holder.take_along(
+        others = self.holder.hand.take_along(
             taken,
             lambda one: merging.task_of(one) == task,
             merging.most_of(taken) - 1,
@@ -383,15 +384,17 @@ class Channel(stock.Channel):
             return wire.decode(taken, tag, holder.name, held_until=holder.held_until(tag))
         except wire.UnreadableEnvelope as error:
             logger.error("unreadable message became a dead letter", extra={"error": str(error)})
-            self.holder.bury(tag, reason={"reason": "unreadable envelope", "error": str(error)})
+            self.holder.hand.bury(
+                tag, reason={"reason": "unreadable envelope", "error": str(error)}
+            )
             return None
 
     def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
-        while not self.holder.ready:
+        while not self.holder.hand.ready:
             answer = self.holder.exchange([queue], count=1, run=1, was_idle=False)
             if not answer.taken:
                 raise Empty
-        taken = self.holder.next_ready()
+        taken = self.holder.hand.next_ready()
         if taken is None:
             raise Empty
         message = self._read(taken, tag_of(taken))
@@ -403,7 +406,7 @@ class Channel(stock.Channel):
         """Take one message by hand; None if there is none."""
         message = super().basic_get(queue, no_ack=no_ack, **kwargs)
         if message is not None and no_ack:
-            self.holder.ack(message.delivery_tag)
+            self.holder.hand.ack(message.delivery_tag)
             self.holder.flush()
         return message
 
@@ -415,13 +418,13 @@ class Channel(stock.Channel):
     def ack_retried(self, delivery_tag: str) -> None:
         """Settle a message whose task ended with a retry; that may have taken its place."""
         if self.qos.let_go(delivery_tag):
-            self.holder.ack(delivery_tag, is_sure=False)
+            self.holder.hand.ack(delivery_tag, is_sure=False)
             self._flush_without_loop()
 
     def basic_later(self, delivery_tag: str, delay_s: float) -> None:
         """Deliver a message again after a delay; that is no fault of its, and counts none."""
         if self.qos.let_go(delivery_tag):
-            self.holder.later(delivery_tag, delay_s)
+            self.holder.hand.later(delivery_tag, delay_s)
         self._flush_without_loop()
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
@@ -431,7 +434,7 @@ class Channel(stock.Channel):
 
     def begin(self, delivery_tag: str) -> bool:
         """Say whether a delivery may be begun with: not if its message went back meanwhile."""
-        return self.holder.begin(delivery_tag)
+        return self.holder.hand.begin(delivery_tag)
 
     def is_held(self, consumer: str, message_id: int, fence: int) -> bool:
         """Say whether a consumer holds a delivery still; True too if the server does not answer."""

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import redis
 
-from cqrs_celery.transport.holder import Holder, tag_of
+from cqrs_celery.transport.hand import tag_of
+from cqrs_celery.transport.holder import Holder
 from tests.queues import PREFIX, QueueCase, opened
 
 
@@ -39,7 +40,7 @@ def new_holder(redis_url: str) -> Iterator[Any]:
 def take(holder: Holder, count: int) -> list[str]:
     holder.exchange(["orders"], count=count, run=1, was_idle=False)
     found = []
-    while (taken := holder.next_ready()) is not None:
+    while (taken := holder.hand.next_ready()) is not None:
         found.append(taken.payload.decode())
     return found
 
@@ -51,7 +52,7 @@ def test_a_lost_delivery_is_not_said_to_be_held_though_there_is_a_new_lease(
     queue.send("1")
     holder = new_holder()
     holder.exchange(("orders",), count=1, run=1, was_idle=False)
-    tag = tag_of(holder.next_ready())
+    tag = tag_of(holder.hand.next_ready())
     assert holder.held_until(tag) > time.monotonic()
     # when the lease is lost in between, and a new one begins
     queue.leave(holder.name)
@@ -82,8 +83,8 @@ def test_what_was_taken_since_is_not_given_up_by_a_beat_that_was_answered_before
         slowly.setattr(holder.queue, "beat", slow)
         holder._beat(time.monotonic())
     # then it still knows that it has it
-    (tag,) = holder._held
-    holder.ack(tag)
+    (tag,) = holder.hand._held
+    holder.hand.ack(tag)
     holder.flush()
     assert queue.count_of() == {}
     assert not queue.redis.exists(queue.key(f"flight:{holder.name}"))

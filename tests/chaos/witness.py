@@ -12,6 +12,7 @@ attempt at an event needs a reason: the one before failed, or was late, or was c
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -57,6 +58,11 @@ class Attempt:
     start: float
     end: float | None = None
     outcome: str = ""
+
+    @property
+    def event(self) -> tuple[str, str, int]:
+        """The subscription, and the event."""
+        return self.subscription, self.aggregate, self.version
 
     def __str__(self) -> str:
         end = "…" if self.end is None else f"{self.end:.3f}"
@@ -176,7 +182,9 @@ class Witness:
         """Find the attempts whose message others may have had, by log, freeze and kill."""
         by_message: dict[tuple[int, int], list[Attempt]] = defaultdict(list)
         by_group: dict[int, list[Attempt]] = defaultdict(list)
+        by_event: dict[tuple[str, str, int], list[Attempt]] = defaultdict(list)
         for attempt in self.attempts:
+            by_event[attempt.event].append(attempt)
             by_message[attempt.group, attempt.message_id].append(attempt)
             by_group[attempt.group].append(attempt)
             self._starts[attempt.group, attempt.pid].append(attempt.start)
@@ -193,8 +201,13 @@ class Witness:
             for message_id in lost:
                 for attempt in by_message[loss.group, message_id]:
                     is_first = self._is_first_since(freeze, attempt)
-                    latest = loss.at + BEGINS_S if is_first else loss.at
-                    if attempt.start < latest and _was_open(attempt, freeze.at):
+                    if attempt.start >= loss.at and not (
+                        is_first
+                        and attempt.start < loss.at + BEGINS_S
+                        and _is_given_away(attempt, freeze, by_event[attempt.event])
+                    ):
+                        continue  # the queue has given it to the same worker again
+                    if _was_open(attempt, freeze.at):
                         self._note_late(attempt, freeze)
                         if is_first and attempt.start > freeze.at + IN_TIME_S:
                             self.seen["begun as it was frozen"] += 1
@@ -436,6 +449,16 @@ class Witness:
                     self._complain("commit refused without a reason", str(said))
             self.seen["retries refused"] += said.text.startswith("retry dropped")
             self.seen["not started"] += said.text == "lease lost, not started"
+
+
+def _is_given_away(attempt: Attempt, since: Disturbance, others: Sequence[Attempt]) -> bool:
+    """Say whether an event has another attempt since, for which this one gave no reason."""
+    return any(
+        one.id != attempt.id
+        and one.start > since.at
+        and (one.start < (attempt.end or math.inf) or attempt.outcome == "end")
+        for one in others
+    )
 
 
 def _was_open(attempt: Attempt, at: float) -> bool:

@@ -166,6 +166,16 @@ def test_a_thawed_worker_begins_nothing_that_it_has_lost() -> None:
     assert judge(frozen, late, *others, disturbances=FREEZE, said=said) == ""
 
 
+def test_a_thawed_worker_may_get_what_it_has_lost_again() -> None:
+    said = [lost(ANNA, 15.1, 1, 2)]
+    again = [attempt(1, 15.2, 15.3), attempt(2, 15.4, 15.5)]
+    assert judge(*again, disturbances=FREEZE, said=said) == ""
+    # and fail, and try again
+    failed = attempt(1, 15.12, 15.13, outcome="fail")
+    again[0] = attempt(1, 15.2, 15.3, retries=1)
+    assert judge(failed, *again, disturbances=FREEZE, said=said) == ""
+
+
 def test_a_lease_is_lost_by_a_freeze_alone() -> None:
     complaint = "lease lost without a freeze"
     assert complaint in judge(ONE, TWO, said=[lost(ANNA, 15.1, 7)])

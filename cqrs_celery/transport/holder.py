@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 #: Seconds after which the thread sends a settlement that the loop has not sent.
 FLUSH_AFTER_S = 0.05
 
+#: Seconds after which the thread looks again where there was nothing to send.
+REST_S = 0.5
+
 #: Leases without a turn of the event loop after which the lease is no longer renewed.
 HANG_LEASES = 4
 
@@ -188,7 +191,7 @@ class Holder:
         while not stop.is_set():
             is_busy = bool(self.hand or self.hand.settled_at)
             until_beat = max(0.0, next_beat - time.monotonic())
-            stop.wait(min(until_beat, FLUSH_AFTER_S) if is_busy else until_beat)
+            stop.wait(min(until_beat, FLUSH_AFTER_S if is_busy else REST_S))
             if stop.is_set():
                 return
             now = time.monotonic()

@@ -12,6 +12,7 @@ import redis
 from cqrs_celery.transport.hand import tag_of
 from cqrs_celery.transport.holder import Holder
 from tests.queues import PREFIX, QueueCase, opened
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -43,6 +44,21 @@ def take(holder: Holder, count: int) -> list[str]:
     while (taken := holder.hand.next_ready()) is not None:
         found.append(taken.payload.decode())
     return found
+
+
+def test_what_was_settled_is_sent_soon_though_no_loop_turns_and_the_next_beat_is_far_away(
+    queue: QueueCase, new_holder: Any
+) -> None:
+    # given a holder that has had nothing to do
+    holder = new_holder()
+    queue.send("1")
+    # when it has done something, and its channel says nothing more
+    assert take(holder, 1) == ["1"]
+    (tag,) = holder.hand._held
+    holder.hand.ack(tag)
+    # then the queue learns it long before the beat
+    assert holder.lease_s / 3 > 10
+    wait_until(lambda: queue.in_flight(holder.name) == {}, 5, "the settlement")
 
 
 def test_a_lost_delivery_is_not_said_to_be_held_though_there_is_a_new_lease(

@@ -109,7 +109,7 @@ class Bus:
         self.definitions = definitions
         self.middleware = checked(middleware)
 
-    def find(self, message: Any, *, looked_for: str = "sync or async") -> Definition:
+    def find(self, message: Any) -> Definition:
         """Return the handler of a command or query.
 
         Raises:
@@ -117,15 +117,21 @@ class Bus:
         """
         definition = self.definitions.handler_of(type(message))
         if definition is None:
-            kind, name = message.__kind__, type(message).__qualname__
-            raise HandlerNotFound(
-                f"no {looked_for} handler for the {kind} {name} is declared in this process;"
-                f" expected a function with @{kind}_handler({name}). Import the module that has"
-                " it.",
-                message_type=name,
-                looked_for=looked_for,
-            )
+            raise self.missing(message)
         return definition
+
+    def missing(self, message: Any) -> HandlerNotFound:
+        """Return the error for a command or query that has no handler.
+
+        A handler of either kind serves both ways of asking, so both were looked for.
+        """
+        kind, name, looked_for = message.__kind__, type(message).__qualname__, "sync or async"
+        return HandlerNotFound(
+            f"no {looked_for} handler for the {kind} {name} is declared in this process;"
+            f" expected a function with @{kind}_handler({name}). Import the module that has it.",
+            message_type=name,
+            looked_for=looked_for,
+        )
 
     def run(self, definition: Definition, attempt: Attempt) -> CommandResult:
         """Run a handler with a session, and commit on its return; repeat it on a conflict.

@@ -19,7 +19,6 @@ from kombu.exceptions import OperationalError
 from kombu.utils.uuid import uuid
 
 from ..errors import (
-    HandlerNotFound,
     LeaseLost,
     MalformedMessage,
     PublishFailed,
@@ -446,12 +445,7 @@ def send_unhandled(command: Command, runtime: Runtime, options: dict[str, Any]) 
         PublishFailed: the broker did not take it.
     """
     if runtime.app.conf.task_always_eager:
-        runtime.bus.find(command)
-        raise HandlerNotFound(
-            f"{type(command).__qualname__} has no task",
-            message_type=type(command).__qualname__,
-            looked_for="sync or async",
-        )
+        raise runtime.bus.missing(command)
     name = runtime.serializer.name_of(type(command))
     packed, options = prepare_command(command, runtime, options)
     route(runtime.app, name, options, home_queue=command_queue(name))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, Literal, dataclass_transform
+from typing import Any, ClassVar, Final, Literal, dataclass_transform, get_args
 
 import msgspec
 
@@ -38,7 +38,7 @@ class MessageMeta(msgspec.StructMeta):
         aggregate: type | None = None,
         key: str | None = None,
         aliases: Sequence[str] = (),
-        unknown_fields: str | None = None,
+        unknown_fields: UnknownFields | None = None,
         **options: Any,
     ) -> Any:
         """Make the class and register it; a class with `kind` is a base and is not registered."""
@@ -80,7 +80,7 @@ _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def _unknown_options(cls_name: str, unknown_fields: str) -> dict[str, Any]:
-    if unknown_fields not in ("ignore", "refuse", "keep"):
+    if unknown_fields not in get_args(UnknownFields):
         raise RegistrationError(
             f"{cls_name} has unknown_fields = {unknown_fields!r}; accepted: 'ignore', 'refuse' or"
             " 'keep'"

@@ -27,7 +27,7 @@ from ..messages.metadata import NO_METADATA, Metadata
 from ..messages.serializer import Serializer
 from ..store.decoding import recorded_events
 from ..store.events import CommandRecord, Committed, Lease, NewEvent, StoredEvent, StreamAppend
-from ..store.ports import EventStore, StoreTransaction
+from ..store.ports import EventStore, StoreTransaction, TransactionalStore
 from ..store.refusals import version_conflict
 from ..store.stream import StreamName
 from .cache import AggregateCache
@@ -249,13 +249,12 @@ class Repository:
             SessionError: the store is in no SQL database.
             StoreUnavailable: the server does not answer.
         """
-        begin = getattr(self._store, "begin", None)
-        if begin is None:
+        if not hasattr(self._store, "begin"):
             raise SessionError(
                 "session.connection was asked for, but the event store is in no SQL database:"
                 f" {self._store!r}. Keep the events in one, or write the row in a subscription."
             )
-        return cast(StoreTransaction, begin())
+        return cast(TransactionalStore, self._store).begin()
 
     def stream_of(self, cls: type[Aggregate], id: str) -> StreamName:
         """Return the name of an aggregate's stream."""

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final, NamedTuple
-
-from ..errors import ConfigurationError
-
-_PART = re.compile(r"[A-Za-z0-9_.-]+")
 
 #: No version is expected: append behind whatever is there.
 ANY_VERSION: Final = -1
@@ -35,16 +30,3 @@ class StreamName(NamedTuple):
     def from_key(cls, key: str) -> StreamName:
         """Return the stream name that `key` was made from."""
         return cls(*key.split(":", 2))
-
-
-def check_name(what: str, name: str) -> str:
-    """Return a name of an application or aggregate type as it is, if it may be one.
-
-    Raises:
-        ConfigurationError: it is blank, or holds other than letters, digits, `_`, `.` and `-`.
-    """
-    if not _PART.fullmatch(name):
-        raise ConfigurationError(
-            f"{what} is {name!r}; expected one or more letters, digits, '_', '.' or '-'"
-        )
-    return name

@@ -59,6 +59,11 @@ class Basket(Aggregate, name="PropertyBasket", snapshot_every=10):
     history: list[tuple[str, int]] = []  # noqa: RUF012
     priced_at: datetime
     mean: float = 0.0
+    is_new: bool
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id)
+        self.is_new = True
 
     @applies(PropertyRenamed)
     def _renamed(self, event: PropertyRenamed) -> None:
@@ -85,6 +90,7 @@ class Basket(Aggregate, name="PropertyBasket", snapshot_every=10):
         self.cleared.add(event.sku)
         if event.sku == "reset":
             del self.history[:]
+            vars(self).pop("is_new", None)
 
 
 texts = st.text(max_size=8)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from celery.bin.base import CeleryCommand
 
-from ..errors import CQRSError, MessageError
+from ..errors import CQRSError, MessageError, UnknownMessageType
 from ..messages.serializer import Serializer
 from ..store.events import StoredEvent
 from ..store.ports import EventStore
@@ -17,6 +17,9 @@ from .table import print_table
 
 #: Events read at once.
 BATCH = 1000
+
+#: What becomes of events that other applications keep in the same store for themselves.
+NOT_OURS = "not ours"
 
 #: Batches after which a line says how far it has come.
 TELL_EVERY = 100
@@ -33,7 +36,7 @@ class Finding:
 
     Attributes:
         events: how many there are.
-        outcome: "read", "upcast", "dropped", or the error's name.
+        outcome: "read", "upcast", "dropped", "not ours", or the error's name.
         first_position: of the first of them.
         first_stream: the stream of the first of them, and its version there.
         error: what the first of them failed with; "" for none.
@@ -91,12 +94,24 @@ class Check:
         try:
             made = self.serializer.decode_all("event", event.type, event.type_version, event.data)
         except MessageError as error:
+            if self._is_not_ours(stored, error):
+                return NOT_OURS, ""
             return type(error).__name__, "; ".join([str(error), *getattr(error, "__notes__", ())])
         if not made:
             return "dropped", ""
         key = event.type, event.type_version, self.serializer.application
         reader = registry.resolve("event", *key)
         return ("read" if len(made) == 1 and getattr(reader, "cls", None) else "upcast"), ""
+
+    def _is_not_ours(self, stored: StoredEvent, error: MessageError) -> bool:
+        """Say whether another application has recorded an event that nothing here takes."""
+        serializer = self.serializer
+        application, name = serializer.application, stored.event.type
+        return (
+            stored.stream.application != application
+            and isinstance(error, UnknownMessageType)
+            and not serializer.registry.knows("event", name, application)
+        )
 
     def _note(self, stored: StoredEvent, outcome: str, error: str) -> None:
         event = stored.event
@@ -116,7 +131,8 @@ class Check:
 def check(context: click.Context, after: int, as_json: bool) -> None:
     """Decode every stored event as aggregates and subscriptions would.
 
-    The exit code is 1 if any can't be. Nothing is changed, and no handler runs.
+    The exit code is 1 if any can't be. What other applications have stored beside them, and nothing
+    here takes, is counted and no failure. Nothing is changed, and no handler runs.
     """
     app: Any = context.obj.app
     cqrs = getattr(app, "cqrs", None)
@@ -176,7 +192,9 @@ def _show(checked: Check, found: list[Finding], failing: list[Finding]) -> None:
     for one in failing:
         click.echo(f"\n{one.type} version {one.version}: {one.error}")
     count = sum(one.events for one in failing)
+    others = sum(one.events for one in found if one.outcome == NOT_OURS)
     click.echo(
         f"\n{checked.events} events to position {checked.position}:"
         + (f" {count} can't be read" if count else " all can be read")
+        + (f", but for {others} of other applications" if others else "")
     )

@@ -64,7 +64,7 @@ def rebuild(
     with _reach(context) as reached:
         classes = _chosen(types)
         rows = {name: {"taken": 0, "not due": 0, "failed": 0} for name in classes}
-        found = sorted(_streams_in(reached, classes))
+        found = sorted(_streams_in(reached, classes)) if classes else []
         for stream in _with_progress(found, f"taking {len(found)} snapshots", as_json):
             outcome = _retake(reached, classes[stream.aggregate_type], stream, is_all)
             rows[stream.aggregate_type][outcome] += 1

@@ -220,6 +220,18 @@ class Registry:
             raise self._unknown(kind, full_name, full_name, version, application)
         return found
 
+    def knows(self, kind: str, full_name: str, application: str) -> bool:
+        """Say whether any version of a name is read here, by a class, an alias or an upcaster.
+
+        Args:
+            kind: command, query, event or message.
+            full_name: as stored or sent.
+            application: ours.
+        """
+        spellings = _spellings(full_name, application)
+        names = {(of, name) for of, name, _ in [*list(self._by_key), *list(self._upcasters)]}
+        return any((kind, name) in names or (kind, name) in self._aliases for name in spellings)
+
     def origins(self, kind: str, full_name: str, application: str) -> list[str]:
         """Return the full names under which something may be stored that is read as this one.
 

@@ -32,12 +32,14 @@ def gone(data: dict[str, Any]) -> list[EventData]:
     return []
 
 
-def app_with(*events: tuple[str, int, str]) -> Celery:
+def app_with(*events: tuple[str, int, str], application: str = "checked") -> Celery:
+    """Return an application whose store has events, recorded by it or by another one."""
     app, store = Celery("checked"), MemoryEventStore()
     app.cqrs_kept = CQRS(app, store=store)
     for name, version, data in events:
         new = NewEvent(new_id(), name, version, utc_now(), data.encode())
-        store.append([StreamAppend(StreamName("checked", "Item", "7"), ANY_VERSION, [new])])
+        stream = StreamName(application, "Item", "7")
+        store.append([StreamAppend(stream, ANY_VERSION, [new])])
     return app
 
 
@@ -90,6 +92,17 @@ def test_failures_are_told_in_words_too():
     assert result.exit_code == 1
     assert "raised KeyError: 'number'" in result.output
     assert "4 events to position 4: 4 can't be read" in result.output
+
+
+def test_what_other_applications_keep_for_themselves_is_no_failure():
+    result = check(app_with(*GOOD, ("shop.sold", 1, "{}"), application="shop"))
+    assert result.exit_code == 0, result.output
+    assert "3 events to position 3: all can be read, but for 1 of other app" in result.output
+    # but what is taken from them must be read
+    result = check(app_with(("checked.now", 3, "{}"), application="shop"))
+    assert result.exit_code == 1
+    # and what we have recorded ourselves, whatever its name
+    assert check(app_with(("shop.sold", 1, "{}"))).exit_code == 1
 
 
 def test_it_begins_behind_a_position():

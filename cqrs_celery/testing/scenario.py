@@ -16,7 +16,7 @@ decoded as on its way through a broker. A `scenario` comes from the pytest plugi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
@@ -28,6 +28,7 @@ from celery.signals import task_prerun
 
 from ..app.cqrs import CQRS
 from ..dispatch.definitions import definitions
+from ..dispatch.middleware import Middleware
 from ..dispatch.tasks import CommandTask
 from ..domain.aggregate import Aggregate
 from ..messages.message import Command, Event, Message, Query
@@ -50,13 +51,17 @@ SETTINGS = {
 class InMemoryCQRS(CQRS):
     """Be an application in which nothing leaves the process.
 
+    Args:
+        app: has `SETTINGS`.
+        middleware: around every handler, as in production.
+
     Attributes:
         sent: the commands that were sent, in order; those to handlers elsewhere are kept, not run.
         published: the messages that were published, in order.
     """
 
-    def __init__(self, app: celery.Celery) -> None:
-        super().__init__(app)
+    def __init__(self, app: celery.Celery, *, middleware: Iterable[Middleware] = ()) -> None:
+        super().__init__(app, middleware=middleware)
         self.sent: list[Command] = []
         self.published: list[Message] = []
         self._is_quiet = False
@@ -105,16 +110,19 @@ class InMemoryCQRS(CQRS):
 
 
 @contextmanager
-def in_memory(application: str, **settings: Any) -> Iterator[InMemoryCQRS]:
+def in_memory(
+    application: str, *, middleware: Iterable[Middleware] = (), **settings: Any
+) -> Iterator[InMemoryCQRS]:
     """Give a new application of this process, which is Celery's current one meanwhile.
 
     Args:
         application: its name, in front of names without a dot.
+        middleware: around every handler.
         settings: further ones of Celery, or others than `SETTINGS`.
     """
     before = _state._get_current_app()
     app = celery.Celery(application, changes={**SETTINGS, **settings}, set_as_current=True)
-    cqrs = InMemoryCQRS(app)
+    cqrs = InMemoryCQRS(app, middleware=middleware)
     try:
         yield cqrs
     finally:

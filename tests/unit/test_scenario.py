@@ -23,6 +23,7 @@ from cqrs_celery import (
     query_handler,
     subscribes,
 )
+from cqrs_celery.dispatch.middleware import Middleware, time_calls
 from cqrs_celery.testing.scenario import InMemoryCQRS, Scenario
 
 
@@ -207,6 +208,24 @@ def test_each_test_has_an_application_of_its_own(in_memory_cqrs: InMemoryCQRS) -
     assert in_memory_cqrs.store.read_all() == []
     assert in_memory_cqrs.app.main == "play"
     assert current_app.main == "play"
+
+
+class TestMiddleware:
+    """The application's own middleware takes part."""
+
+    @pytest.fixture
+    def seen(self) -> list[str]:
+        return []
+
+    @pytest.fixture
+    def cqrs_middleware(self, seen: list[str]) -> list[Middleware]:
+        return [time_calls(lambda call, seconds: seen.append(call.name))]
+
+    def test_middleware_is_around_handlers_and_subscriptions(
+        self, shop: Scenario, seen: list[str]
+    ) -> None:
+        shop.when(PlaySell(id="42", count=1)).then(PlaySold(count=1), PlayOrdered(count=10))
+        assert seen.index("play.reorder") < seen.index("play.sold") < seen.index("play.sell")
 
 
 def test_the_plugin_is_found_by_pytest_alone(tmp_path: Path) -> None:

@@ -212,6 +212,19 @@ def test_an_upcaster_comes_before_a_class_of_its_version():
     assert read(serializer, "depot.both", 1, name="x") == [ItemKept()]
 
 
+def test_what_is_registered_while_it_is_read_is_read_from_then_on():
+    """A module that is reloaded, an upcaster that comes later: in both ways of reading."""
+    own = Registry()
+    serializer = Serializer(APPLICATION, own)
+    made = [type("Reloaded", (Final,), {"__module__": "x"}, frozen=True) for _ in range(2)]
+    for cls in made:
+        own.add("event", "depot.reloaded", 1, cls)
+        (found,) = read(serializer, "depot.reloaded", 1, trail=["a"])
+        assert type(found) is cls
+    upcaster("depot.reloaded", 1, registry=own)(lambda data: [])
+    assert read(serializer, "depot.reloaded", 1, trail=["a"]) == []
+
+
 @pytest.mark.parametrize(
     ("function", "expected"),
     [

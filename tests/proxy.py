@@ -54,6 +54,10 @@ class Proxy:
         self.swallowed = 0
         #: how many connections were accepted and passed on
         self.accepted = 0
+        #: how many requests were passed on, as far as each is written at once
+        self.requests = 0
+        #: how many bytes of replies were passed on
+        self.reply_bytes = 0
         self._marker: bytes | None = None
         self._is_refusing = False
         self._lock = threading.Lock()
@@ -131,6 +135,7 @@ class Proxy:
                 if marker is not None and marker in chunk:
                     self._marker = None
                     pair.is_mute = True
+                self.requests += 1
                 pair.server.sendall(chunk)
 
     def _pass_replies(self, pair: _Pair) -> None:
@@ -139,6 +144,7 @@ class Proxy:
                 if pair.is_mute:
                     self.swallowed += 1
                     return
+                self.reply_bytes += len(chunk)
                 pair.client.sendall(chunk)
 
     def _pass_tls(self, pair: _Pair) -> None:

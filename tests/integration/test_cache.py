@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import redis
 
 from cqrs_celery.backends.memory.event_store import MemoryEventStore
 from cqrs_celery.backends.memory.state_cache import MemoryStateCache
+from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.redis.event_store import RedisEventStore
 from cqrs_celery.backends.redis.state_cache import RedisStateCache
+from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.domain.aggregate import Aggregate
 from cqrs_celery.domain.applies import applies
 from cqrs_celery.errors import ConcurrencyError, StoreUnavailable
@@ -23,6 +26,8 @@ from cqrs_celery.session.repository import Repository
 from cqrs_celery.session.snapshots import Snapshots
 from cqrs_celery.store.stream import StreamName
 from tests.nodes import RedisNode
+from tests.postgres import PostgresNode
+from tests.proxy import Proxy
 from tests.waiting import wait_until
 
 
@@ -132,6 +137,35 @@ def test_a_load_from_a_snapshot_is_one_round_trip_that_carries_newer_events_only
     assert asked(client) == {"evalsha": 1, "hget": 1, "lrange": 1}
     assert reads(client) - before == 5
     assert sent(client) - bytes_before < 8 * about_info
+
+
+def test_on_postgresql_a_cached_load_is_one_round_trip_and_one_from_a_snapshot_too(
+    postgres_node: PostgresNode, postgres_url: str
+) -> None:
+    """35, 54: of 10,000 events, the newer ones alone."""
+    with Proxy(postgres_node.port) as proxy:
+        url = postgres_url.replace(f":{postgres_node.port}/", f":{proxy.port}/")
+        store: Any = open_event_store(url)
+        create_schema(store)
+        # given 10,000 events with a snapshot, of which one repository has the newest cached, and 3
+        # newer ones
+        snapshots = Snapshots(store.snapshots())
+        cache = AggregateCache(TieredCache(MemoryStateCache(size=9, ttl_s=60)))
+        cached = Repository(store, Serializer("shop"), snapshots=snapshots, cache=cache)
+        other = Repository(store, Serializer("shop"), snapshots=snapshots)
+        saved(cached, 10_000, SnapshotCounter)
+        saved(other, 3, SnapshotCounter)
+        # that each statement was run once
+        cached.rebuild(SnapshotCounter, "42")
+        other.rebuild(SnapshotCounter, "42", from_events_alone=True)
+        for load in (cached.get, other.get):
+            requests, reply_bytes = proxy.requests, proxy.reply_bytes
+            # when
+            assert load(SnapshotCounter, "42").count == 10_003
+            # then
+            assert proxy.requests - requests == 1
+            assert proxy.reply_bytes - reply_bytes < 3_000
+        store.close()
 
 
 # Tiers on a real server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -24,6 +25,9 @@ from cqrs_celery.session.cache import AggregateCache
 from cqrs_celery.session.repository import Repository
 from cqrs_celery.session.snapshots import Snapshots
 from cqrs_celery.store.decoding import recorded_events
+from cqrs_celery.store.events import StoredEvent
+from cqrs_celery.store.snapshot import Snapshot
+from cqrs_celery.store.stream import StreamName
 
 
 class PropertyLine(msgspec.Struct):
@@ -148,16 +152,34 @@ def test_an_aggregate_from_any_snapshot_and_the_rest_is_the_one_replayed_from_th
     assert state(it) == state(replayed)
 
 
+class Beside(MemorySnapshotStore):
+    """Be a store that reads the events behind a snapshot in the same step."""
+
+    def __init__(self, events: MemoryEventStore) -> None:
+        super().__init__()
+        self._events = events
+
+    def find_with_newer(
+        self, stream: StreamName, schema_version: int
+    ) -> tuple[Snapshot | None, Sequence[StoredEvent]]:
+        found = self.find(stream)
+        after = found.version if found else 0
+        return found, self._events.read_stream(stream, after_version=after)
+
+
 @pytest.mark.parametrize("every", [1, 2, 7])
-@pytest.mark.parametrize("has_cache", [False, True])
+@pytest.mark.parametrize(
+    ("has_cache", "is_beside"), [(False, False), (False, True), (True, False), (True, True)]
+)
 @settings(max_examples=60, deadline=None)
 @given(st.lists(some_events.map(lambda events: events[:8]), max_size=12), st.data())
 def test_any_commits_by_any_processes_leave_the_aggregate_that_its_events_make(
-    every: int, has_cache: bool, commits: list[list[Event]], data: st.DataObject
+    every: int, has_cache: bool, is_beside: bool, commits: list[list[Event]], data: st.DataObject
 ) -> None:
     # given processes with snapshots, some with a cache of their own
     Basket.__snapshot_policy__ = EveryEvents(every)
-    store, serializer, kept = MemoryEventStore(), Serializer("shop"), MemorySnapshotStore()
+    store, serializer = MemoryEventStore(), Serializer("shop")
+    kept = Beside(store) if is_beside else MemorySnapshotStore()
     processes = [
         Repository(
             store,

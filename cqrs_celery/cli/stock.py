@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from ..transport.channel import _delay_ms
+from ..transport.publishing import delay_ms
 from ..transport.wire import SEQUENCE_HEADER, WAITED_HEADER, split
 
 
@@ -59,7 +59,7 @@ def wants_of(element: bytes) -> Wants:
     """Return what an element of a ready list wants; nothing if it is no stock message."""
     try:
         headers = json.loads(element)["headers"]
-        return Wants(str(headers.get(SEQUENCE_HEADER) or ""), _delay_ms(headers.get("eta")))
+        return Wants(str(headers.get(SEQUENCE_HEADER) or ""), delay_ms(headers.get("eta")))
     except (ValueError, KeyError, TypeError, AttributeError):
         return Wants()
 

@@ -11,7 +11,7 @@ from ..queue.values import Publish
 from .outgoing import Outgoing
 
 if TYPE_CHECKING:
-    from .channel import Channel
+    from .publishing import PublishingChannel
 
 
 class PublishBatch:
@@ -23,7 +23,7 @@ class PublishBatch:
         max_size: messages after which they are sent without waiting for the end.
     """
 
-    def __init__(self, channel: Channel, queue: ReliableQueue, max_size: int) -> None:
+    def __init__(self, channel: PublishingChannel, queue: ReliableQueue, max_size: int) -> None:
         self.channel = channel
         self._queue = queue
         self._max_size = max_size

@@ -10,48 +10,31 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import cached_property
 from itertools import repeat
 from queue import Empty
 from typing import Any
-from uuid import uuid4
 
 import redis
 from kombu.transport import redis as stock
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from ..queue.reliable_queue import DEDUP_TTL_MS, ReliableQueue
-from ..queue.values import Exchange, Publish, Taken, later
+from ..queue.values import Exchange, Taken
 from . import merging, wire
 from . import qos as _qos
-from .batch import PublishBatch
-from .clients import client_on
 from .hand import tag_of
-from .handover import Delivery, retried_delivery
 from .holder import Holder
 from .message import Message
 from .options import OPTIONS, check_options
-from .outgoing import Outgoing
 from .pace import Pace
+from .publishing import PublishingChannel
 
 logger = logging.getLogger(__name__)
-
-_PUBLISH_ID = "publish_id"
-
-#: Seconds to wait for an answer where `socket_timeout` is not set: a peer that went away without a
-#: word would hold up a worker's reconnect and its end.
-ANSWER_S = 5.0
-
 
 #: The most messages taken at once for tasks that take many: the server must not be busy for long.
 BATCH_TAKE = 1000
 
 
-class Channel(stock.Channel):
+class Channel(PublishingChannel):
     """Be a channel on the reliable queue.
 
     Transport options, beside those of Kombu's Redis transport that concern connections:
@@ -68,10 +51,6 @@ class Channel(stock.Channel):
     lease_s = 30.0
     max_deliveries = 10
     max_run = 20
-    dedup_ttl_s = DEDUP_TTL_MS / 1000
-    #: Bodies lie in the queue as they are.
-    body_encoding = None
-    supports_batch_publish = True
 
     from_transport_options = (
         # Acknowledgements are the queue's business: there is nothing to emulate.
@@ -84,129 +63,10 @@ class Channel(stock.Channel):
         self._no_ack_queues: set[str] = set()
         #: the most messages that a task of a queue takes at once, where that is more than one
         self._batch_of: dict[str, int] = {}
-        #: milliseconds for which messages of a queue may wait, as it was declared here
-        self._ttl_ms: dict[str, int] = {}
-        self._kept_client: Any = None
         self._turns = 0
         self._is_loop = False
         self.pace = Pace()
         super().__init__(connection, *args, **kwargs)
-
-    # ------------------------------------------------------------ publishing
-
-    @cached_property
-    def queue(self) -> ReliableQueue:
-        """The queues of this virtual host, for publishing and looking."""
-        return self._new_queue_client()
-
-    def _new_queue_client(self) -> ReliableQueue:
-        pool = self._get_pool()
-        # A take that was repeated unseen would hold messages that nobody knows of.
-        pool.connection_kwargs["retry"] = Retry(NoBackoff(), 0)
-        # No script waits for anything: a server that has not answered by then never will.
-        if pool.connection_kwargs.get("socket_timeout") is None:
-            pool.connection_kwargs["socket_timeout"] = ANSWER_S
-        return ReliableQueue(
-            client_on(pool),
-            prefix=self.global_keyprefix,
-            dedup_ttl_ms=int(self.dedup_ttl_s * 1000),
-        )
-
-    @contextmanager
-    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
-        """Yield a client for one operation; Kombu makes a new one each time, which costs more."""
-        if client is None:
-            if self._kept_client is None or self._kept_client.connection_pool is not self.pool:
-                self._kept_client = self._create_client()
-            client = self._kept_client
-        yield client
-
-    def prepare_message(
-        self,
-        body: Any,
-        priority: int | None = None,
-        content_type: str | None = None,
-        content_encoding: str | None = None,
-        headers: dict[str, Any] | None = None,
-        properties: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Make a message, with an id that stays when Kombu repeats the publish."""
-        if properties is not None:
-            properties.setdefault(_PUBLISH_ID, uuid4().hex)
-        return super().prepare_message(  # type: ignore[no-any-return]
-            body, priority, content_type, content_encoding, headers, properties
-        )
-
-    def basic_publish(
-        self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
-    ) -> Any:
-        """Put a message on every queue that its exchange and routing key name, or on none."""
-        batch: PublishBatch | None = kwargs.pop("_publish_batch", None)
-        if exchange and self.typeof(exchange).type == "fanout":
-            return super().basic_publish(
-                message, exchange, routing_key, _publish_batch=batch, **kwargs
-            )
-        message["properties"]["delivery_info"].update(exchange=exchange, routing_key=routing_key)
-        outgoing = self._encoded(message, exchange, routing_key)
-        if batch is not None:
-            batch.add(outgoing)
-        else:
-            self._send(outgoing, self.queues_of(exchange, routing_key))
-
-    def create_publish_batch(self, max_size: int) -> PublishBatch:
-        """Return what collects the publishes inside `Producer.batch`."""
-        return PublishBatch(self, self.queue, max_size)
-
-    def queues_of(self, exchange: str, routing_key: str) -> list[str]:
-        """Return the names of the queues that an exchange and a routing key name, each once."""
-        return [name for name in dict.fromkeys(self._lookup(exchange, routing_key)) if name]
-
-    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        self._send(self._encoded(message, "", queue), [queue])
-
-    def _encoded(self, message: dict[str, Any], exchange: str, routing_key: str) -> Outgoing:
-        properties = dict(message["properties"])
-        publish_id = properties.pop(_PUBLISH_ID, "")
-        # AMQP's property, by the sender's clock: for those who look at the queue.
-        properties.setdefault("timestamp", int(time.time()))
-        headers = message.get("headers") or {}
-        return Outgoing(
-            exchange,
-            routing_key,
-            headers,
-            wire.head_of({**message, "properties": properties}),
-            wire.body_of(message),
-            publish_id,
-            self.priority(self._get_message_priority(message, reverse=False)),
-            _delay_ms(headers.get("eta")),
-            int(properties.get("expiration") or 0),
-        )
-
-    def _send(self, outgoing: Outgoing, queues: list[str]) -> None:
-        publish = self.routed(outgoing, queues)
-        if publish is not None:
-            self.queue.publish(**publish._asdict())
-
-    def routed(self, outgoing: Outgoing, queues: list[str]) -> Publish | None:
-        """Return the publish of a message; None if it was a retry and has its place already."""
-        retried = retried_delivery(outgoing.headers, queues)
-        if retried is not None:
-            self._hand_over(retried, outgoing)
-            return None
-        times = [ms for ms in map(self._ttl_ms.get, queues) if ms] if self._ttl_ms else []
-        return outgoing.to(queues, ttl_ms=min(times, default=0))
-
-    def _hand_over(self, delivery: Delivery, outgoing: Outgoing) -> None:
-        """Put a task's retry in the place of the message that it runs for."""
-        settlement = later(
-            delivery.message_id, delivery.fence, outgoing.delay_ms, payload=outgoing.payload
-        )
-        answer = self.queue.settle_and_take(delivery.consumer, [settlement])
-        if answer.refused:
-            logger.warning(
-                "retry dropped: the lease was lost, another worker has the message",
-                extra={"consumer": delivery.consumer, "message_id": delivery.message_id},
-            )
 
     # ------------------------------------------------------------ taking
 
@@ -561,25 +421,6 @@ def joined(one: Exchange, two: Exchange) -> Exchange:
     )
 
 
-class SentinelChannel(Channel, stock.SentinelChannel):
-    """Be a channel on the reliable queue of whichever server Sentinel calls the master."""
-
-    from_transport_options = (
-        *Channel.from_transport_options,
-        *stock.SentinelChannel.from_transport_options,
-    )
-
-    def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
-        client = self.connection.client
-        alternates = client.alt
-        # Kombu picks the sentinels among the alternates by its own scheme.
-        client.alt = [url.removeprefix("reliable-") for url in alternates]
-        try:
-            return super()._sentinel_managed_pool(asynchronous)
-        finally:
-            client.alt = alternates
-
-
 def _running_tags() -> set[str]:
     """Return the tags of deliveries that a Celery worker in this process is running."""
     state = sys.modules.get("celery.worker.state")
@@ -588,16 +429,3 @@ def _running_tags() -> set[str]:
     return {
         request.message.delivery_tag for request in tuple(state.active_requests) if request.message
     }
-
-
-def _delay_ms(eta: Any) -> int:
-    """Return how long a message must wait, by its sender's clock; 0 for not at all."""
-    if not isinstance(eta, str):
-        return 0
-    try:
-        due = datetime.fromisoformat(eta)
-    except ValueError:
-        return 0
-    if due.tzinfo is None:
-        due = due.replace(tzinfo=UTC)
-    return max(0, int((due - datetime.now(UTC)).total_seconds() * 1000))

@@ -12,11 +12,12 @@ from redis import exceptions
 
 from ..errors import InvalidSetting
 from .celery_worker import teach_celery
-from .channel import Channel, SentinelChannel
+from .channel import Channel
 from .eta import show_etas
 from .pace import POLL_S
 from .poller import Poller
 from .scheduled import show_delayed
+from .sentinel import SentinelChannel
 
 #: URL schemes of Kombu's own, each with ours.
 SCHEMES = {

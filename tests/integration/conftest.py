@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
+from cqrs_celery import CQRS
+from cqrs_celery.queue.reliable_queue import ReliableQueue
+from tests import mill
 from tests.conftest import watch
 from tests.nodes import WorkerNode
 
@@ -58,3 +62,25 @@ def worker_factory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[W
     yield start
     for worker in workers:
         worker.teardown()
+
+
+@pytest.fixture
+def data(redis_url: str) -> Iterator[Any]:
+    """Give a client of the server."""
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def queue(data: redis.Redis) -> ReliableQueue:
+    """Give the queues of the server."""
+    return ReliableQueue(data)
+
+
+@pytest.fixture
+def cqrs(redis_url: str) -> Iterator[CQRS]:
+    """Give a client of the mill."""
+    cqrs = mill.client(redis_url)
+    yield cqrs
+    cqrs.app.backend.result_consumer.stop()
+    cqrs.app.close()

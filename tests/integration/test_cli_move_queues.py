@@ -51,12 +51,6 @@ def apps(redis_url: str) -> Iterator[tuple[celery.Celery, celery.Celery]]:
         yield apps
 
 
-@pytest.fixture
-def data(redis_url: str) -> Iterator[Any]:
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
-
-
 @contextmanager
 def channel_of(app: celery.Celery) -> Iterator[Any]:
     with app.connection_for_write() as connection:

@@ -4,41 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import redis
 
 from cqrs_celery import CQRS
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from tests import mill
 from tests.integration.conftest import WorkerFactory
-from tests.integration.test_worker_retries import letters, seen, start, tried, wait_for
 from tests.mill import Grind
+from tests.milling import letters, seen, start, tried, wait_for
 from tests.nodes import WorkerNode
 from tests.waiting import wait_until
 
 LEDGER = "mill.ledger"
-
-
-@pytest.fixture
-def data(redis_url: str) -> Iterator[Any]:
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def queue(data: redis.Redis) -> ReliableQueue:
-    return ReliableQueue(data)
-
-
-@pytest.fixture
-def cqrs(redis_url: str) -> Iterator[CQRS]:
-    cqrs = mill.client(redis_url)
-    yield cqrs
-    cqrs.app.backend.result_consumer.stop()
-    cqrs.app.close()
 
 
 def commit(cqrs: CQRS, sacks: int, events: int) -> list[str]:

@@ -32,13 +32,6 @@ COMMANDS, SHELF = "depot.commands", "depot.shelf"
 
 
 @pytest.fixture
-def data(redis_url: str) -> Iterator[redis.Redis]:
-    """Give a client of the depot's server."""
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
 def cqrs(redis_url: str) -> Iterator[CQRS]:
     """Give a client of the depot."""
     with depot.connected(redis_url) as cqrs:

@@ -3,78 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import redis
 
 from cqrs_celery import CQRS
 from cqrs_celery.queue.reliable_queue import ReliableQueue
-from cqrs_celery.queue.values import DeadLetter
 from tests import mill
 from tests.integration.conftest import WorkerFactory
 from tests.mill import Grind
-from tests.nodes import WorkerNode
+from tests.milling import FLOUR, POOLS, letters, seen, start, tried, wait_for
 from tests.waiting import wait_until
-
-FLOUR = "mill.flour"
-
-POOLS = ("prefork", "solo", "threads", "gevent")
 
 #: Letters are tried again after a second.
 QUICK = {"cqrs_redrive_first_s": 1, "cqrs_redrive_max_s": 1}
-
-
-@pytest.fixture
-def data(redis_url: str) -> Iterator[Any]:
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def queue(data: redis.Redis) -> ReliableQueue:
-    return ReliableQueue(data)
-
-
-@pytest.fixture
-def cqrs(redis_url: str) -> Iterator[CQRS]:
-    cqrs = mill.client(redis_url)
-    yield cqrs
-    cqrs.app.backend.result_consumer.stop()
-    cqrs.app.close()
-
-
-def start(
-    factory: WorkerFactory, url: str, settings: dict[str, Any] | None = None, **options: Any
-) -> WorkerNode:
-    return factory(
-        "from tests.mill import app",
-        arguments=["--without-mingle", "--without-gossip"],
-        env={"MILL_URL": url, "MILL_SETTINGS": json.dumps(settings or {})},
-        **{"concurrency": 2, **options},
-    )
-
-
-def seen(data: Any, subscription: str, sack: str) -> list[int]:
-    return [int(version) for version in data.lrange(f"seen:{subscription}:{sack}", 0, -1)]
-
-
-def tried(data: Any, what: str) -> list[float]:
-    """Return when a handler was tried that failed."""
-    return [float(at) for at in data.lrange(f"tried:{what}", 0, -1)]
-
-
-def letters(queue: ReliableQueue, name: str = FLOUR) -> list[DeadLetter]:
-    return sorted(queue.letters.all(name))
-
-
-def wait_for(data: Any, subscription: str, sack: str, versions: list[int]) -> None:
-    wait_until(
-        lambda: seen(data, subscription, sack) == versions,
-        20,
-        lambda: f"{versions} of {sack}, not {seen(data, subscription, sack)}",
-    )
 
 
 @pytest.mark.parametrize("pool", POOLS)

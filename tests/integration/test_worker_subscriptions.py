@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import redis
 
 from cqrs_celery import CQRS
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from tests import mill
 from tests.integration.conftest import WorkerFactory
-from tests.integration.test_worker_retries import POOLS, start, wait_for
 from tests.mill import Grind
+from tests.milling import POOLS, start, wait_for
 from tests.waiting import wait_until
 
 #: What sees every event: a sync function and an async one, which gets the decoded event.
 SUBSCRIPTIONS = ("flour", "echo:1")
-
-
-@pytest.fixture
-def data(redis_url: str) -> Iterator[Any]:
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def queue(data: redis.Redis) -> ReliableQueue:
-    return ReliableQueue(data)
-
-
-@pytest.fixture
-def cqrs(redis_url: str) -> Iterator[CQRS]:
-    cqrs = mill.client(redis_url)
-    yield cqrs
-    cqrs.app.backend.result_consumer.stop()
-    cqrs.app.close()
 
 
 def routes(data: Any) -> dict[bytes, int]:

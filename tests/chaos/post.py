@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import random
+import threading
 import time
 from functools import cache
 from pathlib import Path
@@ -83,6 +84,8 @@ class Line(NamedTuple):
     group: int = 0
     pid: int = 0
     message_id: int = 0
+    #: by which the system knows it: greenlets share one
+    thread: int = 0
 
     @classmethod
     def from_text(cls, text: str) -> Line:
@@ -90,10 +93,10 @@ class Line(NamedTuple):
         what, attempt, at, *rest = text.split("\t")
         if not rest:
             return cls(what, attempt, float(at))
-        subscription, aggregate, version, retries, worker, group, pid, message_id = rest
+        subscription, aggregate, version, retries, worker, group, pid, message_id, thread = rest
         return cls(
             what, attempt, float(at), subscription, aggregate, int(version), int(retries), worker,
-            int(group), int(pid), int(message_id),
+            int(group), int(pid), int(message_id), int(thread),
         )  # fmt: skip
 
 
@@ -138,7 +141,7 @@ def handle(subscription: str, recorded: RecordedEvent[Any], session: Session | N
     message_id = request.properties["delivery_info"]["cqrs_lease"][1]
     note(
         "start", attempt, subscription, aggregate, version, request.retries, request.hostname,
-        os.getpgid(0), os.getpid(), message_id,
+        os.getpgid(0), os.getpid(), message_id, threading.get_native_id(),
     )  # fmt: skip
     luck, name = random.SystemRandom(), f"{subscription}:{aggregate}"
     one_in, seconds = _slowness()

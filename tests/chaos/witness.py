@@ -29,7 +29,7 @@ UNSETTLED_S = 1.0
 #: Seconds after its thaw in which a worker learns that it has lost its lease, on a busy machine.
 TOLD_S = 2.0
 
-#: Seconds after a thaw in which a process has begun what it was about to begin.
+#: Seconds after a thaw in which a thread has begun what it was about to begin.
 BEGINS_S = 1.0
 
 #: The part of a lease that is left at least when its holder's last beat is over.
@@ -55,6 +55,7 @@ class Attempt:
     group: int
     pid: int
     message_id: int
+    thread: int
     start: float
     end: float | None = None
     outcome: str = ""
@@ -140,7 +141,7 @@ class Witness:
     _settled_until: dict[str, float] = field(default_factory=dict)
     #: attempts that came to their end when another worker had begun with their event
     _taken_over: dict[str, Attempt] = field(default_factory=dict)
-    #: attempts whose process was frozen between its look at the lease and the handler
+    #: attempts whose thread was frozen between its look at the lease and the handler
     _begun: set[str] = field(default_factory=set)
     _starts: dict[tuple[int, int], list[float]] = field(default_factory=lambda: defaultdict(list))
     _by_group: dict[int, list[Disturbance]] = field(default_factory=lambda: defaultdict(list))
@@ -187,7 +188,7 @@ class Witness:
             by_event[attempt.event].append(attempt)
             by_message[attempt.group, attempt.message_id].append(attempt)
             by_group[attempt.group].append(attempt)
-            self._starts[attempt.group, attempt.pid].append(attempt.start)
+            self._starts[attempt.group, attempt.thread].append(attempt.start)
         for loss in self.said:
             if not loss.text.startswith("lease lost: "):
                 continue
@@ -235,12 +236,12 @@ class Witness:
         return None
 
     def _is_first_since(self, freeze: Disturbance, attempt: Attempt) -> bool:
-        """Say whether an attempt is the first of its process since a freeze.
+        """Say whether an attempt is the first of its thread since a freeze.
 
-        Then its process may have been frozen between the library's last look at the lease and the
+        Then its thread may have been frozen between the library's last look at the lease and the
         handler's first line.
         """
-        starts = self._starts[attempt.group, attempt.pid]
+        starts = self._starts[attempt.group, attempt.thread]
         place = bisect_right(starts, max(freeze.at, freeze.stopped))
         return place < len(starts) and starts[place] == attempt.start
 

@@ -27,11 +27,12 @@ def attempt(
     outcome: str = "end",
     retries: int = 0,
     subscription: str = MAP,
+    thread: int = 0,
 ) -> Attempt:
     name = f"{subscription}-{version}-{start}"
     return Attempt(
-        name, subscription, "p", version, retries, str(group), group, group, version, start, end,
-        outcome,
+        name, subscription, "p", version, retries, str(group), group, group, version,
+        thread or group, start, end, outcome,
     )  # fmt: skip
 
 
@@ -164,6 +165,9 @@ def test_a_thawed_worker_begins_nothing_that_it_has_lost() -> None:
     assert complaint == "begun past its lease"
     # the first one may have been about to begin as it was frozen
     assert judge(frozen, late, *others, disturbances=FREEZE, said=said) == ""
+    # in each thread
+    late = attempt(2, 15.06, 15.07, thread=ANNA + 1)
+    assert judge(begun, late, *others, disturbances=FREEZE, said=said) == ""
 
 
 def test_a_thawed_worker_may_get_what_it_has_lost_again() -> None:

@@ -10,9 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import Engine, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -31,7 +32,7 @@ from cqrs_celery.errors import (
     TransactionConflict,
 )
 from cqrs_celery.store.events import CommandRecord, StreamAppend
-from cqrs_celery.store.stream import ANY_VERSION, NO_STREAM
+from cqrs_celery.store.stream import ANY_VERSION, NO_STREAM, StreamName
 from cqrs_celery.testing.event_store_contract import (
     BOLT,
     NUT,
@@ -72,8 +73,7 @@ def opened(database: str) -> Iterator[Opened]:
         engine = create_engine(
             database.replace("postgresql:", "postgresql+psycopg2:"), pool_size=pool_size
         )
-        store = open_event_store(engine=engine, lease_check=lease_check)
-        assert isinstance(store, PostgresqlEventStore)
+        store = PostgresqlEventStore(engine, lease_check=lease_check, is_own_engine=True)
         stores.append(store)
         with engine.begin() as connection:
             names = ", ".join([*metadata.tables, "own_rows"])
@@ -97,6 +97,17 @@ class TestPostgresqlEventStore(EventStoreContract):
     @pytest.fixture
     def store(self, opened: Opened) -> PostgresqlEventStore:
         return opened()
+
+
+class TestPostgresqlEventStoreWithAnEngineOfTheApplications(EventStoreContract):
+    has_gapless_positions = False
+    keeps_bytes = False
+
+    @pytest.fixture
+    def store(self, opened: Opened) -> PostgresqlEventStore:
+        store = open_event_store(engine=opened().engine)
+        assert isinstance(store, PostgresqlEventStore)
+        return store
 
 
 class PortableStore(PostgresqlEventStore):
@@ -408,6 +419,157 @@ def test_a_connection_that_was_lost_in_the_pool_costs_nothing(
     # then it makes new ones
     assert append(store, BOLT, 1, event()).versions == (2,)
     assert len(store.read_all()) == 2
+
+
+def test_appends_on_many_connections_go_on_after_a_restart_and_nothing_is_lost_or_there_twice(
+    fresh_postgres_node: PostgresNode,
+) -> None:
+    # given threads that append, each to a stream of its own, and repeat what failed
+    url = fresh_postgres_node.create_database("shop")
+    store = open_event_store(url)
+    assert isinstance(store, PostgresqlEventStore)
+    create_schema(store)
+    is_over = threading.Event()
+    streams = [StreamName("shop", "Item", str(number)) for number in range(8)]
+    said: dict[StreamName, list[str]] = {stream: [] for stream in streams}
+    others: list[BaseException] = []
+
+    def work(stream: StreamName) -> None:
+        while not is_over.is_set():
+            new = event()
+            is_there = False
+            while not is_there:
+                try:
+                    append(store, stream, len(said[stream]), new)
+                    is_there = True
+                except StoreUnavailable:
+                    is_over.wait(0.02)
+                except BaseException as error:  # noqa: BLE001
+                    others.append(error)
+                    return
+            said[stream].append(new.event_id)
+
+    threads = [threading.Thread(target=work, args=(stream,)) for stream in streams]
+    for thread in threads:
+        thread.start()
+
+    # when the server dies under all of them, and comes back, again and again
+    def wait_for(count: int) -> None:
+        wait_until(lambda: all(len(ids) >= count for ids in said.values()))
+
+    for count in (5, 10, 15):
+        wait_for(count)
+        fresh_postgres_node.kill()
+        fresh_postgres_node.start()
+    wait_for(20)
+    is_over.set()
+    for thread in threads:
+        thread.join()
+    # then each stream has what was said to be there, once
+    assert not others
+    for stream in streams:
+        assert [stored.event.event_id for stored in store.read_stream(stream)] == said[stream]
+    store.close()
+
+
+def taken_of(engine: Engine) -> int:
+    """Return the number of connections that are not in an engine's pool."""
+    pool: Any = engine.pool
+    return int(pool.checkedout())
+
+
+def test_a_connection_in_use_when_others_were_lost_is_not_kept(opened: Opened) -> None:
+    # given an append that waits for a transaction of somebody else's
+    store = opened()
+    append(store, BOLT, NO_STREAM, event())
+    with store.engine.begin() as blocker:
+        blocker.execute(text("SELECT * FROM cqrs_streams FOR UPDATE"))
+        waiting = threading.Thread(target=append, args=(store, BOLT, 1, event()))
+        waiting.start()
+        wait_until(lambda: taken_of(store.engine) == 2)
+        # when the store gives up all others, as after a restart
+        store.close()
+    waiting.join()
+    # then that one is not used again either, though it is as old as they
+    assert len(store.read_stream(BOLT)) == 2
+    assert taken_of(store.engine) == 1
+
+
+@pytest.mark.parametrize("pool_size", [1, 2, 3])
+def test_kept_connections_leave_half_the_pool_to_others(database: str, pool_size: int) -> None:
+    # given as many threads that append and read as there are connections
+    engine = create_engine(
+        database.replace("postgresql:", "postgresql+psycopg2:"),
+        pool_size=pool_size, max_overflow=0, pool_timeout=5,
+    )  # fmt: skip
+    with closing(PostgresqlEventStore(engine, is_own_engine=True)) as store:
+        together = threading.Barrier(pool_size)
+
+        def work(number: int) -> None:
+            together.wait()
+            stream = StreamName("shop", "Room", f"{pool_size}-{number}")
+            append(store, stream, ANY_VERSION, event())
+            assert store.read_stream(stream)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(pool_size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        # then a transaction can begin beside what is kept
+        assert taken_of(engine) <= pool_size // 2
+        store.begin().rollback()
+
+
+def test_the_applications_engine_gets_its_connections_back_as_they_were(database: str) -> None:
+    # given an engine of the application's
+    engine = create_engine(database.replace("postgresql:", "postgresql+psycopg2:"), pool_size=1)
+    store = open_event_store(engine=engine)
+    # when the store has used it
+    append(store, NUT, ANY_VERSION, event())
+    store.read_all()
+    # then nothing is kept, and its connections don't commit by themselves
+    assert taken_of(engine) == 0
+    with engine.connect() as connection:
+        connection.execute(text("INSERT INTO own_rows VALUES ('not committed')"))
+        connection.rollback()
+        rows = connection.execute(text("SELECT * FROM own_rows WHERE id = 'not committed'"))
+        assert rows.all() == []
+    engine.dispose()
+
+
+def test_statements_that_the_server_no_longer_knows_are_run_unprepared(
+    opened: Opened, database: str
+) -> None:
+    """A pooler that changes servers between statements, as PgBouncer does, makes it so."""
+    # given connections on which what was prepared is gone
+    store = opened()
+    for statement in ("DEALLOCATE ALL", "DISCARD ALL"):
+        version = append(store, BOLT, ANY_VERSION, event()).versions[0]
+        append(store, BOLT, version, event(), event())
+        assert len(store.read_stream(BOLT)) == version + 2
+        (pooled,) = store._kept._idle
+        with pooled.dbapi_connection.cursor() as cursor:
+            cursor.execute(statement)
+        # then everything is done all the same, once
+        assert append(store, BOLT, version + 2, event()).versions == (version + 3,)
+        assert append(store, BOLT, version + 3, event(), event()).versions == (version + 5,)
+        assert len(store.read_stream(BOLT)) == version + 5
+        assert len(store.read_all()) == version + 5
+        assert store.find_command("c") is None
+        store.close()
+        store.engine.dispose()
+
+
+def test_statements_that_somebody_else_has_prepared_are_run_unprepared(opened: Opened) -> None:
+    # given a connection on which the names are taken
+    store = opened()
+    append(store, BOLT, NO_STREAM, event())
+    (pooled,) = store._kept._idle
+    pooled.info.clear()
+    # then nothing is missing
+    assert append(store, BOLT, 1, event()).versions == (2,)
+    assert len(store.read_stream(BOLT)) == 2
 
 
 def test_a_statement_that_the_database_refuses_is_a_store_error(

@@ -131,7 +131,7 @@ class PostgresqlEventStore(SqlEventStore):
     def __init__(self, engine: Engine, **options: Any) -> None:
         prepare_driver(engine)
         super().__init__(engine, **options)
-        self._kept = KeptConnections(engine)
+        self._kept = KeptConnections(engine, is_keeping=self._is_own_engine)
         read_engine = options.get("read_engine")
         self._kept_to_read = KeptConnections(read_engine) if read_engine else self._kept
         # Every number up to this one that is missing belongs to an append that was rolled back.

@@ -6,6 +6,7 @@ twice, and no pool's bookkeeping, which costs as much as a small statement.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,10 +14,13 @@ from functools import cache
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import QueuePool
 
 #: A parameter in the text of a statement.
 _PARAMETER: Final = re.compile(r"\$(\d+)")
+
+#: There is no such prepared statement; there is one already; it has become another one.
+_NOT_PREPARED: Final = ("26000", "42P05", "0A000")
 
 
 class Statement(NamedTuple):
@@ -43,16 +47,23 @@ def run_once(connection: Any, statement: Statement, arguments: Sequence[Any]) ->
 class KeptConnections:
     """Be connections of an engine's pool that commit each statement, kept from one to the next.
 
-    Their pool counts them as taken. Where it keeps none itself, none are kept here.
+    Their pool counts them as taken, so at most half of what it may hold is kept here. Safe for
+    threads.
 
     Args:
         engine: gives them.
+        is_keeping: False to give each back at once: to the pool of an application of which nobody
+            knows here what it expects of its connections.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, is_keeping: bool = True) -> None:
         self._engine = engine
         self._idle: list[Any] = []
-        self._is_keeping = not isinstance(engine.pool, NullPool)
+        pool = engine.pool
+        self._most = pool.size() // 2 if is_keeping and isinstance(pool, QueuePool) else 0
+        self._epoch = 0
+        # Those of the parent process. They are never closed here, and so never collected.
+        self._left: list[Any] = []
 
     def run(self, statement: Statement, arguments: Sequence[Any]) -> list[Any]:
         """Run a statement; returns its rows.
@@ -63,25 +74,34 @@ class KeptConnections:
         Raises:
             Exception: the driver's.
         """
+        epoch = self._epoch
         pooled = self._take()
         try:
             rows = self._run_on(pooled, statement, arguments)
         except BaseException as error:
             if code_of(error).startswith("CQ"):
-                self._give_back(pooled)
+                self._give_back(pooled, epoch)
             else:
                 pooled.invalidate(error)
             raise
-        self._give_back(pooled)
+        self._give_back(pooled, epoch)
         return rows
 
     def _run_on(self, pooled: Any, statement: Statement, arguments: Sequence[Any]) -> list[Any]:
         prepared: dict[Any, Any] = pooled.info
         with pooled.dbapi_connection.cursor() as cursor:
-            text = prepared.get(statement.name)
-            if text is None:
-                text = prepared[statement.name] = _prepare(cursor, statement)
-            cursor.execute(text, arguments)
+            try:
+                text = prepared.get(statement.name)
+                if text is None:
+                    text = prepared[statement.name] = _prepare(cursor, statement)
+                cursor.execute(text, arguments)
+            except Exception as error:
+                if code_of(error) not in _NOT_PREPARED:
+                    raise
+                # Nothing was done. A pooler in between may give each statement to another server
+                # process (PgBouncer does), or somebody has discarded what was prepared.
+                text = prepared[statement.name] = _text(statement)
+                cursor.execute(text, arguments)
             return cursor.fetchall()  # type: ignore[no-any-return]
 
     def _take(self) -> Any:
@@ -92,34 +112,43 @@ class KeptConnections:
             pooled.dbapi_connection.autocommit = True
             return pooled
 
-    def _give_back(self, pooled: Any) -> None:
-        if self._is_keeping:
+    def _give_back(self, pooled: Any, epoch: int) -> None:
+        # One of before a `close` may have been lost with those that were closed.
+        if epoch == self._epoch and len(self._idle) < self._most:
             self._idle.append(pooled)
+        else:
+            self._return(pooled)
+
+    def _return(self, pooled: Any) -> None:
+        try:
+            pooled.dbapi_connection.autocommit = False
+        except self._engine.dialect.loaded_dbapi.Error:
+            pooled.invalidate()  # the server is gone
         else:
             pooled.close()
 
     def close(self) -> None:
-        """Give all connections back to the pool."""
+        """Give all connections back to the pool; those in use follow when they are free."""
+        self._epoch += 1
         while self._idle:
             with suppress(IndexError):
-                pooled = self._idle.pop()
-                try:
-                    pooled.dbapi_connection.autocommit = False
-                except self._engine.dialect.loaded_dbapi.Error:
-                    pooled.invalidate()  # the server is gone
-                else:
-                    pooled.close()
+                self._return(self._idle.pop())
 
     def forget(self) -> None:
         """Leave the connections to the parent process, whose fork this one is."""
-        for pooled in self._idle:
-            pooled.detach()
-        self._idle.clear()
+        self._epoch += 1
+        self._left, self._idle = [*self._left, *self._idle], []
 
 
 def code_of(error: BaseException) -> str:
     """Return a driver's error's SQLSTATE; empty if it has none, as when a connection broke."""
     return getattr(error, "pgcode", None) or getattr(error, "sqlstate", None) or ""
+
+
+@cache
+def hash_of(text: str) -> str:
+    """Return some digits that tell a text from others."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @cache
@@ -134,6 +163,8 @@ def _prepare(cursor: Any, statement: Statement) -> str:
     if not hasattr(cursor, "mogrify"):
         return _text(statement)  # psycopg prepares by itself what comes again
     # psycopg2 sends texts: the server knows what it has parsed by a name.
-    name, types, text = statement
+    types, text = statement.types, statement.text
+    # Behind a pooler, another release of this library may have prepared its own.
+    name = f"{statement.name}_{hash_of(text)}"
     cursor.execute(f"PREPARE {name} ({', '.join(types)}) AS {text}")
     return f"EXECUTE {name}({', '.join(f'%s::{one}' for one in types)})"

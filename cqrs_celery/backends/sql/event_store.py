@@ -94,6 +94,7 @@ class SqlEventStore:
         lease_check: tells whether a lease is held; asked right before a commit under one. The
             database can't ask the queue by itself, so a lease that ends between the answer and the
             commit goes unnoticed: then the streams' versions decide.
+        is_own_engine: the engine was made for this store alone, so its connections may be kept.
 
     Attributes:
         engine: as given.
@@ -112,8 +113,10 @@ class SqlEventStore:
         *,
         read_engine: Engine | None = None,
         lease_check: LeaseCheck | None = None,
+        is_own_engine: bool = False,
     ) -> None:
         self.engine = engine
+        self._is_own_engine = is_own_engine
         self.where = where(engine.url)
         self._reader = self._reading(read_engine or engine)
         self._has_replica = read_engine is not None

@@ -27,6 +27,7 @@ def open_sql_store(
     lease_check: LeaseCheck | None = None,
 ) -> SqlEventStore:
     """Return the store for a URL or an engine; `open_event_store` says more."""
+    is_own_engine = engine is None
     if engine is None:
         engine = _own_engine(parse_url(url or "", setting="the URL"))
     backend = engine.dialect.name
@@ -48,7 +49,9 @@ def open_sql_store(
                 accepted=f"{backend}://…",
             )
         read_engine = _own_engine(read)
-    return _STORES[backend](engine, read_engine=read_engine, lease_check=lease_check)
+    return _STORES[backend](
+        engine, read_engine=read_engine, lease_check=lease_check, is_own_engine=is_own_engine
+    )
 
 
 def _own_engine(url: URL) -> Engine:

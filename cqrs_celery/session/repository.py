@@ -25,7 +25,7 @@ from ..errors import (
 )
 from ..messages.metadata import NO_METADATA, Metadata
 from ..messages.serializer import Serializer
-from ..store.decoding import recorded_events
+from ..store.decoding import recorded_events, replayed_events
 from ..store.events import CommandRecord, Committed, Lease, NewEvent, StoredEvent, StreamAppend
 from ..store.ports import EventStore, StoreTransaction, TransactionalStore
 from ..store.refusals import version_conflict
@@ -143,6 +143,11 @@ class Repository:
         history: Sequence[StoredEvent] | None = None,
     ) -> None:
         """Apply the stored events behind an aggregate's version; read them if they are not."""
+        read_history = getattr(self._store, "read_history", None)
+        if history is None and read_history is not None:
+            data = read_history(stream, after_version=aggregate.version)
+            replay(aggregate, replayed_events(data, stream, self._serializer))
+            return
         if history is None:
             history = self._store.read_stream(stream, after_version=aggregate.version)
         replay(aggregate, recorded_events(history, self._serializer))

@@ -9,10 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import msgspec
+
 from ..errors import MessageError
 from ..messages.metadata import Metadata
 from ..messages.serializer import Serializer
-from .events import RecordedEvent, RecordedPart, StoredEvent
+from .events import History, RecordedEvent, RecordedPart, StoredEvent
+from .stream import StreamName
 
 #: What a RecordedEvent has beside the event, in the order of its attributes.
 Facts = tuple[str, str, str, str, int, int, datetime, Metadata]
@@ -24,6 +27,46 @@ class DroppedEvent(NamedTuple):
     aggregate_id: str
     version: int
     event: None = None
+
+
+class ReplayedEvent(msgspec.Struct, frozen=True, gc=False):
+    """Be an event of which only what changes its aggregate was read.
+
+    Attributes:
+        event: the typed event; None for one that an upcaster has dropped, whose version is taken.
+        aggregate_id: whose it is.
+        version: its place in the aggregate's stream, from 1.
+        part: which of several it is, from 1, that an upcaster has made of one stored event.
+    """
+
+    event: Any
+    aggregate_id: str
+    version: int
+    part: int = 1
+
+
+def replayed_events(
+    history: History, stream: StreamName, serializer: Serializer
+) -> Iterator[ReplayedEvent]:
+    """Yield the events of a stream's history, decoded, in their order.
+
+    Raises:
+        MessageError: as `recorded_events` does.
+    """
+    aggregate_id = stream.aggregate_id
+    for version, name, type_version, data in history:
+        try:
+            messages = serializer.decode_all("event", name, type_version, data)
+        except MessageError as error:
+            error.add_note(f"stored in {stream} at version {version}")
+            raise
+        if len(messages) == 1:
+            yield ReplayedEvent(messages[0], aggregate_id, version)
+        elif messages:
+            for part, message in enumerate(messages, 1):
+                yield ReplayedEvent(message, aggregate_id, version, part)
+        else:
+            yield ReplayedEvent(None, aggregate_id, version)
 
 
 def recorded_events(

@@ -55,6 +55,10 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
     event: NewEvent
 
 
+#: What a replay needs of a stream's events: version, type, the type's version, data.
+History = Sequence[tuple[int, str, int, bytes]]
+
+
 class RecordedEvent(msgspec.Struct, Generic[E], frozen=True, gc=False):
     """Be an event with the facts of its recording, as subscribers and aggregates get it.
 

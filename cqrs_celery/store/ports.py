@@ -12,6 +12,7 @@ from .events import (
     CommandOutcome,
     CommandRecord,
     Committed,
+    History,
     Lease,
     StoredEvent,
     StreamAppend,
@@ -217,6 +218,28 @@ class SnapshotsBesideEvents(SnapshotStore, Protocol):
         Returns:
             The snapshot, and the events from its version on, oldest first; without a snapshot, None
             and all events.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+
+
+class HistoryStore(Protocol):
+    """Be what an EventStore is beside that, if it can read of a stream what a replay needs alone.
+
+    An aggregate's events are read far more often than written; its ids, times and metadata are then
+    read for nothing. Without it, `read_stream` serves.
+    """
+
+    def read_history(self, stream: StreamName, *, after_version: int = 0) -> History:
+        """Return the version, type, type's version and data of a stream's events.
+
+        Args:
+            stream: whose events.
+            after_version: the first one returned is the next version.
+
+        Returns:
+            Oldest first; empty if the stream is new or ends there.
 
         Raises:
             StoreUnavailable: the server does not answer.

@@ -47,6 +47,9 @@ THREADS: Final = 8
 BOLT: Final = StreamName("inventory", "InventoryItem", "bolt")
 NUT: Final = StreamName("inventory", "InventoryItem", "nut")
 
+#: Data that PostgreSQL's jsonb does not take as they are.
+_WITH_NUL: Final = b'{"name":"a\\u0000b"}'
+
 STRANGE_IDS: Final = [
     "with space",
     " leading and trailing ",
@@ -173,6 +176,25 @@ class EventStoreContract:
         assert list(store.read_stream(BOLT)) == list(store.read_all(after_position=first))
 
     # Expected versions
+
+    def test_a_history_is_what_a_replay_needs_of_the_same_events(self, store: EventStore) -> None:
+        """Only of a store that reads it by itself: see `HistoryStore`."""
+        read_history = getattr(store, "read_history", None)
+        if read_history is None:
+            return
+        # given events of several types, among those of another stream
+        append(store, BOLT, NO_STREAM, event(type="inventory.Made"), *events(2))
+        append(store, NUT, NO_STREAM, *events(3))
+        append(store, BOLT, 3, event(type_version=7), event(data=_WITH_NUL))
+        # then it has of each what reading the stream has
+        for after in (0, 2, 5, 99):
+            stored = store.read_stream(BOLT, after_version=after)
+            assert list(read_history(BOLT, after_version=after)) == [
+                (one.version, one.event.type, one.event.type_version, one.event.data)
+                for one in stored
+            ]
+        assert len(read_history(BOLT)) == 5
+        assert list(read_history(StreamName("inventory", "InventoryItem", "none"))) == []
 
     def test_no_stream_is_refused_where_there_is_one(self, store: EventStore) -> None:
         append(store, BOLT, NO_STREAM, *events(2))

@@ -32,6 +32,7 @@ from cqrs_celery.dispatch.definitions import definitions
 from cqrs_celery.dispatch.envelope import pack_event, unpack_events
 from cqrs_celery.dispatch.handler import task_of
 from cqrs_celery.dispatch.topics import topics_of
+from cqrs_celery.domain.lifecycle import build, replay
 from cqrs_celery.errors import (
     DuplicateRegistration,
     EventOutOfOrder,
@@ -44,7 +45,7 @@ from cqrs_celery.errors import (
 from cqrs_celery.messages.message import Command, MessageMeta, unknown_fields_of
 from cqrs_celery.messages.registry import Registry
 from cqrs_celery.messages.serializer import Serializer
-from cqrs_celery.store.decoding import recorded_events
+from cqrs_celery.store.decoding import recorded_events, replayed_events
 from cqrs_celery.store.events import NewEvent, StreamAppend
 from cqrs_celery.store.stream import ANY_VERSION, StreamName
 
@@ -391,6 +392,31 @@ def test_a_gap_in_history_is_still_found():
     for wrong in (stored[1:], [stored[0], *stored], [*stored[:2], *stored[1:]]):
         with pytest.raises((EventOutOfOrder, UnhandledEvent)):
             replay(build(Shelf, "7"), recorded_events(wrong, cqrs.runtime.serializer))
+
+
+def test_a_history_alone_replays_as_the_whole_events_do():
+    # given an aggregate's events, of which some were split and one is dropped
+    cqrs = cqrs_with(*HISTORY)
+    serializer, stored = cqrs.runtime.serializer, cqrs.store.read_stream(STREAM)
+    history = [
+        (one.version, one.event.type, one.event.type_version, one.event.data) for one in stored
+    ]
+    # then what only changes the aggregate is the same
+    alone, whole = build(Shelf, "7"), build(Shelf, "7")
+    replay(alone, replayed_events(history, STREAM, serializer))
+    replay(whole, recorded_events(stored, serializer))
+    assert (alone.version, alone.log) == (whole.version, whole.log)
+    # and so is what is found wrong
+    for wrong in (history[1:], [history[0], *history], [*history[:2], *history[1:]]):
+        with pytest.raises((EventOutOfOrder, UnhandledEvent)):
+            replay(build(Shelf, "7"), replayed_events(wrong, STREAM, serializer))
+
+
+def test_an_event_of_a_history_that_can_not_be_read_says_where_it_is_stored(serializer):
+    history = [(3, "depot.item_moved", 3, b'{"place":1}')]
+    with pytest.raises(MalformedMessage) as failed:
+        list(replayed_events(history, STREAM, serializer))
+    assert failed.value.__notes__ == ["stored in Shelf-7 at version 3"]
 
 
 # ------------------------------------------------------------ subscriptions

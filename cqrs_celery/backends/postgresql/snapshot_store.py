@@ -20,9 +20,9 @@ _READ: Final = Statement(
     " FROM cqrs_snapshots WHERE stream_id = (SELECT stream_id FROM stream)"
     " AND schema_version = $2)"
     " SELECT 0::bigint AS global_position, version, '' AS event_id, '' AS type, schema_version,"
-    " payload, '' AS metadata, taken_at FROM snapshot"
+    " payload, NULL AS metadata, taken_at::text FROM snapshot"
     " UNION ALL SELECT global_position, version, event_id, type, type_version, payload::text,"
-    " metadata::text, recorded_at FROM cqrs_events"
+    " NULLIF(metadata, '{}')::text, recorded_at::text FROM cqrs_events"
     " WHERE stream_id = (SELECT stream_id FROM stream)"
     " AND version > coalesce((SELECT version FROM snapshot), 0) ORDER BY version",
 )

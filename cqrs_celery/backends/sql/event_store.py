@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from sqlalchemy import (
@@ -44,6 +44,7 @@ from ...store.events import (
     CommandOutcome,
     CommandRecord,
     Committed,
+    History,
     Lease,
     NewEvent,
     StoredEvent,
@@ -75,6 +76,9 @@ FRESH_S: Final = 10.0
 
 #: Streams of which that is remembered.
 FRESH_STREAMS: Final = 10_000
+
+#: Which of a row's columns a replay needs, in their order.
+_OF_HISTORY: Final = (1, 3, 4, 5)
 
 #: The parts of a stream's name, where they are the first columns of a row.
 _NAME = itemgetter(0, 1, 2)
@@ -137,8 +141,13 @@ class SqlEventStore:
             events.c.recorded_at,
         )
         # Made once: to make it takes as long as to run it.
-        self._select_stream = (
-            select(*self._columns)
+        self._select_stream = self._select_from_stream(self._columns)
+        self._select_history = self._select_from_stream(self._columns[i] for i in _OF_HISTORY)
+        _all_stores.add(self)
+
+    def _select_from_stream(self, columns: Iterable[ColumnElement[Any]]) -> Select[Any]:
+        return (
+            select(*columns)
             .where(
                 events.c.stream_id
                 == select(streams.c.stream_id)
@@ -148,7 +157,6 @@ class SqlEventStore:
             )
             .order_by(events.c.version)
         )
-        _all_stores.add(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.where}>"
@@ -197,9 +205,9 @@ class SqlEventStore:
         """Return a time as the driver takes it."""
         return time.astimezone(UTC).replace(tzinfo=None)
 
-    def _as_utc(self, time: datetime) -> datetime:
-        """Return a time as the driver gives it."""
-        return time.replace(tzinfo=UTC)
+    def _as_utc(self, time: Any) -> datetime:
+        """Return a time of what a row has."""
+        return cast(datetime, time.replace(tzinfo=UTC))
 
     # ------------------------------------------------------------ append
 
@@ -505,6 +513,28 @@ class SqlEventStore:
             return []
         return self._stored(stream, self._rows_of_stream(stream, after_version, limit))
 
+    def read_history(self, stream: StreamName, *, after_version: int = 0) -> History:
+        """Return what a replay needs of a stream's events; see `HistoryStore.read_history`.
+
+        From a replica where `read_stream` reads from it.
+        """
+        return [
+            (
+                version,
+                name,
+                type_version,
+                (payload if payload[0] == "{" else _text_of(payload)).encode(),
+            )
+            for version, name, type_version, payload in self._rows_of_history(stream, after_version)
+        ]
+
+    def _rows_of_history(self, stream: StreamName, after_version: int) -> Sequence[Any]:
+        reader = self._primary_reader if self._is_fresh(stream) else self._reader
+        return self._rows(
+            self._select_history, f"read {stream}", reader,
+            key=self._key(stream), after=after_version,
+        )  # fmt: skip
+
     def _rows_of_stream(
         self, stream: StreamName, after_version: int, limit: int | None
     ) -> Sequence[Any]:
@@ -548,7 +578,9 @@ class SqlEventStore:
                     type_version,
                     as_utc(at),
                     (payload if payload[0] == "{" else _text_of(payload)).encode(),
-                    NO_METADATA if metadata == "{}" else _decode_metadata(metadata),
+                    NO_METADATA
+                    if metadata is None or metadata == "{}"
+                    else _decode_metadata(metadata),
                 ),
             )
             for position, version, event_id, name, type_version, payload, metadata, at in rows

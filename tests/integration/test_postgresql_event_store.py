@@ -377,6 +377,15 @@ def test_transactions_in_each_others_way_are_told_so(store: PostgresqlEventStore
 # ------------------------------------------------------------ a server that goes away
 
 
+def is_there(pid: int) -> bool:
+    """Tell whether a process is running."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_a_server_that_is_away_is_one_clear_error_and_comes_back(
     fresh_postgres_node: PostgresNode,
 ) -> None:
@@ -387,7 +396,14 @@ def test_a_server_that_is_away_is_one_clear_error_and_comes_back(
     create_schema(store)
     append(store, BOLT, NO_STREAM, event())
     store.read_all()
+    with closing(fresh_postgres_node.connect("shop")) as other, other.cursor() as cursor:
+        cursor.execute(
+            "SELECT pid FROM pg_stat_activity WHERE datname = 'shop' AND pid <> pg_backend_pid()"
+        )
+        serving = [pid for (pid,) in cursor.fetchall()]
     fresh_postgres_node.kill()
+    # which its own processes, that serve these, notice in their own time
+    wait_until(lambda: not any(is_there(pid) for pid in serving))
     # then everything says so, without the password
     for use in (
         lambda: append(store, BOLT, 1, event()),

@@ -1,9 +1,9 @@
-"""One process of `benchmarks.event_store`: it makes its connection, waits, does its part, and says
-how long that took.
+"""One process of `benchmarks.event_store`: it makes its connection, and does what it is told.
 
-    python -O -m benchmarks._event_store_party <party> <what> <url> <number> <count> <events>
+    python -O -m benchmarks._event_store_party <party> <url> [make]
 
-It says `ready`, waits for a line, and says `<began> <ended>` by the machine's monotonic clock.
+It says `ready`, and then for each line `<what> <number> <count> <events>` does so many of that, and
+says `<began> <ended> <done>`, by the machine's monotonic clock.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ STREAM_COMMITS = 10
 
 SPACE = UUID("12345678123456781234567812345678")
 
-#: The number of a writer that only warms up.
-WARM_UP = 10**6
+#: The numbers of processes begin there, above those of the parts that are measured.
+FROM_PROCESSES = 10**9
+
+#: Bytes of an event's record in our Redis store beside its data, and of a message that waits for a
+#: subscription with its third of their common body, counted in one commit of this benchmark's.
+RECORD_BYTES, MESSAGE_BYTES = 180, 760
 
 #: What every event carries.
 NOTE = "Forty characters of text, no more or less"
@@ -69,23 +73,21 @@ class Ours:
         self.repository = Repository(self.store, Serializer("bench"))
 
     def warm_up(self) -> None:
-        self.store.read_all(limit=1)
-        self.save(WARM_UP, 1, 1)
+        self.save(os.getpid() + FROM_PROCESSES, 1, 1)
 
-    def save(self, number: int, count: int, events: int) -> None:
-        """Record events on an aggregate and save it, again and again."""
+    def save(self, number: int, count: int, events: int) -> int:
+        """Record events on an aggregate and save it, again and again; return the commits."""
         item = None
         for index in range(count):
             if item is None or index % STREAM_COMMITS == 0:
-                item = self.item(
-                    stream_id(number, index) + ("" if number < 10**6 else str(os.getpid()))
-                )
+                item = self.item(stream_id(number, index))
             for one in range(events):
                 item.check(one)
             self.repository.save(item)
+        return count
 
-    def append(self, number: int, count: int, events: int) -> None:
-        """Append to the store, again and again."""
+    def append(self, number: int, count: int, events: int) -> int:
+        """Append to the store, again and again; return the commits."""
         from datetime import UTC, datetime
 
         from cqrs_celery.messages.metadata import new_id
@@ -101,22 +103,25 @@ class Ours:
                 for _ in range(events)
             ]
             (version,) = self.store.append([StreamAppend(stream, version, new)]).versions
+        return count
 
-    def fill(self, number: int, count: int, events: int) -> None:
+    def fill(self, number: int, count: int, events: int) -> int:
         """Make one aggregate of so many events, in commits of 100 at most."""
-        item = self.item(stream_id(number, events))
+        item = self.item(stream_id(number, 0))
         for start in range(0, events, 100):
             for one in range(start, min(start + 100, events)):
                 item.check(one)
             self.repository.save(item)
+        return 1
 
-    def load(self, number: int, count: int, events: int) -> None:
-        """Load an aggregate, again and again."""
+    def load(self, number: int, count: int, events: int) -> int:
+        """Load an aggregate, again and again; return how often."""
         for _ in range(count):
-            check(self.repository.get(self.item, stream_id(number, events)).version, events)
+            check(self.repository.get(self.item, stream_id(number, 0)).version, events)
+        return count
 
-    def read_all(self, number: int, count: int, events: int) -> None:
-        """Read everything, as recorded events, page by page."""
+    def read_all(self, number: int, count: int, events: int) -> int:
+        """Read everything, as recorded events, page by page; return the number of events."""
         from cqrs_celery.store.decoding import recorded_events
 
         serializer, position, seen = self.repository._serializer, 0, 0
@@ -124,8 +129,7 @@ class Ours:
             for _ in recorded_events(page, serializer):
                 pass
             position, seen = page[-1].global_position, seen + len(page)
-        # Each party warms up by writing.
-        check(min(seen, events), events)
+        return seen
 
     def close(self) -> None:
         self.store.close()
@@ -175,13 +179,13 @@ class Theirs:
         self.item = Item
         self.app = Bench(env)
         self.recorder: Any = self.app.recorder
+        self.items: dict[int, UUID] = {}
         self.make = lambda: None
 
     def warm_up(self) -> None:
-        self.app.recorder.max_notification_id()
         self.app.save(self.item())
 
-    def save(self, number: int, count: int, events: int) -> None:
+    def save(self, number: int, count: int, events: int) -> int:
         item = None
         for index in range(count):
             if item is None or index % STREAM_COMMITS == 0:
@@ -193,8 +197,9 @@ class Theirs:
             for one in range(events - first):
                 item.check(one, NOTE)
             self.app.save(item)
+        return count
 
-    def append(self, number: int, count: int, events: int) -> None:
+    def append(self, number: int, count: int, events: int) -> int:
         from eventsourcing.persistence import StoredEvent
 
         state = (
@@ -209,8 +214,9 @@ class Theirs:
             ]
             self.recorder.insert_events(new)
             version += events
+        return count
 
-    def fill(self, number: int, count: int, events: int) -> None:
+    def fill(self, number: int, count: int, events: int) -> int:
         item = self.item()
         made = 1
         while made < events:
@@ -218,21 +224,21 @@ class Theirs:
                 item.check(one, NOTE)
                 made += 1
             self.app.save(item)
-        print(item.id, flush=True)
+        self.items[number] = item.id
+        return 1
 
-    def load(self, number: int, count: int, events: int) -> None:
-        item = UUID(os.environ["BENCH_ITEM"])
+    def load(self, number: int, count: int, events: int) -> int:
         for _ in range(count):
-            check(self.app.repository.get(item).version, events)
+            check(self.app.repository.get(self.items[number]).version, events)
+        return count
 
-    def read_all(self, number: int, count: int, events: int) -> None:
+    def read_all(self, number: int, count: int, events: int) -> int:
         start, seen = 1, 0
         while page := self.recorder.select_notifications(start=start, limit=500):
             for notification in page:
                 self.app.mapper.to_domain_event(notification)
             start, seen = page[-1].id + 1, seen + len(page)
-        # Each party warms up by writing.
-        check(min(seen, events), events)
+        return seen
 
     def close(self) -> None:
         self.app.close()
@@ -265,10 +271,9 @@ class Bare:
         self.connection.commit()
 
     def warm_up(self) -> None:
-        self.connection.cursor().execute("SELECT count(*) FROM bare")
-        self.connection.commit()
+        self.append(os.getpid() + FROM_PROCESSES, 1, 1)
 
-    def append(self, number: int, count: int, events: int) -> None:
+    def append(self, number: int, count: int, events: int) -> int:
         from datetime import UTC, datetime
         from uuid import uuid4
 
@@ -290,30 +295,115 @@ class Bare:
             version += events
             self.connection.cursor().execute(statement, row)
             self.connection.commit()
+        return count
 
     def close(self) -> None:
         self.connection.close()
 
 
-PARTIES: dict[str, Callable[[str], Any]] = {"ours": Ours, "eventsourcing": Theirs, "bare": Bare}
+class RedisOurs:
+    """This package: an append to its Redis store, and so to three subscriptions."""
+
+    def __init__(self, url: str) -> None:
+        os.environ["BENCH_BROKER"] = url
+        from benchmarks import _event_store_app as bench
+
+        self.bench, self.store = bench, bench.app.cqrs.store
+
+    def warm_up(self) -> None:
+        check(self.bench.register_all(), 3)
+        self.append(os.getpid() + FROM_PROCESSES, 10, 1)
+
+    append: Any = Ours.append
+
+    def close(self) -> None:
+        self.store.close()
+
+
+class RedisBare:
+    """A script that does no more than writing the same bytes: a record, and a message a queue."""
+
+    SCRIPT = """
+redis.call('RPUSH', KEYS[1], ARGV[1])
+redis.call('RPUSH', KEYS[2], ARGV[2])
+for i = 3, 5 do redis.call('RPUSH', KEYS[i], ARGV[3]) end
+return redis.call('LLEN', KEYS[1])
+"""
+
+    def __init__(self, url: str) -> None:
+        import redis
+
+        self.client = redis.Redis.from_url(url)
+        self.script = self.client.register_script(self.SCRIPT)
+
+    def warm_up(self) -> None:
+        self.append(os.getpid() + FROM_PROCESSES, 10, 1)
+
+    def append(self, number: int, count: int, events: int) -> int:
+        record = f'{{"count": 1, "note": "{NOTE}"}}{"x" * RECORD_BYTES}'
+        message = "x" * MESSAGE_BYTES
+        for index in range(count):
+            stream = f"stream:{stream_id(number, index - index % STREAM_COMMITS)}"
+            keys = [stream, "all", "queue:one", "queue:two", "queue:three"]
+            self.script(keys, [record, stream, message])
+        return count
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class Stock:
+    """Celery on its own Redis transport: an event is three `.delay()` calls."""
+
+    def __init__(self, url: str) -> None:
+        from celery import Celery
+
+        self.app = Celery("bench", broker=url, set_as_current=False)
+        self.app.conf.task_ignore_result = True
+
+        def handle(event: dict[str, Any]) -> None: ...
+
+        names = ("one", "two", "three")
+        self.tasks = [self.app.task(handle, name=f"bench.{name}") for name in names]
+
+    def warm_up(self) -> None:
+        self.append(0, 10, 1)
+
+    def append(self, number: int, count: int, events: int) -> int:
+        for _ in range(count):
+            for task in self.tasks:
+                task.delay({"count": 1, "note": NOTE})
+        return count
+
+    def close(self) -> None:
+        self.app.close()
+
+
+PARTIES: dict[str, Callable[[str], Any]] = {
+    "ours": Ours,
+    "eventsourcing": Theirs,
+    "bare": Bare,
+    "redis-ours": RedisOurs,
+    "redis-bare": RedisBare,
+    "redis-stock": Stock,
+}
 
 
 def main() -> None:
-    """Do one part."""
-    party, what, url = sys.argv[1:4]
-    number, count, events = map(int, sys.argv[4:7])
+    """Do one part after the other."""
+    party, url = sys.argv[1:3]
     one = PARTIES[party](url)
-    if what == "make":
+    if "make" in sys.argv:
         one.make()
         one.close()
         return
-    if what != "fill":
-        one.warm_up()
-        print("ready", flush=True)
-        sys.stdin.readline()
-    began = time.monotonic()
-    getattr(one, what)(number, count, events)
-    print(began, time.monotonic(), flush=True)
+    one.warm_up()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        what, *numbers = line.split()
+        began = time.monotonic()
+        done = getattr(one, what)(*map(int, numbers))
+        print(began, time.monotonic(), done, flush=True)
     one.close()
 
 

@@ -1,22 +1,29 @@
-"""Measure the SQL event stores beside `eventsourcing`, and a bare driver, on one server.
+"""Measure the event stores beside `eventsourcing`, and beside bare drivers, on the same servers.
 
     python -m benchmarks.event_store [--json FILE] [--rounds N] [--only NAME] [--peer PYTHON]
 
 PostgreSQL runs here, in a temporary folder, with its own defaults: each commit is forced to the
-disk. Every writer is a process of its own, with `python -O`, that has connected and warmed up
-before the clock starts. A round measures one party after the other, the order turned about from
-round to round; a ratio compares neighbours in time, a row shows the median and the spread.
+disk. So are those in SQLite's file. Every writer is a process of its own, with `python -O`, that
+has connected and warmed up before anything is measured. A round measures each row by a short part
+of each party, one after the other, the order turned about from row to row: a ratio compares
+neighbours in time. A row shows the median of the rounds, and between which values the middle half
+of them lies.
 
-- append: commits/s of aggregates that are saved, with 1 and 10 events, by 1, 4 and 16 writers; a
-  stream gets 10 commits. "store" is below the aggregates: what a commit's rows cost.
-- load: aggregates/s of 10, 100, 1,000 events. read: events/s of everything in order, decoded.
+- save: commits/s of aggregates that record 1 or 10 events, by 1, 4 and 16 writers; a stream gets 10
+  commits. store: the same below the aggregates, beside the bare driver that inserts the same bytes.
+- load: aggregates/s of 10, 100, 1,000 events. read all: events/s of everything in order, decoded.
+- redis: events/s of appends that three subscriptions get, beside a bare script that writes the same
+  bytes from the same client, and beside three `.delay()` calls on stock `redis://`.
+- latency: ms from the call that saves an event to the first line of its handler, in an idle worker;
+  one event at a time.
 - `eventsourcing` has its best settings: functions in the database, sections of 500. PYTHON is an
-  interpreter that has it; `make bench` makes one.
+  interpreter that has it; without one, an environment is made for it and thrown away.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -24,181 +31,283 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.nodes import REPOSITORY
+from cqrs_celery.backends.sql.opening import open_sql_store
+from cqrs_celery.backends.sql.schema import create_schema
+from tests.nodes import REPOSITORY, RedisNode, WorkerNode
 from tests.postgres import PostgresNode
+from tests.waiting import wait_until
 
-OURS, THEIRS, BARE = "ours", "eventsourcing", "bare"
+OURS, THEIRS, BARE, STOCK = "ours", "eventsourcing", "bare", "stock"
+
+#: What is installed for the peer.
+PEER = "eventsourcing>=9.5,<9.6", "psycopg[binary,pool]"
 
 #: A row's name: the ratio to whom, and at least what.
 BARS: dict[str, dict[str, float]] = {
-    "postgresql: save, 1 event, 1 writers": {THEIRS: 1.6},
+    "postgresql: save, 1 event, 1 writer": {THEIRS: 1.6},
     "postgresql: save, 1 event, 16 writers": {THEIRS: 2.0},
-    "postgresql: save, 10 events, 1 writers": {THEIRS: 1.6},
+    "postgresql: save, 10 events, 1 writer": {THEIRS: 1.6},
     "postgresql: save, 10 events, 16 writers": {THEIRS: 2.0},
-    "postgresql: store, 1 event, 1 writers": {BARE: 0.6},
+    "postgresql: store, 1 event, 1 writer": {BARE: 0.6},
+    "postgresql: store, 1 event, 4 writers": {BARE: 0.6},
     "postgresql: store, 1 event, 16 writers": {BARE: 0.6},
-    "postgresql: store, 10 events, 1 writers": {BARE: 0.6},
+    "postgresql: store, 10 events, 1 writer": {BARE: 0.6},
+    "postgresql: store, 10 events, 4 writers": {BARE: 0.6},
     "postgresql: store, 10 events, 16 writers": {BARE: 0.6},
     "postgresql: load 1,000 events": {THEIRS: 3.0},
     "postgresql: read all": {THEIRS: 3.0},
-    "sqlite: save, 1 event, 1 writers": {THEIRS: 1.5},
-    "sqlite: save, 10 events, 1 writers": {THEIRS: 1.5},
+    "sqlite: save, 1 event, 1 writer": {THEIRS: 1.5},
+    "sqlite: save, 10 events, 1 writer": {THEIRS: 1.5},
+    "redis: append, 3 subscriptions": {BARE: 0.7, STOCK: 6.0},
 }
+
+#: Commits, loads or events of one part of a round, by all writers together.
+COMMITS = {1: 100, 4: 160, 16: 240}
+LOADS = {10: 200, 100: 60, 1_000: 10}
+READ = 10_000
+APPENDS = 100
+
+#: Events whose latency is measured, of each store; those before them that are not.
+LATENCIES, LATENCIES_BEFORE = 300, 20
 
 Samples = dict[str, dict[str, list[float]]]
 
 
-class Benchmark:
-    """Run the parties' processes, and keep what they took."""
+class Party:
+    """Be the processes of one party on one database; as many as ever work at once."""
 
-    def __init__(self, engine: str, urls: dict[str, str], peer: str | None) -> None:
+    def __init__(self, name: str, url: str, python: str, count: int = 1) -> None:
+        command = [python, "-O", "-m", "benchmarks._event_store_party", name, url]
+        self._options: dict[str, Any] = {
+            "cwd": REPOSITORY,
+            "env": {**os.environ, "PYTHONWARNINGS": "ignore"},
+        }
+        if not name.startswith("redis"):
+            # Making tables is not safe for several at once.
+            subprocess.run([*command, "make"], check=True, **self._options)
+        self._processes = [self._popen(command) for _ in range(count)]
+        for process in self._processes:
+            self._answer(process, "ready")
+
+    def _popen(self, command: list[str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            **self._options,
+        )  # fmt: skip
+
+    def _answer(self, process: subprocess.Popen[str], expected: str = "") -> str:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        if not said or not said.startswith(expected):
+            raise SystemExit(f"{process.args!r} said {said!r}")
+        return said
+
+    def do(self, what: str, numbers: Sequence[int], count: int, events: int) -> float:
+        """Let one process for each number do its part, all at once; returns what is done a second.
+
+        Args:
+            what: a method of the party.
+            numbers: of the parts, by which their streams are named.
+            count: how often each does it.
+            events: a parameter of it.
+        """
+        working = self._processes[: len(numbers)]
+        for process, number in zip(working, numbers, strict=True):
+            assert process.stdin is not None
+            process.stdin.write(f"{what} {number} {count} {events}\n")
+        said = [[float(word) for word in self._answer(one).split()] for one in working]
+        took_s = max(ended for _, ended, _ in said) - min(began for began, _, _ in said)
+        return sum(done for *_, done in said) / took_s
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._processes:
+            process.communicate()
+
+
+class Benchmark:
+    """Be the parties on one engine, and what they took."""
+
+    def __init__(self, engine: str, parties: dict[str, Party]) -> None:
         self.engine = engine
-        self.urls = urls
-        self.peer = peer
-        self.parties = [OURS, BARE] + ([THEIRS] if peer else [])
+        self.parties = parties
         self.samples: Samples = {}
         self._turn = 0
-        for party in self.parties:
-            self._run(party, "make", [(0, 0, 0)])
+        self._filled: dict[int, int] = {}
 
-    def append(self, writers: Sequence[int], commits: int) -> None:
+    def append(self, writers: Sequence[int]) -> None:
         """Measure commits: aggregates saved, and the store alone."""
         for count in writers:
             for events in (1, 10):
-                each = commits // count
-                plural = "s" if events > 1 else ""
                 for what, word in (("save", "save"), ("append", "store")):
-                    name = f"{word}, {events} event{plural}, {count} writers"
-                    parties = [p for p in self.parties if p != BARE or what == "append"]
-                    for party in self._order(parties):
-                        parts = [(self._number(), each, events) for _ in range(count)]
-                        took = self._run(party, what, parts)
-                        self._note(name, party, each * count / took)
+                    name = f"{word}, {_plural(events, 'event')}, {_plural(count, 'writer')}"
+                    others = [party for party in self.parties if party != BARE or word == "store"]
+                    for party in self._order(others):
+                        numbers = [self._number() for _ in range(count)]
+                        self._note(name, party, what, numbers, COMMITS[count] // count, events)
+
+    def deliver(self) -> None:
+        """Measure appends that subscriptions get."""
+        for party in self._order(list(self.parties)):
+            name = "append, 3 subscriptions"
+            self._note(name, party, "append", [self._number()], APPENDS, 1)
 
     def load(self) -> None:
         """Measure aggregates loaded."""
-        for events, count in ((10, 500), (100, 200), (1_000, 40)):
-            number, items = self._number(), {}
-            parties = [party for party in self.parties if party != BARE]
-            for party in parties:
-                items[party] = self._fill(party, number, events)
-            for party in self._order(parties):
-                took = self._run(party, "load", [(number, count, events)], items[party])
-                self._note(f"load {events:,} events", party, count / took)
+        for events, count in LOADS.items():
+            number = self._filled.get(events)
+            if number is None:
+                number = self._filled[events] = self._number()
+                for party in self._order([OURS, THEIRS]):
+                    self.parties[party].do("fill", [number], 1, events)
+            for party in self._order([OURS, THEIRS]):
+                self._note(f"load {events:,} events", party, "load", [number], count, events)
 
     def read(self) -> None:
         """Measure everything read, in order."""
-        for party in self._order([party for party in self.parties if party != BARE]):
-            for _ in range(1 if self.samples.get("read all", {}).get(party) else 10):
-                self._fill(party, self._number(), 1_000)
-            events = self._count(party)
-            self._note("read all", party, events / self._run(party, "read_all", [(0, 1, events)]))
+        if not self._filled:
+            for party in self._order([OURS, THEIRS]):
+                for _ in range(READ // 1_000):
+                    self.parties[party].do("fill", [self._number()], 1, 1_000)
+            self._filled[0] = 0
+        for party in self._order([OURS, THEIRS]):
+            self._note("read all", party, "read_all", [0], 1, 0)
 
-    def _count(self, party: str) -> int:
-        tables = {OURS: "cqrs_events", THEIRS: "bench_events"}
-        if self.engine == "sqlite":
-            import sqlite3
-
-            tables[THEIRS] = "stored_events"
-            connection: Any = sqlite3.connect(self.urls[party].removeprefix("sqlite:///"))
-        else:
-            import psycopg2
-
-            connection = psycopg2.connect(self.urls[party])
-        cursor = connection.cursor()
-        cursor.execute(f"SELECT count(*) FROM {tables[party]}")
-        count = int(cursor.fetchone()[0])
-        connection.close()
-        return count
+    def close(self) -> None:
+        """End the parties."""
+        for party in self.parties.values():
+            party.close()
 
     def _number(self) -> int:
         self._turn += 1
         return self._turn
 
     def _order(self, parties: Sequence[str]) -> list[str]:
-        shift = self._number() % len(parties)
-        return [*parties[shift:], *parties[:shift]]
+        there = [party for party in parties if party in self.parties]
+        shift = self._number() % len(there)
+        return [*there[shift:], *there[:shift]]
 
-    def _note(self, name: str, party: str, value: float) -> None:
+    def _note(
+        self, name: str, party: str, what: str, numbers: Sequence[int], count: int, events: int
+    ) -> None:
+        value = self.parties[party].do(what, numbers, count, events)
         values = self.samples.setdefault(f"{self.engine}: {name}", {})
         values.setdefault(party, []).append(value)
 
-    def _popen(
-        self, party: str, what: str, part: tuple[int, int, int], item: str = ""
-    ) -> subprocess.Popen[str]:
-        python = self.peer if party == THEIRS and self.peer else sys.executable
-        command = [python, "-O", "-m", "benchmarks._event_store_party", party, what]
-        command += [self.urls[party], *map(str, part)]
-        return subprocess.Popen(
-            command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "BENCH_ITEM": item, "PYTHONWARNINGS": "ignore"},
-        )  # fmt: skip
 
-    def _fill(self, party: str, number: int, events: int) -> str:
-        process = self._popen(party, "fill", (number, 1, events))
-        said, _ = process.communicate()
-        assert process.returncode == 0, party
-        return said.split("\n")[0]
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
-    def _run(
-        self, party: str, what: str, parts: Sequence[tuple[int, int, int]], item: str = ""
-    ) -> float:
-        """Let a party do its parts at once; returns the seconds from the first to the last."""
-        processes = [self._popen(party, what, part, item) for part in parts]
-        if what == "make":
-            assert processes[0].wait() == 0
-            return 0.0
-        for process in processes:
-            assert process.stdout is not None
-            said = process.stdout.readline()
-            assert said == "ready\n", f"{party} {what}: {said}"
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        times = []
-        for process in processes:
-            said, _ = process.communicate()
-            assert process.returncode == 0, f"{party} {what}"
-            times.append([float(word) for word in said.split()])
-        return max(end for _, end in times) - min(began for began, _ in times)
+
+class Latency:
+    """Be two workers, of which one has its events in Redis, the other in PostgreSQL."""
+
+    def __init__(self, directory: Path, redis: RedisNode, postgres: PostgresNode) -> None:
+        self._stores: dict[str, tuple[Any, Path]] = {}
+        self._workers: list[WorkerNode] = []
+        self._taken: dict[str, list[float]] = {}
+        for name, number, store in (
+            ("redis", 5, ""),
+            ("postgresql", 6, postgres.create_database("latency")),
+        ):
+            home = directory / f"latency-{name}"
+            home.mkdir()
+            broker, out = redis.url_of(number), home / "stamps"
+            if store:
+                with contextlib.closing(open_sql_store(store)) as made:
+                    create_schema(made)
+            env = {"BENCH_BROKER": broker, "BENCH_STORE": store, "BENCH_OUT": str(out)}
+            out.touch()
+            sender = subprocess.Popen(
+                [sys.executable, "-O", "-m", "benchmarks._event_store_app"],
+                cwd=REPOSITORY, env={**os.environ, **env}, text=True, bufsize=1,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )  # fmt: skip
+            assert sender.stdout is not None
+            sender.stdout.readline()
+            worker = WorkerNode(
+                home, "benchmarks._event_store_app", name=f"worker-{name}", pool="solo",
+                queues=["bench.one"], arguments=["--without-mingle", "--without-gossip"],
+                env={**env, "PYTHONPATH": str(REPOSITORY)},
+            )  # fmt: skip
+            worker.start()
+            self._workers.append(worker)
+            worker.wait_ready()
+            self._stores[name] = sender, out
+
+    def measure(self, samples: Samples) -> None:
+        """Send events, each when the one before was handled, to one store after the other."""
+        from benchmarks._event_store_app import STAMP
+
+        taken: dict[str, list[float]] = {name: [] for name in self._stores}
+        for index in range(LATENCIES_BEFORE + LATENCIES):
+            for name, (sender, out) in self._stores.items():
+                size = out.stat().st_size
+                sender.stdin.write(f"{index}\n")
+                wait_until(lambda out=out, size=size: out.stat().st_size > size)  # type: ignore[misc]
+                began, handled = STAMP.unpack(out.read_bytes()[-STAMP.size :])
+                if index >= LATENCIES_BEFORE:
+                    taken[name].append((handled - began) * 1000)
+        for name, values in taken.items():
+            for percent in (50, 99):
+                value = statistics.quantiles(values, n=100)[percent - 1]
+                row = samples.setdefault(f"{name}: save to handled, p{percent}, ms", {})
+                row.setdefault(OURS, []).append(value)
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            worker.teardown()
+        for sender, _ in self._stores.values():
+            sender.communicate()
 
 
 def rows_of(samples: Samples) -> list[dict[str, Any]]:
-    """Return one row per measure: each party's median and spread, the ratios, the bar."""
+    """Return the table's rows: of each value and ratio the median, and its middle half."""
     rows = []
     for name, parties in samples.items():
         row: dict[str, Any] = {"measure": name}
         for party, values in parties.items():
             row[party] = _spread(values)
-        for other in (THEIRS, BARE):
-            if OURS in parties and other in parties:
-                ratios = [a / b for a, b in zip(parties[OURS], parties[other], strict=True)]
-                row[f"to {other}"] = _spread(ratios)
-        for other, bar in BARS.get(name, {}).items():
-            if f"to {other}" in row:
-                row["bar"] = f">= {bar} x {other}"
-                row["met"] = row[f"to {other}"]["median"] >= bar
+        bars = BARS.get(name, {})
+        for other in (THEIRS, BARE, STOCK):
+            if other in parties:
+                pairs = zip(parties[OURS], parties[other], strict=True)
+                row[f"to {other}"] = _spread([ours / theirs for ours, theirs in pairs])
+        met = {
+            f">= {bar} x {other}": row[f"to {other}"]["median"] >= bar
+            for other, bar in bars.items()
+            if other in parties
+        }
+        if met:
+            row["bar"] = ", ".join(met)
+            row["met"] = ", ".join("yes" if is_met else "no" for is_met in met.values())
         rows.append(row)
     return rows
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    low, middle, high = (
+        statistics.quantiles(values, n=4, method="inclusive")
+        if len(values) > 1
+        else [values[0]] * 3
+    )
+    return {"median": middle, "low": low, "high": high}
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the rows as a Markdown table."""
-    heads = ["measure", OURS, THEIRS, BARE, f"to {THEIRS}", f"to {BARE}", "bar", "met"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    """Return the table as Markdown; columns that nobody has a value in are left out."""
+    heads = [OURS, THEIRS, BARE, STOCK, f"to {THEIRS}", f"to {BARE}", f"to {STOCK}"]
+    heads = [head for head in heads if any(head in row for row in rows)]
+    lines = ["| " + " | ".join(["measure", *heads, "bar", "met"]) + " |"]
+    lines.append("|" + "---|" * (len(heads) + 3))
     for row in rows:
-        cells = [row["measure"], *(_cell(row.get(head)) for head in heads[1:6])]
-        cells += [row.get("bar", ""), {None: "", True: "yes", False: "no"}[row.get("met")]]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [row["measure"], *(_cell(row.get(head)) for head in heads)]
+        lines.append("| " + " | ".join([*cells, row.get("bar", ""), row.get("met", "")]) + " |")
     return "\n".join(lines)
 
 
@@ -206,9 +315,7 @@ def _cell(value: dict[str, float] | None) -> str:
     if value is None:
         return ""
     digits = 0 if value["median"] >= 100 else 2
-    return (
-        f"{value['median']:,.{digits}f} ({value['least']:,.{digits}f}-{value['most']:,.{digits}f})"
-    )
+    return f"{value['median']:,.{digits}f} ({value['low']:,.{digits}f}-{value['high']:,.{digits}f})"
 
 
 def has_peer(python: str) -> bool:
@@ -217,44 +324,101 @@ def has_peer(python: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+def make_peer(directory: Path) -> str:
+    """Make an environment with `eventsourcing` alone; returns its interpreter."""
+    print(f"making an environment with {' and '.join(PEER)}", file=sys.stderr)
+    subprocess.run([sys.executable, "-m", "venv", directory], check=True)
+    python = str(directory / "bin" / "python")
+    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *PEER]
+    subprocess.run(pip, check=False)
+    return python
+
+
+@contextlib.contextmanager
+def benchmarks(
+    directory: Path, only: str | None, peer: str | None, postgres: PostgresNode, redis: RedisNode
+) -> Iterator[dict[str, Benchmark]]:
+    """Start the parties, all of them before anything is measured, and end them."""
+    pythons = {OURS: sys.executable, BARE: sys.executable} | ({THEIRS: peer} if peer else {})
+    made: dict[str, Benchmark] = {}
+
+    def start(name: str, parties: Sequence[str], urls: Any, count: int = 1) -> None:
+        there = [party for party in parties if party in pythons]
+        made[name] = Benchmark(
+            "postgresql" if name == "reading" else name,
+            {party: Party(party, urls(party), pythons[party], count) for party in there},
+        )
+
+    try:
+        if only in (None, "append"):
+            start("postgresql", (OURS, THEIRS, BARE), postgres.create_database, 16)
+        if only in (None, "load", "read"):
+            # What is read must be events that can be decoded, and their indexes fresh.
+            start(
+                "reading", (OURS, THEIRS), lambda party: postgres.create_database(f"read_{party}")
+            )
+        if only in (None, "sqlite"):
+            start("sqlite", (OURS, THEIRS, BARE), lambda party: f"sqlite:///{directory}/{party}.db")
+        if only in (None, "redis"):
+            made["redis"] = Benchmark(
+                "redis",
+                {
+                    party: Party(f"redis-{party}", redis.url_of(number), sys.executable)
+                    for number, party in enumerate((OURS, BARE, STOCK), 1)
+                },
+            )
+        yield made
+    finally:
+        for one in made.values():
+            one.close()
+
+
 def main() -> None:
     """Run the rounds, print the table, write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=("append", "load", "read", "sqlite"))
-    parser.add_argument("--commits", type=int, default=1_600, help="of one row, by all its writers")
-    parser.add_argument("--peer", default=sys.executable, help="a Python that has eventsourcing")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", choices=("append", "load", "read", "sqlite", "redis", "latency"))
+    parser.add_argument("--peer", help="a Python that has eventsourcing; one is made without it")
     parser.add_argument("--json", type=Path, help="write every sample to this file")
     options = parser.parse_args()
-    peer = options.peer if has_peer(options.peer) else None
-    if peer is None:
-        print(f"{options.peer} has no eventsourcing: measured without it", file=sys.stderr)
+    only = options.only
     samples: Samples = {}
-    with tempfile.TemporaryDirectory() as directory:
-        node = PostgresNode(Path(directory), settings="max_wal_size = 2GB")
-        try:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        directory = Path(folder)
+        peer = options.peer or (
+            make_peer(directory / "peer") if only not in ("redis", "latency") else None
+        )
+        if peer is not None and not has_peer(peer):
+            print("there is no eventsourcing: measured without it", file=sys.stderr)
+            peer = None
+        for name in ("postgres", "redis"):
+            (directory / name).mkdir()
+        postgres = PostgresNode(directory / "postgres", settings="max_wal_size = 2GB")
+        redis = RedisNode(directory / "redis", appendonly=False)
+        for node in (postgres, redis):
+            stack.callback(node.teardown)
             node.start()
-            urls = {party: node.create_database(party) for party in (OURS, THEIRS, BARE)}
-            postgres = Benchmark("postgresql", urls, peer)
-            # What is read must be events that can be decoded, and their indexes fresh.
-            others = {party: node.create_database(f"{party}_read") for party in urls}
-            reading = Benchmark("postgresql", others, peer)
-            files = {party: f"sqlite:///{directory}/{party}.db" for party in urls}
-            sqlite = Benchmark("sqlite", files, peer)
+        redis.wait_ready()
+        with benchmarks(directory, only, peer, postgres, redis) as made:
             for number in range(options.rounds):
-                if options.only in (None, "append"):
-                    postgres.append((1, 4, 16), options.commits)
-                if options.only in (None, "load"):
-                    reading.load()
-                if options.only in (None, "read"):
-                    reading.read()
-                if options.only in (None, "sqlite"):
-                    sqlite.append((1,), options.commits // 2)
-                    sqlite.load()
+                if "postgresql" in made:
+                    made["postgresql"].append((1, 4, 16))
+                if "reading" in made and only != "read":
+                    made["reading"].load()
+                if "reading" in made and only != "load":
+                    made["reading"].read()
+                if "sqlite" in made:
+                    made["sqlite"].append((1,))
+                    made["sqlite"].load()
+                if "redis" in made:
+                    made["redis"].deliver()
                 print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-            samples = {**postgres.samples, **reading.samples, **sqlite.samples}
-        finally:
-            node.teardown()
+            for one in made.values():
+                samples |= one.samples
+        if only in (None, "latency"):
+            latency = Latency(directory, redis, postgres)
+            stack.callback(latency.close)
+            latency.measure(samples)
     rows = rows_of(samples)
     print(f"{options.rounds} rounds; Python {platform.python_version()}, {os.cpu_count()} cores\n")
     print(table_of(rows))

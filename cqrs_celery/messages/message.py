@@ -62,6 +62,11 @@ class MessageMeta(msgspec.StructMeta):
                     field=field,
                 )
         _check_aliases(cls, aliases)
+        if cls.__kind__ == "query" and (version != 1 or unknown_fields is not None):
+            raise RegistrationError(
+                f"{where(cls)} has a version, or unknown_fields, which are for what is stored or"
+                " sent: a query never leaves its process. Leave them out."
+            )
         cls.__registered__ = registry.add(cls.__kind__, name or cls_name, version, cls, aliases)
         if aggregate is not None or key is not None:
             _check_key(cls, aggregate, key)

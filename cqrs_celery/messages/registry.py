@@ -48,7 +48,7 @@ class Upcaster:
     """Be what turns the data of one version into that of later ones.
 
     Attributes:
-        kind: command, query, event or message.
+        kind: command, event or message.
         name: of what it takes; without a dot it belongs to whichever application uses it.
         version: of what it takes.
         function: the user's; gets the fields, and returns the next version's, or several events.

@@ -27,7 +27,8 @@ from .registry import registry as default_registry
 
 F = TypeVar("F", bound=Callable[[dict[str, Any]], Any])
 
-_KINDS = ("event", "command", "query", "message")
+#: What is stored or sent, and so may be old.
+_KINDS = ("event", "command", "message")
 
 
 class EventData(NamedTuple):
@@ -63,7 +64,7 @@ def upcaster(
         version: of what is stored.
         into: names or classes of other events that the function may return. Their subscribers get
             what is stored under the old name from then on.
-        kind: event, command, query or message.
+        kind: event, command or message; a query never leaves its process.
         registry: where it enters.
 
     Raises:

@@ -42,7 +42,7 @@ from cqrs_celery.errors import (
     UnknownMessageType,
     UpcastFailed,
 )
-from cqrs_celery.messages.message import Command, MessageMeta, unknown_fields_of
+from cqrs_celery.messages.message import Command, MessageMeta, Query, unknown_fields_of
 from cqrs_celery.messages.registry import Registry
 from cqrs_celery.messages.serializer import Serializer
 from cqrs_celery.store.decoding import recorded_events, replayed_events
@@ -270,6 +270,12 @@ def test_data_that_is_no_object_is_an_error(serializer):
         serializer.decode_all("event", "depot.item_moved", 1, b"{")
 
 
+@pytest.mark.parametrize("options", [{"version": 2}, {"unknown_fields": "keep"}])
+def test_a_query_has_no_version_and_no_unknown_fields(options):
+    with pytest.raises(RegistrationError, match="a query never leaves its process"):
+        MessageMeta("Odd", (Query,), {}, name="depot.odd_query", **options)
+
+
 def test_commands_and_messages_have_upcasters_too(serializer):
     class Move(Command, name="depot.move", version=2):
         place: str
@@ -310,7 +316,8 @@ def test_an_upcaster_that_is_declared_again_replaces_the_first():
     [
         ({"name": "with space", "version": 1}, "expected letters"),
         ({"name": "x", "version": 0}, "whole number from 1"),
-        ({"name": "x", "version": 1, "kind": "thing"}, "accepted: event, command"),
+        ({"name": "x", "version": 1, "kind": "thing"}, "accepted: event, command, message"),
+        ({"name": "x", "version": 1, "kind": "query"}, "accepted: event, command, message"),
         ({"name": "x", "version": 1, "kind": "command", "into": ("y",)}, "which is for events"),
         ({"name": "x", "version": 1, "into": (5,)}, "has the name 5"),
     ],

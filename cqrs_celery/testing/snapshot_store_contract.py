@@ -7,7 +7,9 @@ Give the class a store, and pytest runs it:
         def snapshots(self): return MySnapshotStore(...)
 
 The store is new and empty for each test. A store that keeps snapshots beside the events, and none
-of a stream that has no events, overrides `prepare` to make the streams.
+of a stream that has no events, overrides `prepare` to make the streams. One that reads the events
+behind a snapshot in the same step passes `SnapshotsBesideEventsContract` too, which is given the
+event store.
 """
 
 # ruff: noqa: S101, D102  the name of a test is its sentence, and pytest's assertions are asserts
@@ -16,13 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
-from ..store.ports import SnapshotStore
+from ..store.events import StreamAppend
+from ..store.ports import SnapshotsBesideEvents, SnapshotStore, SnapshottingStore
 from ..store.snapshot import Snapshot
-from ..store.stream import StreamName
-from .event_store_contract import BOLT, LOOKALIKES, NUT, STRANGE_IDS, race
+from ..store.stream import NO_STREAM, StreamName
+from .event_store_contract import BOLT, LOOKALIKES, NUT, STRANGE_IDS, events, race
 
 
 class SnapshotStoreContract:
@@ -204,6 +208,50 @@ class SnapshotStoreContract:
         for stream in snapshots.streams("inventory", "InventoryItem"):
             snapshots.remove(stream)
         assert listed(snapshots) == []
+
+
+class SnapshotsBesideEventsContract:
+    """Be the tests of an event store whose snapshots are SnapshotsBesideEvents."""
+
+    @pytest.fixture
+    def store(self) -> SnapshottingStore:
+        """Return a new, empty event store; every class of tests overrides this."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no store: override the fixture `store` to return a new,"
+            " empty event store that keeps snapshots"
+        )
+
+    def test_a_snapshot_comes_with_the_events_behind_it(self, store: Any) -> None:
+        # given streams of 7 events, one of them with a snapshot at 5
+        store.append([StreamAppend(stream, NO_STREAM, events(7)) for stream in (NUT, BOLT)])
+        snapshots: SnapshotsBesideEvents = store.snapshots()
+        data = '{"größe":"\\u0000 \U0001f527"}'.encode()
+        kept = snapshot(version=5, schema_version=3, data=data)
+        snapshots.put(kept)
+        # then it comes with the two behind it, as each comes by itself
+        found, newer = snapshots.find_with_newer(BOLT, 3)
+        assert found == snapshots.find(BOLT) == kept
+        assert list(newer) == list(store.read_stream(BOLT, after_version=5))
+        assert [event.version for event in newer] == [6, 7]
+
+    @pytest.mark.parametrize(("stream", "schema_version"), [(BOLT, 2), (NUT, 3)])
+    def test_without_one_of_the_schema_version_all_events_come(
+        self, store: Any, stream: StreamName, schema_version: int
+    ) -> None:
+        store.append([StreamAppend(name, NO_STREAM, events(7)) for name in (NUT, BOLT)])
+        store.snapshots().put(snapshot(version=5, schema_version=3))
+        found, newer = store.snapshots().find_with_newer(stream, schema_version)
+        assert found is None
+        assert list(newer) == list(store.read_stream(stream))
+
+    @pytest.mark.parametrize("version", [7, 8])
+    def test_a_snapshot_that_nothing_is_behind_comes_alone(self, store: Any, version: int) -> None:
+        store.append([StreamAppend(BOLT, NO_STREAM, events(7))])
+        store.snapshots().put(snapshot(version=version))
+        assert store.snapshots().find_with_newer(BOLT, 1) == (snapshot(version=version), [])
+
+    def test_a_stream_that_is_not_there_has_neither(self, store: Any) -> None:
+        assert store.snapshots().find_with_newer(BOLT, 1) == (None, [])
 
 
 def snapshot(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -20,10 +19,14 @@ from cqrs_celery.backends.sql.snapshot_store import SqlSnapshotStore
 from cqrs_celery.backends.sql.tables import metadata
 from cqrs_celery.errors import SchemaError, StoreUnavailable
 from cqrs_celery.store.events import StreamAppend
-from cqrs_celery.store.ports import SnapshotsBesideEvents, SnapshotStore
+from cqrs_celery.store.ports import SnapshotStore
 from cqrs_celery.store.stream import NO_STREAM, StreamName
-from cqrs_celery.testing.event_store_contract import BOLT, NUT, events
-from cqrs_celery.testing.snapshot_store_contract import SnapshotStoreContract, snapshot
+from cqrs_celery.testing.event_store_contract import BOLT, events
+from cqrs_celery.testing.snapshot_store_contract import (
+    SnapshotsBesideEventsContract,
+    SnapshotStoreContract,
+    snapshot,
+)
 from tests.nodes import RedisNode
 from tests.postgres import PostgresNode
 
@@ -81,51 +84,30 @@ class TestPostgresqlSnapshotStore(SqlContract):
         store.close()
 
 
-@pytest.fixture(params=["redis", "sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    """Give an event store that keeps snapshots beside the events."""
-    if request.param == "redis":
-        with redis.Redis.from_url(request.getfixturevalue("redis_url")) as client:
+class TestRedisSnapshotsBesideEvents(SnapshotsBesideEventsContract):
+    @pytest.fixture
+    def store(self, redis_url: str) -> Iterator[RedisEventStore]:
+        with redis.Redis.from_url(redis_url) as client:
             yield RedisEventStore(lambda: client, prefix="{shop}.")
-        return
-    if request.param == "sqlite":
+
+
+class TestSqliteSnapshotsBesideEvents(SnapshotsBesideEventsContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Iterator[SqlEventStore]:
         store = sql_store(f"sqlite:///{tmp_path / 'events.db'}")
         create_schema(store)
-    else:
-        store = sql_store(request.getfixturevalue("database"))
+        yield store
+        store.close()
+
+
+class TestPostgresqlSnapshotsBesideEvents(SnapshotsBesideEventsContract):
+    @pytest.fixture
+    def store(self, database: str) -> Iterator[SqlEventStore]:
+        store = sql_store(database)
         with store.engine.begin() as connection:
             connection.execute(text(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY"))
-    yield store
-    store.close()
-
-
-def test_a_snapshot_comes_with_the_events_behind_it(store: Any) -> None:
-    # given streams of 7 events, one of them with a snapshot at 5
-    store.append([StreamAppend(stream, NO_STREAM, events(7)) for stream in (NUT, BOLT)])
-    snapshots: SnapshotsBesideEvents = store.snapshots()
-    kept = snapshot(version=5, schema_version=3, data='{"größe":"\\u0000 \U0001f527"}'.encode())
-    snapshots.put(kept)
-    # then it comes with the two behind it, as each comes by itself
-    found, newer = snapshots.find_with_newer(BOLT, 3)
-    assert found == snapshots.find(BOLT) == kept
-    assert list(newer) == list(store.read_stream(BOLT, after_version=5))
-    assert [event.version for event in newer] == [6, 7]
-    # and one of another schema version is none, as is one that isn't there: all events come
-    for stream, schema_version in ((BOLT, 2), (NUT, 3)):
-        found, newer = snapshots.find_with_newer(stream, schema_version)
-        assert found is None
-        assert list(newer) == list(store.read_stream(stream))
-
-
-@pytest.mark.parametrize("version", [7, 8])
-def test_a_snapshot_that_nothing_is_behind_comes_alone(store: Any, version: int) -> None:
-    store.append([StreamAppend(BOLT, NO_STREAM, events(7))])
-    store.snapshots().put(snapshot(version=version))
-    assert store.snapshots().find_with_newer(BOLT, 1) == (snapshot(version=version), [])
-
-
-def test_a_stream_that_is_not_there_has_neither(store: Any) -> None:
-    assert store.snapshots().find_with_newer(BOLT, 1) == (None, [])
+        yield store
+        store.close()
 
 
 def test_a_snapshot_of_a_stream_without_events_is_refused_by_a_sql_store(tmp_path: Path) -> None:

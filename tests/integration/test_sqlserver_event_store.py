@@ -13,10 +13,13 @@ from sqlalchemy import text
 
 from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.sql.schema import create_schema
+from cqrs_celery.backends.sql.snapshot_store import SqlSnapshotStore
 from cqrs_celery.backends.sql.tables import metadata
 from cqrs_celery.backends.sqlserver.event_store import SqlServerEventStore
 from cqrs_celery.testing.event_store_contract import EventStoreContract
+from cqrs_celery.testing.snapshot_store_contract import SnapshotsBesideEventsContract
 from tests.conftest import NO_MSSQL
+from tests.integration.test_snapshot_stores import SqlContract
 from tests.sql_writers import Writers, slow_and_unsteady
 
 URL = os.environ.get("CQRS_TEST_MSSQL_URL", "")
@@ -39,6 +42,18 @@ def store() -> Iterator[SqlServerEventStore]:
 class TestSqlServerEventStore(EventStoreContract):
     has_gapless_positions = False
 
+    @pytest.fixture
+    def store(self, store: SqlServerEventStore) -> SqlServerEventStore:
+        return store
+
+
+class TestSqlServerSnapshotStore(SqlContract):
+    @pytest.fixture
+    def snapshots(self, store: SqlServerEventStore) -> SqlSnapshotStore:
+        return store.snapshots()
+
+
+class TestSqlServerSnapshotsBesideEvents(SnapshotsBesideEventsContract):
     @pytest.fixture
     def store(self, store: SqlServerEventStore) -> SqlServerEventStore:
         return store

@@ -86,6 +86,10 @@ class Sawmill:
         found = [json.loads(one.event.data) for one in stored]
         return [(one["what"], one["version"], one["part"]) for one in found]
 
+    def wait_stacked(self, log: str, expected: list[tuple[str, int, int]]) -> None:
+        """Wait for commits, which come after the function has returned, and its note."""
+        wait_until(lambda: self.stacked(log) == expected, 40, lambda: f"{self.stacked(log)}")
+
     def has_record(self, event_id: str, part: int) -> bool:
         record = self.store.find_command(f"{event_id}#{part}:sawmill.stacks.stack")
         return record is not None
@@ -124,16 +128,16 @@ def test_a_worker_that_is_killed_between_two_parts_goes_on_with_the_second(mill:
     (mill.folder / "closed-1-2").unlink()
     mill.start()
     # then each part is handled in its order, and committed once under an id of its own
-    mill.wait_note(Note("stacks", "done", "oak", 2, 1))
-    assert mill.stacked("oak") == [*expected(1), ("plank", 2, 1)]
+    mill.wait_stacked("oak", [*expected(1), ("plank", 2, 1)])
     assert all(mill.has_record(old, part) for part in (1, 2, 3))
     # and the first part, which had committed, is not even begun again; the next event waits
     began = [note for note in mill.notes() if note[:2] == ("stacks", "began")]
     assert [(note.version, note.part) for note in began] == [(1, 1), (1, 2), (1, 2), (1, 3), (2, 1)]
-    # and who takes one type alone gets its parts, as parts of the same event
+    # and who takes one type alone, and commits nothing, gets its parts, some perhaps again
     mill.wait_note(Note("planks", "done", "oak", 2, 1))
     planks = [note for note in mill.notes() if note[:2] == ("planks", "done")]
-    assert [(note.version, note.part) for note in planks] == [(1, 1), (1, 3), (2, 1)]
+    first = dict.fromkeys((note.version, note.part) for note in planks)
+    assert list(first) == [(1, 1), (1, 3), (2, 1)]
 
 
 def test_a_part_that_fails_is_retried_without_those_before_it(mill: Sawmill) -> None:
@@ -144,10 +148,9 @@ def test_a_part_that_fails_is_retried_without_those_before_it(mill: Sawmill) -> 
     # when
     mill.append("fir", "sawmill.log_sawn", planks=[8, 3])
     # then
-    mill.wait_note(Note("stacks", "done", "fir", 1, 3))
+    mill.wait_stacked("fir", expected(1))
     began = [note.part for note in mill.notes() if note[:2] == ("stacks", "began")]
     assert began == [1, 2, 2, 2, 3]
-    assert mill.stacked("fir") == expected(1)
 
 
 def test_workers_that_are_killed_at_random_leave_each_part_once_and_in_order(

@@ -327,12 +327,21 @@ class QueueModel:
         return held
 
     def _settlements(self, consumer: Consumer, most: int) -> list[Settlement]:
-        """Settle some of what is held, whatever stands ahead of it, in any order."""
+        """Settle some of what is held, whatever stands ahead of it, in any order.
+
+        Among that may be an earlier delivery of what is held.
+        """
         held = list(consumer.holds.values())
         some = self.random.sample(held, min(len(held), self.random.randint(0, most)))
         if self.random.random() < 0.7:
             some.sort(key=lambda taken: list(consumer.holds).index(taken.id))
-        return [self._settlement(taken) for taken in some]
+        settlements = [self._settlement(taken) for taken in some]
+        stale = [taken for taken in consumer.lost if taken.id in consumer.holds]
+        if stale and self.random.random() < 0.5:
+            place = self.random.randint(0, len(settlements))
+            settlements.insert(place, self._settlement(self.random.choice(stale)))
+            self.seen["late settlements refused"] += 1
+        return settlements
 
     def _settlement(self, taken: Taken) -> Settlement:
         fate = self.random.random()
@@ -356,7 +365,7 @@ class QueueModel:
         returned: dict[tuple[str, str], tuple[str, Taken]] = {}
         for settlement in settlements:
             taken = consumer.holds.get(settlement.id)
-            if taken is None:
+            if taken is None or taken.fence != settlement.fence:
                 refused.append(settlement.id)
                 continue
             place, is_burial = (taken.queue, taken.sequence), settlement.operation == "d"
@@ -369,6 +378,7 @@ class QueueModel:
             if is_burial and not blocks:
                 self._bury(taken)
                 continue
+            consumer.lost.append(taken)
             if settlement.operation == "r":
                 self.tries[taken.id] += 1
             if settlement.text and not is_burial:

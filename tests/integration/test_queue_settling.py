@@ -120,6 +120,25 @@ def test_a_settlement_of_an_earlier_delivery_of_the_same_message_is_refused(
     assert anna.settle(ack(second.id, second.fence)).refused == ()
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_settlement_of_an_earlier_delivery_counts_nothing_beside_one_of_the_present(
+    queue: QueueCase, way: str, is_first: bool
+) -> None:
+    # given a message that its worker gave back and took again
+    anna = queue.worker()
+    queue.send("1")
+    (first,) = anna.take()
+    anna.end(give_back, [first])
+    (second,) = anna.take()
+    # when both deliveries are settled at once, in any order
+    ends = [WAYS[way](first.id, first.fence), bury(second.id, second.fence, "{}")]
+    answer = anna.settle(*(ends if is_first else reversed(ends)))
+    # then the present one counts
+    assert answer.refused == (first.id,)
+    assert [letter.id for letter in queue.dead_letters()] == [second.id]
+
+
 def test_an_unknown_id_is_refused_and_the_others_of_the_batch_count(queue: QueueCase) -> None:
     anna = queue.worker()
     queue.send("1")

@@ -140,7 +140,8 @@ if operations ~= '' then
   end
   local records = call_with('HMGET', flight, ids)
   for i, one in ipairs(todo) do
-    if records[i] and string.match(records[i], '^%d+') == one[3] then
+    one.is_held = records[i] and string.match(records[i], '^%d+') == one[3]
+    if one.is_held then
       held[one[2]] = records[i]
       counted[#counted + 1] = one[2]
     end
@@ -148,7 +149,8 @@ if operations ~= '' then
   call_with('HDEL', flight, counted)
   for _, one in ipairs(todo) do
     local id = one[2]
-    local record = held[id]
+    -- Beside one of the present delivery may stand one of an earlier delivery of the same message.
+    local record = one.is_held and held[id]
     if record then
       held[id] = nil
       settle(one[1], id, record, one[4], one[5])

@@ -96,10 +96,13 @@ def recorded_events(
             raise
         if len(messages) == 1:
             # The most frequent by far, and the same as `with_facts` makes.
+            application, aggregate_type, aggregate_id = stored.stream
             yield RecordedEvent(
                 messages[0],
                 event.event_id,
-                *stored.stream,
+                application,
+                aggregate_type,
+                aggregate_id,
                 stored.version,
                 stored.global_position,
                 event.timestamp,

@@ -10,8 +10,10 @@ will not come. No other transaction delays a reader, however long it is open.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -71,20 +73,26 @@ _READ_HISTORY: Final = Statement(
     f"SELECT version, type, type_version, payload::text{_OF_STREAM}",
 )
 
-# The limit comes before the join: the page is cut from the index of positions.
+# Without the names of the streams, which are long and few: they are read once for a page.
 _READ_ALL: Final = Statement(
     "cqrs_read_all",
     ("bigint", "bigint"),
-    "SELECT s.application, s.aggregate_type, s.aggregate_id, e.global_position, e.version,"
-    " e.event_id, e.type, e.type_version, e.payload::text, NULLIF(e.metadata, '{}')::text,"
-    " e.recorded_at::text"
-    " FROM (SELECT * FROM cqrs_events WHERE global_position > $1"
-    " ORDER BY global_position LIMIT $2) e JOIN cqrs_streams s ON s.stream_id = e.stream_id"
-    " ORDER BY e.global_position",
+    "SELECT stream_id, global_position, version, event_id, type, type_version, payload::text,"
+    " NULLIF(metadata, '{}')::text, recorded_at::text FROM cqrs_events"
+    " WHERE global_position > $1 ORDER BY global_position LIMIT $2",
 )
 
 #: Where the position stands in a row of that.
-_AT: Final = 3
+_AT: Final = 1
+
+_STREAM_ID: Final = itemgetter(0)
+
+_NAMES: Final = Statement(
+    "cqrs_read_names",
+    ("bigint[]",),
+    "SELECT stream_id, application, aggregate_type, aggregate_id FROM cqrs_streams"
+    " WHERE stream_id = ANY ($1)",
+)
 
 _FIND_COMMAND: Final = Statement(
     "cqrs_find_command",
@@ -279,6 +287,17 @@ class PostgresqlEventStore(SqlEventStore):
         if self._gap(rows, after_position) < len(rows) and self._settle_gaps(arguments[0]):
             rows = self._run(self._kept, *arguments)
         return rows[: self._gap(rows, after_position)]
+
+    def _by_stream(self, rows: Sequence[Any]) -> Iterator[tuple[StreamName, Iterable[Any]]]:
+        wanted = {row[0] for row in rows}
+        names: dict[int, StreamName] = {}
+        # What was read from the primary may not have come to the replica.
+        for kept in (self._kept_to_read, self._kept):
+            if missing := wanted - names.keys():
+                found = self._run(kept, "read the streams' names", _NAMES, list(missing))
+                names |= {stream_id: StreamName(*parts) for stream_id, *parts in found}
+        for stream_id, group in groupby(rows, _STREAM_ID):
+            yield names[stream_id], [row[1:] for row in group]
 
     def _gap(self, rows: Sequence[Any], after_position: int) -> int:
         """Return the number of rows before which nothing is missing that may still come."""

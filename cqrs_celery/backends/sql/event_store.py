@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -554,15 +554,19 @@ class SqlEventStore:
         """
         if limit <= 0:
             return []
-        rows = self._rows_of_all(after_position, limit)
-        names: dict[tuple[str, str, str], StreamName] = {}
         found: list[StoredEvent] = []
+        for stream, rows in self._by_stream(self._rows_of_all(after_position, limit)):
+            found += self._stored(stream, rows)
+        return found
+
+    def _by_stream(self, rows: Sequence[Any]) -> Iterator[tuple[StreamName, Iterable[Any]]]:
+        """Yield the runs of `_rows_of_all` that are one stream's, as `_stored` takes them."""
+        names: dict[tuple[str, str, str], StreamName] = {}
         for parts, group in groupby(rows, _NAME):
             stream = names.get(parts)
             if stream is None:
                 stream = names[parts] = StreamName(*parts)
-            found += self._stored(stream, [row[3:] for row in group])
-        return found
+            yield stream, [row[3:] for row in group]
 
     def _stored(self, stream: StreamName, rows: Iterable[Any]) -> list[StoredEvent]:
         """Return a stream's events from rows with the columns of `self._columns`."""

@@ -22,9 +22,6 @@ from ..sql.event_store import SqlEventStore, encode
 from ..sql.failures import Failure
 from ..sql.leading import FileLeadership, Leadership
 
-#: How times are written, in UTC; SQLAlchemy reads it.
-_TIME: Final = "%Y-%m-%d %H:%M:%S.%f"
-
 _COMMAND: Final = "SELECT 1 FROM cqrs_commands WHERE command_id = ? AND expires_at > ?"
 _STREAM: Final = "SELECT stream_id, version FROM cqrs_streams WHERE stream_key = ?"
 _LAST: Final = "SELECT coalesce(max(global_position), 0) FROM cqrs_events"
@@ -153,7 +150,8 @@ def _columns(one: NewEvent) -> tuple[Any, ...]:
 
 
 def _time(time: datetime) -> str:
-    return time.astimezone(UTC).strftime(_TIME)
+    # As SQLAlchemy writes it. strftime takes ten times as long.
+    return time.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 def prepare_engine(engine: Engine) -> None:

@@ -16,6 +16,8 @@ of them lies.
   bytes from the same client, and beside three `.delay()` calls on stock `redis://`.
 - latency: ms from the call that saves an event to the first line of its handler, in an idle worker;
   one event at a time.
+- processor time, the client's and the server's, in a table of its own, on Linux: it says what a
+  machine without other work would spend, but for the disk.
 - `eventsourcing` has its best settings: functions in the database, sections of 500. PYTHON is an
   interpreter that has it; without one, an environment is made for it and thrown away.
 """
@@ -76,6 +78,28 @@ LATENCIES, LATENCIES_BEFORE = 300, 20
 
 Samples = dict[str, dict[str, list[float]]]
 
+#: How much of their processor time the client's and the server's processes have had, in us.
+Spent = tuple[float, float]
+
+
+def spent_us(pids: Sequence[int]) -> float:
+    """Return the processor time that processes have had; 0 where the system does not tell."""
+    spent = 0.0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            spent += int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1000
+    return spent
+
+
+def with_children(pid: int) -> list[int]:
+    """Return a process and all below it; itself alone where the system does not tell."""
+    found = [pid]
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += with_children(int(child))
+    return found
+
 
 class Party:
     """Be the processes of one party on one database; as many as ever work at once."""
@@ -106,14 +130,17 @@ class Party:
             raise SystemExit(f"{process.args!r} said {said!r}")
         return said
 
-    def do(self, what: str, numbers: Sequence[int], count: int, events: int) -> float:
-        """Let one process for each number do its part, all at once; returns what is done a second.
+    def do(self, what: str, numbers: Sequence[int], count: int, events: int) -> tuple[float, float]:
+        """Let one process for each number do its part, all at once.
 
         Args:
             what: a method of the party.
             numbers: of the parts, by which their streams are named.
             count: how often each does it.
             events: a parameter of it.
+
+        Returns:
+            What is done a second, and how much was done.
         """
         working = self._processes[: len(numbers)]
         for process, number in zip(working, numbers, strict=True):
@@ -121,7 +148,13 @@ class Party:
             process.stdin.write(f"{what} {number} {count} {events}\n")
         said = [[float(word) for word in self._answer(one).split()] for one in working]
         took_s = max(ended for _, ended, _ in said) - min(began for began, _, _ in said)
-        return sum(done for *_, done in said) / took_s
+        done = sum(done for *_, done in said)
+        return done / took_s, done
+
+    @property
+    def pids(self) -> list[int]:
+        """The numbers of the processes."""
+        return [process.pid for process in self._processes]
 
     def close(self) -> None:
         """End the processes."""
@@ -132,9 +165,13 @@ class Party:
 class Benchmark:
     """Be the parties on one engine, and what they took."""
 
-    def __init__(self, engine: str, parties: dict[str, Party]) -> None:
+    def __init__(
+        self, engine: str, parties: dict[str, Party], server: PostgresNode | RedisNode | None = None
+    ) -> None:
         self.engine = engine
         self.parties = parties
+        self.spent: dict[str, dict[str, list[Spent]]] = {}
+        self._server = with_children(server.pid) if server else []
         self.samples: Samples = {}
         self._turn = 0
         self._filled: dict[int, int] = {}
@@ -194,9 +231,13 @@ class Benchmark:
     def _note(
         self, name: str, party: str, what: str, numbers: Sequence[int], count: int, events: int
     ) -> None:
-        value = self.parties[party].do(what, numbers, count, events)
-        values = self.samples.setdefault(f"{self.engine}: {name}", {})
-        values.setdefault(party, []).append(value)
+        one, name = self.parties[party], f"{self.engine}: {name}"
+        before = spent_us(one.pids), spent_us(self._server)
+        rate, done = one.do(what, numbers, count, events)
+        self.samples.setdefault(name, {}).setdefault(party, []).append(rate)
+        client, server = spent_us(one.pids) - before[0], spent_us(self._server) - before[1]
+        spent = self.spent.setdefault(name, {}).setdefault(party, [])
+        spent.append((client / done, server / done))
 
 
 def _plural(count: int, word: str) -> str:
@@ -311,6 +352,22 @@ def table_of(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def spent_table_of(spent: dict[str, dict[str, list[Spent]]]) -> str:
+    """Return the table of processor time as Markdown: medians, the client's + the server's."""
+    heads = [
+        one for one in (OURS, THEIRS, BARE, STOCK) if any(one in row for row in spent.values())
+    ]
+    lines = ["| measure | " + " | ".join(heads) + " |", "|" + "---|" * (len(heads) + 1)]
+    for name, parties in spent.items():
+        cells = []
+        for head in heads:
+            sides = [statistics.median(side) for side in zip(*parties.get(head, []), strict=True)]
+            digits = 0 if sum(sides) >= 20 else 1
+            cells.append(" + ".join(f"{side:,.{digits}f}" for side in sides))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _cell(value: dict[str, float] | None) -> str:
     if value is None:
         return ""
@@ -347,6 +404,7 @@ def benchmarks(
         made[name] = Benchmark(
             "postgresql" if name == "reading" else name,
             {party: Party(party, urls(party), pythons[party], count) for party in there},
+            None if name == "sqlite" else postgres,
         )
 
     try:
@@ -366,6 +424,7 @@ def benchmarks(
                     party: Party(f"redis-{party}", redis.url_of(number), sys.executable)
                     for number, party in enumerate((OURS, BARE, STOCK), 1)
                 },
+                redis,
             )
         yield made
     finally:
@@ -383,6 +442,7 @@ def main() -> None:
     options = parser.parse_args()
     only = options.only
     samples: Samples = {}
+    spent: dict[str, dict[str, list[Spent]]] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         directory = Path(folder)
         peer = options.peer or (
@@ -415,6 +475,7 @@ def main() -> None:
                 print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
             for one in made.values():
                 samples |= one.samples
+                spent |= one.spent
         if only in (None, "latency"):
             latency = Latency(directory, redis, postgres)
             stack.callback(latency.close)
@@ -422,8 +483,11 @@ def main() -> None:
     rows = rows_of(samples)
     print(f"{options.rounds} rounds; Python {platform.python_version()}, {os.cpu_count()} cores\n")
     print(table_of(rows))
+    if any(client for row in spent.values() for values in row.values() for client, _ in values):
+        print("\nprocessor time of one, us, the client's + the server's; medians\n")
+        print(spent_table_of(spent))
     if options.json:
-        report = {"rows": rows, "samples": samples}
+        report = {"rows": rows, "samples": samples, "spent_us": spent}
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from tests.acceptance import NUMBERS, numbers_in, shown
+from tests.acceptance import NUMBERS, UNNUMBERED, every_test, numbers_in, shown
 
 
 def test_every_behaviour_that_users_rely_on_has_a_test() -> None:
     tests = shown()
     assert [number for number in NUMBERS if number not in tests] == []
+
+
+def test_what_has_no_number_has_a_test_too() -> None:
+    there = {name for name, _ in every_test()}
+    assert [name for names in UNNUMBERED.values() for name in names if name not in there] == []
 
 
 @pytest.mark.parametrize(

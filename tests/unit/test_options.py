@@ -7,14 +7,19 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from cqrs_celery import Command, command_handler
+from cqrs_celery import CQRS, Command, Event, command_handler, subscribes
 from cqrs_celery.errors import InvalidSetting, RegistrationError
 from cqrs_celery.transport.channel import Channel
 from cqrs_celery.transport.options import OPTIONS, check_options
 from cqrs_celery.transport.transport import Transport
+from cqrs_celery.workers.registration import subscriber_of
 
 
 class OptionsCommand(Command):
+    pass
+
+
+class OptionsHappened(Event):
     pass
 
 
@@ -90,3 +95,17 @@ def test_a_url_that_says_tls_is_refused_where_kombu_would_talk_plain_text() -> N
 )
 def test_a_url_whose_words_are_kept_is_not(settings: dict[str, Any]) -> None:
     assert type(connection(**settings).transport) is Transport
+
+
+def test_a_dead_letter_is_tried_after_5_minutes_then_hourly_at_most_for_a_week() -> None:
+    """What holds where no setting says otherwise, as it was with the predecessor."""
+
+    @subscribes(OptionsHappened, subscription="options.list")
+    def on_options(event: OptionsHappened) -> None:
+        """Take it."""
+
+    app = Celery("options", changes={"cqrs_event_store": "memory://"}, set_as_current=False)
+    cqrs = CQRS(app)
+    policy = subscriber_of(on_options.definition, cqrs.runtime).dead_letters
+    assert (policy.kind, policy.first_redrive_s, policy.most_redrive_s) == ("block", 300, 3600)
+    assert policy.ttl_s == 168 * 3600

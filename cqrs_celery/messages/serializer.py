@@ -6,6 +6,7 @@ through upcasters; see `upcasting`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,9 @@ from .upcasting import Upcasting
 
 #: What decodes the data of one version into its class.
 Reader = Callable[[Any], Any]
+
+#: Those of one kind, by name and version.
+Readers = dict[tuple[str, int], Reader]
 
 
 class Encoded(NamedTuple):
@@ -58,7 +62,7 @@ class Serializer:
         self._names: dict[type[Any], tuple[str, int]] = {}
         self._upcasting = Upcasting(application, registry)
         # What reads which kind, name and version straight away, and for which registrations.
-        self._readers: dict[tuple[str, str, int], Reader] = {}
+        self._readers: defaultdict[str, Readers] = defaultdict(dict)
         self._classes: dict[tuple[str, str, int], type[Any]] = {}
         self._generation = -1
 
@@ -139,7 +143,7 @@ class Serializer:
         """
         if self._generation != self.registry.generation:
             self._forget()
-        read = self._readers.get((kind, name, version))
+        read = self._readers[kind].get((name, version))
         if read is None:
             return self._read(kind, name, version, data)
         try:
@@ -150,18 +154,28 @@ class Serializer:
                 return self.decode_all(kind, name, version, plain)
             raise _malformed(kind, name, version, error) from error
 
+    def readers(self, kind: str) -> Readers:
+        """Return what reads straight away, so far: for who decodes many, one after the other.
+
+        What they return is what `decode_all` returns a list of; where one is missing, or raises,
+        that is to be asked. They hold for the registrations of now.
+        """
+        if self._generation != self.registry.generation:
+            self._forget()
+        return self._readers[kind]
+
     def _forget(self) -> None:
         generation = self.registry.generation
-        self._readers, self._classes = {}, {}
+        self._readers, self._classes = defaultdict(dict), {}
         self._generation = generation
 
     def _read(self, kind: str, name: str, version: int, data: bytes | memoryview) -> Sequence[Any]:
         """Decode what nothing is known to read straight away, and find out whether it can be."""
-        readers = self._readers
+        readers = self._readers[kind]
         found = self.registry.resolve(kind, name, version, self.application)
         try:
             if isinstance(found, Registered):
-                read = readers[kind, name, version] = self._reader_of(found.cls)
+                read = readers[name, version] = self._reader_of(found.cls)
                 return (read(decompress(data)),)
             plain = msgspec.json.decode(decompress(data))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

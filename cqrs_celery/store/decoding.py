@@ -53,8 +53,16 @@ def replayed_events(
     Raises:
         MessageError: as `recorded_events` does.
     """
-    aggregate_id = stream.aggregate_id
+    aggregate_id, readers = stream.aggregate_id, serializer.readers("event")
     for version, name, type_version, data in history:
+        read = readers.get((name, type_version))
+        try:
+            message = None if read is None else read(data)
+        except ValueError:
+            message = None  # compressed, or wrong
+        if message is not None:
+            yield ReplayedEvent(message, aggregate_id, version)
+            continue
         try:
             messages = serializer.decode_all("event", name, type_version, data)
         except MessageError as error:
@@ -83,35 +91,53 @@ def recorded_events(
         MalformedMessage: data do not fit their type.
         UpcastFailed: an upcaster failed. All carry a note that says where the event is stored.
     """
-    decode_all = serializer.decode_all
+    readers = serializer.readers("event")
     for stored in history:
         event = stored.event
+        read = readers.get((event.type, event.type_version))
         try:
-            messages = decode_all("event", event.type, event.type_version, event.data)
-        except MessageError as error:
-            error.add_note(
-                f"stored in {stored.stream} at version {stored.version},"
-                f" global position {stored.global_position}"
-            )
-            raise
-        if len(messages) == 1:
-            # The most frequent by far, and the same as `with_facts` makes.
-            application, aggregate_type, aggregate_id = stored.stream
-            yield RecordedEvent(
-                messages[0],
-                event.event_id,
-                application,
-                aggregate_type,
-                aggregate_id,
-                stored.version,
-                stored.global_position,
-                event.timestamp,
-                event.metadata,
-            )
-        elif messages:
-            yield from with_facts(messages, _facts(stored))
-        else:
-            yield DroppedEvent(stored.stream.aggregate_id, stored.version)
+            message = None if read is None else read(event.data)
+        except ValueError:
+            message = None  # compressed, or wrong
+        if message is None:
+            messages = _decoded(stored, serializer)
+            if len(messages) != 1:
+                yield from _several(stored, messages)
+                continue
+            message = messages[0]
+        # The same as `with_facts` makes of one, which most are.
+        application, aggregate_type, aggregate_id = stored.stream
+        yield RecordedEvent(
+            message,
+            event.event_id,
+            application,
+            aggregate_type,
+            aggregate_id,
+            stored.version,
+            stored.global_position,
+            event.timestamp,
+            event.metadata,
+        )
+
+
+def _decoded(stored: StoredEvent, serializer: Serializer) -> Sequence[Any]:
+    event = stored.event
+    try:
+        return serializer.decode_all("event", event.type, event.type_version, event.data)
+    except MessageError as error:
+        error.add_note(
+            f"stored in {stored.stream} at version {stored.version},"
+            f" global position {stored.global_position}"
+        )
+        raise
+
+
+def _several(
+    stored: StoredEvent, messages: Sequence[Any]
+) -> Sequence[RecordedEvent[Any] | DroppedEvent]:
+    if messages:
+        return with_facts(messages, _facts(stored))
+    return [DroppedEvent(stored.stream.aggregate_id, stored.version)]
 
 
 def _facts(stored: StoredEvent) -> Facts:

@@ -27,6 +27,7 @@ import kombu
 import redis
 
 from tests.chaos.killing import kill_around_takes, kill_publishers
+from tests.chaos.kills import kill_committers, kill_postgres, kill_redis, kill_relays
 from tests.chaos.outages import cut_connections, demote_servers, kill_servers
 from tests.chaos.queue_model import QueueModel
 from tests.chaos.redeliveries import (
@@ -170,6 +171,10 @@ RUNS: list[Callable[[argparse.Namespace], Iterator[Table]]] = [
     Rounds("The same, with the events in SQLite", redeliver_on_sqlite, 10_000),
     Rounds("The same, with the events in PostgreSQL", redeliver_on_postgresql, 10_000),
     Rounds("The same, with the events in memory", redeliver_in_memory, 10_000),
+    Rounds("Committers killed, with the events in PostgreSQL", kill_committers, 300),
+    Rounds("Relays killed", kill_relays, 300),
+    Rounds("Redis killed between PostgreSQL and the subscriptions", kill_redis, 30),
+    Rounds("PostgreSQL killed", kill_postgres, 30),
     Rounds("Subscriptions whose workers are killed and frozen", disturb_subscriptions, 50_000),
     Rounds("The same, in pools of threads", disturb_threads, 5_000),
     Rounds("The same, in solo workers", disturb_solo, 5_000),

@@ -128,7 +128,9 @@ def _be_child(order: dict[str, Any]) -> None:
 
 def _serve() -> None:
     for name in ("celery.bin.celery", "celery.apps.worker", "celery.worker.consumer",
-                 "celery.concurrency.solo", "cqrs_celery.transport"):  # fmt: skip
+                 "celery.concurrency.solo", "cqrs_celery.transport", "cqrs_celery.cli",
+                 "cqrs_celery.workers.relay", "cqrs_celery.backends.sql.opening",
+                 "sqlalchemy.dialects.postgresql.psycopg2"):  # fmt: skip
         import_module(name)
     # The kernel buries the children.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

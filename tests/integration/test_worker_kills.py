@@ -1,0 +1,32 @@
+"""Who commits, relays or keeps data is killed, and nothing is lost; the long runs are a chaos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos.kills import kill_committers, kill_postgres, kill_redis, kill_relays
+from tests.conftest import require_postgres, require_server
+
+SEED = 20261125
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("run", "rounds"), [(kill_committers, 8), (kill_relays, 3), (kill_redis, 3), (kill_postgres, 3)]
+)
+def test_each_committed_event_is_handled_by_all_whatever_is_killed_and_no_other(
+    tmp_path: Path, run: Run, rounds: int
+) -> None:
+    # given commits in PostgreSQL, and three subscriptions; when those who commit, the active relay,
+    # Redis (which comes back with its data, without the last of them, without any) or PostgreSQL
+    # (whole, its postmaster, a backend) are killed, then the auditor has nothing to complain of
+    require_server()
+    require_postgres()
+    seen = run(tmp_path, rounds=rounds, seed=SEED)
+    assert seen["events"] > 10
+    assert seen["lost"] == seen["handled without being committed"] == 0

@@ -100,11 +100,12 @@ _FIND_COMMAND: Final = Statement(
     "SELECT position, outcome FROM cqrs_commands WHERE command_id = $1 AND expires_at > now()",
 )
 
-#: The transactions that append now.
+#: The transactions that append now, but for one's own.
 _APPENDING: Final = text(
     "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'advisory' AND granted"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     " AND classid = :lock_class AND objid = 'cqrs_events'::regclass AND objsubid = 1"
+    " AND pid <> pg_backend_pid()"
 ).bindparams(lock_class=LOCK_CLASS)
 
 _LAST: Final = text("SELECT max(global_position) FROM cqrs_events")

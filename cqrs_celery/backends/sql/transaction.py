@@ -52,9 +52,9 @@ class SqlTransaction:
         store = self._store
         try:
             with store.reach(str(batch)):
-                committed = store.write(self.connection, batch, command)
+                committed = self._write(batch, command)
                 store.check_lease(lease)
-                self.connection.commit()
+                self._end()
             store.committed(batch)
             return committed
         except (VersionRefused, CommandRefused, AlreadyThere) as refusal:
@@ -80,9 +80,9 @@ class SqlTransaction:
         try:
             with store.reach("commit"):
                 if command is not None:
-                    store.remember(self.connection, command, 0)
+                    self._remember(command)
                 store.check_lease(lease)
-                self.connection.commit()
+                self._end()
         except (CommandRefused, AlreadyThere, TransactionBeaten) as refusal:
             self.rollback()
             if command is not None and not isinstance(refusal, TransactionBeaten):
@@ -98,6 +98,15 @@ class SqlTransaction:
             ) from refusal
         finally:
             self.rollback()
+
+    def _write(self, batch: Batch, command: CommandRecord | None) -> Committed:
+        return self._store.write(self.connection, batch, command)
+
+    def _remember(self, command: CommandRecord) -> None:
+        self._store.remember(self.connection, command, 0)
+
+    def _end(self) -> None:
+        self.connection.commit()
 
     def rollback(self) -> None:
         """Give the connection back; what was not committed is not written. May be called again."""

@@ -53,9 +53,14 @@ class SqliteEventStore(SqlEventStore):
             return Failure.SCHEMA if is_missing else Failure.AWAY
         return Failure.AWAY if isinstance(error, sqlite3.DatabaseError) else Failure.OTHER
 
+    @property
+    def file(self) -> Path:
+        """The database's file."""
+        return Path(str(self.engine.url.database))
+
     def lead(self) -> Leadership | None:
         """Return what makes a relay the active one; None if another one is."""
-        file = Path(f"{self.engine.url.database}.relay").open("w")  # noqa: SIM115  it stays
+        file = Path(f"{self.file}.relay").open("w")  # noqa: SIM115  it stays
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -173,10 +173,14 @@ class Bus:
     def _run_once(self, definition: Definition, attempt: Attempt) -> CommandResult:
         session = HandlerSession(self.repository, metadata=attempt.metadata)
         try:
+            if Session in definition.injections.values() and not definition.is_async:
+                session.enclose()
             try:
                 with handling(attempt.metadata):
                     value = _call(definition, attempt, session)
             except Exception as error:
+                # A transaction in which something failed may answer no more.
+                session.close()
                 if _may_be_repeated(error) and (found := attempt.find()):
                     return result_of(found)
                 raise

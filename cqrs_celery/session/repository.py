@@ -27,7 +27,7 @@ from ..messages.metadata import NO_METADATA, Metadata
 from ..messages.serializer import Serializer
 from ..store.decoding import recorded_events, replayed_events
 from ..store.events import CommandRecord, Committed, Lease, NewEvent, StoredEvent, StreamAppend
-from ..store.ports import EventStore, StoreTransaction, TransactionalStore
+from ..store.ports import EnclosingStore, EventStore, StoreTransaction, TransactionalStore
 from ..store.refusals import version_conflict
 from ..store.stream import StreamName
 from .cache import AggregateCache
@@ -78,7 +78,7 @@ class Repository:
             if aggregate is not None:
                 return aggregate
         aggregate = self.rebuild(cls, id)
-        if aggregate is not None and self._cache is not None:
+        if aggregate is not None and self._cache is not None and self._may_keep():
             self._cache.put(aggregate, stream)
         return aggregate
 
@@ -132,7 +132,7 @@ class Repository:
             cache.remove(stream)
             return None
         aggregate.__ledger__.load_s = time.perf_counter() - started_s
-        if aggregate.version != version:
+        if aggregate.version != version and self._may_keep():
             cache.put(aggregate, stream)
         return aggregate
 
@@ -225,6 +225,8 @@ class Repository:
             raise
         for aggregate, version in zip(changed.values(), committed.versions, strict=True):
             mark_saved(aggregate, version)
+        if not self._may_keep():
+            return committed
         for stream, aggregate in changed.items():
             if self.snapshots is not None:
                 self.snapshots.after_commit(aggregate, stream)
@@ -247,8 +249,24 @@ class Repository:
                 if is_meant and self.snapshots is not None and aggregate.__snapshot_policy__:
                     self.snapshots.forget(stream, error)
 
-    def begin(self) -> StoreTransaction:
+    @property
+    def encloses_handlers(self) -> bool:
+        """Whether what a handler writes by its own means belongs to the store's transaction.
+
+        Then that must be open when the handler is called.
+        """
+        return getattr(self._store, "encloses_handlers", False)
+
+    def _may_keep(self) -> bool:
+        # In a transaction that is not the session's to end, what is read may never be committed.
+        return not getattr(self._store, "is_in_transaction", False)
+
+    def begin(self, *, is_enclosing: bool = False) -> StoreTransaction:
         """Begin a transaction in the store's database.
+
+        Args:
+            is_enclosing: a handler is called in it; only where that is asked for, see
+                `encloses_handlers`.
 
         Raises:
             SessionError: the store is in no SQL database.
@@ -259,6 +277,8 @@ class Repository:
                 "session.connection was asked for, but the event store is in no SQL database:"
                 f" {self._store!r}. Keep the events in one, or write the row in a subscription."
             )
+        if is_enclosing:
+            return cast(EnclosingStore, self._store).begin(is_enclosing=True)
         return cast(TransactionalStore, self._store).begin()
 
     def stream_of(self, cls: type[Aggregate], id: str) -> StreamName:

@@ -100,7 +100,9 @@ class Session:
             session.connection.execute(insert(orders).values(id=command.id))
 
         It is SQLAlchemy's, in a transaction that begins at the first use and ends with the
-        session's commit, or is rolled back with everything else. Only a SQL event store has one.
+        session's commit, or is rolled back with everything else. Of a store in Django's database it
+        is Django's, and what Django's models write belongs to the transaction, too. Only a SQL
+        event store has one.
 
         Raises:
             SessionError: the event store is in no SQL database, or the session has ended.
@@ -228,6 +230,15 @@ class HandlerSession(Session):
     def __enter__(self) -> Self:
         self.commit()
         return self
+
+    def enclose(self) -> None:
+        """Begin the transaction before the handler is called, if the store's is to enclose it.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        if self._repository.encloses_handlers:
+            self._transaction = self._repository.begin(is_enclosing=True)
 
     def commit_on_return(
         self, *, command: CommandRecord | None = None, lease: Lease | None = None

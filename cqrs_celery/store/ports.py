@@ -165,6 +165,33 @@ class TransactionalStore(Protocol):
         """
 
 
+class EnclosingStore(TransactionalStore, Protocol):
+    """Be a TransactionalStore whose transactions have more in them than what goes through it.
+
+    What a thread writes by other means, as Django's models do, belongs to them, too.
+
+    Attributes:
+        encloses_handlers: True: a handler that takes the session is called in a transaction.
+        is_in_transaction: whether what this thread reads may never be committed. It is not cached.
+    """
+
+    encloses_handlers: bool
+
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether a transaction is open in this thread."""
+
+    def begin(self, *, is_enclosing: bool = False) -> StoreTransaction:
+        """Begin a transaction, or take part in the one that is open.
+
+        Args:
+            is_enclosing: a handler is called in it, so it is one that can be rolled back by itself.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+
+
 class SnapshotStore(Protocol):
     """Keep the newest snapshot of each stream. What it loses, or is late with, costs time only."""
 

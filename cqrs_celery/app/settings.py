@@ -43,6 +43,8 @@ CACHE_TTL_S = 600
 
 #: How the URL of a SQL database begins, its driver left out.
 SQL = ("postgresql", "mssql", "sqlite")
+#: How the URL of one of Django's databases begins.
+DJANGO = "django://"
 
 #: Every setting there is.
 NAMES = (
@@ -70,7 +72,8 @@ class Settings:
     Attributes:
         application: `cqrs_application`; in front of names without a dot. Default: the Celery
             application's name.
-        event_store: `cqrs_event_store`; "broker" (default), "memory://", or a SQL database's URL.
+        event_store: `cqrs_event_store`; "broker" (default), "memory://", a SQL database's URL, or
+            one of Django's databases, "django://default".
         event_store_read_url: `cqrs_event_store_read_url`; of a replica of that database.
         command_id_ttl_s: `cqrs_command_id_ttl_s`; seconds for which a command is remembered, so
             that it has its effect once. Default 14 days, at least as long as dead letters live.
@@ -156,8 +159,8 @@ def _application(app: celery.Celery) -> str:
 
 def _event_store(conf: Mapping[str, Any]) -> str:
     value = conf.get("cqrs_event_store", BROKER)
-    if value not in (BROKER, MEMORY) and not _is_sql(value):
-        urls = ", ".join(f"{scheme}://…" for scheme in SQL)
+    if value not in (BROKER, MEMORY) and not _is_sql(value) and not _is_of_django(value):
+        urls = ", ".join(f"{scheme}://…" for scheme in (*SQL, "django"))
         raise _invalid("cqrs_event_store", _shown(value), f"{BROKER!r}, {MEMORY!r}, {urls}")
     return str(value)
 
@@ -173,6 +176,10 @@ def _read_url(conf: Mapping[str, Any], event_store: str) -> str | None:
             "the URL of a replica, where cqrs_event_store is the URL of a SQL database",
         )
     return str(value)
+
+
+def _is_of_django(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(DJANGO)
 
 
 def _is_sql(value: Any) -> bool:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 #: The store in this process's memory.
 MEMORY = "memory://"
 
+#: How the URL begins of one in a database of Django's.
+DJANGO = "django://"
+
 
 def open_event_store(
     url: str | None = None,
@@ -34,7 +37,8 @@ def open_event_store(
 
     Args:
         url: postgresql://, mssql+pyodbc://, sqlite:///file, or memory://. Without a driver in it,
-            it gets the one that is installed.
+            it gets the one that is installed. Or django:// and the alias of one of Django's
+            databases: then events are committed in the transactions of its models.
         engine: SQLAlchemy's, in place of a URL; its pool is shared with whoever else uses it.
         read_url: of a replica. Streams, and everything in order, are read there; what was just
             written here, and whatever decides about a commit, is not.
@@ -47,6 +51,8 @@ def open_event_store(
     """
     if url == MEMORY and engine is None:
         return MemoryEventStore()
+    if url is not None and engine is None and url.startswith(DJANGO):
+        return _open_in_django(url, read_url=read_url, lease_check=lease_check)
     try:
         from .sql.opening import open_sql_store
     except ImportError as error:
@@ -63,3 +69,23 @@ def open_event_store(
         )
     options: dict[str, Any] = {"read_url": read_url, "lease_check": lease_check}
     return open_sql_store(url, engine=engine, **options)
+
+
+def _open_in_django(
+    url: str, *, read_url: str | None, lease_check: LeaseCheck | None
+) -> EventStore:
+    if read_url is not None:
+        raise InvalidSetting(
+            "a store in Django's database reads from that; expected no read URL beside it",
+            setting="read_url",
+            accepted="None",
+        )
+    try:
+        from .django.event_store import open_django_store
+    except ImportError as error:
+        raise MissingDependency(
+            f"an event store in Django's database needs Django and SQLAlchemy 2.1; one can't be"
+            f" imported ({error}). Install them: pip install django 'cqrs-celery[postgresql]', or"
+            " for SQLite 'cqrs-celery[sql]'"
+        ) from error
+    return open_django_store(url, lease_check=lease_check)

@@ -1,0 +1,262 @@
+"""Keep events in a database of Django's, in the transactions in which its models are written.
+
+    with transaction.atomic():
+        Invoice.objects.create(order_id="7", amount=30)
+        with cqrs.session() as session:
+            session.get(Order, "7").place(30)
+
+Where a transaction of Django's is open in this thread, all is read and written in it: an append
+takes part, and is committed or rolled back with it. Elsewhere the store is as any other, on
+connections of its own to the same database. So is the relay, which is woken by Django's commit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from django.db import Error as DjangoError
+from django.db import connections, transaction
+from sqlalchemy import Engine
+
+from ...store.events import (
+    CommandOutcome,
+    CommandRecord,
+    Committed,
+    Lease,
+    StoredEvent,
+    StreamAppend,
+)
+from ...store.stream import StreamName
+from ..postgresql.event_store import PostgresqlEventStore
+from ..postgresql.prepared import Statement, run_once
+from ..sql.batch import Batch
+from ..sql.event_store import LeaseCheck, SqlEventStore
+from ..sqlite.event_store import SqliteEventStore
+from .connections import file_of, is_in_transaction, lending_engine, own_engine, vendor_of
+from .transaction import DjangoTransaction
+
+#: How a URL begins that names a database of Django's.
+SCHEME: Final = "django"
+
+
+def open_django_store(url: str, *, lease_check: LeaseCheck | None = None) -> SqlEventStore:
+    """Return the store in a database of Django's; `open_event_store` says more.
+
+    Args:
+        url: django://default, or with another alias.
+        lease_check: tells whether a worker still holds its message.
+
+    Raises:
+        InvalidSetting: Django has no such database, or it is of another kind.
+    """
+    alias = url.partition("://")[2] or "default"
+    vendor = vendor_of(alias)
+    store: SqlEventStore = _STORES[vendor](alias, vendor, lease_check=lease_check)
+    return store
+
+
+class _Reaching:
+    """Take the errors of Django for those of its driver."""
+
+    def reach(self, what: str) -> AbstractContextManager[None]:
+        """Turn the driver's errors, and Django's, into ours for as long as something is done."""
+        return _reaching(super().reach(what))  # type: ignore[misc]
+
+
+@contextmanager
+def _reaching(driver: AbstractContextManager[None]) -> Iterator[None]:
+    with driver:
+        try:
+            yield
+        except DjangoError as error:
+            if error.__cause__ is None:
+                raise
+            raise error.__cause__ from error
+
+
+class _Inside(_Reaching, SqlEventStore):
+    """Be the store on the thread's connection of Django's, while a transaction is open there.
+
+    Args:
+        outer: the store that asks.
+        engine: lends that connection.
+    """
+
+    def __init__(self, outer: _InDjango, engine: Engine) -> None:
+        self._outer = outer
+        super().__init__(engine)
+        self.where = outer.where
+
+    def _reading(self, engine: Engine) -> Engine:
+        return engine
+
+    def check_lease(self, lease: Lease | None) -> None:
+        self._outer.check_lease(lease)
+
+    def committed(self, batch: Batch) -> None:
+        self._outer.committed(batch)
+
+    def _write_alone(
+        self, batch: Batch, command: CommandRecord | None, lease: Lease | None
+    ) -> Committed:
+        # A refusal shall cost no more than the append: the transaction can go on.
+        with transaction.atomic(using=self._outer.alias), self.engine.connect() as connection:
+            committed = self.write(connection, batch, command)
+            self.check_lease(lease)
+        return committed
+
+
+class _InsideSqlite(_Inside, SqliteEventStore):
+    pass
+
+
+class _InsidePostgresql(_Inside, PostgresqlEventStore):
+    def __init__(self, outer: _InDjango, engine: Engine) -> None:
+        self._local = threading.local()
+        super().__init__(outer, engine)
+        lent: Any = _LentStatements(outer.alias)
+        self._kept = self._kept_to_read = lent
+
+    # What a thread knows of gaps comes from its own transaction, which others do not see.
+    @property
+    def _settled(self) -> int:
+        return getattr(self._local, "settled", 0)
+
+    @_settled.setter
+    def _settled(self, position: int) -> None:
+        self._local.settled = position
+
+
+class _LentStatements:
+    """Run statements on the thread's connection of Django's; see `KeptConnections`."""
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+
+    def run(self, statement: Statement, arguments: Sequence[Any]) -> list[Any]:
+        return run_once(connections[self._alias].connection, statement, arguments)
+
+    def close(self) -> None:
+        pass
+
+    def forget(self) -> None:
+        pass
+
+
+class _InDjango(_Reaching, SqlEventStore):
+    """Be a store in a database of Django's.
+
+    Args:
+        alias: the database's.
+        vendor: what it is.
+        options: as an event store takes them.
+
+    Attributes:
+        alias: as given.
+        inside: the store on the thread's connection of Django's.
+    """
+
+    #: A handler that takes the session runs in a transaction of Django's, as its rows shall too.
+    encloses_handlers = True
+
+    _inside: type[_Inside]
+
+    def __init__(self, alias: str, vendor: str, **options: Any) -> None:
+        super().__init__(own_engine(alias, vendor), **options)
+        self.alias = alias
+        self.where = f"{SCHEME}://{alias}"
+        self.inside = self._inside(self, lending_engine(alias, vendor))
+
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether a transaction of Django's is open in this thread: what is read may not last."""
+        return is_in_transaction(self.alias)
+
+    def begin(self, *, is_enclosing: bool = False) -> DjangoTransaction:
+        """Begin a transaction of Django's, or take part in the one that is open.
+
+        Args:
+            is_enclosing: a handler is called in it, so that all of it is rolled back with that, be
+                there another transaction around it or not.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        return DjangoTransaction(self, is_enclosing=is_enclosing)
+
+    def committed(self, batch: Batch) -> None:
+        """Do what follows a commit; after Django's, if that is still to come."""
+        if self.on_commit is not None:
+            if connections[self.alias].in_atomic_block:
+                transaction.on_commit(self.on_commit, using=self.alias, robust=True)
+            else:
+                self.on_commit()
+
+    # ------------------------------------------------------------ here or there
+
+    def append(
+        self,
+        appends: Sequence[StreamAppend],
+        *,
+        command: CommandRecord | None = None,
+        lease: Lease | None = None,
+    ) -> Committed:
+        """Append events to their streams, all or none; see `EventStore.append`.
+
+        In a transaction of Django's they are committed with it. A refusal leaves that open.
+        """
+        append = self.inside.append if self.is_in_transaction else super().append
+        return append(appends, command=command, lease=lease)
+
+    def read_stream(
+        self, stream: StreamName, *, after_version: int = 0, limit: int | None = None
+    ) -> Sequence[StoredEvent]:
+        """Return a stream's events in order; see `EventStore.read_stream`."""
+        read = self.inside.read_stream if self.is_in_transaction else super().read_stream
+        return read(stream, after_version=after_version, limit=limit)
+
+    def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
+        """Return the store's events in the order of their positions; see `EventStore.read_all`."""
+        read = self.inside.read_all if self.is_in_transaction else super().read_all
+        return read(after_position=after_position, limit=limit)
+
+    def find_command(self, command_id: str) -> CommandOutcome | None:
+        """Return what a command recorded when it committed; see `EventStore.find_command`."""
+        find = self.inside.find_command if self.is_in_transaction else super().find_command
+        return find(command_id)
+
+    def _find(self, batch: Batch) -> Committed | None:
+        find = self.inside._find if self.is_in_transaction else super()._find
+        return find(batch)
+
+    def _rows(self, statement: Any, what: str, reader: Any = None, **parameters: Any) -> Any:
+        if self.is_in_transaction:
+            return self.inside._rows(statement, what, **parameters)
+        return super()._rows(statement, what, reader, **parameters)
+
+
+class DjangoPostgresqlEventStore(_InDjango, PostgresqlEventStore):
+    """Be an EventStore in a PostgreSQL database of Django's."""
+
+    _inside = _InsidePostgresql
+
+
+class DjangoSqliteEventStore(_InDjango, SqliteEventStore):
+    """Be an EventStore in an SQLite database of Django's."""
+
+    _inside = _InsideSqlite
+
+    @property
+    def file(self) -> Path:
+        """The database's file, as Django knows it now."""
+        return Path(file_of(self.alias))
+
+
+_STORES: Final[dict[str, Any]] = {
+    "postgresql": DjangoPostgresqlEventStore,
+    "sqlite": DjangoSqliteEventStore,
+}

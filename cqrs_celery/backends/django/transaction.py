@@ -1,0 +1,72 @@
+"""Let Django's rows and events be written in one transaction of Django's."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from django.db import connections, transaction
+
+from ...errors import StoreError
+from ...store.events import CommandRecord, Committed
+from ..sql.batch import Batch
+from ..sql.transaction import SqlTransaction
+
+if TYPE_CHECKING:
+    from .event_store import _InDjango
+
+
+class _Undone(Exception):
+    """Tell Django to roll back."""
+
+
+class DjangoTransaction(SqlTransaction):
+    """Be an open transaction of Django's; one append, or `commit`, ends it.
+
+    Where another one is around it, that decides in the end. If it is not to enclose a handler, it
+    is that one: then its end ends nothing.
+
+    Attributes:
+        connection: Django's, as in `django.db.connections`.
+    """
+
+    def __init__(self, store: _InDjango, *, is_enclosing: bool) -> None:
+        self._store = store
+        self._inside = store.inside
+        self._alias = store.alias
+        self.connection: Any = connections[store.alias]
+        self._atomic: Any = None
+        if is_enclosing or not store.is_in_transaction:
+            atomic = transaction.atomic(using=store.alias)
+            with store.reach("begin a transaction"):
+                atomic.__enter__()
+            self._atomic = atomic
+
+    def _write(self, batch: Batch, command: CommandRecord | None) -> Committed:
+        # Where the transaction is another's, a refusal shall cost no more than the append.
+        around = nullcontext() if self._atomic else transaction.atomic(using=self._alias)
+        with around, self._inside.engine.connect() as connection:
+            return self._inside.write(connection, batch, command)
+
+    def _remember(self, command: CommandRecord) -> None:
+        around = nullcontext() if self._atomic else transaction.atomic(using=self._alias)
+        with around, self._inside.engine.connect() as connection:
+            self._inside.remember(connection, command, 0)
+
+    def _end(self) -> None:
+        if self._atomic is None:
+            return
+        if self.connection.needs_rollback:
+            raise StoreError(
+                f"could not commit in {self._store.where}: Django has marked the transaction to be"
+                " rolled back, after an error in it that was caught, or by set_rollback. Nothing"
+                " was written. Catch database errors outside a transaction.atomic of their own."
+            )
+        atomic, self._atomic = self._atomic, None
+        atomic.__exit__(None, None, None)
+
+    def rollback(self) -> None:
+        """Roll back what was not committed. May be called again."""
+        if self._atomic is not None:
+            atomic, self._atomic = self._atomic, None
+            atomic.__exit__(_Undone, _Undone(), None)

@@ -111,6 +111,8 @@ class Docks:
             with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
                 for statement in TABLES:
                     cursor.execute(statement)
+                cursor.execute("SHOW server_version")
+                self.version = str(cursor.fetchone()[0])
             self.conf = {
                 "broker_url": self.redis.url,
                 "broker_transport_options": {"lease_s": LEASE_S, "max_deliveries": 1_000},
@@ -215,8 +217,8 @@ class Docks:
             lambda: f"{len(left())} of {len(due)} handlings, as of {sorted(left())[:3]}",
         )
 
-    def finish(self) -> Counter[str]:
-        """Let everything come to its end, and audit it; returns what was seen."""
+    def finish(self) -> None:
+        """Let everything come to its end, and audit it."""
         (self.folder / "stop").touch()
         for committer in self._committers:
             committer.wait_gone(HANDLED_S)
@@ -235,7 +237,6 @@ class Docks:
         auditor = Auditor(truth, read_deeds(folders[0]), read_handlings(folders[1]))
         self.seen.update(auditor.judge())
         self.seen["seconds"] = round(time.monotonic() - self._began)
-        return self.seen
 
 
 def kill_committers(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
@@ -270,12 +271,12 @@ def kill_committers(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
                 again = unfinished(again, journal)
             docks.wait_handled(behind=BEHIND)
         docks.start_committer(again=again)
-        found = docks.finish()
+        docks.finish()
     names = (
         "committers killed", "killed in a commit", "killed in a commit, and committed",
         "commands given again",
     )  # fmt: skip
-    return rows(found, *names)
+    return rows(docks, *names)
 
 
 def unfinished(again: list[Deed], journal: Path) -> list[Deed]:
@@ -316,10 +317,10 @@ def kill_relays(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
             wait_until(docks.relaying, HANDLED_S, "another relay")
             took.append(time.monotonic() - began)
             docks.wait_handled(behind=BEHIND)
-        found = docks.finish()
-    found[MEDIAN] = round(sorted(took)[len(took) // 2] * 1000)
-    found[MOST] = round(max(took) * 1000)
-    return rows(found, "relays killed", MEDIAN, MOST)
+        docks.finish()
+    docks.seen[MEDIAN] = round(sorted(took)[len(took) // 2] * 1000)
+    docks.seen[MOST] = round(max(took) * 1000)
+    return rows(docks, "relays killed", MEDIAN, MOST)
 
 
 def kill_redis(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
@@ -345,14 +346,14 @@ def kill_redis(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
             docks.redis.start()
             docks.seen[f"came back {back}"] += 1
             docks.wait_handled()
-        found = docks.finish()
+        docks.finish()
         said = sum(
             worker.log.read_text().count("the queue has lost its data")
             for worker in docks.workers.values()
         )
-        assert said >= found[f"came back {EMPTY}"], f"a loss of data was said {said} times"
+        assert said >= docks.seen[f"came back {EMPTY}"], f"a loss of data was said {said} times"
     names = (f"came back {WHOLE}", f"came back {CUT}", "bytes cut off", f"came back {EMPTY}")
-    return rows(found, *names)
+    return rows(docks, *names)
 
 
 def cut_off(node: RedisNode, chance: random.Random) -> int:
@@ -388,8 +389,8 @@ def kill_postgres(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
                 docks.waits(docks.chance.uniform(0, 1))
                 docks.postgres.start()
             docks.wait_handled()
-        found = docks.finish()
-    return rows(found, *(f"killed: {what}" for what in (ALL, MASTER, BACKEND)))
+        docks.finish()
+    return rows(docks, *(f"killed: {what}" for what in (ALL, MASTER, BACKEND)))
 
 
 def strike(node: PostgresNode, what: str, chance: random.Random) -> None:
@@ -408,6 +409,7 @@ def strike(node: PostgresNode, what: str, chance: random.Random) -> None:
     wait_until(lambda: not any(child.is_running() for child in children), 30, "the backends to end")
 
 
-def rows(found: Counter[str], *names: str) -> dict[str, Any]:
+def rows(docks: Docks, *names: str) -> dict[str, Any]:
     """Return the rows of a table."""
-    return {name: found[name] for name in (*names, *COMMON, "seconds")}
+    counts = {name: docks.seen[name] for name in (*names, *COMMON, "seconds")}
+    return {"PostgreSQL": docks.version} | counts

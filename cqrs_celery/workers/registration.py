@@ -17,8 +17,9 @@ from ..dispatch.definitions import Definition, definitions
 from ..dispatch.handler import task_of
 from ..dispatch.runtime import Runtime, runtime_of
 from ..dispatch.topics import topics_of
-from ..errors import InvalidSetting
+from ..errors import InvalidSetting, StoreUnavailable
 from ..store.events import DeadLetterPolicy, Subscriber
+from ..store.ports import Subscriptions
 from ..transport import wire
 from ..transport.merging import BATCH_HEADER
 
@@ -38,6 +39,8 @@ class RegistrationStep(bootsteps.StartStopStep):
         """Register every subscription of the worker's application.
 
         Raises:
+            ConnectionError: the store, or the queue, does not answer; the worker connects anew, and
+                this is done again.
             InvalidSetting: a handler asks for what is not there; the worker ends. A signal's
                 receiver, at an earlier time, could not end it.
         """
@@ -45,10 +48,20 @@ class RegistrationStep(bootsteps.StartStopStep):
         parent.app.cqrs.check_handlers()
         if runtime.subscriptions is None:
             return
+        try:
+            self._register(runtime, runtime.subscriptions)
+        except StoreUnavailable as error:
+            logger.error("subscriptions not registered, tries again", extra={"why": str(error)})
+            # To Celery, any other error is one that no worker outlives.
+            raise ConnectionError(str(error)) from error
+        if parent.app.cqrs.relay is not None:
+            parent.app.cqrs.relay.is_registered.set()
+
+    def _register(self, runtime: Runtime, subscriptions: Subscriptions) -> None:
         for definition in definitions.all():
             if definition.kind == "event":
                 subscriber = subscriber_of(definition, runtime)
-                new = runtime.subscriptions.register(subscriber)
+                new = subscriptions.register(subscriber)
                 logger.info(
                     "subscription registered",
                     extra={
@@ -58,8 +71,6 @@ class RegistrationStep(bootsteps.StartStopStep):
                         "new_topics": new,
                     },
                 )
-        if parent.app.cqrs.relay is not None:
-            parent.app.cqrs.relay.is_registered.set()
 
 
 def subscriber_of(definition: Definition, runtime: Runtime) -> Subscriber:

@@ -6,6 +6,7 @@ import redis
 from celery import Celery
 
 from tests.integration.conftest import WorkerFactory
+from tests.waiting import wait_until
 
 #: A store that is away for its first appends, as many as the test says.
 SOURCE = """
@@ -72,3 +73,43 @@ def test_a_command_waits_for_its_store_longer_than_it_may_be_redelivered(
     assert client.llen("cq:stream:note:Note:7") == 1
     # and nothing became a dead letter
     assert not client.exists("cq:dead:note.commands")
+
+
+#: Subscriptions that can't be registered for the first times, as many as the test says.
+SUBSCRIBER = (
+    SOURCE
+    + """
+    from cqrs_celery import subscribes
+
+    @subscribes(Noted)
+    def see(event: Noted) -> None:
+        counters.incr("seen")
+
+    register = type(cqrs.store).register
+
+    def register_late(self, subscriber):
+        if counters.decr("no_registrations_for") >= 0:
+            raise StoreUnavailable("the store is away")
+        return register(self, subscriber)
+
+    type(cqrs.store).register = register_late
+"""
+)
+
+
+def test_a_worker_outlives_a_store_that_is_away_when_it_registers_its_subscriptions(
+    redis_url: str, worker_factory: WorkerFactory
+) -> None:
+    # given a store that is away when a worker connects, as at its restart with everything else
+    client = redis.Redis.from_url(redis_url)
+    client.set("no_registrations_for", 2)
+    # when the worker starts, then it comes to be ready, since it tries again
+    worker = worker_factory(SUBSCRIBER, pool="solo", env={"TEST_URL": redis_url})
+    assert worker.logs().count("subscriptions not registered, tries again") == 2
+    # and it is subscribed
+    app = Celery("sender", broker=redis_url, backend=redis_url, set_as_current=False)
+    app.conf.broker_transport = "cqrs_celery.transport:Transport"
+    plain = {"type": "note.take", "version": 1, "data": {"id": "7"}}
+    app.send_task("note.take", (plain,), queue="note.commands")
+    wait_until(lambda: client.get("seen") == b"1", 20, "the event to be handled")
+    app.close()

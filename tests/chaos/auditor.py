@@ -187,7 +187,13 @@ class Auditor:
             if one.event_id not in due:
                 self._complain("handled without being committed", str(one))
             if one.version > 1 and (*key[:2], one.version - 1) not in ended:
-                self._complain("out of order", str(one))
+                near = [
+                    (other.what, round(other.at, 3), other.version, other.pid, *other[-2:])
+                    for other in self._handlings
+                    if (other.subscription, other.aggregate) == key[:2]
+                    and abs(other.version - one.version) < 3
+                ]
+                self._complain("out of order", f"{one}; what, at, version, process, lease: {near}")
         for subscription, counts in handled.items():
             for event_id in due.keys() - counts.keys():
                 self._complain("lost", f"{subscription}: {due[event_id]}")

@@ -24,7 +24,7 @@ from threading import Event as Flag
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from celery import Celery
+from celery import Celery, current_task
 from sqlalchemy import text
 
 from cqrs_celery import (
@@ -109,12 +109,15 @@ class Handling(NamedTuple):
     event_id: str
     aggregate: str
     version: int
+    pid: int = 0
+    message_id: int = 0
+    fence: int = 0
 
     @classmethod
     def from_text(cls, line: str) -> Handling:
         """Read a line."""
-        what, at, subscription, event_id, aggregate, version = line.split("\t")
-        return cls(what, float(at), subscription, event_id, aggregate, int(version))
+        what, at, subscription, event_id, aggregate, *numbers = line.split("\t")
+        return cls(what, float(at), subscription, event_id, aggregate, *map(int, numbers))
 
 
 @cache
@@ -125,9 +128,10 @@ def _handled(pid: int) -> int:
 
 def note(what: str, subscription: str, recorded: RecordedEvent[Any]) -> None:
     """Add a line, whole, to the journal of this process."""
+    _, message_id, fence = current_task.request.properties["delivery_info"]["cqrs_lease"]
     line = Handling(
         what, time.monotonic(), subscription, recorded.event_id, recorded.aggregate_id,
-        recorded.version,
+        recorded.version, os.getpid(), message_id, fence,
     )  # fmt: skip
     os.write(_handled(os.getpid()), ("\t".join(map(str, line)) + "\n").encode())
 

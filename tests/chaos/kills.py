@@ -40,7 +40,7 @@ LONGEST_S = 0.08
 LEASE_S = 2.0
 
 #: Seconds between two commits of a committer that is not killed, on the average.
-PAUSE_S = 0.02
+PAUSE_S = 0.025
 
 #: Seconds in which everything that is committed must have been handled.
 HANDLED_S = 60
@@ -185,10 +185,20 @@ class Docks:
         wait_until(lambda: time.monotonic() >= until, seconds + 5)
 
     def events(self) -> set[str]:
-        """Return the ids of the events that the database holds."""
-        with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT event_id FROM cqrs_events WHERE type = 'docks.landed'")
-            return {row[0] for row in cursor.fetchall()}
+        """Return the ids of the events that the database holds, once it answers."""
+
+        def read() -> list[str] | None:
+            # It may be about to end all connections, since it has lost one of its processes.
+            with (
+                contextlib.suppress(psycopg2.OperationalError, psycopg2.InterfaceError),
+                contextlib.closing(self.connect()) as connection,
+                connection.cursor() as cursor,
+            ):
+                cursor.execute("SELECT event_id FROM cqrs_events WHERE type = 'docks.landed'")
+                return [row[0] for row in cursor.fetchall()] or [""]
+            return None
+
+        return set(wait_until(read, HANDLED_S, "PostgreSQL to answer") or ()) - {""}
 
     def handled(self) -> set[tuple[str, str]]:
         """Return which subscriptions have handled which events; the journals are read on."""
@@ -306,7 +316,7 @@ def kill_relays(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
     """
     took: list[float] = []
     with Docks(folder, workers=4, seed=seed) as docks:
-        docks.start_committer(pause_s=0.05)
+        docks.start_committer(pause_s=2 * PAUSE_S)
         for _ in range(rounds):
             name = wait_until(docks.relaying, HANDLED_S, "a relay")
             spin(docks.chance.uniform(0, 0.2))
@@ -323,8 +333,16 @@ def kill_relays(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
     return rows(docks, "relays killed", MEDIAN, MOST)
 
 
-def kill_redis(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
+def kill_redis(
+    folder: Path, *, rounds: int, seed: int, pause_s: float = 2 * PAUSE_S
+) -> dict[str, Any]:
     """Kill the server with the queues, so often, while others commit; it comes back in three ways.
+
+    Args:
+        folder: where everything runs.
+        rounds: kills.
+        seed: of their moments, and of what is committed.
+        pause_s: seconds between two commits, on the average.
 
     Returns:
         Rows of what happened.
@@ -333,7 +351,7 @@ def kill_redis(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
         AssertionError: a promise was not kept.
     """
     with Docks(folder, workers=3, seed=seed) as docks:
-        docks.start_committer(pause_s=0.05)
+        docks.start_committer(pause_s=pause_s)
         for number in range(rounds):
             back = (WHOLE, CUT, EMPTY)[number % 3]
             docks.waits(docks.chance.uniform(0.1, 1))
@@ -369,8 +387,16 @@ def cut_off(node: RedisNode, chance: random.Random) -> int:
     return cut
 
 
-def kill_postgres(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
+def kill_postgres(
+    folder: Path, *, rounds: int, seed: int, pause_s: float = PAUSE_S
+) -> dict[str, Any]:
     """Kill the server with the events, so often, while others commit; in three ways.
+
+    Args:
+        folder: where everything runs.
+        rounds: kills.
+        seed: of their moments, and of what is committed.
+        pause_s: seconds between two commits, on the average.
 
     Returns:
         Rows of what happened.
@@ -379,7 +405,7 @@ def kill_postgres(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
         AssertionError: a promise was not kept.
     """
     with Docks(folder, workers=3, seed=seed) as docks:
-        docks.start_committer()
+        docks.start_committer(pause_s=pause_s)
         for number in range(rounds):
             what = (ALL, MASTER, BACKEND)[number % 3]
             docks.waits(docks.chance.uniform(0.1, 1))

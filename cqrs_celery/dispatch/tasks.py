@@ -64,6 +64,10 @@ def command_queue(task_name: str) -> str:
     return f"{task_name.partition('.')[0]}.commands"
 
 
+class NoLongerHeld(Ignore):
+    """Say that a worker's message is another's by now, and so may be what it has behind it."""
+
+
 class HandlerTask(celery.Task):
     """Be a task that runs a declared handler."""
 
@@ -96,7 +100,7 @@ class HandlerTask(celery.Task):
             logger.error(
                 "lease lost, not started", extra={"task": self.name, "task_id": self.request.id}
             )
-            raise Ignore("its lease was lost before it was started")
+            raise NoLongerHeld("its lease was lost before it was started")
         try:
             return work()
         except LeaseLost as error:
@@ -111,7 +115,7 @@ class HandlerTask(celery.Task):
                     "why": str(error),
                 },
             )
-            raise Ignore(str(error)) from error
+            raise NoLongerHeld(str(error)) from error
         except StoreUnavailable as error:
             if not is_worker:
                 raise

@@ -125,7 +125,7 @@ def _hearing(original: Any) -> Any:
 
 def _forgetting(original: Any) -> Any:
     def on_connection_error_after_connected(consumer: Any, exc: Any) -> Any:
-        is_ours = hasattr(consumer.connection.transport.Channel, "ack_retried")
+        is_ours = hasattr(consumer.connection.transport.Channel, "ack_unsure")
         if is_ours and consumer.pool and consumer.pool.flush:
             consumer.pool.flush()
         return original(consumer, exc)
@@ -134,7 +134,7 @@ def _forgetting(original: Any) -> Any:
 
 
 def _is_ours(request: Any) -> bool:
-    return hasattr(request.message.channel, "ack_retried")
+    return hasattr(request.message.channel, "ack_unsure")
 
 
 def _acknowledging(original: Any) -> Any:
@@ -163,7 +163,7 @@ def _rejecting(original: Any) -> Any:
 def _doubting(original: Any) -> Any:
     def on_retry(request: Any, exc_info: Any) -> Any:
         if request.task.acks_late and not request.acknowledged and _is_ours(request):
-            request.message.channel.ack_retried(request.message.delivery_tag)
+            request.message.channel.ack_unsure(request.message.delivery_tag)
             request.acknowledged = True
         return original(request, exc_info)
 

@@ -275,8 +275,12 @@ class Channel(PublishingChannel):
         super().basic_ack(delivery_tag, multiple)
         self._flush_without_loop()
 
-    def ack_retried(self, delivery_tag: str) -> None:
-        """Settle a message whose task ended with a retry; that may have taken its place."""
+    def ack_unsure(self, delivery_tag: str) -> None:
+        """Settle a message as done that may have been settled elsewhere.
+
+        So it is with one whose task ended with a retry, which may have taken its place, or whose
+        lease was lost. The next of its sequence waits for the queue's answer.
+        """
         if self.qos.let_go(delivery_tag):
             self.holder.hand.ack(delivery_tag, is_sure=False)
             self._flush_without_loop()

@@ -239,7 +239,7 @@ class Hand:
         with self._lock:
             self._begun.discard(tag)
             if tag in self._batches:
-                self._ack_batch(tag)
+                self._ack_batch(tag, is_sure=is_sure)
             taken = self._held.get(tag)
             if taken is None:
                 return
@@ -300,10 +300,14 @@ class Hand:
                 self._settle_unsure(tag, bury(taken.id, taken.fence, why))
         self._tell()
 
-    def _ack_batch(self, tag: str) -> None:
+    def _ack_batch(self, tag: str, *, is_sure: bool) -> None:
         lines: dict[Line, None] = {}
         for member in self._batches.pop(tag):
-            taken = self._held.pop(member)
+            taken = self._held[member]
+            if not is_sure:
+                self._settle_unsure(member, ack(taken.id, taken.fence))
+                continue
+            del self._held[member]
             self._add(ack(taken.id, taken.fence))
             if taken.sequence:
                 lines[taken.queue, taken.sequence] = None

@@ -4,6 +4,8 @@
 - a subscription's exception, what can't be read, a hard time limit: a dead letter with its reason
 - a lost child: back to its place, and a dead letter when that has happened too often
 - the store away: once more, later
+- the lease lost: done, as far as it is still to be settled here. What is held behind it in its
+  sequence waits until the queue has said whether it is held
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry
 from celery.worker.request import Request as CeleryRequest
 
-from ..dispatch.tasks import FIRST_FAILED_AT
+from ..dispatch.tasks import FIRST_FAILED_AT, NoLongerHeld
 from ..errors import MessageError, StoreUnavailable
 from ..transport.qos import REASON
 
@@ -64,6 +66,8 @@ class Request(CeleryRequest):
             self.reject(requeue=False)
         elif isinstance(error, Reject) and isinstance(error.reason, StoreUnavailable):
             self._again_in_s = STORE_AWAY_DELAY_S
+        elif isinstance(error, NoLongerHeld):
+            self._ack_unsurely()
         elif not isinstance(error, (Ignore, Reject, Retry)):
             self._say("its function failed", error, exc_info)
         return super().on_failure(exc_info, send_failed_event, return_ok)
@@ -83,6 +87,12 @@ class Request(CeleryRequest):
             self.send_event("task-rejected", requeue=True)
             return
         super().reject(requeue=requeue and not self._must_bury)
+
+    def _ack_unsurely(self) -> None:
+        ack = getattr(self._message.channel, "ack_unsure", None)
+        if ack is not None and not self.acknowledged:
+            ack(self._message.delivery_tag)
+            self.acknowledged = True
 
     def _say(
         self, reason: str, error: BaseException, exc_info: Any, *, must_bury: bool = False

@@ -178,3 +178,30 @@ def test_a_worker_that_was_cut_off_longer_than_its_lease_commits_nothing_of_what
         wait_until(lambda: fillings(cqrs, "slow"), 10, "the effect")
         check_once(cqrs, data, *BOXES)
         assert lonely.status == "running"
+
+
+def test_what_the_server_has_forgotten_to_have_given_is_begun_with_again_in_its_order(
+    start_worker: StartWorker, cqrs: CQRS, data: redis.Redis
+) -> None:
+    # given three commands to one box, of which a worker is at the first and has the others
+    cqrs.send_command(FillBoxSlowly(id="slow", gate="gate"), ignore_result=True)
+    for count in (2, 3):
+        cqrs.send_command(FillBox(id="slow", count=count), ignore_result=True)
+    before = {key: data.dump(key) for key in [*data.scan_iter("cq:*"), QUEUE]}
+    worker = start_worker(pool="solo")
+    wait_until(lambda: starts(data) == 1, 10, "the task to start")
+    # when the server comes back without its last writes, as after a power cut
+    data.delete(*depot.in_flight(data))
+    for key, dumped in before.items():
+        assert dumped is not None
+        data.restore(key, 0, dumped, replace=True)
+    data.rpush("gate", "go")
+    wait_until(lambda: said(worker, "lease lost, commit refused"), 10, worker.log_tail)
+    cqrs.send_command(FillBox(id="box-0"), ignore_result=True)  # it looks again
+    # then the first is refused, and begun with again before any of the others
+    wait_until(lambda: starts(data) == 2, 10, worker.log_tail)
+    assert len(said(worker, "lease lost, commit refused")) == 1
+    data.rpush("gate", "go")
+    wait_until(lambda: fillings(cqrs, "slow") == 3, 10, worker.log_tail)
+    stored = cqrs.store.read_stream(StreamName("depot", "DepotBox", "slow"))
+    assert [json.loads(one.event.data)["count"] for one in stored] == [1, 2, 3]

@@ -90,7 +90,7 @@ def visitors() -> list[str]:
     return sorted(visitor.name for visitor in Visitor.objects.all())
 
 
-class SeatTaken(Event):
+class SeatTaken(Event, name="playhouse.seat_taken"):
     by: str
 
 
@@ -107,12 +107,12 @@ class Seat(Aggregate, name="PlayhouseSeat"):
         self.count += 1
 
 
-class TakeSeat(Command, aggregate=Seat, key="id"):
+class TakeSeat(Command, name="playhouse.take_seat", aggregate=Seat, key="id"):
     id: str
     by: str
 
 
-class NoteVisitor(Command):
+class NoteVisitor(Command, name="playhouse.note_visitor"):
     name: str
 
 

@@ -21,6 +21,7 @@ from cqrs_celery.errors import ConcurrencyError, InvalidSetting, StoreError
 from cqrs_celery.store.stream import StreamName
 from cqrs_celery.testing.event_store_contract import BOLT, NUT, EventStoreContract, append, event
 from tests import playhouse
+from tests.conftest import require_postgres
 from tests.integration.conftest import WorkerFactory
 from tests.playhouse import NoteVisitor, Seat, TakeSeat, Visitor, visitors
 from tests.waiting import wait_until
@@ -71,14 +72,32 @@ def ids(cqrs: CQRS) -> list[str]:
     return [stored.stream.aggregate_id for stored in cqrs.store.read_all()]
 
 
+@pytest.fixture(scope="class", params=["postgresql", "sqlite"])
+def shared_store(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[_InDjango]:
+    """Open a store for tests that roll back all that they write."""
+    if request.param == "postgresql":
+        require_postgres()
+        url = request.getfixturevalue("postgres_node").create_database("django_shared")
+    else:
+        url = f"sqlite:///{tmp_path_factory.mktemp('django') / 'events.db'}"
+    with playhouse.use_database(url):
+        store = open_event_store("django://default")
+        assert isinstance(store, _InDjango)
+        create_schema(store)
+        yield store
+    store.close()
+
+
 class TestInATransactionOfDjango(EventStoreContract):
     has_gapless_positions = False
     keeps_bytes = False
 
     @pytest.fixture
-    def store(self, store: _InDjango) -> Iterator[_InDjango]:
+    def store(self, shared_store: _InDjango) -> Iterator[_InDjango]:
         with transaction.atomic():
-            yield store
+            yield shared_store
             transaction.set_rollback(True)
 
 

@@ -23,14 +23,12 @@ from django.db import connections, transaction
 from sqlalchemy import Engine
 
 from ...store.events import (
-    CommandOutcome,
     CommandRecord,
     Committed,
     Lease,
     StoredEvent,
     StreamAppend,
 )
-from ...store.stream import StreamName
 from ..postgresql.event_store import PostgresqlEventStore
 from ..postgresql.prepared import Statement, run_once
 from ..sql.batch import Batch
@@ -164,6 +162,7 @@ class _InDjango(_Reaching, SqlEventStore):
     encloses_handlers = True
 
     _inside: type[_Inside]
+    inside: _Inside
 
     def __init__(self, alias: str, vendor: str, **options: Any) -> None:
         super().__init__(own_engine(alias, vendor), **options)
@@ -212,22 +211,10 @@ class _InDjango(_Reaching, SqlEventStore):
         append = self.inside.append if self.is_in_transaction else super().append
         return append(appends, command=command, lease=lease)
 
-    def read_stream(
-        self, stream: StreamName, *, after_version: int = 0, limit: int | None = None
-    ) -> Sequence[StoredEvent]:
-        """Return a stream's events in order; see `EventStore.read_stream`."""
-        read = self.inside.read_stream if self.is_in_transaction else super().read_stream
-        return read(stream, after_version=after_version, limit=limit)
-
     def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
         """Return the store's events in the order of their positions; see `EventStore.read_all`."""
         read = self.inside.read_all if self.is_in_transaction else super().read_all
         return read(after_position=after_position, limit=limit)
-
-    def find_command(self, command_id: str) -> CommandOutcome | None:
-        """Return what a command recorded when it committed; see `EventStore.find_command`."""
-        find = self.inside.find_command if self.is_in_transaction else super().find_command
-        return find(command_id)
 
     def _find(self, batch: Batch) -> Committed | None:
         find = self.inside._find if self.is_in_transaction else super()._find
@@ -243,6 +230,12 @@ class DjangoPostgresqlEventStore(_InDjango, PostgresqlEventStore):
     """Be an EventStore in a PostgreSQL database of Django's."""
 
     _inside = _InsidePostgresql
+    inside: _InsidePostgresql
+
+    def _run(self, kept: Any, what: str, statement: Statement, *arguments: Any) -> list[Any]:
+        if self.is_in_transaction:
+            return self.inside._run(self.inside._kept, what, statement, *arguments)
+        return super()._run(kept, what, statement, *arguments)
 
 
 class DjangoSqliteEventStore(_InDjango, SqliteEventStore):

@@ -112,7 +112,7 @@ class Rounds:
     Args:
         title: the table's.
         work: takes a folder, the rounds and the seed; returns rows.
-        rounds: how many, if nothing else is said; all runs together take some twenty minutes.
+        rounds: how many, if nothing else is said; all runs together take some forty-five minutes.
     """
 
     title: str

@@ -229,6 +229,8 @@ class Docks:
 
     def finish(self) -> None:
         """Let everything come to its end, and audit it."""
+        last = self._committers[-1]
+        assert last.is_alive, f"the committer ended:\n{last.tail()}"
         (self.folder / "stop").touch()
         for committer in self._committers:
             committer.wait_gone(HANDLED_S)

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
@@ -139,6 +140,9 @@ def _serve() -> None:
         if pid == 0:
             try:
                 _be_child(json.loads(line))
+            except BaseException:
+                traceback.print_exc()
+                raise
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()

@@ -26,6 +26,7 @@ from uuid import uuid4
 
 from celery import Celery, current_task
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from cqrs_celery import (
     CQRS,
@@ -227,7 +228,7 @@ class Committer:
                 self._commit(deed)
         except ConcurrencyError:
             self._note(deed._replace(what="refused"))
-        except StoreUnavailable:
+        except (StoreUnavailable, OperationalError):  # of its own statement, SQLAlchemy's
             self._note(deed._replace(what="unknown"))
         else:
             self._note(deed._replace(what="returned"))

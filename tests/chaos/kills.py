@@ -423,18 +423,32 @@ def kill_postgres(
 
 def strike(node: PostgresNode, what: str, chance: random.Random) -> None:
     """Kill some or all of a server's processes; returns when those that must end have ended."""
-    children = psutil.Process(node.pid).children(recursive=True)
     if what == BACKEND:
-        # Their command lines say what they are.
-        backends = [one for one in children if "postgres docks" in " ".join(one.cmdline())]
-        chance.choice(backends).kill()
+        wait_until(lambda: strike_backend(node, chance), 30, "a backend to be killed")
         return
+    children = psutil.Process(node.pid).children(recursive=True)
     if what == ALL:
         for child in children:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
     node.kill()
     wait_until(lambda: not any(child.is_running() for child in children), 30, "the backends to end")
+
+
+def strike_backend(node: PostgresNode, chance: random.Random) -> bool:
+    """Kill a process that serves a client; False if none is there, or it has just ended."""
+    try:
+        # Their command lines say what they are.
+        backends = [
+            child
+            for child in psutil.Process(node.pid).children(recursive=True)
+            if "postgres docks" in " ".join(child.cmdline())
+        ]
+        if backends:
+            chance.choice(backends).kill()
+    except psutil.NoSuchProcess:
+        return False
+    return bool(backends)
 
 
 def rows(docks: Docks, *names: str) -> dict[str, Any]:

@@ -82,9 +82,12 @@ local function seq_key(queue, seq)
   return C .. 'seq:' .. queue .. '\31' .. seq
 end
 
+local nobody_waits -- for a wake-up; looked up once, since no script makes somebody wait and then wakes
+
 -- Wake one idle consumer of a queue; O(consumers) only where somebody is idle.
 local function wake(queue)
-  if call('SCARD', C .. 'idle') == 0 then return end
+  if nobody_waits == nil then nobody_waits = call('SCARD', C .. 'idle') == 0 end
+  if nobody_waits then return end
   local who = call('SINTER', C .. 'idle', C .. 'consuming:' .. queue)[1]
   if who then
     call('SREM', C .. 'idle', who)

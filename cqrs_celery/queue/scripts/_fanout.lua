@@ -20,12 +20,15 @@ local function fanout(topic, body, message_id, root, parent, seq)
   local first = call('INCRBY', C .. 'id', count) - count + 1
   call('HSET', C .. 'body', first, body)
   call('HSET', C .. 'refs', first, count)
-  local mark = '@' .. first .. '\n'
+  local mark, messages = '@' .. first .. '\n', {}
   for i, r in ipairs(routes) do
-    local id = tostring(first + i - 1)
-    call('HSET', C .. 'msg', id, table.concat(
-      {mark, r[3], message_id, r[4], message_id, r[5], root, r[6], parent, r[7]}))
-    enqueue(id, r[1], r[2], one_sequence[r[8]] or seq)
+    messages[2 * i - 1] = tostring(first + i - 1)
+    messages[2 * i] = table.concat(
+      {mark, r[3], message_id, r[4], message_id, r[5], root, r[6], parent, r[7]})
+  end
+  call_with('HSET', C .. 'msg', messages)
+  for i, r in ipairs(routes) do
+    enqueue(messages[2 * i - 1], r[1], r[2], one_sequence[r[8]] or seq)
   end
   return count
 end

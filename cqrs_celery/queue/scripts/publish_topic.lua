@@ -8,7 +8,7 @@
 --       10 how many messages may wait in each queue before it (0: any number)
 -- RETURN  the number of queues it went to; -1 if this publish id was seen; {queue, messages that wait
 --         there at least} if it is full
--- COST  O(subscribers); 4 commands a subscriber and 4 more; with a limit O(sequences with unsettled
+-- COST  O(subscribers); 3 commands a subscriber and 6 more; with a limit O(sequences with unsettled
 --       messages) beside
 
 -- How many messages of a queue wait: what workers hold and dead letters are not counted. Counts no

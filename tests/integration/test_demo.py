@@ -35,6 +35,8 @@ def start() -> Iterator[Start]:
     """Start programs of the sample; whatever is left of them after the test is killed."""
     require_server()
     started: list[subprocess.Popen] = []
+    # Whoever starts the tests in the background has them, and all that they start, ignore Ctrl-C.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start(module: str, *arguments: object, **options: Any) -> subprocess.Popen:
         process = subprocess.Popen(
@@ -58,6 +60,7 @@ def start() -> Iterator[Start]:
         kill_group(process.pid)
         guardian().forget(process.pid)
         process.communicate()
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ class Poller(stock.MultiChannelPoller):
                 wait_s = max(0.0, wait_s)
                 has_read = False
                 events = self.poller.poll(wait_s) or ()
-                self._is_listening = False
+                self._is_listening = self.hub is not None
                 for fileno, event in events:
                     if self._pipe is not None and fileno == self._pipe[0]:
                         self._on_pipe(fileno)
@@ -160,6 +160,7 @@ class Poller(stock.MultiChannelPoller):
                     return
         finally:
             self._in_protected_read = False
-            self._is_listening = False
+            # An event loop listens on, also where Celery has asked for a reply before it turns.
+            self._is_listening = self.hub is not None
             while self.after_read:
                 self.after_read.pop()()

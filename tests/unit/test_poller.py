@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from queue import Empty
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ class Channel:
 
     is_listening = False
     is_woken = False
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Do nothing: nothing is bound."""
 
     def __init__(self) -> None:
         self.turned_at: list[float] = []
@@ -63,3 +67,22 @@ def test_the_loop_waits_no_longer_than_until_what_a_turn_has_found_due(hub: Hub)
     # then it waits for no more than that
     assert waits
     assert max(waits) <= 0.005
+
+
+def test_the_loop_still_hears_of_a_settlement_after_something_has_drained_events(hub: Hub) -> None:
+    # given an event loop, and Celery's mingle, which drains events before the loop turns
+    poller, channel = Poller(), Channel()
+    channel.due = float("inf")
+    poller.on_poll_init(hub.poller)
+    poller.add(channel)
+    poller.use_hub(hub)
+    with pytest.raises(Empty):
+        poller.get(lambda *_: None, timeout=0.01)
+    # when something is settled
+    poller.turn_soon()
+    # then the loop hears of it at once
+    hub.call_later(60, lambda: None)
+    began = time.monotonic()
+    hub.run_once()
+    assert time.monotonic() - began < 1.0
+    poller.close()

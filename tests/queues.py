@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ LEASE_MS = 600_000
 
 #: What may stay when every message is done: counters, registrations, and ids that expire.
 MAY_STAY = ("cq:id", "cq:fence", "cq:consumers", "cq:idle", "cq:dedup:", "cq:consuming:",
-            "cq:queues_of:", "cq:prioritised", "cq:steps", "cq:policy", "cq:queues",
+            "cq:queues_of:", "cq:about", "cq:prioritised", "cq:steps", "cq:policy", "cq:queues",
             "cq:routes:", "cq:topics_of:")  # fmt: skip
 
 
@@ -55,12 +55,18 @@ def make_due(queue: ReliableQueue, *, is_by_name: bool = False) -> None:
 class Worker:
     """A consumer that takes and settles, and remembers nothing."""
 
-    def __init__(self, queue: QueueCase, name: str, queues: Sequence[str]) -> None:
+    def __init__(
+        self,
+        queue: QueueCase,
+        name: str,
+        queues: Sequence[str],
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         self.queue = queue
         self.name = name
         self.queues = queues
         queue.beat(name, LEASE_MS, register=True)
-        queue.consume(name, queues)
+        queue.consume(name, queues, about=about)
 
     def exchange(
         self, *settlements: Settlement, count: int = 10, run: int = 1, **options: Any
@@ -132,9 +138,9 @@ class QueueCase(ReliableQueue):
         """Delete a letter; False if that was not done."""
         return self.letters.discard(queue, message_id) == "done"
 
-    def worker(self, name: str = "anna", *queues: str) -> Worker:
-        """Start a consumer of these queues, of orders without any."""
-        return Worker(self, name, queues or ("orders",))
+    def worker(self, name: str = "anna", *queues: str, **about: Any) -> Worker:
+        """Start a consumer of these queues, of orders without any, of which this is known."""
+        return Worker(self, name, queues or ("orders",), about)
 
     def end_lease(self, *names: str) -> None:
         """Let the leases of these consumers end now."""

@@ -7,7 +7,8 @@ to repeat is the caller's to know (a publish with a publish id may be repeated s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 import msgspec
@@ -34,6 +35,12 @@ DEDUP_TTL_MS = 120_000
 #: The most messages purged in one script, so that the server is never blocked for long.
 PURGE_BATCH = 1_000
 
+#: The most messages taken at once for batches, so that the server is never blocked for long.
+MOST_IN_BATCHES = 1_000
+
+#: No queue has batches.
+NO_BATCHES: Mapping[str, int] = MappingProxyType({})
+
 #: What follows a queue's name in the name of the list of each priority step, as stock Kombu has it.
 _STEP_SUFFIXES = ("", *(f"\x06\x16{step}" for step in PRIORITY_STEPS if step))
 
@@ -55,7 +62,13 @@ _WITH_TEXT = "ld"
 #: Reads what is in front of the messages themselves in the answer of settle_and_take.lua.
 _read_head = msgspec.msgpack.Decoder(
     tuple[
-        int, tuple[int, ...], tuple[int, ...], int, int, list[tuple[int, str, str, int, int, int]]
+        int,
+        tuple[int, ...],
+        tuple[int, ...],
+        int,
+        int,
+        int,
+        list[tuple[int, str, str, int, int, int]],
     ],
     strict=False,
 ).decode
@@ -237,7 +250,7 @@ class ReliableQueue:
         queues: Sequence[str] = (),
         count: int = 0,
         run: int = 1,
-        most: int | None = None,
+        batches: Mapping[str, int] = NO_BATCHES,
         was_idle: bool = False,
     ) -> Exchange:
         """Settle what a consumer has finished, then take what is next, in one round trip.
@@ -245,12 +258,15 @@ class ReliableQueue:
         Args:
             consumer: who asks; it must have beaten with `register`.
             settlements: each counts only if the consumer still holds that delivery.
-            queues: in the order of their turn; one message of each before a second of any.
-            count: the most messages to take, of a sequence only the first counting; 0 only
-                settles.
+            queues: in the order of their turn; they share the deliveries, and what one does not
+                need is left to the others.
+            count: the most deliveries to take; of a sequence only the first message counts. 0
+                only settles.
             run: the most messages of one sequence; those behind the first must wait for it, and
                 are held so that no round trip lies between them.
-            most: the most messages in all; None for as many as `count` and `run` allow.
+            batches: the queues of which one delivery holds many messages, each with the most that
+                it holds, those of one sequence included. At most `MOST_IN_BATCHES` are taken of
+                all of them together.
             was_idle: True if the last take brought nothing.
 
         Returns:
@@ -258,10 +274,12 @@ class ReliableQueue:
         """
         operations = "".join([f"{s.operation}{s.id}.{s.fence}.{s.delay_ms}" for s in settlements])
         args: list[Any] = [self.prefix, consumer, operations, count, run, int(was_idle)]
-        args += (count * run if most is None else most, len(queues), *queues)
+        args += (MOST_IN_BATCHES, len(queues))
+        for queue in queues:
+            args += (queue, batches.get(queue, 1))
         args += [s.text for s in settlements if s.operation in _WITH_TEXT]
         head, *pieces = _settle_and_take(self.client, self._keys, args)
-        known, refused, revoked, due, fence, taken = _read_head(head)
+        known, refused, revoked, due, take, firsts, taken = _read_head(head)
         piece = iter(pieces)
         return Exchange(
             is_known=bool(known),
@@ -271,7 +289,7 @@ class ReliableQueue:
             taken=[
                 Taken(
                     i,
-                    fence,
+                    take + 2 * place + (place >= firsts),
                     q,
                     s,
                     p,
@@ -279,8 +297,9 @@ class ReliableQueue:
                     next(piece),
                     next(piece) if has_body else b"",
                     t >= _LETTER,
+                    take,
                 )
-                for i, q, s, p, t, has_body in taken
+                for place, (i, q, s, p, t, has_body) in enumerate(taken)
             ],
         )
 
@@ -296,9 +315,21 @@ class ReliableQueue:
         )
         return None if entry is None else int(entry.split(b"|", 1)[0])
 
-    def consume(self, consumer: str, queues: Sequence[str]) -> None:
-        """Say which queues wake this consumer, in place of those said before."""
-        _consume(self.client, self._keys, [self.prefix, consumer, *queues])
+    def consume(
+        self, consumer: str, queues: Sequence[str], *, about: Mapping[str, Any] | None = None
+    ) -> None:
+        """Say which queues wake this consumer, and what it is, in place of what was said before.
+
+        Args:
+            consumer: its name.
+            queues: theirs.
+            about: plain values. Recovery reads `slots`, how many messages the consumer handles at
+                once (0 or missing: not known, all that it holds), and `batches`, the queues of
+                which it handles many messages as one, each with how many. Any other value is for
+                whoever looks.
+        """
+        known = msgspec.json.encode(about or {})
+        _consume(self.client, self._keys, [self.prefix, consumer, known, *queues])
 
     def beat(self, consumer: str, lease_ms: int, *, register: bool = False) -> Beat:
         """Renew a consumer's lease, also one that ended and was not recovered yet.

@@ -49,7 +49,7 @@ class Taken(NamedTuple):
     `fence` grows with every take: a settlement counts only with the fence of its own delivery.
     `tries` counts the deliveries before this one that ended without a settlement. `body` is empty
     unless several queues share it. `has_letter` says that it was put in line again from a dead
-    letter.
+    letter. `take` is the same for all that one take has brought.
     """
 
     id: int
@@ -61,6 +61,7 @@ class Taken(NamedTuple):
     payload: bytes
     body: bytes
     has_letter: bool = False
+    take: int = 0
 
 
 class Settlement(NamedTuple):

@@ -11,27 +11,25 @@ import math
 import sys
 import time
 from functools import cached_property
-from itertools import repeat
 from queue import Empty
 from typing import Any
 
 import redis
 from kombu.transport import redis as stock
 
-from ..queue.values import Exchange, Taken
+from ..queue.values import Taken
 from . import merging, wire
 from . import qos as _qos
+from .batch_sizes import BatchSizes
 from .hand import tag_of
 from .holder import Holder
 from .message import Message
 from .options import OPTIONS, check_options
 from .pace import Pace
 from .publishing import PublishingChannel
+from .worker_facts import facts
 
 logger = logging.getLogger(__name__)
-
-#: The most messages taken at once for tasks that take many: the server must not be busy for long.
-BATCH_TAKE = 1000
 
 
 class Channel(PublishingChannel):
@@ -61,8 +59,7 @@ class Channel(PublishingChannel):
     def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
         check_options(connection.client.transport_options, known=self.from_transport_options)
         self._no_ack_queues: set[str] = set()
-        #: the most messages that a task of a queue takes at once, where that is more than one
-        self._batch_of: dict[str, int] = {}
+        self.batches = BatchSizes()
         self._turns = 0
         self._is_loop = False
         self.pace = Pace()
@@ -78,6 +75,7 @@ class Channel(PublishingChannel):
             lease_s=float(self.lease_s),
             max_deliveries=int(self.max_deliveries),
             on_settled=self._on_settled,
+            about=lambda: {**facts(), "batches": dict(self.batches.declared)},
         )
 
     @property
@@ -175,28 +173,20 @@ class Channel(PublishingChannel):
         return queues
 
     def _exchange(self, credit: int, now: float) -> None:
-        queues, was_idle = self._turn_of_queues(), self.pace.is_idle
-        many = max(map(self._batch_of.get, queues, repeat(1)), default=1) if self._batch_of else 1
-        single = [queue for queue in queues if queue not in self._batch_of]
-        answer = Exchange(is_known=True)
-        if single or many == 1:
-            answer = self.holder.exchange(single, count=credit, run=self.max_run, was_idle=was_idle)
-        if many > 1:
-            found = self.holder.exchange(
-                [queue for queue in queues if queue in self._batch_of],
-                count=min(credit * many, BATCH_TAKE),
-                run=many,
-                most=BATCH_TAKE,
-                was_idle=was_idle or not answer.taken,
-            )
-            answer = joined(answer, found)
+        answer = self.holder.exchange(
+            self._turn_of_queues(),
+            count=credit,
+            run=self.max_run,
+            batches=self.batches.present,
+            was_idle=self.pace.is_idle,
+        )
         self.pace.note(answer, credit=credit, now=now)
 
     def _deliver_ready(self, most: int) -> int:
         holder, delivered = self.holder, 0
         while delivered < most and holder.hand.ready:
             if not self.qos.can_consume():
-                holder.hand.return_ready()
+                self.batches.note_returned(holder.hand.return_ready())
                 break
             taken = holder.hand.next_ready()
             if taken is None:
@@ -232,6 +222,7 @@ class Channel(PublishingChannel):
             merging.most_of(taken) - 1,
             batch=batch,
         )
+        self.batches.note_delivered(taken.queue, 1 + len(others))
         if not others:
             return tag
         merging.merge(message, [taken, *others])
@@ -372,8 +363,7 @@ class Channel(PublishingChannel):
         super()._new_queue(queue, auto_delete, **kwargs)
         arguments = kwargs.get("arguments") or {}
         self._ttl_ms[queue] = int(arguments.get("x-message-ttl") or 0)
-        if merging.BATCH_ARGUMENT in arguments:
-            self._batch_of[queue] = int(arguments[merging.BATCH_ARGUMENT])
+        self.batches.declare(queue, int(arguments.get(merging.BATCH_ARGUMENT) or 1))
         self.queue.declare(queue, expires_ms=self._expires.get(queue, 0))
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
@@ -413,16 +403,6 @@ class Channel(PublishingChannel):
         self.release()
         if "queue" in self.__dict__:
             self.queue.client.close()
-
-
-def joined(one: Exchange, two: Exchange) -> Exchange:
-    """Return two answers as one."""
-    due = [ms for ms in (one.due_in_ms, two.due_in_ms) if ms is not None]
-    return Exchange(
-        is_known=one.is_known and two.is_known,
-        due_in_ms=min(due, default=None),
-        taken=[*one.taken, *two.taken],
-    )
 
 
 def _running_tags() -> set[str]:

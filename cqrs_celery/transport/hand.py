@@ -184,11 +184,15 @@ class Hand:
             self._begun.add(tag)
             return True
 
-    def return_ready(self) -> None:
-        """Give back what was taken but can't be delivered now."""
+    def return_ready(self) -> set[str]:
+        """Give back what was taken but can't be delivered now; returns its queues."""
+        queues = set()
         with self._lock:
             while self._ready:
-                self._give_back_line(self._ready.popleft())
+                taken = self._ready.popleft()
+                queues.add(taken.queue)
+                self._give_back_line(taken)
+        return queues
 
     def return_others(self, queues: Collection[str]) -> None:
         """Give back what was taken and not delivered, but for these queues."""
@@ -418,7 +422,7 @@ class Hand:
         if settled.id in refused:
             # Settled elsewhere, or by an exchange whose answer was lost: then some of the run may
             # be ours still. The same sequence may have been taken again meanwhile.
-            if run is not None and all(behind.fence == settled.fence for behind in run):
+            if run is not None and all(behind.take == settled.take for behind in run):
                 del self._runs[line]
             self.must_reconcile = True
             return

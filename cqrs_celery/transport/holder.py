@@ -14,12 +14,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 from uuid import uuid4
 
 import redis
 
-from ..queue.reliable_queue import ReliableQueue
+from ..queue.reliable_queue import NO_BATCHES, ReliableQueue
 from ..queue.values import Exchange
 from . import redriving, wire
 from .hand import Hand
@@ -45,6 +46,8 @@ class Holder:
         max_deliveries: a message that came back unfinished that often becomes a dead letter.
         name: the consumer's name; unique.
         on_settled: called when something was settled, from any thread.
+        about: returns what recovery and those who look should know of this consumer; see
+            `ReliableQueue.consume`.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Holder:
         max_deliveries: int,
         name: str = "",
         on_settled: Callable[[], None] | None = None,
+        about: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.queue = queue
         self.name = name or f"{os.uname().nodename}:{os.getpid()}:{uuid4().hex[:12]}"
@@ -76,6 +80,9 @@ class Holder:
         #: monotonic time until which nobody can have recovered what we hold
         self._held_until = 0.0
         self._queues: tuple[str, ...] = ()
+        self._about = about
+        #: what the queue was last told of this consumer
+        self._told: Mapping[str, Any] = {}
 
     def __repr__(self) -> str:
         return f"<Holder {self.name}: {len(self.hand)} held>"
@@ -89,10 +96,16 @@ class Holder:
         if self._thread is None and queues:
             self._start()
         if self._thread is not None:
-            self.queue.consume(self.name, self._queues)
+            self._tell_queue()
             if not queues and not self.hand:
                 self.flush()
                 self._leave()
+
+    def _tell_queue(self) -> None:
+        """Say which queues wake this consumer, and what it is."""
+        told = self._about()
+        self.queue.consume(self.name, self._queues, about=told)
+        self._told = told
 
     def exchange(
         self,
@@ -100,16 +113,16 @@ class Holder:
         *,
         count: int,
         run: int,
-        most: int | None = None,
+        batches: Mapping[str, int] = NO_BATCHES,
         was_idle: bool,
     ) -> Exchange:
         """Send what was settled and take what is next.
 
         Args:
             queues: to take from, in the order of their turn.
-            count: how many, of a sequence only the first counting; 0 only settles.
+            count: how many deliveries, of a sequence only the first counting; 0 only settles.
             run: the most of one sequence.
-            most: the most in all; None for as many as `count` and `run` allow.
+            batches: the queues of which one delivery holds many, each with how many.
             was_idle: True if the last exchange brought nothing.
 
         Returns:
@@ -133,7 +146,7 @@ class Holder:
                     queues=queues,
                     count=count,
                     run=run,
-                    most=most,
+                    batches=batches,
                     was_idle=was_idle,
                 )
             except BaseException:
@@ -231,6 +244,9 @@ class Holder:
             self._lost_lease(losses)
             return
         self._held_until = now + self.lease_s
+        if self._queues and self._about() != self._told:
+            # Its pool has grown or shrunk, or a queue has come to have batches.
+            self._tell_queue()
         if beat.expired_queues:
             self.queue.delete_expired()
         if beat.letters_due:
@@ -280,7 +296,7 @@ class Holder:
         if self._is_closing:
             return
         self._register()
-        self.queue.consume(self.name, self._queues)
+        self._tell_queue()
 
     # ------------------------------------------------------------ the end
 
@@ -298,7 +314,8 @@ class Holder:
         try:
             self.flush()
             if self.hand:
-                self.queue.consume(self.name, ())
+                self._queues = ()
+                self._tell_queue()
             else:
                 self._leave()
         except redis.RedisError:

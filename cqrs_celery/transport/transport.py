@@ -18,6 +18,7 @@ from .pace import POLL_S
 from .poller import Poller
 from .scheduled import show_delayed
 from .sentinel import SentinelChannel
+from .worker_facts import watch_for_worker
 
 #: URL schemes of Kombu's own, each with ours.
 SCHEMES = {
@@ -58,6 +59,7 @@ class Transport(stock.Transport):
         teach_celery()
         show_etas()
         show_delayed()
+        watch_for_worker()
         self.cycle = Poller()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:

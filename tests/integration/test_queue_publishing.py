@@ -25,8 +25,8 @@ def test_a_message_comes_out_as_it_went_in(queue: QueueCase) -> None:
     # then they come out with all that was said of them
     assert count == 1
     assert anna.take() == [
-        Taken(1, 1, "orders", "Item-1", 3, 0, b"\x00\xff\n", b""),
-        Taken(2, 1, "stock", "", 0, 0, "é☃".encode(), b""),
+        Taken(1, 2, "orders", "Item-1", 3, 0, b"\x00\xff\n", b"", take=2),
+        Taken(2, 4, "stock", "", 0, 0, "é☃".encode(), b"", take=2),
     ]
 
 

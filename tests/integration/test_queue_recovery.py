@@ -283,3 +283,143 @@ def test_work_after_a_recovery_leaves_nothing(queue: QueueCase) -> None:
     berta.end(ack, berta.take())
 
     assert leftovers(queue.client) == []
+
+
+def tries_after(queue: QueueCase) -> dict[str, int]:
+    """Let the consumers' leases end; return each message's count as the next one gets it."""
+    queue.end_lease("anna")
+    queue.recover(most_tries=10)
+    return {one.payload.decode(): one.tries for one in queue.worker("berta").take(100, run=100)}
+
+
+@pytest.mark.parametrize(
+    ("slots", "counted"), [(1, "1"), (2, "12"), (4, "1234"), (9, "12345"), (0, "12345")]
+)
+def test_only_as_many_count_a_delivery_as_the_dead_worker_ran_at_once(
+    queue: QueueCase, slots: int, counted: str
+) -> None:
+    # given a worker that holds five, of which the oldest are running
+    queue.send(*"12345")
+    queue.worker("anna", slots=slots).take(5)
+    # when it dies
+    tries = tries_after(queue)
+    # then those alone may have killed it; all of them where it is not known how many it runs
+    assert tries == {one: int(one in counted) for one in "12345"}
+
+
+def test_the_oldest_delivery_counts_and_not_the_oldest_message(queue: QueueCase) -> None:
+    # given a worker that got an older message after a younger one
+    anna, berta = queue.worker("anna", slots=1), queue.worker("berta")
+    queue.send("older", "younger")
+    [older] = berta.take(1)
+    anna.take(1)
+    berta.end(give_back, [older])
+    anna.take(1)
+    # when it dies
+    # then what it had first counts
+    assert tries_after(queue) == {"older": 0, "younger": 1}
+
+
+def test_what_has_been_settled_leaves_its_slot_to_the_next(queue: QueueCase) -> None:
+    queue.send(*"123")
+    anna = queue.worker("anna", slots=1)
+    first, *_ = anna.take(3)
+    anna.end(ack, [first])
+
+    assert tries_after(queue) == {"2": 1, "3": 0}
+
+
+def test_a_deadly_message_is_set_aside_and_nothing_with_it(queue: QueueCase) -> None:
+    # given a message that kills every solo worker, and four that are prefetched behind it
+    queue.send("deadly", *"1234")
+    # when ten workers have died of it
+    for number in range(10):
+        name = f"anna-{number}"
+        queue.worker(name, slots=1).take(5)
+        queue.end_lease(name)
+        queue.recover(most_tries=10)
+    # then it is a dead letter, and the others are as good as new
+    assert [letter.payload for letter in queue.dead_letters()] == [b"deadly"]
+    rest = queue.worker("berta").take(5)
+    assert [(one.payload, one.tries) for one in rest] == [
+        (b"1", 0),
+        (b"2", 0),
+        (b"3", 0),
+        (b"4", 0),
+    ]
+
+
+def test_behind_another_of_its_sequence_a_message_counts_only_where_all_run(
+    queue: QueueCase,
+) -> None:
+    # given a worker of one slot whose first of a sequence is done, and a later take
+    queue.send("a1", "a2", sequence="A")
+    anna = queue.worker("anna", slots=1)
+    first, _ = anna.take(1, run=2)
+    queue.send("b")
+    anna.take(1)
+    anna.end(ack, [first])
+    # when it dies
+    # then nobody knows which of the two was running, and neither counts
+    assert tries_after(queue) == {"a2": 0, "b": 0}
+
+
+def test_alone_the_next_of_a_sequence_counts(queue: QueueCase) -> None:
+    queue.send("a1", "a2", "a3", sequence="A")
+    anna = queue.worker("anna", slots=1)
+    first, *_ = anna.take(1, run=3)
+    anna.end(ack, [first])
+
+    assert tries_after(queue) == {"a2": 1, "a3": 0}
+
+
+def test_of_a_batch_all_count_and_what_is_prefetched_behind_it_does_not(queue: QueueCase) -> None:
+    # given a worker of one slot with a batch of three, and a plain message behind it
+    queue.send(*"123", to="many")
+    queue.send("plain")
+    anna = queue.worker("anna", "many", "orders", slots=1, batches={"many": 3})
+    taken = anna.take(2, queues=["many", "orders"], batches={"many": 3})
+    assert len(taken) == 4
+    # when it dies
+    queue.end_lease("anna")
+    queue.recover(most_tries=10)
+    # then those of the batch are handled alone from now on
+    again = queue.worker("berta", "many", "orders").take(9)
+    assert {one.payload.decode(): one.tries for one in again} == {
+        "1": 1, "2": 1, "3": 1, "plain": 0,
+    }  # fmt: skip
+
+
+def test_a_batch_that_was_prefetched_counts_nothing(queue: QueueCase) -> None:
+    queue.send("plain")
+    queue.send(*"123", to="many")
+    anna = queue.worker("anna", "orders", "many", slots=1, batches={"many": 3})
+    anna.take(2, queues=["orders", "many"], batches={"many": 3})
+    queue.end_lease("anna")
+    queue.recover(most_tries=10)
+
+    again = queue.worker("berta", "many", "orders").take(9)
+
+    assert {one.payload.decode(): one.tries for one in again} == {
+        "1": 0, "2": 0, "3": 0, "plain": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("about", ["", "[]", "{", '"x"', '{"slots": "x", "batches": 3}'])
+def test_what_is_known_of_a_consumer_may_be_anything(queue: QueueCase, about: str) -> None:
+    # given a consumer of which nothing is known that can be read
+    queue.send(*"12")
+    queue.worker("anna").take(2)
+    queue.redis.hset(queue.key("about"), "anna", about)
+    # when it is recovered, then all that it held counts
+    assert tries_after(queue) == {"1": 1, "2": 1}
+
+
+def test_a_consumer_that_has_gone_leaves_nothing_of_what_was_known(queue: QueueCase) -> None:
+    queue.worker("anna", slots=1)
+    queue.worker("berta", slots=1)
+    queue.leave("anna")
+    queue.end_lease("berta")
+    queue.recover()
+
+    assert not queue.redis.exists(queue.key("about"))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from math import ceil
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from cqrs_celery.queue.values import ack, give_back
+from cqrs_celery.queue.reliable_queue import MOST_IN_BATCHES
+from cqrs_celery.queue.values import Taken, ack, give_back
+from tests.nodes import RedisNode
 from tests.queues import QueueCase, leftovers, opened, texts
 
 
@@ -168,3 +174,96 @@ def test_a_run_of_nine_thousand_is_taken_given_back_and_done(queue: QueueCase) -
     assert len(answer.revoked) == 8_999
     assert texts(second) == texts(first) == [str(n) for n in range(9_000)]
     assert leftovers(queue.client) == []
+
+
+def counts(taken: Iterable[Taken]) -> dict[str, int]:
+    return dict(Counter(one.queue for one in taken))
+
+
+def test_a_batch_counts_as_one_delivery_and_shares_with_single_messages(queue: QueueCase) -> None:
+    # given three flooded queues, one of them of a task that takes up to ten at once
+    for name in ("batch", "commands", "plain"):
+        queue.send_many(100, to=name)
+    anna = queue.worker("anna", "batch", "commands", "plain")
+    # when six deliveries are taken
+    taken = anna.take(6, batches={"batch": 10})
+    # then each queue has two of them
+    assert counts(taken) == {"batch": 20, "commands": 2, "plain": 2}
+
+
+def test_a_batch_takes_no_more_than_it_holds(queue: QueueCase) -> None:
+    # given a few long sequences, and many messages without one
+    for name in "ab":
+        queue.send_many(100, to="batch", sequence=name)
+    queue.send_many(100, to="batch")
+    # when one batch is taken, from the sequences first
+    taken = queue.worker("anna", "batch").take(1, batches={"batch": 30})
+    # then it is full, and nothing is held that does not fit
+    assert len(taken) == 30
+    assert counts(taken) == {"batch": 30}
+
+
+def test_the_runs_of_sequences_fill_what_is_left_of_a_batch(queue: QueueCase) -> None:
+    for name in "ab":
+        queue.send_many(100, to="batch", sequence=name)
+
+    taken = queue.worker("anna", "batch").take(1, batches={"batch": 30})
+
+    assert len(taken) == 30
+    assert {one.sequence for one in taken} == {"a", "b"}
+    for name in "ab":
+        mine = [int(one.payload) for one in taken if one.sequence == name]
+        assert mine == list(range(len(mine)))
+
+
+def test_what_batches_leave_of_the_take_others_get(queue: QueueCase) -> None:
+    queue.send("1", to="batch")
+    queue.send_many(100, to="plain")
+
+    taken = queue.worker("anna", "batch", "plain").take(4, batches={"batch": 10})
+
+    assert counts(taken) == {"batch": 1, "plain": 3}
+
+
+def test_all_batches_together_take_no_more_than_the_server_can_bear(queue: QueueCase) -> None:
+    names = ["one", "two", "three"]
+    for name in names:
+        queue.send_many(2_000, to=name)
+    queue.send("1", to="plain")
+
+    taken = queue.worker("anna", *names, "plain").take(
+        100, queues=[*names, "plain"], batches=dict.fromkeys(names, 500)
+    )
+
+    assert len(taken) == MOST_IN_BATCHES + 1
+    assert counts(taken)["plain"] == 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    waiting=st.lists(st.integers(0, 40), min_size=1, max_size=6),
+    sizes=st.lists(st.sampled_from([1, 1, 2, 7, 100]), min_size=6, max_size=6),
+    wanted=st.integers(1, 30),
+)
+def test_no_queue_with_messages_goes_away_empty_while_another_has_two_deliveries(
+    redis_node: RedisNode, waiting: list[int], sizes: list[int], wanted: int
+) -> None:
+    # given queues with some messages each, some of them for batches
+    with redis_node.client() as client:
+        client.flushall()
+    with opened(redis_node.url) as queue:
+        names = [f"queue-{n}" for n in range(len(waiting))]
+        size_of = dict(zip(names, sizes, strict=False))
+        for name, count in zip(names, waiting, strict=True):
+            queue.send_many(count, to=name)
+        # when some deliveries are taken
+        taken = queue.worker("anna", *names).take(
+            wanted, batches={name: size for name, size in size_of.items() if size > 1}
+        )
+        # then they are shared: nobody gets a second one while another that waits has none
+        deliveries = {name: ceil(counts(taken).get(name, 0) / size_of[name]) for name in names}
+        left = {name: queue.count(name).ready for name in names}
+        assert sum(deliveries.values()) <= wanted
+        assert sum(deliveries.values()) == wanted or not any(left.values())
+        if any(deliveries[name] == 0 and left[name] for name in names):
+            assert max(deliveries.values()) <= 1

@@ -17,6 +17,7 @@
 --                  body id where it has a dead letter, from which it was put in line again
 -- cq:consumers ZSET consumer -> end of its lease, ms    cq:idle  SET consumers that wait for a wake-up
 -- cq:consuming:<queue>  SET consumers                   cq:queues_of:<consumer>  SET queues
+-- cq:about     HASH consumer -> JSON object: slots, batches, worker, host, pid
 -- cq:until     HASH id -> ms at which a message expires that has not been taken
 -- cq:expiring  ZSET queue -> ms at which an unused one expires    cq:lifetime  HASH queue -> its ms
 -- cq:tries     HASH id -> deliveries that ended without a settlement

@@ -14,22 +14,27 @@
 -- operations, it only returns to its place.
 --
 -- KEYS  1 routing key
--- ARGV  1 prefix   2 consumer   3 operations, one after the other   4 how many to take (0: only
---       settle), of a sequence only the first counts   5 how many of one sequence   6 "1" if the consumer
---       had gone idle   7 how many to take in all   8 number of queues   9… the queues to take from, in
---       the order of their turn; then the texts of the operations that have one, in their order
+-- ARGV  1 prefix   2 consumer   3 operations, one after the other   4 how many deliveries to take (0:
+--       only settle), of a sequence only the first message counts   5 how many messages of one sequence
+--       6 "1" if the consumer had gone idle   7 the most messages to take in batches   8 number of queues
+--       9… for each queue to take from, in the order of their turn: its name, how many messages one
+--       delivery of it holds (1, or the size of a batch); then the texts of the operations that have
+--       one, in their order
 -- RETURN  {MessagePack of {1 if the consumer is known else 0, ids whose settlement counted nothing, ids
---          taken back, ms until something delayed is due (-1: nothing), fence,
+--          taken back, ms until something delayed is due (-1: nothing), the take's number, how many of
+--          the messages are not behind another one of their sequence; these come first,
 --          {{id, queue, sequence, priority step, tries, 1 if it has a shared body else 0}…}},
 --          then of each: payload or head, and the shared body if it has one}
 --         in one piece, since a client parses that in a third of the time
+--         The fence of message i, from 0, is the take's number + 2 i, and one more behind another
+--         message of its sequence: see fence_of
 -- COST  9 commands for plain messages, however many; 1–5 per other settlement, 1–4 per message of a
 --       sequence; 8 more where anything is delayed, expires, was delivered before, or has a priority
 local consumer = ARGV[2]
 local flight = C .. 'flight:' .. consumer
 local operations, wanted, run = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local most = tonumber(ARGV[7])
-local last_queue = 8 + tonumber(ARGV[8])
+local last_queue = 8 + 2 * tonumber(ARGV[8])
 local refused, revoked = {}, {}
 
 -- One command says that nothing is there that most of the others would look for.
@@ -176,7 +181,7 @@ end
 ---------------------------------------------------------------- take
 local is_known = call('ZSCORE', C .. 'consumers', consumer)
 if wanted == 0 or not is_known then
-  return {cmsgpack.pack({is_known and 1 or 0, refused, revoked, -1, '0', {}})}
+  return {cmsgpack.pack({is_known and 1 or 0, refused, revoked, -1, 0, 0, {}})}
 end
 
 -- ms until the first of what is delayed is due; -1 if nothing is.
@@ -191,12 +196,11 @@ if due_in == 0 then
   due_in = until_due()
 end
 local taken, records, ids = {}, {}, {}
-local queues, live = {}, 0
-for i = 9, last_queue do
+local queues, sizes, live = {}, {}, 0
+for i = 9, last_queue, 2 do
   live = live + 1
-  queues[live] = ARGV[i]
+  queues[live], sizes[live] = ARGV[i], tonumber(ARGV[i + 1])
 end
-local fence = '0'
 
 local function hold(id, queue, pri, seq)
   ids[#ids + 1] = id
@@ -213,13 +217,13 @@ end
 local tokens = {}
 
 -- A token gives its first message now; the rest of its run comes after every other sequence's first.
-local function take_element(element, queue, pri)
+local function take_element(element, queue, pri, place)
   local seq = sequence_of(element)
   if seq then
     local id = call('LINDEX', seq_key(queue, seq), -1)
     if not id then return call('HDEL', C .. 'seqs:' .. queue, seq) end
     hold(id, queue, pri, seq)
-    tokens[#tokens + 1] = {queue = queue, pri = pri, seq = seq}
+    tokens[#tokens + 1] = {queue = queue, pri = pri, seq = seq, place = place}
   elseif id_of(element) then
     hold(element, queue, pri, '')
   else
@@ -229,29 +233,45 @@ local function take_element(element, queue, pri)
   end
 end
 
-local drained = {}
+-- Queues share the deliveries in turn; what one does not need is left to the others. A batch is one
+-- delivery. `left` counts the messages that still fit into a queue's batches, `in_batches` all of them.
+local drained, left, used, in_batches = {}, {}, 0, 0
 local steps = is_plain and {} or steps_in_use(queues)
-while live > 0 and #taken < wanted do
-  local share = math.max(1, math.floor((wanted - #taken) / live))
+while live > 0 and used < wanted do
+  local share = math.max(1, math.floor((wanted - used) / live))
   for i, queue in ipairs(queues) do
-    if not drained[i] and #taken < wanted then
-      local room = math.min(share, wanted - #taken)
+    if not drained[i] and used < wanted then
+      local size, before = sizes[i], #taken
+      local room = math.min(share, wanted - used)
+      if size > 1 then room = math.min(room * size, most - in_batches) end
+      local fits = room
       for _, pri in ipairs(steps[i] or {'0'}) do
         local elements = room > 0 and call('RPOP', ready_key(queue, pri), room) or {}
-        for _, element in ipairs(elements) do take_element(element, queue, pri) end
+        for _, element in ipairs(elements) do take_element(element, queue, pri, i) end
         room = room - #elements
       end
-      if room > 0 then
-        drained[i] = true
+      local got = #taken - before
+      used = used + math.ceil(got / size)
+      if size > 1 then
+        in_batches = in_batches + got
+        left[i] = (left[i] or 0) + math.ceil(got / size) * size - got
+      end
+      if room > 0 or fits == 0 then
+        drained[i] = room > 0 and 'empty' or 'full'
         live = live - 1
       end
     end
   end
 end
+local firsts = #taken
 for _, t in ipairs(tokens) do
-  local room = math.min(run - 1, most - #ids)
+  local room, place = run - 1, t.place
+  if left[place] then room = math.min(left[place], most - in_batches) end
   local more = room > 0 and call('LRANGE', seq_key(t.queue, t.seq), -room - 1, -2) or {}
   for i = #more, 1, -1 do hold(more[i], t.queue, t.pri, t.seq) end
+  if left[place] then
+    left[place], in_batches = left[place] - #more, in_batches + #more
+  end
   call('HSET', C .. 'seqs:' .. t.queue, t.seq, 'h' .. t.pri .. '|' .. (1 + #more) .. '|' .. consumer)
 end
 
@@ -261,6 +281,8 @@ local function drop_expired()
   for i, last in ipairs(call_with('HMGET', C .. 'until', ids)) do
     if last and tonumber(last) < now_ms() then
       gone[#gone + 1] = ids[i]
+      -- What may expire is in no sequence.
+      firsts = firsts - 1
     else
       kept_ids[#kept_ids + 1] = ids[i]
       kept[#kept + 1] = taken[i]
@@ -275,9 +297,17 @@ end
 
 local looked_at = #taken
 if not is_plain then drop_expired() end
-local pieces = {''}
+local pieces, take = {''}, 0
+
+-- A fence grows with every delivery. It is odd for a message that was taken behind another one of its
+-- sequence: that one is delivered after the first, at a time that the queue does not know.
+local function fence_of(i)
+  return string.format('%.0f', take + 2 * (i - 1) + (i > firsts and 1 or 0))
+end
+
 if #ids > 0 then
-  fence = tostring(call('INCR', C .. 'fence'))
+  take = call('INCRBY', C .. 'fence', 2 * #ids + 2) - 2 * #ids - 1
+  take = take + take % 2
   local payloads = call_with('HMGET', C .. 'msg', ids)
   local tries = is_plain and {} or call_with('HMGET', C .. 'tries', ids)
   for i, t in ipairs(taken) do
@@ -294,7 +324,7 @@ if #ids > 0 then
       t[5] = tries[i]
       if tonumber(tries[i]) >= LETTER then mark = '!|' end
     end
-    records[#records + 1] = fence .. '|' .. t[4] .. '|' .. body_id .. mark .. t[2] .. '\31' .. t[3]
+    records[#records + 1] = fence_of(i) .. '|' .. t[4] .. '|' .. body_id .. mark .. t[2] .. '\31' .. t[3]
     pieces[#pieces + 1] = payload
     if body ~= '' then
       t[6] = 1
@@ -304,9 +334,9 @@ if #ids > 0 then
   call_with('HSET', flight, records)
   if ARGV[6] == '1' then call('SREM', C .. 'idle', consumer) end
   -- One wake-up was enough for the first message only: pass it on while there is more.
-  if not is_plain and looked_at >= wanted and call('SCARD', C .. 'idle') > 0 then
+  if not is_plain and used >= wanted and call('SCARD', C .. 'idle') > 0 then
     for i, queue in ipairs(queues) do
-      if not drained[i] and has_ready(queue, steps[i]) then wake(queue) end
+      if drained[i] ~= 'empty' and has_ready(queue, steps[i]) then wake(queue) end
     end
   end
 elseif looked_at == 0 then
@@ -314,5 +344,5 @@ elseif looked_at == 0 then
   redis.pcall('SADD', C .. 'idle', consumer)
   if ARGV[6] == '1' then notice_steps(queues) end
 end
-pieces[1] = cmsgpack.pack({1, refused, revoked, due_in, fence, taken})
+pieces[1] = cmsgpack.pack({1, refused, revoked, due_in, take, firsts, taken})
 return pieces

@@ -1,0 +1,42 @@
+"""What the queue is told of the worker that consumes, for recovery and for those who look.
+
+A worker that died was running the oldest of what it held, as many as its pool has slots: only those
+can have killed it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from typing import Any
+
+#: The Celery worker of this process, while there is one.
+_worker: weakref.ref[Any] | None = None
+
+
+def watch_for_worker() -> None:
+    """Remember the Celery worker that starts in this process, if one does."""
+    signals = sys.modules.get("celery.signals")
+    if signals is not None:
+        signals.celeryd_after_setup.connect(_remember)
+
+
+def _remember(instance: Any = None, **_: Any) -> None:
+    global _worker
+    _worker = weakref.ref(instance)
+
+
+def facts() -> dict[str, Any]:
+    """Return what is known of this process.
+
+    Returns:
+        `host`, `pid`; in a worker also `worker`, its node name, and `slots`, how many tasks its
+        pool runs at once.
+    """
+    known: dict[str, Any] = {"host": os.uname().nodename, "pid": os.getpid()}
+    worker = None if _worker is None else _worker()
+    pool = getattr(worker, "pool", None)
+    if worker is not None and pool is not None:
+        known |= {"worker": str(worker.hostname), "slots": int(pool.num_processes)}
+    return known

@@ -36,6 +36,7 @@ from tests.chaos.redeliveries import (
     redeliver_on_postgresql,
     redeliver_on_sqlite,
 )
+from tests.chaos.starvation import starve_queues
 from tests.chaos.subscriptions import (
     disturb_gevent,
     disturb_solo,
@@ -167,6 +168,7 @@ RUNS: list[Callable[[argparse.Namespace], Iterator[Table]]] = [
     Rounds("Redis killed, and restarted from its append-only file", kill_servers, 40),
     Rounds("Redis demoted to a replica, and promoted back", demote_servers, 30),
     Rounds("Connections cut and replies swallowed under load", cut_connections, 250),
+    Rounds("One queue beside another that is flooded", starve_queues, 1_000),
     Rounds("Commands delivered again and again", redeliver_commands, 10_000),
     Rounds("The same, with the events in SQLite", redeliver_on_sqlite, 10_000),
     Rounds("The same, with the events in PostgreSQL", redeliver_on_postgresql, 10_000),

@@ -6,6 +6,8 @@ import json
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.killing import kill_around_takes, kill_publishers
 from tests.chaos.lab import QUEUE, Lab
 from tests.waiting import wait_until
@@ -92,6 +94,36 @@ def test_a_message_that_kills_its_worker_each_time_becomes_a_dead_letter(tmp_pat
         worker.start()
         lab.wait_done(1)
         assert lab.journal.starts() == {0: 3, 1: 1}
+
+
+@pytest.mark.parametrize(("pool", "concurrency"), [("solo", 1), ("threads", 2)])
+def test_what_was_prefetched_behind_a_deadly_message_is_not_buried_with_it(
+    tmp_path: Path, pool: str, concurrency: int
+) -> None:
+    with Lab(tmp_path, lease_s=1, max_deliveries=3) as lab:
+        # given a deadly task, and six behind it of which the worker prefetches the most
+        lab.worker(queues=["other"])
+        lab.send(0, "kill")
+        for n in range(1, 7):
+            lab.send(n, kwargs={"gate": "later"})
+        # when three workers die of it, with all that they had
+        worker = lab.new_worker(
+            pool=pool, concurrency=concurrency, conf={"worker_prefetch_multiplier": 6}
+        )
+        for death in range(1, 4):
+            worker.start()
+            wait_until(lambda: worker.status == "exited", 20, "the worker's death")
+            gone = concurrency if death == 3 else 0
+            wait_until(lambda: lab.client.llen(QUEUE) == 7 - gone, 20, "the rest to be back")  # noqa: B023
+        # then it is a dead letter, with no more than what ran in the other slots each time
+        buried = sorted(letter.id for letter in lab.queue.letters.all(QUEUE))
+        assert buried == list(range(1, concurrency + 1))
+        # and what was prefetched behind them counts nothing, and runs
+        assert set(lab.client.hgetall("cq:tries")) <= {b"%d" % number for number in buried}
+        lab.open("later")
+        worker.start()
+        lab.wait_done(*range(concurrency, 7))
+        assert lab.count().dead == concurrency
 
 
 def test_a_message_that_kills_its_pool_process_each_time_becomes_a_dead_letter(

@@ -69,6 +69,8 @@ POOLS = {
     "prefork -c 2": ("prefork", 2, 4),
     "prefork -c 2, prefetch 128": ("prefork", 2, 64),
     "threads -c 2": ("threads", 2, 4),
+    "threads -c 8": ("threads", 8, 4),
+    "gevent -c 8": ("gevent", 8, 4),
 }
 
 #: From issue 3: a row's name, and what its ratio, ours to stock, must be.
@@ -76,8 +78,11 @@ BARS: dict[str, tuple[str, float]] = {
     "publish by .delay(), messages/s": (">=", 1.1),
     "publish in batches, messages/s": (">=", 1.0),
     "drain, solo, tasks/s": (">=", 5.0),
-    "drain, prefork -c 2, tasks/s": (">=", 2.5),
+    "drain, prefork -c 2, tasks/s": (">=", 3.0),
+    "drain, threads -c 8, tasks/s": (">=", 4.0),
+    "drain, gevent -c 8, tasks/s": (">=", 3.0),
     "latency, solo, p50, ms": ("<=", 0.8),
+    "latency, prefork -c 2, p50, ms": ("<=", 1.0),
     "commands per task, solo": ("<=", 1 / 3),
     "commands per task, prefork -c 2": ("<=", 1 / 3),
     "memory per queued task, bytes": ("<=", 1.2),

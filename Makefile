@@ -4,6 +4,8 @@ SHELL := bash
 PYTHON ?= python3
 # More arguments for pytest: make test PYTEST_ARGS="-n 2 -x"
 PYTEST_ARGS ?=
+# Processes that run tests side by side. They wait half of the time, so two for each core.
+TEST_PROCESSES ?= 4
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -35,8 +37,13 @@ lint: setup  ## Check style, types and the layers
 	$(BIN)/mypy $(TYPED)
 	$(BIN)/lint-imports
 
-test: setup lint  ## Lint, then run every test
-	$(BIN)/pytest $(PYTEST_ARGS)
+# Exit code 5 is pytest's for no tests: PYTEST_ARGS may choose none in one of the calls, not in both.
+test: setup lint  ## Lint, then run every test: in several processes, then those that must run alone
+	@run() { echo "$(BIN)/pytest $$*"; $(BIN)/pytest "$$@"; }; \
+	run --alone=leave-out -n $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS); first=$$?; \
+	case $$first in 0|1|5) ;; *) exit $$first;; esac; \
+	run --alone=only $(PYTEST_ARGS) -n 0; second=$$?; \
+	case $$first,$$second in 0,0|0,5|5,0) exit 0;; 0,*|5,*) exit $$second;; *) exit $$first;; esac
 
 test-unit: setup  ## Run the tests that need no server
 	$(BIN)/pytest -m "not integration and not chaos and not docker" $(PYTEST_ARGS)

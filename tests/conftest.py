@@ -8,6 +8,9 @@
 
 Without a server binary these tests are skipped, said in red at the end; where CI is set, they fail.
 SQL Server's are skipped unless CQRS_TEST_MSSQL_URL names one, and that is said too.
+
+Each process of pytest-xdist has a session's servers of its own. Tests that must have nothing beside
+them are marked `alone`: `make test` runs the others first, in several processes, then these.
 """
 
 from __future__ import annotations
@@ -54,6 +57,27 @@ def _require(found: object, complaint: str) -> None:
 def watch(request: pytest.FixtureRequest, node: ProcessNode) -> None:
     """Show a node's last output if the test fails."""
     request.node.stash.setdefault(NODES, []).append(node)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Offer to leave out the tests marked `alone`, or all others."""
+    parser.addoption(
+        "--alone",
+        choices=["leave-out", "only"],
+        help="leave out the tests marked alone, or run only these",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests that `--alone` asks for, whatever -m and -k choose among them."""
+    chosen = config.getoption("--alone")
+    if chosen is None:
+        return
+    parts: tuple[list[pytest.Item], list[pytest.Item]] = ([], [])
+    for item in items:
+        parts[(item.get_closest_marker("alone") is None) == (chosen == "only")].append(item)
+    items[:], left_out = parts
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,13 @@ A node runs in a process group of its own and never outlives the tests (see `gua
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,12 +55,37 @@ def find_server() -> str | None:
         return None
 
 
+#: Where `free_port` looks: below the ports that systems give to outgoing connections.
+PORTS = range(10_000, 32_768)
+#: How many of the last ports stay reserved; each takes a file descriptor.
+RESERVED_PORTS = 200
+
+_reserved: deque[socket.socket] = deque()
+
+
 def free_port() -> int:
-    """Return a loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """Return a loopback port that no other caller gets, of whatever process, and no connection.
+
+    It stays reserved while this process lives, or until it has asked for many more: by the UDP
+    port of the same number, which only one process can have, and which ends with it.
+    """
+    for port in random.SystemRandom().sample(PORTS, min(len(PORTS), 1_000)):
+        reservation = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            reservation.bind(("127.0.0.1", port))
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            reservation.close()
+            continue
+        _reserved.append(reservation)
+        if len(_reserved) > RESERVED_PORTS:
+            _reserved.popleft().close()
         return port
+    raise AssertionError(
+        f"none of the loopback ports tried in {PORTS.start}-{PORTS.stop - 1} was free; look at what"
+        " listens there: ss -lntu"
+    )
 
 
 class ProcessNode(ABC):

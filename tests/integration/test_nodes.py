@@ -23,7 +23,7 @@ from pytest_celery import (
     RedisTestBroker,
 )
 
-from tests import conftest
+from tests import conftest, nodes
 from tests.conftest import RedisFactory, require_server
 from tests.integration.conftest import WorkerFactory
 from tests.nodes import REPOSITORY, RedisNode, WorkerNode
@@ -313,3 +313,34 @@ def test_a_node_that_was_never_started_has_no_process(tmp_path: Path) -> None:
     assert node.status == "created"
     assert node.logs() == ""
     node.teardown()
+
+
+def test_a_port_that_a_process_was_given_is_given_to_no_other_until_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given a single port to choose from, and another process that has chosen it
+    port = nodes.free_port()
+    nodes._reserved.pop().close()
+    monkeypatch.setattr(nodes, "PORTS", range(port, port + 1))
+    script = f"""
+        from tests import nodes
+        nodes.PORTS = range({port}, {port + 1})
+        print(nodes.free_port(), flush=True)
+        input()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert int(other.stdout.readline()) == port
+        # then it is nobody else's, although nothing listens there
+        with pytest.raises(AssertionError, match="was free"):
+            nodes.free_port()
+        # until the other process ends
+        other.kill()
+        other.wait(10)
+    assert nodes.free_port() == port

@@ -688,6 +688,7 @@ store.close()
 """
 
 
+@pytest.mark.alone  # measures time
 def test_greenlets_wait_for_the_server_together(store: PostgresqlEventStore, database: str) -> None:
     found = subprocess.run(
         [sys.executable, "-c", GREENLETS, database],

@@ -63,6 +63,7 @@ def test_two_aggregates_have_two_locks(locks: RedisLocks) -> None:
         pass
 
 
+@pytest.mark.alone  # measures time
 def test_a_lock_held_too_long_names_the_aggregate_and_its_holder(locks: RedisLocks) -> None:
     with locks.hold(BOLT, wait_s=0):
         started = time.monotonic()
@@ -76,6 +77,7 @@ def test_a_lock_held_too_long_names_the_aggregate_and_its_holder(locks: RedisLoc
     assert 0.3 <= waited_s < 2
 
 
+@pytest.mark.alone  # measures time
 def test_a_wait_ends_in_time_however_often_others_are_quicker(
     locks: RedisLocks, client: redis.Redis
 ) -> None:

@@ -168,6 +168,7 @@ def test_a_relay_that_believes_to_be_active_gives_nothing_twice(bench: Bench) ->
     bench.check()
 
 
+@pytest.mark.alone  # measures time
 def test_a_commit_wakes_the_relay(bench: Bench) -> None:
     with bench.relaying():
         append(bench.store, BOLT, ANY_VERSION, event())

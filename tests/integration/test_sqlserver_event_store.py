@@ -24,7 +24,8 @@ from tests.sql_writers import Writers, slow_and_unsteady
 
 URL = os.environ.get("CQRS_TEST_MSSQL_URL", "")
 
-pytestmark = pytest.mark.skipif(not URL, reason=NO_MSSQL)
+# One database for all of them, also where several processes run tests.
+pytestmark = [pytest.mark.skipif(not URL, reason=NO_MSSQL), pytest.mark.alone]
 
 
 @pytest.fixture

@@ -188,6 +188,7 @@ def test_a_failing_message_holds_up_no_other(
 # Capacity
 
 
+@pytest.mark.alone  # measures time
 def test_a_full_queue_is_told_of_and_nobody_gets_the_message(
     cqrs: CQRS, client: redis.Redis
 ) -> None:
@@ -288,6 +289,7 @@ def publish_ten(cqrs: CQRS) -> None:
 # Redis away
 
 
+@pytest.mark.alone  # measures time
 def test_redis_away_is_publish_failed_after_the_configured_retries(
     fresh_redis_node: RedisNode,
 ) -> None:

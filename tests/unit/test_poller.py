@@ -69,6 +69,7 @@ def test_the_loop_waits_no_longer_than_until_what_a_turn_has_found_due(hub: Hub)
     assert max(waits) <= 0.005
 
 
+@pytest.mark.alone  # measures time
 def test_the_loop_still_hears_of_a_settlement_after_something_has_drained_events(hub: Hub) -> None:
     # given an event loop, and Celery's mingle, which drains events before the loop turns
     poller, channel = Poller(), Channel()

@@ -1,6 +1,6 @@
 """Measure what dead letters that block their sequences cost the messages that flow: nothing.
 
-    python -m benchmarks.blocked_sequences [--rounds 7] [--messages 2000] [--json FILE]
+    python -m benchmarks.blocked_sequences [--rounds 7] [--messages 2000] [--json FILE] [--short]
 
 For each number of blocked sequences there is a server of its own, without persistence, with a solo
 worker. In each blocked sequence one event is dead, and two wait behind it. A round measures one
@@ -12,10 +12,7 @@ server on which nothing is blocked. Rows show the median, and the least and most
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import statistics
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,13 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import celery
-import redis
-
 from benchmarks._blocked_app import BAD, QUEUE, Happened, Thing, client
+from benchmarks._report import OURS, Report, parse, parser_of, server_version
 from cqrs_celery import CQRS
 from cqrs_celery.queue.reliable_queue import ReliableQueue
-from tests.chaos.__main__ import server_version
 from tests.chaos.lab import ALONE
 from tests.nodes import RedisNode, WorkerNode
 from tests.waiting import wait_until
@@ -44,11 +38,16 @@ EVENTS_EACH = 3
 #: Seconds that a worker may need for one measure.
 DEADLINE_S = 300
 
+#: What the others are compared with.
+NOTHING = "nothing blocked"
+
+SHORT = {"rounds": 3, "messages": 1_000}
+
 #: What is counted, and its title.
 MEASURES = {
     "calls": "scripts called per message",
-    "usec": "time in scripts per message, µs",
     "commands": "commands per message, those in scripts too",
+    "usec": "time in scripts per message, µs",
 }
 
 
@@ -135,85 +134,41 @@ def running(folder: Path, blocked: int) -> Iterator[Bench]:
         node.teardown()
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Return the median, the least and the most."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
-def shown(value: dict[str, float], digits: int = 2) -> str:
-    """Return a spread as text."""
-    median, least, most = (f"{value[key]:,.{digits}f}" for key in ("median", "least", "most"))
-    return f"{median} ({least}-{most})"
-
-
-def measure(
-    folder: Path, *, rounds: int, messages: int, blocked: tuple[int, ...] = BLOCKED
-) -> dict[str, Any]:
-    """Run every round; returns facts and rows."""
-    found: dict[int, dict[str, list[float]]] = {n: {m: [] for m in MEASURES} for n in blocked}
+def measure(folder: Path, report: Report, *, rounds: int, messages: int) -> None:
+    """Run every round."""
     with ExitStack() as stack:
-        benches = [stack.enter_context(running(folder / str(n), n)) for n in blocked]
+        benches = [stack.enter_context(running(folder / str(n), n)) for n in BLOCKED]
+        report.versions["server"] = server_version(benches[0].client)
         for number in range(-1, rounds):
             turn = number % len(benches)
-            for bench in benches[turn:] + benches[:turn]:
-                for name, value in bench.measure(messages, number).items():
-                    if number >= 0:  # the first round warms up
-                        found[bench.blocked][name].append(value)
-        version = server_version(benches[0].client)
-    rows = []
-    for name, title in MEASURES.items():
-        row: dict[str, Any] = {"measure": title}
-        for n in blocked:
-            values = found[n][name]
-            pairs = zip(values, found[blocked[0]][name], strict=True)
-            row[str(n)] = spread(values)
-            if n != blocked[0]:
-                row[f"{n}, ratio"] = spread([one / other for one, other in pairs])
-        rows.append(row)
-    return {
-        "facts": {
-            "server": version,
-            "Celery, redis-py": f"{celery.__version__}, {redis.__version__}",
-            "Python": platform.python_version(),
-            "rounds": rounds,
-            "messages a round": messages // AGGREGATES * AGGREGATES,
-        },
-        "rows": rows,
-        "samples": {str(n): samples for n, samples in found.items()},
-    }
+            with report.attempt("a round"):
+                found = {
+                    bench.blocked: bench.measure(messages, number)
+                    for bench in benches[turn:] + benches[:turn]
+                }
+                for count in BLOCKED[1:]:
+                    for key, title in MEASURES.items():
+                        if number >= 0:  # the first round warms up
+                            name = f"{title}, {count:,} blocked"
+                            report.note(name, OURS, found[count][key])
+                            report.note(name, NOTHING, found[0][key])
+            if report.failed:
+                break
+            print(f"round {number + 1} of {rounds}", file=sys.stderr)
 
 
-def print_result(result: dict[str, Any]) -> None:
-    """Print facts and rows as tables in markdown."""
-    print("| | |\n|---|---|")
-    for name, value in result["facts"].items():
-        print(f"| {name} | {value} |")
-    heads = [key for key in result["rows"][0] if key != "measure"]
-    titles = [f"{head} blocked" if head.isdigit() else "ratio" for head in heads]
-    print(f"\n| measure | {' | '.join(titles)} |\n|{'---|' * (len(heads) + 1)}")
-    for row in result["rows"]:
-        print(f"| {row['measure']} | {' | '.join(shown(row[head]) for head in heads)} |")
-
-
-def main() -> None:
-    """Measure, and print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.blocked_sequences",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--rounds", type=int, default=7)
+def main() -> int:
+    """Measure, and report."""
+    parser = parser_of("blocked_sequences", __doc__, rounds=7)
     parser.add_argument("--messages", type=int, default=2_000, help="handled in each measure")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    options = parser.parse_args()
+    options = parse(parser, SHORT)
     if options.messages < AGGREGATES:
         parser.error(f"--messages: at least {AGGREGATES}")
+    report = Report("blocked_sequences", options, {})
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), rounds=options.rounds, messages=options.messages)
-    print_result(result)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        measure(Path(folder), report, rounds=options.rounds, messages=options.messages)
+    return report.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,28 +1,26 @@
 """Measure what it takes to turn stored events into typed values, beside bare msgspec and others.
 
-    python -m benchmarks.decoding [--rounds 5] [--events 1000000] [--json FILE] [--peer PYTHON]
+    python -m benchmarks.decoding [--rounds 5] [--events 1000000] [--json FILE] [--short]
+        [--peer PYTHON]
 
 Every event is 300 bytes of JSON: two texts, two numbers, a list, a remark; there are 1,000 of them,
 which come again and again. Ours and `eventsourcing` are a process each, `python -O`, one at work at
 a time; a round measures every way, in an order that is turned about each time. What counts is the
 processor time of the process, whatever else the machine does. A ratio is of one round, a row shows
-the median, and the least and most. PYTHON is an interpreter that has `eventsourcing`.
+the median, and the least and most. PYTHON is an interpreter that has `eventsourcing`; without one,
+an environment is made for it and thrown away.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
-from benchmarks.snapshots import ratio, shown, spread
+from benchmarks._peer import PEER as THEIRS
+from benchmarks._peer import peer_python
+from benchmarks._report import OURS, Report, parse, parser_of
 from tests.nodes import REPOSITORY
-
-OURS, THEIRS = "ours", "eventsourcing"
 
 #: Each party's ways, and what they make of a stored event.
 WAYS = {
@@ -35,6 +33,8 @@ WAYS = {
 }
 
 BARE = "bare msgspec"
+
+SHORT = {"rounds": 3, "events": 200_000}
 
 #: Whom each of these is compared with.
 COMPARED = {
@@ -72,73 +72,53 @@ class Party:
         self.process.communicate()
 
 
-def measure(options: argparse.Namespace) -> dict[str, list[float]]:
-    """Run every round; returns the seconds of an event, by way and round."""
+def measure(options: argparse.Namespace, peer: str | None, report: Report) -> None:
+    """Run every round; notes how many events a second of processor time each way decodes."""
     parties = {OURS: Party(sys.executable, OURS)}
-    if has_peer(options.peer):
-        parties[THEIRS] = Party(options.peer, THEIRS)
-    else:
-        print(f"{options.peer} has no eventsourcing: measured without it", file=sys.stderr)
+    if peer:
+        parties[THEIRS] = Party(peer, THEIRS)
     ways = [way for way, (party, _) in WAYS.items() if party in parties]
-    samples: dict[str, list[float]] = {way: [] for way in ways}
     try:
         for number in range(-1, options.rounds):
             turn = number % len(ways)
-            for way in ways[turn:] + ways[:turn]:
-                events = options.events // FEWER.get(way, 1)
-                if number < 0:  # the first round warms up
-                    events = max(events // 20, 1)
-                seconds = parties[WAYS[way][0]].decode(way, events)
+            with report.attempt("a round"):
+                rates = {}
+                for way in ways[turn:] + ways[:turn]:
+                    events = options.events // FEWER.get(way, 1)
+                    if number < 0:  # the first round warms up
+                        events = max(events // 20, 1)
+                    rates[way] = 1 / parties[WAYS[way][0]].decode(way, events)
                 if number >= 0:
-                    samples[way].append(seconds)
+                    _note(report, rates)
+            if report.failed:
+                break
+            print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
     finally:
         for party in parties.values():
             party.close()
-    return samples
 
 
-def has_peer(python: str) -> bool:
-    """Tell whether an interpreter has `eventsourcing`."""
-    command = [python, "-c", "import eventsourcing.persistence"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+def _note(report: Report, rates: dict[str, float]) -> None:
+    for way, (party, makes) in WAYS.items():
+        if party == OURS and way != BARE:
+            measure = f"{way}: {makes}, events/s"
+            report.note(measure, OURS, rates[way])
+            report.note(measure, BARE, rates[BARE])
+            if COMPARED.get(way) in rates:
+                report.note(measure, COMPARED[way], rates[COMPARED[way]])
 
 
-def rows_of(samples: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Return medians and spreads: events/s, and each round's ratios."""
-    rows = []
-    for way, seconds in samples.items():
-        row: dict[str, Any] = {
-            "way": way, "makes": WAYS[way][1],
-            "events/s": spread([1 / each for each in seconds]),
-            "of bare msgspec": ratio(samples[BARE], seconds),
-        }  # fmt: skip
-        other = samples.get(COMPARED.get(way, ""))
-        if other:
-            row["of eventsourcing"] = ratio(other, seconds)
-        rows.append(row)
-    return rows
-
-
-def main() -> None:
-    """Measure, and print a table in markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decoding", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+def main() -> int:
+    """Measure, and report."""
+    parser = parser_of("decoding", __doc__, rounds=5)
     parser.add_argument("--events", type=int, default=1_000_000)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument("--peer", default=sys.executable, help="a Python that has eventsourcing")
-    options = parser.parse_args()
-    rows = rows_of(measure(options))
-    figures = ("events/s", "of bare msgspec", "of eventsourcing")
-    print(
-        f"Python {platform.python_version()}, {options.rounds} rounds, {options.events:,} events\n"
-    )
-    print(f"| way | makes | {' | '.join(figures)} |\n|{'---|' * 5}")
-    for row in rows:
-        cells = [shown(row.get(name)) for name in figures]
-        print(f"| {row['way']} | {row['makes']} | {' | '.join(cells)} |")
-    if options.json:
-        options.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+    parser.add_argument("--peer", help="a Python that has eventsourcing; one is made without it")
+    options = parse(parser, SHORT)
+    report = Report("decoding", options, {})
+    with peer_python(options.peer, report) as peer:
+        measure(options, peer, report)
+    return report.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

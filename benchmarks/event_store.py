@@ -1,13 +1,13 @@
 """Measure the event stores beside `eventsourcing`, and beside bare drivers, on the same servers.
 
-    python -m benchmarks.event_store [--json FILE] [--rounds N] [--only NAME] [--peer PYTHON]
+    python -m benchmarks.event_store [--json FILE] [--rounds N] [--only NAME] [--short]
+        [--peer PYTHON]
 
 PostgreSQL runs here, in a temporary folder, with its own defaults: each commit is forced to the
 disk. So are those in SQLite's file. Every writer is a process of its own, with `python -O`, that
 has connected and warmed up before anything is measured. A round measures each row by a short part
 of each party, one after the other, the order turned about from row to row: a ratio compares
-neighbours in time. A row shows the median of the rounds, and between which values the middle half
-of them lies.
+neighbours in time. A row shows the median of the rounds, the least and the most.
 
 - save: commits/s of aggregates that record 1 or 10 events, by 1, 4 and 16 writers; a stream gets 10
   commits. store: the same below the aggregates, beside the bare driver that inserts the same bytes.
@@ -24,32 +24,34 @@ of them lies.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks._peer import PEER as THEIRS
+from benchmarks._peer import peer_python
+from benchmarks._report import OURS, Bar, Report, parse, parser_of, postgres_version, server_version
 from cqrs_celery.backends.sql.opening import open_sql_store
 from cqrs_celery.backends.sql.schema import create_schema
 from tests.nodes import REPOSITORY, RedisNode, WorkerNode
 from tests.postgres import PostgresNode
 from tests.waiting import wait_until
 
-OURS, THEIRS, BARE, STOCK = "ours", "eventsourcing", "bare", "stock"
+BARE, STOCK = "bare", "stock"
 
-#: What is installed for the peer.
-PEER = "eventsourcing>=9.5,<9.6", "psycopg[binary,pool]"
+#: A group of rows: the processor time that the client and the server have had.
+PROCESSOR = "processor time of one, the client's and the server's, µs"
+
+SHORT = {"rounds": 5, "latencies": 150}
 
 #: A row's name: the ratio to whom, and at least what.
-BARS: dict[str, dict[str, float]] = {
+_AT_LEAST: dict[str, dict[str, float]] = {
     "postgresql: save, 1 event, 1 writer": {THEIRS: 1.6},
     "postgresql: save, 1 event, 16 writers": {THEIRS: 2.0},
     "postgresql: save, 10 events, 1 writer": {THEIRS: 1.6},
@@ -67,6 +69,11 @@ BARS: dict[str, dict[str, float]] = {
     "redis: append, 3 subscriptions": {BARE: 0.7, STOCK: 6.0},
 }
 
+BARS = {
+    name: [Bar(">=", value, other) for other, value in bars.items()]
+    for name, bars in _AT_LEAST.items()
+}
+
 #: Commits, loads or events of one part of a round, by all writers together.
 COMMITS = {1: 100, 4: 160, 16: 240}
 LOADS = {10: 200, 100: 60, 1_000: 10}
@@ -75,8 +82,6 @@ APPENDS = 100
 
 #: Events whose latency is measured, of each store; those before them that are not.
 LATENCIES, LATENCIES_BEFORE = 300, 20
-
-Samples = dict[str, dict[str, list[float]]]
 
 #: How much of their processor time the client's and the server's processes have had, in us.
 Spent = tuple[float, float]
@@ -127,7 +132,7 @@ class Party:
         assert process.stdout is not None
         said = process.stdout.readline()
         if not said or not said.startswith(expected):
-            raise SystemExit(f"{process.args!r} said {said!r}")
+            raise RuntimeError(f"a party of benchmarks said {said!r}")
         return said
 
     def do(self, what: str, numbers: Sequence[int], count: int, events: int) -> tuple[float, float]:
@@ -166,13 +171,17 @@ class Benchmark:
     """Be the parties on one engine, and what they took."""
 
     def __init__(
-        self, engine: str, parties: dict[str, Party], server: PostgresNode | RedisNode | None = None
+        self,
+        engine: str,
+        parties: dict[str, Party],
+        report: Report,
+        server: PostgresNode | RedisNode | None = None,
     ) -> None:
         self.engine = engine
         self.parties = parties
+        self.report = report
         self.spent: dict[str, dict[str, list[Spent]]] = {}
         self._server = with_children(server.pid) if server else []
-        self.samples: Samples = {}
         self._turn = 0
         self._filled: dict[int, int] = {}
 
@@ -234,10 +243,13 @@ class Benchmark:
         one, name = self.parties[party], f"{self.engine}: {name}"
         before = spent_us(one.pids), spent_us(self._server)
         rate, done = one.do(what, numbers, count, events)
-        self.samples.setdefault(name, {}).setdefault(party, []).append(rate)
+        self.report.note(name, party, rate)
         client, server = spent_us(one.pids) - before[0], spent_us(self._server) - before[1]
         spent = self.spent.setdefault(name, {}).setdefault(party, [])
         spent.append((client / done, server / done))
+        if client:
+            title = f"{name}: processor time"
+            self.report.note(title, party, (client + server) / done, group=PROCESSOR)
 
 
 def _plural(count: int, word: str) -> str:
@@ -247,10 +259,12 @@ def _plural(count: int, word: str) -> str:
 class Latency:
     """Be two workers, of which one has its events in Redis, the other in PostgreSQL."""
 
-    def __init__(self, directory: Path, redis: RedisNode, postgres: PostgresNode) -> None:
+    def __init__(self) -> None:
         self._stores: dict[str, tuple[Any, Path]] = {}
         self._workers: list[WorkerNode] = []
-        self._taken: dict[str, list[float]] = {}
+
+    def start(self, directory: Path, redis: RedisNode, postgres: PostgresNode) -> None:
+        """Start the workers, and what sends to them."""
         for name, number, store in (
             ("redis", 5, ""),
             ("postgresql", 6, postgres.create_database("latency")),
@@ -268,6 +282,7 @@ class Latency:
                 cwd=REPOSITORY, env={**os.environ, **env}, text=True, bufsize=1,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             )  # fmt: skip
+            self._stores[name] = sender, out
             assert sender.stdout is not None
             sender.stdout.readline()
             worker = WorkerNode(
@@ -278,14 +293,13 @@ class Latency:
             worker.start()
             self._workers.append(worker)
             worker.wait_ready()
-            self._stores[name] = sender, out
 
-    def measure(self, samples: Samples) -> None:
+    def measure(self, report: Report, count: int) -> None:
         """Send events, each when the one before was handled, to one store after the other."""
         from benchmarks._event_store_app import STAMP
 
         taken: dict[str, list[float]] = {name: [] for name in self._stores}
-        for index in range(LATENCIES_BEFORE + LATENCIES):
+        for index in range(LATENCIES_BEFORE + count):
             for name, (sender, out) in self._stores.items():
                 size = out.stat().st_size
                 sender.stdin.write(f"{index}\n")
@@ -296,8 +310,7 @@ class Latency:
         for name, values in taken.items():
             for percent in (50, 99):
                 value = statistics.quantiles(values, n=100)[percent - 1]
-                row = samples.setdefault(f"{name}: save to handled, p{percent}, ms", {})
-                row.setdefault(OURS, []).append(value)
+                report.note(f"{name}: save to handled, p{percent}, ms", OURS, value)
 
     def close(self) -> None:
         """End the workers."""
@@ -305,51 +318,6 @@ class Latency:
             worker.teardown()
         for sender, _ in self._stores.values():
             sender.communicate()
-
-
-def rows_of(samples: Samples) -> list[dict[str, Any]]:
-    """Return the table's rows: of each value and ratio the median, and its middle half."""
-    rows = []
-    for name, parties in samples.items():
-        row: dict[str, Any] = {"measure": name}
-        for party, values in parties.items():
-            row[party] = _spread(values)
-        bars = BARS.get(name, {})
-        for other in (THEIRS, BARE, STOCK):
-            if other in parties:
-                pairs = zip(parties[OURS], parties[other], strict=True)
-                row[f"to {other}"] = _spread([ours / theirs for ours, theirs in pairs])
-        met = {
-            f">= {bar} x {other}": row[f"to {other}"]["median"] >= bar
-            for other, bar in bars.items()
-            if other in parties
-        }
-        if met:
-            row["bar"] = ", ".join(met)
-            row["met"] = ", ".join("yes" if is_met else "no" for is_met in met.values())
-        rows.append(row)
-    return rows
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    low, middle, high = (
-        statistics.quantiles(values, n=4, method="inclusive")
-        if len(values) > 1
-        else [values[0]] * 3
-    )
-    return {"median": middle, "low": low, "high": high}
-
-
-def table_of(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the table as Markdown; columns that nobody has a value in are left out."""
-    heads = [OURS, THEIRS, BARE, STOCK, f"to {THEIRS}", f"to {BARE}", f"to {STOCK}"]
-    heads = [head for head in heads if any(head in row for row in rows)]
-    lines = ["| " + " | ".join(["measure", *heads, "bar", "met"]) + " |"]
-    lines.append("|" + "---|" * (len(heads) + 3))
-    for row in rows:
-        cells = [row["measure"], *(_cell(row.get(head)) for head in heads)]
-        lines.append("| " + " | ".join([*cells, row.get("bar", ""), row.get("met", "")]) + " |")
-    return "\n".join(lines)
 
 
 def spent_table_of(spent: dict[str, dict[str, list[Spent]]]) -> str:
@@ -368,32 +336,15 @@ def spent_table_of(spent: dict[str, dict[str, list[Spent]]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(value: dict[str, float] | None) -> str:
-    if value is None:
-        return ""
-    digits = 0 if value["median"] >= 100 else 2
-    return f"{value['median']:,.{digits}f} ({value['low']:,.{digits}f}-{value['high']:,.{digits}f})"
-
-
-def has_peer(python: str) -> bool:
-    """Tell whether an interpreter has `eventsourcing` and its driver."""
-    command = [python, "-c", "import eventsourcing.postgres"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-def make_peer(directory: Path) -> str:
-    """Make an environment with `eventsourcing` alone; returns its interpreter."""
-    print(f"making an environment with {' and '.join(PEER)}", file=sys.stderr)
-    subprocess.run([sys.executable, "-m", "venv", directory], check=True)
-    python = str(directory / "bin" / "python")
-    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *PEER]
-    subprocess.run(pip, check=False)
-    return python
-
-
 @contextlib.contextmanager
 def benchmarks(
-    directory: Path, only: str | None, peer: str | None, postgres: PostgresNode, redis: RedisNode
+    directory: Path,
+    only: str | None,
+    peer: str | None,
+    report: Report,
+    *,
+    postgres: PostgresNode,
+    redis: RedisNode,
 ) -> Iterator[dict[str, Benchmark]]:
     """Start the parties, all of them before anything is measured, and end them."""
     pythons = {OURS: sys.executable, BARE: sys.executable} | ({THEIRS: peer} if peer else {})
@@ -404,6 +355,7 @@ def benchmarks(
         made[name] = Benchmark(
             "postgresql" if name == "reading" else name,
             {party: Party(party, urls(party), pythons[party], count) for party in there},
+            report,
             None if name == "sqlite" else postgres,
         )
 
@@ -424,6 +376,7 @@ def benchmarks(
                     party: Party(f"redis-{party}", redis.url_of(number), sys.executable)
                     for number, party in enumerate((OURS, BARE, STOCK), 1)
                 },
+                report,
                 redis,
             )
         yield made
@@ -432,25 +385,38 @@ def benchmarks(
             one.close()
 
 
-def main() -> None:
-    """Run the rounds, print the table, write the JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=15)
+def run_round(made: dict[str, Benchmark], report: Report, only: str | None) -> None:
+    """Measure everything once that has not failed."""
+    parts: dict[str, tuple[str, Callable[[Benchmark], None]]] = {
+        "postgresql: save and store": ("postgresql", lambda one: one.append((1, 4, 16))),
+        "postgresql: load": ("reading", lambda one: one.load()),
+        "postgresql: read": ("reading", lambda one: one.read()),
+        "sqlite: save and store": ("sqlite", lambda one: one.append((1,))),
+        "sqlite: load": ("sqlite", lambda one: one.load()),
+        "redis: append": ("redis", lambda one: one.deliver()),
+    }
+    skipped = {"load": "postgresql: read", "read": "postgresql: load"}.get(only or "")
+    for what, (name, measure) in parts.items():
+        if name in made and what != skipped and not report.has_failed(what):
+            with report.attempt(what):
+                measure(made[name])
+
+
+def main() -> int:
+    """Run the rounds, and report."""
+    parser = parser_of("event_store", __doc__, rounds=15)
     parser.add_argument("--only", choices=("append", "load", "read", "sqlite", "redis", "latency"))
     parser.add_argument("--peer", help="a Python that has eventsourcing; one is made without it")
-    parser.add_argument("--json", type=Path, help="write every sample to this file")
-    options = parser.parse_args()
+    parser.add_argument("--latencies", type=int, default=LATENCIES, help="events, one at a time")
+    options = parse(parser, SHORT)
     only = options.only
-    samples: Samples = {}
+    report = Report("event_store", options, BARS)
     spent: dict[str, dict[str, list[Spent]]] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         directory = Path(folder)
-        peer = options.peer or (
-            make_peer(directory / "peer") if only not in ("redis", "latency") else None
-        )
-        if peer is not None and not has_peer(peer):
-            print("there is no eventsourcing: measured without it", file=sys.stderr)
-            peer = None
+        peer = None
+        if only not in ("redis", "latency"):
+            peer = stack.enter_context(peer_python(options.peer, report))
         for name in ("postgres", "redis"):
             (directory / name).mkdir()
         postgres = PostgresNode(directory / "postgres", settings="max_wal_size = 2GB")
@@ -459,37 +425,27 @@ def main() -> None:
             stack.callback(node.teardown)
             node.start()
         redis.wait_ready()
-        with benchmarks(directory, only, peer, postgres, redis) as made:
+        with redis.client() as client:
+            report.versions["server"] = server_version(client)
+        report.versions["PostgreSQL"] = postgres_version(postgres)
+        with benchmarks(directory, only, peer, report, postgres=postgres, redis=redis) as made:
             for number in range(options.rounds):
-                if "postgresql" in made:
-                    made["postgresql"].append((1, 4, 16))
-                if "reading" in made and only != "read":
-                    made["reading"].load()
-                if "reading" in made and only != "load":
-                    made["reading"].read()
-                if "sqlite" in made:
-                    made["sqlite"].append((1,))
-                    made["sqlite"].load()
-                if "redis" in made:
-                    made["redis"].deliver()
+                run_round(made, report, only)
                 print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
             for one in made.values():
-                samples |= one.samples
                 spent |= one.spent
         if only in (None, "latency"):
-            latency = Latency(directory, redis, postgres)
+            latency = Latency()
             stack.callback(latency.close)
-            latency.measure(samples)
-    rows = rows_of(samples)
-    print(f"{options.rounds} rounds; Python {platform.python_version()}, {os.cpu_count()} cores\n")
-    print(table_of(rows))
+            with report.attempt("save to handled"):
+                latency.start(directory, redis, postgres)
+                latency.measure(report, options.latencies)
+    code = report.finish()
     if any(client for row in spent.values() for values in row.values() for client, _ in values):
-        print("\nprocessor time of one, us, the client's + the server's; medians\n")
+        print("\nprocessor time of one, µs, the client's + the server's; medians\n")
         print(spent_table_of(spent))
-    if options.json:
-        report = {"rows": rows, "samples": samples, "spent_us": spent}
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

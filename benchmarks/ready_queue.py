@@ -1,6 +1,6 @@
 """Measure the two shapes that a ready queue can have in Redis, at full depth, side by side.
 
-    python -m benchmarks.ready_queue [--messages 1000000] [--rounds 5] [--json FILE]
+    python -m benchmarks.ready_queue [--messages 1000000] [--rounds 5] [--json FILE] [--short]
 
 LIST: ids, enqueued by LPUSH, taken by RPOP with a count, under the queue's own key name.
 ZSET: member id, score = place in the queue, taken by ZPOPMIN with a count.
@@ -15,10 +15,7 @@ It starts a server of its own (see `tests.nodes.find_server`), without persisten
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import statistics
+import sys
 import tempfile
 import time
 import uuid
@@ -28,6 +25,7 @@ from typing import Any
 
 import redis
 
+from benchmarks._report import OURS, Report, parse, parser_of, server_version
 from tests.nodes import RedisNode
 
 #: Ids beyond 32 bits, as a broker that has run for years hands out: the larger entry in a LIST.
@@ -109,21 +107,24 @@ REMEMBER = {
 }
 SHAPES = {"LIST": LIST_KEY, "ZSET": ZSET_KEY}
 
-Samples = dict[str, dict[str, list[float]]]
+#: Those that this package has.
+CHOSEN = {"LIST", "HASH", "key"}
+
+SHORT = {"rounds": 3, "messages": 100_000}
 
 
 class Benchmark:
     """One run: its server, its scripts, and what it has measured so far."""
 
-    def __init__(self, client: redis.Redis, messages: int) -> None:
+    def __init__(self, client: redis.Redis, messages: int, report: Report) -> None:
         """Keep the client of an empty server and the depth to measure at."""
         self.client: Any = client
         self.messages = messages
-        self.samples: Samples = {}
+        self.report = report
 
     def note(self, measure: str, shape: str, value: float) -> None:
         """Add a sample of one measure for one shape."""
-        self.samples.setdefault(measure, {}).setdefault(shape, []).append(value)
+        self.report.note(measure, OURS if shape in CHOSEN else shape, value)
 
     def run_round(self) -> None:
         """Measure everything once, on an empty server."""
@@ -252,85 +253,31 @@ def _since(started: float) -> float:
     return time.perf_counter() - started
 
 
-def summarise(samples: Samples) -> list[dict[str, Any]]:
-    """Return one row per measure: median, least and most of each shape, and their ratio."""
-    rows = []
-    for measure, shapes in samples.items():
-        row: dict[str, Any] = {"measure": measure}
-        for shape, values in shapes.items():
-            row[shape] = {
-                "median": statistics.median(values),
-                "min": min(values),
-                "max": max(values),
-            }
-        if len(shapes) == 2:
-            one, other = shapes.values()
-            names = list(shapes)
-            row["ratio"] = statistics.median(b / a for a, b in zip(one, other, strict=True))
-            row["ratio_of"] = f"{names[1]} / {names[0]}"
-        rows.append(row)
-    return rows
-
-
-def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Print the rows as a Markdown table."""
-    print("| measure | one | other | ratio |")
-    print("|---|---|---|---|")
-    for row in rows:
-        cells = [
-            f"{name} {v['median']:.1f} ({v['min']:.1f}-{v['max']:.1f})"
-            for name, v in row.items()
-            if isinstance(v, dict)
-        ]
-        cells += ["-"] * (2 - len(cells))
-        ratio = f"{row['ratio_of']} {row['ratio']:.2f}" if "ratio" in row else "-"
-        print(f"| {row['measure']} | {cells[0]} | {cells[1]} | {ratio} |")
-
-
-def main() -> None:
-    """Run the rounds, print the table, write the JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def main() -> int:
+    """Run the rounds, and report."""
+    parser = parser_of("ready_queue", __doc__, rounds=5)
     parser.add_argument("--messages", type=int, default=1_000_000, help="depth of the queue")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write every sample to this file")
-    options = parser.parse_args()
+    options = parse(parser, SHORT)
     if options.messages < 4 * CALLS * TAKE:
         parser.error(f"--messages: at least {4 * CALLS * TAKE}, so that the queue stays deep")
+    report = Report("ready_queue", options, {})
     with tempfile.TemporaryDirectory() as directory:
         node = RedisNode(Path(directory), appendonly=False, options=SETTINGS)
         try:
             node.start()
             client = node.client(socket_timeout=None)
-            benchmark = Benchmark(client, options.messages)
-            for _ in range(options.rounds):
-                benchmark.run_round()
-            info: Any = client.info("server")
+            report.versions["server"] = server_version(client)
+            benchmark = Benchmark(client, options.messages, report)
+            for number in range(options.rounds):
+                with report.attempt("a round"):
+                    benchmark.run_round()
+                if report.failed:
+                    break
+                print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
         finally:
             node.teardown()
-    server = (
-        f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])}"
-    )
-    versions = {
-        "server": server,
-        "redis-py": redis.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
-    rows = summarise(benchmark.samples)
-    print(
-        f"{options.messages:,} messages, {options.rounds} rounds, median (least-most); {versions}\n"
-    )
-    print_rows(rows)
-    if options.json:
-        report = {
-            "messages": options.messages,
-            "rounds": options.rounds,
-            "versions": versions,
-            "rows": rows,
-            "samples": benchmark.samples,
-        }
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

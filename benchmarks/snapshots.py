@@ -1,6 +1,7 @@
 """Measure a load with a snapshot, and with the cache, beside one without; and `eventsourcing`'s.
 
-    python -m benchmarks.snapshots [--rounds 15] [--events 10000] [--json FILE] [--peer PYTHON]
+    python -m benchmarks.snapshots [--rounds 15] [--events 10000] [--json FILE] [--short]
+        [--peer PYTHON]
 
 An aggregate has 10,000 events; its snapshot has all but the last 5. A cached one has no newer
 event. Servers run here, with their defaults; each party is a process of its own, `python -O`, one
@@ -8,35 +9,37 @@ at work at a time. A round measures every party and every kind, in an order that
 each time; a ratio is of one round, rows show the median, and the least and most. The state is a
 counter and a dict: of 10 entries, and of 1,000, which have to be copied for every caller.
 
-`eventsourcing` has no store in Redis. PYTHON is an interpreter that has it, with psycopg.
+`eventsourcing` has no store in Redis. PYTHON is an interpreter that has it, with psycopg; without
+one, an environment is made for it and thrown away.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from benchmarks.event_store import has_peer
+from benchmarks._peer import PEER as THEIRS
+from benchmarks._peer import peer_python
+from benchmarks._report import OURS, Bar, Report, parse, parser_of, postgres_version, server_version
 from tests.nodes import REPOSITORY, RedisNode
 from tests.postgres import PostgresNode
 
-OURS, THEIRS = "ours", "eventsourcing"
 KINDS = ("plain", "snapshot", "cached")
+ENTRIES = (10, 1_000)
+
+#: A load of all events, which the others are compared with.
+PLAIN = "all events"
 
 #: How often a kind is loaded in one measurement.
 COUNTS = {"plain": 2, "snapshot": 100, "cached": 100}
 
-#: At least so many times as fast as without is a load with a snapshot.
-BAR = 50.0
+#: A load with a snapshot takes at most so much of the time of one without.
+BAR = Bar("<=", 1 / 50, PLAIN)
 
-Samples = dict[tuple[str, int, str, str], list[float]]
+SHORT = {"rounds": 3}
 
 
 class Party:
@@ -65,20 +68,33 @@ class Party:
         self.process.communicate()
 
 
-def measure(options: argparse.Namespace, folder: Path) -> Samples:
+def title_of(engine: str, entries: int, kind: str) -> str:
+    """Return the name of a row."""
+    words = {"plain": "all events", "snapshot": "from a snapshot", "cached": "cached"}
+    return f"{engine}, {entries:,} entries, {words[kind]}, ms"
+
+
+#: Those of each row that has some.
+BARS = {
+    title_of(engine, entries, "snapshot"): [BAR]
+    for engine in ("sqlite", "postgresql", "redis")
+    for entries in ENTRIES
+}
+
+
+def measure(options: argparse.Namespace, folder: Path, peer: str | None, report: Report) -> None:
     """Fill the stores, and run every round."""
-    samples: Samples = {}
     redis, postgres = RedisNode(folder), PostgresNode(folder)
     parties: dict[tuple[str, int, str], Party] = {}
-    peers = {OURS: sys.executable}
-    if has_peer(options.peer):
-        peers[THEIRS] = options.peer
-    else:
-        print(f"{options.peer} has no eventsourcing: measured without it", file=sys.stderr)
+    peers = {OURS: sys.executable} | ({THEIRS: peer} if peer else {})
     try:
         redis.start()
         postgres.start()
-        for entries in (10, 1000):
+        redis.wait_ready()
+        with redis.client() as client:
+            report.versions["server"] = server_version(client)
+        report.versions["PostgreSQL"] = postgres_version(postgres)
+        for entries in ENTRIES:
             for name, python in peers.items():
                 place = f"{name}_{entries}"
                 urls = {
@@ -96,81 +112,56 @@ def measure(options: argparse.Namespace, folder: Path) -> Samples:
         cases = [(key, kind) for key in parties for kind in KINDS]
         for number in range(-1, options.rounds):
             turn = number % len(cases)
-            for key, kind in cases[turn:] + cases[:turn]:
-                seconds = parties[key].load(kind)
+            with report.attempt("a round"):
+                found = {
+                    (*key, kind): parties[key].load(kind) * 1000
+                    for key, kind in cases[turn:] + cases[:turn]
+                }
                 if number >= 0:  # the first round warms up
-                    samples.setdefault((*key, kind), []).append(seconds)
+                    _note(report, found)
+            if report.failed:
+                break
+            print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
     finally:
         for party in parties.values():
             party.close()
         redis.teardown()
         postgres.teardown()
-    return samples
 
 
-def rows_of(samples: Samples) -> list[dict[str, Any]]:
-    """Return medians and spreads: times, and each round's ratios."""
-    rows = []
-    for (engine, entries, name, kind), values in samples.items():
-        row: dict[str, Any] = {
-            "engine": engine, "entries": entries, "party": name, "kind": kind,
-            "ms": spread([value * 1000 for value in values]),
-        }  # fmt: skip
-        if kind != "plain":
-            row["times as fast as plain"] = ratio(samples[engine, entries, name, "plain"], values)
-        other = samples.get((engine, entries, THEIRS, kind))
-        if name == OURS and other:
-            row["times as fast as eventsourcing"] = ratio(other, values)
-        rows.append(row)
-    return rows
+def _note(report: Report, found: dict[tuple[str, int, str, str], float]) -> None:
+    for engine in ("sqlite", "postgresql", "redis"):
+        for entries in ENTRIES:
+            for kind in KINDS:
+                title = title_of(engine, entries, kind)
+                report.note(title, OURS, found[engine, entries, OURS, kind])
+                if kind != "plain":
+                    report.note(title, PLAIN, found[engine, entries, OURS, "plain"])
+                other = found.get((engine, entries, THEIRS, kind))
+                if other is not None:
+                    report.note(title, THEIRS, other)
 
 
-def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
-    """Return the spread of the rounds' ratios."""
-    return spread([one / other for one, other in zip(slow, fast, strict=True)])
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Return the median, the least and the most."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
-def shown(value: dict[str, float] | None) -> str:
-    """Return a spread as text."""
-    if value is None:
-        return ""
-    digits = 0 if value["median"] >= 1000 else 1 if value["median"] >= 10 else 2
-    numbers = (f"{value[name]:,.{digits}f}" for name in ("median", "least", "most"))
-    return "{} ({}-{})".format(*numbers)
-
-
-def main() -> None:
-    """Measure, and print a table in markdown; the exit code is 1 if the bar is missed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.snapshots", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
+def main() -> int:
+    """Measure, and report; the exit code of the long form is 1 also if the bar is missed."""
+    parser = parser_of("snapshots", __doc__, rounds=15)
     parser.add_argument("--events", type=int, default=10_000)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument("--peer", default=sys.executable, help="a Python that has eventsourcing")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    parser.add_argument("--peer", help="a Python that has eventsourcing; one is made without it")
+    options = parse(parser, SHORT)
+    report = Report("snapshots", options, BARS)
+    with (
+        peer_python(options.peer, report) as peer,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         Path(folder).chmod(0o755)
-        samples = measure(options, Path(folder))
-    rows = rows_of(samples)
-    columns = ("engine", "entries", "party", "kind")
-    times = ("ms", "times as fast as plain", "times as fast as eventsourcing")
-    print(f"Python {platform.python_version()}, {options.rounds} rounds\n")
-    print(f"| {' | '.join((*columns, *times))} |\n|{'---|' * 7}")
-    for row in rows:
-        cells = [str(row[name]) for name in columns] + [shown(row.get(name)) for name in times]
-        print(f"| {' | '.join(cells)} |")
-    if options.json:
-        options.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
-    for row in rows:
-        if row["party"] == OURS and row["kind"] == "snapshot":
-            median = row["times as fast as plain"]["median"]
-            if median < BAR:
-                sys.exit(f"{row['engine']}: {median:.1f} times as fast, expected {BAR:g}")
+        measure(options, Path(folder), peer, report)
+    code = report.finish()
+    missed = [row["measure"] for row in report.rows() for bar in row["bars"] if not bar["met"]]
+    if missed and not options.short:
+        print(f"missed: {'; '.join(missed)}", file=sys.stderr)
+        return 1
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

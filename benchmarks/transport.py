@@ -1,11 +1,11 @@
 """Measure the reliable transport against Kombu's redis://, and RabbitMQ where it is installed.
 
-    python -m benchmarks.transport [--json FILE] [--rounds N] [--only NAME] [--full]
+    python -m benchmarks.transport [--json FILE] [--rounds N] [--only NAME] [--full] [--short]
 
 Each broker has a server of its own, started here, without persistence, and stopped at the end. A
 round measures one broker after the other, the order turned about from round to round, so that a
 ratio compares neighbours in time; a row shows the median, and the least and most of all rounds. A
-run that is not as it should be ends the benchmark: each task must have run exactly once, each
+row of which a run is not as it should be has failed: each task must have run exactly once, each
 message must be in the queue.
 
 - publish: `.delay()`, and Kombu's producer inside `Producer.batch`, after a warm-up.
@@ -24,9 +24,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import json
 import os
-import platform
 import random
 import shutil
 import statistics
@@ -39,15 +37,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import celery
 import kombu
 import redis
 
+from benchmarks._report import OURS, Bar, Report, parse, parser_of, server_version
 from benchmarks._transport_app import make_app, read_ran, read_stamps, read_trips
 from tests.nodes import ProcessNode, RedisNode, WorkerNode, free_port
 from tests.waiting import wait_until
 
-STOCK, OURS, RABBIT = "stock", "ours", "RabbitMQ"
+STOCK, RABBIT = "stock", "RabbitMQ"
 
 PUBLISHES = 3_000
 BATCH = 100
@@ -94,7 +92,12 @@ LIMITS: dict[str, tuple[str, float]] = {
     "consumers woken by one message": ("<=", 1.0),
 }
 
-Samples = dict[str, dict[str, list[float]]]
+#: The short form: the same rows, by fewer messages and rounds; see `REPEATED` too.
+SHORT = {"rounds": 3, "tasks": 3_000, "messages": 30_000, "idle_s": 8.0, "latency_messages": 80}
+
+#: Rounds of what varies little from one to the next, or takes long, unless `--rounds` are fewer:
+#: in the long form, and in the short one, where a row with a bar has three.
+REPEATED = {"memory": (1, 3), "commands": (1, 3), "idle": (1, 1)}
 
 
 class RabbitNode(ProcessNode):
@@ -227,17 +230,21 @@ class Broker:
 class Benchmark:
     """Measure, round by round, and keep each sample."""
 
-    def __init__(self, brokers: list[Broker], scratch: Path, *, messages: int, tasks: int) -> None:
+    def __init__(
+        self, brokers: list[Broker], scratch: Path, options: argparse.Namespace, report: Report
+    ) -> None:
         self.brokers = brokers
         self.scratch = scratch
-        self.messages = messages
-        self.tasks = tasks
-        self.samples: Samples = {}
+        self.report = report
+        self.messages: int = options.messages
+        self.tasks: int = options.tasks
+        self.latency_messages: int = options.latency_messages
+        self.idle_s: float = options.idle_s
         self._folders = 0
 
     def note(self, row: str, broker: Broker, value: float) -> None:
         """Keep one sample."""
-        self.samples.setdefault(row, {}).setdefault(broker.name, []).append(value)
+        self.report.note(row, broker.name, value)
 
     def folder(self) -> Path:
         """Return a new empty folder."""
@@ -254,6 +261,10 @@ class Benchmark:
 
     def publish(self, number: int) -> None:
         """Publish by `.delay()`, and by a producer in batches."""
+        self.report.run("publish by .delay()", self._publish_singles, number)
+        self.report.run("publish in batches", self._publish_in_turn, number)
+
+    def _publish_singles(self, number: int) -> None:
         for broker in self.in_turn(number):
             broker.empty()
             broker.depth()
@@ -263,6 +274,8 @@ class Benchmark:
             rate = _rate(PUBLISHES, lambda: [noop.delay() for _ in range(PUBLISHES)])  # noqa: B023
             broker.check_depth(WARM_UP + PUBLISHES)
             self.note("publish by .delay(), messages/s", broker, rate)
+
+    def _publish_in_turn(self, number: int) -> None:
         for broker in self.in_turn(number):
             broker.empty()
             self._publish_batches(broker)
@@ -292,8 +305,11 @@ class Benchmark:
     def drain(self, number: int) -> None:
         """Let a worker of each pool meet a full queue."""
         for pool in POOLS:
-            for broker in self.in_turn(number):
-                self.note(f"drain, {pool}, tasks/s", broker, self._drain(broker, pool))
+            self.report.run(f"drain, {pool}", self._drain_in_turn, pool, number)
+
+    def _drain_in_turn(self, pool: str, number: int) -> None:
+        for broker in self.in_turn(number):
+            self.note(f"drain, {pool}, tasks/s", broker, self._drain(broker, pool))
 
     def _drain(self, broker: Broker, pool: str) -> float:
         folder = self.folder()
@@ -324,23 +340,26 @@ class Benchmark:
     def latency(self, number: int) -> None:
         """Send one message at a time to idle workers, to one broker's and another's in turn."""
         for pool in ("solo", "prefork -c 2"):
-            with contextlib.ExitStack() as stack:
-                folders = {}
-                for broker in self.brokers:
-                    broker.empty()
-                    folders[broker.name] = self.folder()
-                    stack.enter_context(broker.worker(folders[broker.name], pool))
-                for _ in range(20):
-                    self._send_one(folders)
-                warm = {name: len(read_stamps(folder)) for name, folder in folders.items()}
-                for _ in range(LATENCY_MESSAGES):
-                    self._send_one(folders, random.uniform(0.02, 0.04))
-            for broker in self.in_turn(number):
-                stamps = read_stamps(folders[broker.name])[warm[broker.name] :]
-                assert len(stamps) == LATENCY_MESSAGES, f"{broker.name}: {len(stamps)} stamps"
-                took = sorted(1e3 * (started - sent) for sent, started in stamps)
-                self.note(f"latency, {pool}, p50, ms", broker, statistics.median(took))
-                self.note(f"latency, {pool}, p99, ms", broker, took[int(len(took) * 0.99)])
+            self.report.run(f"latency, {pool}", self._latency, pool, number)
+
+    def _latency(self, pool: str, number: int) -> None:
+        with contextlib.ExitStack() as stack:
+            folders = {}
+            for broker in self.brokers:
+                broker.empty()
+                folders[broker.name] = self.folder()
+                stack.enter_context(broker.worker(folders[broker.name], pool))
+            for _ in range(20):
+                self._send_one(folders)
+            warm = {name: len(read_stamps(folder)) for name, folder in folders.items()}
+            for _ in range(self.latency_messages):
+                self._send_one(folders, random.uniform(0.02, 0.04))
+        for broker in self.in_turn(number):
+            stamps = read_stamps(folders[broker.name])[warm[broker.name] :]
+            assert len(stamps) == self.latency_messages, f"{broker.name}: {len(stamps)} stamps"
+            took = sorted(1e3 * (started - sent) for sent, started in stamps)
+            self.note(f"latency, {pool}, p50, ms", broker, statistics.median(took))
+            self.note(f"latency, {pool}, p99, ms", broker, took[int(len(took) * 0.99)])
 
     def _send_one(self, folders: dict[str, Path], pause_s: float = 0.05) -> None:
         for broker in self.brokers:
@@ -355,9 +374,12 @@ class Benchmark:
     def commands(self, number: int) -> None:
         """Count commands and round trips of a task's whole life."""
         for pool in ("solo", "prefork -c 2"):
-            for broker in self.in_turn(number):
-                if broker.has_redis:
-                    self._count(broker, pool)
+            self.report.run(f"commands, {pool}", self._count_in_turn, pool, number)
+
+    def _count_in_turn(self, pool: str, number: int) -> None:
+        for broker in self.in_turn(number):
+            if broker.has_redis:
+                self._count(broker, pool)
 
     def _count(self, broker: Broker, pool: str) -> None:
         folder = self.folder()
@@ -392,6 +414,9 @@ class Benchmark:
 
     def memory(self, number: int) -> None:
         """Fill a queue, and see what the server has allocated."""
+        self.report.run("memory", self._memory, number)
+
+    def _memory(self, number: int) -> None:
         for broker in self.in_turn(number):
             if not broker.has_redis:
                 continue
@@ -452,6 +477,9 @@ class Benchmark:
 
     def idle(self, number: int) -> None:
         """Let consumers wait for messages that do not come, then for some that do."""
+        self.report.run("idle", self._idle, number)
+
+    def _idle(self, number: int) -> None:
         for broker in self.in_turn(number):
             if not broker.has_redis:
                 continue
@@ -464,11 +492,11 @@ class Benchmark:
                 assert process.stdout.readline().strip() == "waiting"
                 time.sleep(3)
                 with _Monitor(broker.node) as monitor:
-                    time.sleep(IDLE_S)
+                    time.sleep(self.idle_s)
                     outside, everything = monitor.between(0, time.time())
-                    self.note("commands of 20 idle consumers, 1/s", broker, outside / IDLE_S)
+                    self.note("commands of 20 idle consumers, 1/s", broker, outside / self.idle_s)
                     row = "commands of 20 idle consumers, those in scripts too, 1/s"
-                    self.note(row, broker, everything / IDLE_S)
+                    self.note(row, broker, everything / self.idle_s)
                     if broker.name == OURS:
                         self._wake(broker, monitor)
             finally:
@@ -617,64 +645,12 @@ def _forget_publish_ids(node: RedisNode) -> None:
 # ---------------------------------------------------------------- report
 
 
-def rows_of(samples: Samples) -> list[dict[str, Any]]:
-    """Return one row per measure: each broker's median and spread, the ratio, the bar."""
-    rows = []
-    for name, brokers in samples.items():
-        row: dict[str, Any] = {"measure": name}
-        for broker, values in brokers.items():
-            row[broker] = {
-                "median": statistics.median(values), "least": min(values), "most": max(values),
-            }  # fmt: skip
-        for other in (STOCK, RABBIT):
-            if OURS in brokers and other in brokers:
-                ratios = [a / b for a, b in zip(brokers[OURS], brokers[other], strict=True) if b]
-                if ratios:
-                    row[f"ratio to {other}"] = {
-                        "median": statistics.median(ratios),
-                        "least": min(ratios),
-                        "most": max(ratios),
-                    }
-        _judge(row, name)
-        rows.append(row)
-    return rows
-
-
-def _judge(row: dict[str, Any], name: str) -> None:
-    if name in BARS and f"ratio to {STOCK}" in row:
-        sign, bar = BARS[name]
-        row["bar"] = f"{sign} {bar:.2f} x"
-        value = row[f"ratio to {STOCK}"]["median"]
-    elif name in LIMITS and OURS in row:
-        sign, bar = LIMITS[name]
-        row["bar"] = f"{sign} {bar:g}"
-        value = row[OURS]["median"]
-    else:
-        return
-    row["met"] = value >= bar if sign == ">=" else value < bar if sign == "<" else value <= bar
-
-
-def table_of(rows: list[dict[str, Any]], brokers: Sequence[str]) -> str:
-    """Return the rows as a Markdown table."""
-    ratios = [f"ratio to {name}" for name in (STOCK, RABBIT) if name in brokers]
-    heads = ["measure", *brokers, *ratios, "bar", "met"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for row in rows:
-        cells = [row["measure"]]
-        cells += [_spread(row.get(name)) for name in (*brokers, *ratios)]
-        cells += [row.get("bar", ""), "" if "met" not in row else "yes" if row["met"] else "no"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _spread(value: dict[str, float] | None) -> str:
-    if value is None:
-        return ""
-    digits = 0 if value["median"] >= 100 else 2 if value["median"] >= 0.1 else 3
-    text = f"{value['median']:,.{digits}f}"
-    if value["least"] != value["most"]:
-        text += f" ({value['least']:,.{digits}f}-{value['most']:,.{digits}f})"
-    return text
+def bars() -> dict[str, list[Bar]]:
+    """Return the bars of each row: of its ratio to stock, or of our own value."""
+    found = {name: [Bar(sign, value, STOCK)] for name, (sign, value) in BARS.items()}
+    for name, (sign, value) in LIMITS.items():
+        found.setdefault(name, []).append(Bar(sign, value))
+    return found
 
 
 def start_brokers(scratch: Path) -> list[Broker]:
@@ -703,47 +679,53 @@ def start_brokers(scratch: Path) -> list[Broker]:
     return brokers
 
 
-def versions_of(brokers: list[Broker]) -> dict[str, str]:
-    """Return what was measured on what."""
+def note_versions(report: Report, brokers: list[Broker]) -> None:
+    """Note what was measured on what, and that RabbitMQ was not."""
     with brokers[0].node.client() as client:
-        info: Any = client.info("server")
-    server = info.get("server_name", "redis")
-    return {
-        "server": f"{server} {info.get('valkey_version', info['redis_version'])}",
-        "celery": celery.__version__,
-        "kombu": kombu.__version__,
-        "redis-py": redis.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
+        report.versions["server"] = server_version(client)
+    for broker in brokers:
+        if broker.name == RABBIT:
+            with kombu.Connection(broker.url) as connection:
+                connection.connect()
+                properties = connection.connection.server_properties
+            version = properties["version"]
+            report.versions[RABBIT] = version.decode() if isinstance(version, bytes) else version
+            return
+    report.leave_out(RABBIT, "there is no rabbitmq-server on this machine")
 
 
-def main() -> None:
-    """Run the rounds, print the table, write the JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def main() -> int:
+    """Run the rounds, and report."""
+    parser = parser_of("transport", __doc__, rounds=3)
     measures = ("publish", "drain", "latency", "commands", "memory", "idle")
-    parser.add_argument("--rounds", type=int, default=3, help="of publish and drain")
     parser.add_argument("--only", choices=measures, help="measure this alone")
+    parser.add_argument("--tasks", type=int, default=TASKS, help="of a drain")
     parser.add_argument("--messages", type=int, default=200_000, help="queued ones, for memory")
     parser.add_argument("--full", action="store_true", help="a million queued messages")
-    parser.add_argument("--json", type=Path, help="write every sample to this file")
+    parser.add_argument("--latency-messages", type=int, default=LATENCY_MESSAGES)
+    parser.add_argument("--idle-s", type=float, default=IDLE_S, help="seconds of idle consumers")
     parser.add_argument("--monitor", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--wait-on", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse(parser, SHORT)
     if options.monitor:
-        return monitor(options.monitor)
+        monitor(options.monitor)
+        return 0
     if options.wait_on:
-        return wait_on(options.wait_on)
-    messages = 1_000_000 if options.full else options.messages
+        wait_on(options.wait_on)
+        return 0
+    if options.full:
+        options.messages = 1_000_000
+    report = Report("transport", options, bars())
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
         brokers = start_brokers(scratch)
         try:
-            benchmark = Benchmark(brokers, scratch, messages=messages, tasks=TASKS)
-            versions = versions_of(brokers)
+            benchmark = Benchmark(brokers, scratch, options, report)
+            note_versions(report, brokers)
             for measure in [options.only] if options.only else measures:
-                # These vary little from round to round, or take long.
-                rounds = 1 if measure in {"memory", "idle", "commands"} else options.rounds
+                rounds = options.rounds
+                if measure in REPEATED:
+                    rounds = min(rounds, REPEATED[measure][options.short])
                 for number in range(rounds):
                     getattr(benchmark, measure)(number)
                     print(f"{measure}: round {number + 1} of {rounds}", file=sys.stderr)
@@ -751,14 +733,8 @@ def main() -> None:
             for broker in brokers:
                 broker.app.close()
                 broker.node.teardown()
-    rows = rows_of(benchmark.samples)
-    described = ", ".join(f"{name} {value}" for name, value in versions.items())
-    print(f"{options.rounds} rounds, {messages:,} queued messages; {described}\n")
-    print(table_of(rows, [broker.name for broker in brokers]))
-    if options.json:
-        report = {"versions": versions, "rows": rows, "samples": benchmark.samples}
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -39,6 +39,7 @@ lint: setup  ## Check style, types and the layers
 
 # Exit code 5 is pytest's for no tests: PYTEST_ARGS may choose none in one of the calls, not in both.
 test: setup lint  ## Lint, then run every test: in several processes, then those that must run alone
+	@$(BIN)/python -m benchmarks.summary --check || echo 'warning: the benchmarks are not of this code; see above' >&2
 	@run() { echo "$(BIN)/pytest $$*"; $(BIN)/pytest "$$@"; }; \
 	run --alone=leave-out -n $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS); first=$$?; \
 	case $$first in 0|1|5) ;; *) exit $$first;; esac; \
@@ -63,9 +64,8 @@ conformance: setup  ## Run Kombu's and Celery's own suites on stock Redis and on
 acceptance: setup  ## Say which test shows which behaviour of the predecessor
 	$(BIN)/python -m tests.acceptance
 
-bench: setup  ## Measure
-	set -e; for file in benchmarks/[!_]*.py; do \
-		module="$${file%.py}"; $(BIN)/python -m "$${module/\//.}"; done
+bench: setup  ## Measure everything, and write the documentation's numbers
+	$(BIN)/python -m benchmarks.summary
 
 # Versions for Linux and macOS and every Python from 3.11, from pyproject.toml.
 lock:  ## Choose the newest versions anew, into requirements.lock

@@ -93,7 +93,7 @@ LIMITS: dict[str, tuple[str, float]] = {
 }
 
 #: The short form: the same rows, by fewer messages and rounds; see `REPEATED` too.
-SHORT = {"rounds": 3, "tasks": 3_000, "messages": 30_000, "idle_s": 8.0, "latency_messages": 80}
+SHORT = {"rounds": 3, "tasks": 5_000, "messages": 30_000, "idle_s": 8.0, "latency_messages": 80}
 
 #: Rounds of what varies little from one to the next, or takes long, unless `--rounds` are fewer:
 #: in the long form, and in the short one, where a row with a bar has three.

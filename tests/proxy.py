@@ -4,12 +4,16 @@
         connect(f"redis://127.0.0.1:{proxy.port}/0")
         proxy.cut()
 
+It can also be a black hole, as a firewall is that has lost a connection's state: nothing is refused
+or reset, and nothing comes through.
+
 It runs in threads of the test's own process: nothing is left of it when the test ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 import ssl
@@ -20,6 +24,9 @@ from typing import Self
 #: Closes with a reset instead of a farewell, as a machine does that went down.
 _RESET = struct.pack("ii", 1, 0)
 
+#: The name of the command at the beginning of what a client writes.
+_COMMAND = re.compile(rb"\*\d+\r\n\$\d+\r\n(\w+)\r\n")
+
 
 class _Pair:
     """A connection of a client, and the one to the server that goes with it."""
@@ -27,6 +34,10 @@ class _Pair:
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
         self.is_mute = False
+        #: True once nothing passes any more, not even the news that one end has closed.
+        self.is_lost = False
+        #: the names of the commands that were passed on, as far as each began a write
+        self.commands: set[bytes] = set()
 
     def cut(self) -> None:
         for end in (self.client, self.server):
@@ -60,6 +71,12 @@ class Proxy:
         self.reply_bytes = 0
         self._marker: bytes | None = None
         self._is_refusing = False
+        self._is_closed = threading.Event()
+        #: Set while bytes pass; a black hole that holds them back clears it.
+        self._is_passing = threading.Event()
+        self._is_passing.set()
+        #: True while a black hole loses what comes in.
+        self._is_losing = False
         self._lock = threading.Lock()
         self._pairs: set[_Pair] = set()
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
@@ -95,9 +112,41 @@ class Proxy:
         """Pass the next request that has these bytes on, and cut instead of passing its reply."""
         self._marker = marker
 
+    def begin_hole(self, *, is_losing: bool) -> None:
+        """Become a black hole: connections are made and stay open, and nothing passes either way.
+
+        Args:
+            is_losing: True if connections from before the end stay dead after it; False if all that
+                was held back comes through late.
+        """
+        if is_losing:
+            self._is_losing = True
+            self.lose_connections()
+        else:
+            self._is_passing.clear()
+
+    def end_hole(self) -> None:
+        """Pass bytes again: those of new connections, and those that were held back."""
+        self._is_losing = False
+        self._is_passing.set()
+
+    def lose_connections(self, *, with_command: bytes = b"") -> int:
+        """Pass nothing more of the connections that are open; returns how many those are.
+
+        Args:
+            with_command: only those that have sent this command, e.g. SUBSCRIBE.
+        """
+        with self._lock:
+            pairs = [p for p in self._pairs if not with_command or with_command in p.commands]
+            for pair in pairs:
+                pair.is_lost = True
+        return len(pairs)
+
     def close(self) -> None:
         """Stop listening and cut everything."""
         self._is_refusing = True
+        self.end_hole()
+        self._is_closed.set()
         # close() alone would not wake the thread that accepts.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -119,6 +168,7 @@ class Proxy:
                 _Pair(client, client).cut()
                 continue
             pair = _Pair(client, server)
+            pair.is_lost = self._is_losing
             with self._lock:
                 self._pairs.add(pair)
                 self.accepted += 1
@@ -130,7 +180,10 @@ class Proxy:
 
     def _pass_requests(self, pair: _Pair) -> None:
         with self._ending(pair):
-            while chunk := pair.client.recv(65536):
+            while chunk := self._received(pair, pair.client):
+                command = _COMMAND.match(chunk)
+                if command is not None:
+                    pair.commands.add(command[1].upper())
                 marker = self._marker
                 if marker is not None and marker in chunk:
                     self._marker = None
@@ -140,12 +193,23 @@ class Proxy:
 
     def _pass_replies(self, pair: _Pair) -> None:
         with self._ending(pair):
-            while chunk := pair.server.recv(65536):
+            while chunk := self._received(pair, pair.server):
                 if pair.is_mute:
                     self.swallowed += 1
                     return
                 self.reply_bytes += len(chunk)
                 pair.client.sendall(chunk)
+
+    def _received(self, pair: _Pair, end: socket.socket) -> bytes:
+        """Return what is to be passed on; nothing at the connection's end."""
+        chunk = end.recv(65536)
+        self._is_passing.wait()
+        if pair.is_lost:
+            # The other end does not hear of it: it is cut when the proxy closes.
+            while chunk:
+                chunk = end.recv(65536)
+            self._is_closed.wait()
+        return chunk
 
     def _pass_tls(self, pair: _Pair) -> None:
         # One thread for both directions: a TLS connection bears no two.

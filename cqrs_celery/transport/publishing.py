@@ -20,16 +20,13 @@ from ..queue.values import Publish, later
 from . import wire
 from .batch import PublishBatch
 from .clients import client_on
+from .connecting import bounded, watch
 from .handover import Delivery, retried_delivery
 from .outgoing import Outgoing
 
 logger = logging.getLogger(__name__)
 
 _PUBLISH_ID = "publish_id"
-
-#: Seconds to wait for an answer where `socket_timeout` is not set: a peer that went away without a
-#: word would hold up a worker's reconnect and its end.
-ANSWER_S = 5.0
 
 
 class PublishingChannel(stock.Channel):
@@ -55,14 +52,20 @@ class PublishingChannel(stock.Channel):
         pool = self._get_pool()
         # A take that was repeated unseen would hold messages that nobody knows of.
         pool.connection_kwargs["retry"] = Retry(NoBackoff(), 0)
-        # No script waits for anything: a server that has not answered by then never will.
-        if pool.connection_kwargs.get("socket_timeout") is None:
-            pool.connection_kwargs["socket_timeout"] = ANSWER_S
         return ReliableQueue(
             client_on(pool),
             prefix=self.global_keyprefix,
             dedup_ttl_ms=int(self.dedup_ttl_s * 1000),
         )
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        # Kombu's own commands, its pub/sub connection among them, would wait without a bound.
+        return bounded(super()._connparams(asynchronous))
+
+    def _get_pool(self, asynchronous: bool = False) -> Any:
+        pool = super()._get_pool(asynchronous)
+        watch(pool)
+        return pool
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:

@@ -15,6 +15,8 @@ from typing import Any
 import redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 
+from .connecting import drop_idle
+
 #: Answers that mean: this server can't serve now.
 AWAY = frozenset({
     "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "UNBLOCKED",
@@ -59,6 +61,9 @@ class Client(redis.Redis):
                 if args[0] == "EVALSHA" and not options:
                     return self._run_script(*args)
                 return super().execute_command(*args, **options)
+            except redis.TimeoutError:
+                drop_idle()
+                raise
             except ResponseError as error:
                 if str(error).startswith("BUSY ") and number < BUSY_RETRIES:
                     time.sleep(BUSY_DELAY_S)
@@ -83,8 +88,13 @@ class Client(redis.Redis):
             connection.send_packed_command([command])
             return connection.read_response()
 
+        def fail(error: Exception) -> None:
+            connection.disconnect()
+            if isinstance(error, redis.TimeoutError):
+                drop_idle()
+
         try:
-            return connection.retry.call_with_retry(run, lambda _: connection.disconnect())
+            return connection.retry.call_with_retry(run, fail)
         finally:
             pool.release(connection)
 

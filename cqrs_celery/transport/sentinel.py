@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import redis
 from kombu.transport import redis as stock
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from .channel import Channel
+from .connecting import CONNECT_S, shorter
 
 
 class SentinelChannel(Channel, stock.SentinelChannel):
@@ -23,6 +28,27 @@ class SentinelChannel(Channel, stock.SentinelChannel):
         # Kombu picks the sentinels among the alternates by its own scheme.
         client.alt = [url.removeprefix("reliable-") for url in alternates]
         try:
-            return super()._sentinel_managed_pool(asynchronous)
+            pool = super()._sentinel_managed_pool(asynchronous)
         finally:
             client.alt = alternates
+        _bound(pool.sentinel_manager, getattr(self, "sentinel_kwargs", None) or {})
+        return pool
+
+
+def _bound(manager: Any, options: Mapping[str, Any]) -> None:
+    """Make a Sentinel that says nothing be given up, as a server is that can't be connected to.
+
+    redis-py would ask it ten times, ever longer apart; whoever connects asks again, or another one.
+
+    Args:
+        manager: of redis-py.
+        options: `sentinel_kwargs`; what is set there is kept.
+    """
+    for sentinel in manager.sentinels:
+        kwargs = sentinel.connection_pool.connection_kwargs
+        for name in ("socket_timeout", "socket_connect_timeout"):
+            if name not in options:
+                kwargs[name] = shorter(kwargs.get(name), CONNECT_S)
+        if not options.keys() & {"retry", "retry_on_timeout", "retry_on_error"}:
+            # At once where a connection was closed that it had left idle.
+            sentinel.set_retry(Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)))

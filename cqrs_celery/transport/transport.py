@@ -62,6 +62,16 @@ class Transport(stock.Transport):
         watch_for_worker()
         self.cycle = Poller()
 
+    def create_channel(self, connection: Any) -> Any:
+        """Return a new channel, connected."""
+        used = len(self._used_channel_ids)
+        try:
+            return super().create_channel(connection)
+        except BaseException:
+            # Kombu would count it as used: an outage of some hours would use them up.
+            del self._used_channel_ids[used:]
+            raise
+
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Turn with Kombu's event loop, at least once every `POLL_S`."""
         super().register_with_event_loop(connection, loop)

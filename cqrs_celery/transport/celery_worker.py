@@ -9,6 +9,10 @@ the worker must know which is which, and forget the former:
 - A thread or a greenlet asks before it begins: what went back while it was on its way is not begun.
 - They forget before the connection is closed, and with it all given back that has not begun; Celery
   tells them afterwards, and what they begin in between would run twice.
+- While it waits between two attempts to connect, which Celery makes ever rarer, up to 30 seconds
+  apart, others are made in silence: a server that is back is found within a second or two.
+- A heartbeat that can't be sent is not sent: Celery would try again, for ever, and its event loop
+  would stand still for as long as the server is away.
 - A task that has ended is settled at once, not at the loop's next turn, which may never come.
 - A task that ended with a retry is settled with doubt: its retry may have taken its message's
   place, and then what stands behind it in its sequence is no longer this worker's.
@@ -25,10 +29,18 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from kombu.exceptions import OperationalError
+
+from .connecting import drop_idle
+
 logger = logging.getLogger(__name__)
 
 #: Seconds at most that a child process may take to say that it has begun.
 CHILD_BEGINS_S = 0.5
+
+#: Seconds between an attempt to connect and the next one that is made while Celery waits. Less than
+#: the second after which Celery's wait asks again.
+ATTEMPT_EVERY_S = 0.9
 
 #: The pools that run tasks in this process, beside its event loop.
 _POOLS = tuple(f"celery.concurrency.{name}" for name in ("thread", "gevent", "eventlet"))
@@ -53,6 +65,10 @@ def teach_celery(**_: Any) -> None:
     consumers = sys.modules.get("celery.worker.consumer.consumer")
     if consumers is not None:
         _wrap(consumers.Consumer, "on_connection_error_after_connected", _forgetting)
+        _wrap(consumers.Consumer, "ensure_connected", _trying_often)
+    hearts = sys.modules.get("celery.worker.heartbeat")
+    if hearts is not None:
+        _wrap(hearts.Heart, "_send", _once)
     requests = sys.modules.get("celery.worker.request")
     if requests is not None:
         _wrap(requests.Request, "acknowledge", _acknowledging)
@@ -128,9 +144,95 @@ def _forgetting(original: Any) -> Any:
         is_ours = hasattr(consumer.connection.transport.Channel, "ack_unsure")
         if is_ours and consumer.pool and consumer.pool.flush:
             consumer.pool.flush()
+        if is_ours:
+            # Kombu's commands, and the dispatcher of events, have connections of their own.
+            drop_idle()
         return original(consumer, exc)
 
     return on_connection_error_after_connected
+
+
+class Connected(Exception):
+    """An attempt in between has connected: there is nothing more to wait for."""
+
+
+class _Attempts:
+    """Attempts to connect that are made while Celery waits for its next one.
+
+    Args:
+        attempt: connects, or raises Kombu's `OperationalError`.
+        failed: called after an attempt that failed.
+        callback: what Celery wants to be called, every second that it waits.
+    """
+
+    def __init__(
+        self,
+        attempt: Callable[[], Any],
+        failed: Callable[[], Any],
+        callback: Callable[[], Any] | None,
+    ) -> None:
+        self._attempt = attempt
+        self._failed = failed
+        self._callback = callback
+        self._next_at: float | None = None
+
+    def __call__(self) -> None:
+        """Make an attempt if it is time.
+
+        Raises:
+            Connected: it went well.
+        """
+        if self._callback is not None:
+            self._callback()
+        if self._next_at is not None and time.monotonic() >= self._next_at:
+            try:
+                self._attempt()
+            except OperationalError:
+                self._failed()
+            else:
+                raise Connected
+        # The first call is made right after an attempt of Celery's.
+        self._next_at = time.monotonic() + ATTEMPT_EVERY_S
+
+
+def _trying_often(original: Any) -> Any:
+    def ensure_connected(consumer: Any, connection: Any) -> Any:
+        if not _leads_to_ours(connection):
+            return original(consumer, connection)
+        ensure = connection.ensure_connection
+
+        def attempt() -> None:
+            ensure(max_retries=0)
+
+        def ensure_connection(*args: Any, **options: Any) -> Any:
+            # In a failover list, each attempt that failed makes it another server's turn.
+            switch, callback = connection.maybe_switch_next, options.get("callback")
+            options["callback"] = _Attempts(attempt, switch, callback)
+            try:
+                return ensure(*args, **options)
+            except Connected:
+                return connection
+
+        connection.ensure_connection = ensure_connection
+        try:
+            return original(consumer, connection)
+        finally:
+            del connection.ensure_connection
+
+    return ensure_connected
+
+
+def _once(original: Any) -> Any:
+    def _send(heart: Any, event: str, retry: bool = True) -> Any:
+        return original(heart, event, retry and not _leads_to_ours(heart.eventer.connection))
+
+    return _send
+
+
+def _leads_to_ours(connection: Any) -> bool:
+    if connection is None:
+        return False
+    return hasattr(getattr(connection.get_transport_cls(), "Channel", None), "ack_unsure")
 
 
 def _is_ours(request: Any) -> bool:

@@ -31,6 +31,12 @@ from .worker_facts import facts
 
 logger = logging.getLogger(__name__)
 
+#: Seconds without a word by pub/sub after which the server is asked for one.
+QUIET_S = 10.0
+
+#: Seconds in which it must come.
+PONG_S = 3.0
+
 
 class Channel(PublishingChannel):
     """Be a channel on the reliable queue.
@@ -45,6 +51,8 @@ class Channel(PublishingChannel):
     QoS = _qos.QoS
     Message = Message
     qos: _qos.QoS
+    #: the pub/sub connection while it is subscribed
+    _in_listen: Any
 
     lease_s = 30.0
     max_deliveries = 10
@@ -63,6 +71,10 @@ class Channel(PublishingChannel):
         self._turns = 0
         self._is_loop = False
         self.pace = Pace()
+        #: monotonic time at which anything came by pub/sub, or was first to come
+        self._heard_at = 0.0
+        #: monotonic time of the ping on the pub/sub connection that is not answered
+        self._pinged_at: float | None = None
         super().__init__(connection, *args, **kwargs)
 
     # ------------------------------------------------------------ taking
@@ -309,7 +321,33 @@ class Channel(PublishingChannel):
 
     # ------------------------------------------------------------ wake-ups
 
+    def check_subscription(self) -> None:
+        """Ask for a sign of life where pub/sub has long been silent, and connect anew without one.
+
+        A connection that has died without a word looks like one on which nothing happens.
+        """
+        now = time.monotonic()
+        interval_s = self.health_check_interval
+        if not interval_s or not self._in_listen or now - self._heard_at < min(QUIET_S, interval_s):
+            return
+        client = self.subclient
+        connection = client.connection
+        if self._pinged_at is None:
+            self._pinged_at = now
+            client.health_check_response_counter += 1
+            connection.send_command("PING", client.HEALTH_CHECK_MESSAGE, check_health=False)
+        elif now - self._pinged_at >= PONG_S and not connection.can_read(timeout=0):
+            logger.warning(
+                "pub/sub connection without an answer to a ping, connecting anew",
+                extra={"silent_s": round(now - self._heard_at, 1)},
+            )
+            self._in_listen = None
+            connection.disconnect()
+
     def _subscribe(self) -> None:
+        self._heard_at, self._pinged_at = time.monotonic(), None
+        if "subclient" in self.__dict__:
+            self.subclient.health_check_response_counter = 0
         super()._subscribe()
         if self.active_queues:
             client = self.subclient
@@ -329,6 +367,7 @@ class Channel(PublishingChannel):
         except self.connection_errors:
             self._in_listen = None
             raise
+        self._heard_at, self._pinged_at = time.monotonic(), None
         if not isinstance(response, (list, tuple)):
             return None
         kind, name = stock.bytes_to_str(response[0]), stock.bytes_to_str(response[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import time
@@ -14,6 +15,8 @@ from kombu.transport import redis as stock
 from kombu.utils.eventio import READ
 
 from .pace import POLL_S
+
+logger = logging.getLogger(__name__)
 
 
 class Poller(stock.MultiChannelPoller):
@@ -83,11 +86,29 @@ class Poller(stock.MultiChannelPoller):
     def maybe_restore_messages(self) -> None:
         """Do nothing: there is no visibility timeout, leases take its place."""
 
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Keep alive the bindings of queues that expire.
+
+        Raises:
+            OSError, redis.RedisError: the server does not answer. Kombu's own would keep silent,
+                and as a timer make the event loop wait again and again before its turn could fail.
+        """
+        for channel in list(self._channels):
+            try:
+                channel.maybe_refresh_binding_expiry()
+            except channel.ResponseError:
+                # Such as that of a full server, where taking and settling go on.
+                logger.warning("bindings not refreshed, trying again", exc_info=True)
+
+    def maybe_check_subclient_health(self) -> None:
+        """Do nothing: every turn does it, with an event loop or without one."""
+
     def on_poll_start(self) -> int:
         """Exchange with the queue for every channel; returns the number of deliveries."""
         delivered = 0
         for channel in list(self._channels):
             if channel.is_listening:
+                channel.check_subscription()
                 self._register_LISTEN(channel)
             delivered += channel.turn(is_loop=self.hub is not None)
         if self.hub is not None:

@@ -26,6 +26,7 @@ import celery
 import kombu
 import redis
 
+from tests.chaos.black_hole import black_hole
 from tests.chaos.killing import kill_around_takes, kill_publishers
 from tests.chaos.kills import kill_committers, kill_postgres, kill_redis, kill_relays
 from tests.chaos.outages import cut_connections, demote_servers, kill_servers
@@ -169,6 +170,7 @@ RUNS: list[Callable[[argparse.Namespace], Iterator[Table]]] = [
     Rounds("Redis demoted to a replica, and promoted back", demote_servers, 30),
     Rounds("Connections cut and replies swallowed under load", cut_connections, 250),
     Rounds("One queue beside another that is flooded", starve_queues, 1_000),
+    Rounds("A black hole between workers and Redis", black_hole, 1),
     Rounds("Commands delivered again and again", redeliver_commands, 10_000),
     Rounds("The same, with the events in SQLite", redeliver_on_sqlite, 10_000),
     Rounds("The same, with the events in PostgreSQL", redeliver_on_postgresql, 10_000),

@@ -77,6 +77,7 @@ class Proxy:
         self._is_passing.set()
         #: True while a black hole loses what comes in.
         self._is_losing = False
+        self._is_silent = False
         self._lock = threading.Lock()
         self._pairs: set[_Pair] = set()
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
@@ -105,8 +106,15 @@ class Proxy:
         self.cut()
 
     def accept(self) -> None:
-        """Let connections through again."""
+        """Let connections through again; those that were left without an answer are cut."""
         self._is_refusing = False
+        if self._is_silent:
+            self._is_silent = False
+            self.cut()
+
+    def silence(self) -> None:
+        """Take connections and requests from now on, and answer none of them."""
+        self._is_silent = True
 
     def swallow_reply_to(self, marker: bytes) -> None:
         """Pass the next request that has these bytes on, and cut instead of passing its reply."""
@@ -194,6 +202,9 @@ class Proxy:
     def _pass_replies(self, pair: _Pair) -> None:
         with self._ending(pair):
             while chunk := self._received(pair, pair.server):
+                if self._is_silent:
+                    pair.is_mute = True
+                    continue
                 if pair.is_mute:
                     self.swallowed += 1
                     return

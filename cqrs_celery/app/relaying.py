@@ -28,6 +28,13 @@ POLL_S: Final = 0.1
 #: Seconds for which the relay blocks on the server that wakes it; and between two looks by itself.
 WAIT_S: Final = 0.5
 
+#: Seconds to wait for the server to take a wake-up; no commit waits for it.
+WAKE_ANSWER_S: Final = 0.2
+
+#: Seconds to wait, twice at most, for what the server knows of a lease. A transaction is open
+#: meanwhile, whose rows others may wait for.
+LEASE_ANSWER_S: Final = 5.0
+
 
 class Destination(Protocol):
     """Be where the relay gives events to."""
@@ -50,7 +57,7 @@ class Destination(Protocol):
         """Return the position of the oldest event that is not handled; None if there is none."""
 
     def wake(self) -> None:
-        """Wake the relay."""
+        """Wake the relay soon; returns at once and raises nothing."""
 
     def wait(self, timeout_s: float) -> None:
         """Wait until somebody wakes the relay, or for so long."""
@@ -118,6 +125,12 @@ def open_relay(app: celery.Celery, store: EventStore, *, is_reliable: bool) -> R
             prefix=str(options.get("global_keyprefix", "")),
             body=BODY,
             where=app.connection_for_write().as_uri(),
+            wake_client=BrokerClient(
+                app.connection_for_write, socket_timeout_s=WAKE_ANSWER_S, retries=0
+            ),
+            lease_client=BrokerClient(
+                app.connection_for_write, socket_timeout_s=LEASE_ANSWER_S, retries=1
+            ),
         )
     else:
         destination = CeleryDestination(app, outbox)

@@ -89,6 +89,11 @@ def _checked(queue: str) -> str:
     return queue
 
 
+def key_of(prefix: str, name: str) -> str:
+    """Return the full name of one of the keys of the queues under a prefix."""
+    return f"{prefix}cq:{name}"
+
+
 class ReliableQueue:
     """Be one virtual host's queues: those under one key prefix of one Redis database.
 
@@ -110,7 +115,7 @@ class ReliableQueue:
 
     def key(self, name: str) -> str:
         """Return the full name of one of the queue's own keys."""
-        return f"{self.prefix}cq:{name}"
+        return key_of(self.prefix, name)
 
     def publish(
         self,

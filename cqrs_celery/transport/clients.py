@@ -27,7 +27,8 @@ class BrokerClient:
 
     Args:
         connect: returns a Kombu connection to the broker, not yet connected.
-        socket_timeout_s: seconds to wait for an answer; None for the transport's own.
+        socket_timeout_s: seconds to wait for an answer, and for a connection; None for the
+            transport's own.
         retries: how often an operation is repeated; 0 for one that is repeated elsewhere.
     """
 
@@ -57,14 +58,19 @@ class BrokerClient:
 
     def _new_client(self) -> redis.Redis:
         connection = self._connect()
+        if self._socket_timeout_s is not None:
+            # For all that the channel does, which asks the server as soon as it is made.
+            connection.transport_options = {
+                **(connection.transport_options or {}),
+                "socket_timeout": self._socket_timeout_s,
+                "socket_connect_timeout": self._socket_timeout_s,
+            }
         try:
             channel = connection.channel()
             channel.max_connections = MAX_CONNECTIONS
             pool = channel._get_pool()
         finally:
             connection.close()
-        if self._socket_timeout_s is not None:
-            pool.connection_kwargs["socket_timeout"] = self._socket_timeout_s
         pool.set_retry(Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), self._retries))
         return client_on(pool)
 

@@ -8,19 +8,23 @@ relay that has nothing to do blocks on a list, which the committers push to.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 import redis
 
 from ...errors import StoreUnavailable
-from ...queue.reliable_queue import ReliableQueue
+from ...queue.reliable_queue import key_of
 from ...queue.scripts import load
 from ...store.events import Lease, StoredEvent, Subscriber
+from .background import BackgroundCall
 from .event_store import Body, RedisEventStore, inside_json
 from .records import record_of
+
+logger = logging.getLogger(__name__)
 
 _relay = load("relay", __package__ + ".scripts")
 
@@ -40,6 +44,8 @@ class RelayQueue:
         prefix: the broker's.
         body: what goes before and after an event in the body that its subscribers get.
         where: names the server in errors, without credentials.
+        wake_client: returns the client that `wake` uses, with short timeouts; `client` without it.
+        lease_client: returns the client that `is_held` uses; `client` without it.
     """
 
     #: Whether a worker's hold on its message can be looked up here.
@@ -53,8 +59,14 @@ class RelayQueue:
         prefix: str = "",
         body: Body = ("", ""),
         where: str = "Redis",
+        wake_client: Callable[[], redis.Redis] | None = None,
+        lease_client: Callable[[], redis.Redis] | None = None,
     ) -> None:
         self._client = client
+        self._wake_client = wake_client or client
+        self._lease_client = lease_client or client
+        self._waking = BackgroundCall(self._wake_now, name="cqrs-wake")
+        self._wake_key = ""
         self._store_id = store_id
         self._prefix = prefix
         self._before = f'{body[0]}{{"stream":'
@@ -132,11 +144,25 @@ class RelayQueue:
     # ------------------------------------------------------------ waking
 
     def wake(self) -> None:
-        """Wake the relay. That it fails costs a moment, since the relay looks by itself too."""
-        with suppress(redis.RedisError), self._client().pipeline(transaction=False) as pipe:
-            key = self._key("relay-wake:") + self._store_id()
-            pipe.rpush(key, b"1")
-            pipe.ltrim(key, 0, 0)
+        """Wake the relay soon.
+
+        It returns at once and raises nothing, whether Redis answers or not. A failure costs the
+        events up to half a second, since the relay looks by itself too; after one, nothing is
+        tried for a few seconds.
+        """
+        try:
+            # In the caller's thread, which may be the one that Django lets use this connection. The
+            # store has just committed, and is asked once in a process.
+            self._wake_key = self._wake_key or self._key("relay-wake:") + self._store_id()
+        except Exception as error:  # noqa: BLE001  the commit has succeeded
+            logger.debug("relay not woken: %s", error)
+            return
+        self._waking.request()
+
+    def _wake_now(self) -> None:
+        with self._wake_client().pipeline(transaction=False) as pipe:
+            pipe.rpush(self._wake_key, b"1")
+            pipe.ltrim(self._wake_key, 0, 0)
             pipe.execute()
 
     def wait(self, timeout_s: float) -> None:
@@ -168,12 +194,15 @@ class RelayQueue:
         with self._reach("look up a lease"):
             flight = cast(
                 "bytes | None",
-                self._client().hget(self._key(f"flight:{lease.consumer}"), str(lease.message_id)),
+                self._lease_client().hget(
+                    self._key(f"flight:{lease.consumer}"), str(lease.message_id)
+                ),
             )
         return flight is not None and flight.partition(b"|")[0] == str(lease.fence).encode()
 
     def _key(self, name: str) -> str:
-        return ReliableQueue(self._client(), prefix=self._prefix).key(name)
+        # Without a client: to make one asks the server.
+        return key_of(self._prefix, name)
 
     @contextmanager
     def _reach(self, what: str) -> Iterator[None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from queue import Empty
@@ -15,6 +14,7 @@ from kombu.transport import redis as stock
 from kombu.utils.eventio import READ
 
 from .pace import POLL_S
+from .waker import Waker
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +25,7 @@ class Poller(stock.MultiChannelPoller):
     #: Kombu's event loop, where one turns.
     hub: Any = None
     #: A pipe that makes it turn: `call_soon` does not, from a callback of the turn itself.
-    _pipe: tuple[int, int] | None = None
-    #: True while the pipe holds what makes the loop turn; then one more byte would say nothing.
-    _has_rung = False
+    _pipe: Waker | None = None
     #: True while something listens to the pipe: the event loop, or `get`.
     _is_listening = False
     #: Monotonic time of the next turn that a timer will make.
@@ -43,24 +41,19 @@ class Poller(stock.MultiChannelPoller):
 
     def _open_pipe(self) -> int:
         """Make the pipe; returns the end to read from."""
-        self._pipe = os.pipe()
-        self._has_rung = False
-        for end in self._pipe:
-            os.set_blocking(end, False)
-        return self._pipe[0]
+        self._pipe = Waker()
+        return self._pipe.reading_end
 
     def _on_pipe(self, end: int) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(end, 4096)
-        # Last: whoever found it set and did not write has the turn that follows.
-        self._has_rung = False
+        if self._pipe is not None and self._pipe.reading_end == end:
+            self._pipe.hear()
 
     def turn_soon(self) -> None:
         """Make the event loop turn, or `get`; from any thread, and from within a turn."""
-        if self._pipe is not None and self._is_listening and not self._has_rung:
-            self._has_rung = True
-            with contextlib.suppress(BlockingIOError):
-                os.write(self._pipe[1], b".")
+        # Another thread may close the connection, and with it the pipe.
+        pipe = self._pipe
+        if pipe is not None and self._is_listening and not pipe.has_rung:
+            pipe.ring()
 
     def close(self) -> None:
         """Forget all channels and the event loop."""
@@ -72,12 +65,11 @@ class Poller(stock.MultiChannelPoller):
         if pipe is not None:
             with contextlib.suppress(Exception):
                 if self.hub is not None:
-                    self.hub.remove_reader(pipe[0])
+                    self.hub.remove_reader(pipe.reading_end)
                 else:
-                    self.poller.unregister(pipe[0])
+                    self.poller.unregister(pipe.reading_end)
             self._is_listening = False
-            for end in pipe:
-                os.close(end)
+            pipe.close()
 
     def on_poll_init(self, poller: Any) -> None:
         """Use the event loop's poller."""
@@ -167,7 +159,7 @@ class Poller(stock.MultiChannelPoller):
                 events = self.poller.poll(wait_s) or ()
                 self._is_listening = self.hub is not None
                 for fileno, event in events:
-                    if self._pipe is not None and fileno == self._pipe[0]:
+                    if self._pipe is not None and fileno == self._pipe.reading_end:
                         self._on_pipe(fileno)
                         continue
                     with contextlib.suppress(Empty):

@@ -316,8 +316,10 @@ class Channel(PublishingChannel):
             self.holder.flush()
 
     def _on_settled(self) -> None:
-        if self.connection is not None:
-            self.connection.cycle.turn_soon()
+        # Called from any thread, while another one may close the channel.
+        connection = self.connection
+        if connection is not None:
+            connection.cycle.turn_soon()
 
     # ------------------------------------------------------------ wake-ups
 

@@ -5,11 +5,13 @@ a connection is lost go on, their lease is renewed, and their acknowledgements a
 
 A thread of its own renews the lease, since the loop of a solo worker is blocked while a task runs.
 The same thread sends settlements that the loop has not sent after `FLUSH_AFTER_S`, recovers what
-dead consumers held, and stops renewing when an event loop that should be turning has stopped.
+dead consumers held, and stops renewing when an event loop that should be turning has stopped. No
+error ends it: whatever a step raises is logged, and the next beat comes when it is due.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -23,7 +25,8 @@ import redis
 from ..queue.reliable_queue import NO_BATCHES, ReliableQueue
 from ..queue.values import Exchange
 from . import redriving, wire
-from .hand import Hand
+from .faults import Faults
+from .hand import Hand, Lost
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,10 @@ REST_S = 0.5
 
 #: Leases without a turn of the event loop after which the lease is no longer renewed.
 HANG_LEASES = 4
+
+#: What a step of the lease's thread may raise without ending it. SystemExit would end it in
+#: silence. What is no Exception beside these, such as gevent's GreenletExit, is meant to end it.
+_SURVIVED = (Exception, SystemExit, KeyboardInterrupt)
 
 
 class Holder:
@@ -83,6 +90,7 @@ class Holder:
         self._about = about
         #: what the queue was last told of this consumer
         self._told: Mapping[str, Any] = {}
+        self._faults = Faults(logger, of=f"consumer {self.name}")
 
     def __repr__(self) -> str:
         return f"<Holder {self.name}: {len(self.hand)} held>"
@@ -99,13 +107,18 @@ class Holder:
             self._tell_queue()
             if not queues and not self.hand:
                 self.flush()
-                self._leave()
+                self._leave_if_done()
 
     def _tell_queue(self) -> None:
         """Say which queues wake this consumer, and what it is."""
         told = self._about()
         self.queue.consume(self.name, self._queues, about=told)
         self._told = told
+
+    def _tell_changes(self) -> None:
+        # Its pool may have grown or shrunk, or a queue has come to have batches.
+        if self._queues and self._about() != self._told:
+            self._tell_queue()
 
     def exchange(
         self,
@@ -131,12 +144,14 @@ class Holder:
 
         Raises:
             redis.RedisError: as the driver raised it; nothing is forgotten.
+            OSError: no thread could be started to renew the lease; nothing was taken.
         """
         if self._thread is None:
             self._start()
         if count and _unfinished:
             _finish_others()
         with self._exchange_lock:
+            self._revive()
             self._reconcile()
             load = self.hand.load()
             try:
@@ -181,11 +196,39 @@ class Holder:
 
     def _start(self) -> None:
         self._register()
-        self._stop = threading.Event()
+        try:
+            self._start_thread(beats_at=time.monotonic() + self.lease_s / 3)
+        except OSError:
+            # The lease would end unseen; without one, nothing is taken.
+            self._attempt("leave", lambda: self.queue.leave(self.name))
+            raise
+
+    def _start_thread(self, *, beats_at: float = 0.0) -> None:
+        before = self._stop, self._thread
+        self._stop = stop = threading.Event()
         self._thread = threading.Thread(
-            target=self._keep, args=(self._stop,), name=f"cqrs-lease-{self.name}", daemon=True
+            target=self._keep, args=(stop, beats_at), name=f"cqrs-lease-{self.name}", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._stop, self._thread = before
+            # An OSError is an error of the connection to Kombu: the worker tries again.
+            raise OSError(
+                errno.EAGAIN,
+                f"no thread could be started to renew the lease of consumer {self.name} ({error})."
+                " Nothing is taken without one. Raise the limit on this user's or container's"
+                " threads, or run fewer",
+            ) from error
+
+    def _revive(self) -> None:
+        """Start the thread again if something has ended it.
+
+        Nothing is registered anew: if the lease has ended meanwhile, the first beat will tell.
+        """
+        thread = self._thread
+        if thread is not None and not thread.is_alive() and os.getpid() == self._pid:
+            self._start_thread()
 
     def _register(self) -> None:
         now = time.monotonic()
@@ -197,43 +240,61 @@ class Holder:
     def _lease_ms(self) -> int:
         return int(self.lease_s * 1000)
 
-    def _keep(self, stop: threading.Event) -> None:
+    def _keep(self, stop: threading.Event, beats_at: float) -> None:
         """Beat three times a lease; send settlements that nobody else sends."""
         interval = self.lease_s / 3
-        next_beat = time.monotonic() + interval
-        while not stop.is_set():
-            is_busy = bool(self.hand or self.hand.settled_at)
-            until_beat = max(0.0, next_beat - time.monotonic())
-            stop.wait(min(until_beat, FLUSH_AFTER_S if is_busy else REST_S))
-            if stop.is_set():
-                return
-            now = time.monotonic()
-            try:
-                settled_at = self.hand.settled_at
-                if settled_at is not None and now - settled_at >= FLUSH_AFTER_S:
-                    self.flush()
-                    if self.hand.waits and self.hand.on_settled is not None:
-                        self.hand.on_settled()
-                if self._is_closing and not self.hand and self.hand.settled_at is None:
-                    self._leave()
+        try:
+            while not stop.is_set():
+                is_busy = bool(self.hand or self.hand.settled_at)
+                until_beat = max(0.0, beats_at - time.monotonic())
+                stop.wait(min(until_beat, FLUSH_AFTER_S if is_busy else REST_S))
+                if stop.is_set():
                     return
-                if now >= next_beat:
-                    next_beat = now + interval
-                    self._beat(now)
-            except redis.RedisError as error:
+                now = time.monotonic()
+                # Each by itself: settlements that can't be sent must not cost the lease.
+                is_fine = self._attempt("send what was settled", self._send_late, now)
+                if now >= beats_at and not stop.is_set():
+                    beats_at = now + interval
+                    is_fine = self._attempt("renew its lease", self._beat, now) and is_fine
+                if not is_fine:
+                    stop.wait(min(1.0, interval))
+        except BaseException:
+            logger.critical(
+                "the thread that renews the lease of consumer %s was ended; the next exchange with"
+                " the queue starts another",
+                self.name,
+            )
+            raise
+
+    def _attempt(self, step: str, function: Callable[..., object], *args: Any) -> bool:
+        """Do one of the thread's steps, and note how it ended; False if it failed."""
+        # Another thread's end is its own business.
+        survived = _SURVIVED if threading.current_thread() is self._thread else Exception
+        try:
+            function(*args)
+        except survived as error:
+            if function == self._beat or isinstance(error, redis.RedisError):
                 self._beats_since = time.monotonic()
-                logger.warning(
-                    "lease not renewed", extra={"consumer": self.name, "error": str(error)}
-                )
-                stop.wait(min(1.0, interval))
+            self._faults.note(step, error)
+            return False
+        self._faults.clear(step)
+        return True
+
+    def _send_late(self, now: float) -> None:
+        """Send what was settled a while ago; leave if that was the last thing to do."""
+        settled_at = self.hand.settled_at
+        if settled_at is not None and now - settled_at >= FLUSH_AFTER_S:
+            self.flush()
+            on_settled = self.hand.on_settled
+            if self.hand.waits and on_settled is not None:
+                self._attempt("tell the event loop what is ready", on_settled)
+        if self._is_closing and not self.hand:
+            self._leave_if_done()
 
     def _beat(self, now: float) -> None:
         if self._is_hung(now):
-            logger.error(
-                "event loop hangs, lease not renewed",
-                extra={"consumer": self.name, "held": len(self.hand)},
-            )
             self._beats_since = now
+            self._attempt("log that the event loop hangs", self._log_hung)
             return
         if now - self._last_beat > self.lease_s:
             self._beats_since = now
@@ -244,24 +305,31 @@ class Holder:
             self._lost_lease(losses)
             return
         self._held_until = now + self.lease_s
-        if self._queues and self._about() != self._told:
-            # Its pool has grown or shrunk, or a queue has come to have batches.
-            self._tell_queue()
+        self._attempt("tell the queue what has changed here", self._tell_changes)
         if beat.expired_queues:
-            self.queue.delete_expired()
+            self._attempt("delete expired queues", self.queue.delete_expired)
         if beat.letters_due:
-            redriving.look_after(self.queue.letters)
+            self._attempt("look after dead letters", redriving.look_after, self.queue.letters)
         # After an outage all leases have ended; whoever has not beaten through it must not judge.
         if beat.ended and now - self._beats_since >= self.lease_s:
-            for one in self.queue.recover(most_tries=self.hand.max_deliveries):
-                logger.warning(
-                    "recovered a lost consumer's messages",
-                    extra={
-                        "consumer": one.consumer,
-                        "messages": one.messages,
-                        "dead_letters": one.dead_letters,
-                    },
-                )
+            self._attempt("recover what lost consumers held", self._recover)
+
+    def _recover(self) -> None:
+        for one in self.queue.recover(most_tries=self.hand.max_deliveries):
+            logger.warning(
+                "recovered a lost consumer's messages",
+                extra={
+                    "consumer": one.consumer,
+                    "messages": one.messages,
+                    "dead_letters": one.dead_letters,
+                },
+            )
+
+    def _log_hung(self) -> None:
+        logger.error(
+            "event loop hangs, lease not renewed",
+            extra={"consumer": self.name, "held": len(self.hand)},
+        )
 
     def _is_hung(self, now: float) -> bool:
         return (
@@ -284,6 +352,13 @@ class Holder:
         lost = self.hand.lose(losses)
         if lost is None:
             return
+        self._attempt("log what it has lost", self._log_lost, lost)
+        if self._is_closing:
+            return
+        self._register()
+        self._tell_queue()
+
+    def _log_lost(self, lost: Lost) -> None:
         logger.error(
             "lease lost: its messages were given to others",
             extra={
@@ -293,10 +368,6 @@ class Holder:
                 "settled_too_late": [settlement.id for settlement in lost.settled],
             },
         )
-        if self._is_closing:
-            return
-        self._register()
-        self._tell_queue()
 
     # ------------------------------------------------------------ the end
 
@@ -317,18 +388,26 @@ class Holder:
                 self._queues = ()
                 self._tell_queue()
             else:
-                self._leave()
+                self._leave_if_done()
         except redis.RedisError:
             # The thread tries again; if it can't, the lease ends and others recover it all.
             _unfinished.add(self)
             logger.warning("messages not given back yet", extra={"consumer": self.name})
 
-    def _leave(self) -> None:
-        _unfinished.discard(self)
-        self._stop.set()
-        self._thread = None
-        self.queue.leave(self.name)
-        self.queue.client.close()
+    def _leave_if_done(self) -> None:
+        """Leave the queue if nothing is held and nothing has to be sent, and it was not left yet.
+
+        The thread and the one that closes the channel may both come here. Neither may close the
+        client while an exchange of the other's is under way, whose settlements may come back.
+        """
+        with self._exchange_lock:
+            if self._thread is None or self.hand or self.hand.settled_at is not None:
+                return
+            _unfinished.discard(self)
+            self._stop.set()
+            self._thread = None
+            self.queue.leave(self.name)
+            self.queue.client.close()
 
 
 #: Holders of this process whose channel has closed while the server was away.

@@ -1,0 +1,300 @@
+"""The thread that renews a lease survives whatever its other duties raise."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import redis
+
+from cqrs_celery.queue.values import Beat, Exchange, Recovered, Taken
+from cqrs_celery.transport import redriving, wire
+from cqrs_celery.transport.hand import tag_of
+from cqrs_celery.transport.holder import REST_S, Holder, logger
+from tests.waiting import wait_until
+
+LEASE_S = 0.5
+
+#: Stands for gevent's, which is no Exception either.
+GreenletExit = type("GreenletExit", (BaseException,), {})
+
+
+class Queue:
+    """A queue of no server, whose operations fail where a test says so."""
+
+    def __init__(self) -> None:
+        self.client = self
+        self.letters = object()
+        self.errors: dict[str, BaseException] = {}
+        self.counts: dict[str, int] = {}
+        self.beats: list[float] = []
+        self.registered = 0
+        self.taken: list[Taken] = []
+        self.is_exchanging, self.may_answer = threading.Event(), threading.Event()
+        self.may_answer.set()
+        self.answer = Beat(is_held=True, ended=0, now_ms=0)
+
+    def _do(self, name: str) -> None:
+        self.counts[name] = self.counts.get(name, 0) + 1
+        if name in self.errors:
+            raise self.errors[name]
+
+    def beat(self, name: str, lease_ms: int, *, register: bool = False) -> Beat:
+        self._do("register" if register else "beat")
+        self.beats.append(time.monotonic())
+        return self.answer
+
+    def consume(self, name: str, queues: Any) -> None:
+        self._do("consume")
+
+    def settle_and_take(self, name: str, settlements: Any, **options: Any) -> Exchange:
+        self._do("settle_and_take")
+        self.is_exchanging.set()
+        assert self.may_answer.wait(30)
+        taken, self.taken = self.taken, []
+        return Exchange(is_known=True, taken=taken)
+
+    def in_flight(self, name: str) -> dict[int, int]:
+        return {}
+
+    def delete_expired(self) -> None:
+        self._do("delete_expired")
+
+    def recover(self, *, most_tries: int) -> list[Recovered]:
+        self._do("recover")
+        return [Recovered("dead", 1, 0)]
+
+    def leave(self, name: str) -> None:
+        self._do("leave")
+
+    def close(self) -> None:
+        self._do("close")
+
+
+def wait_for_beats(queue: Queue, count: int = 4) -> None:
+    """Wait for so many more beats, none of them later than the lease lasts."""
+    at = len(queue.beats)
+    wait_until(lambda: len(queue.beats) >= at + count, 20, "the lease to be renewed")
+    recent = queue.beats[at:]
+    assert max(b - a for a, b in pairwise(recent)) < LEASE_S
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return Queue()
+
+
+@pytest.fixture
+def make_holder(queue: Queue) -> Iterator[Callable[..., Holder]]:
+    made: list[Holder] = []
+
+    def make(**options: Any) -> Holder:
+        holder: Any = Holder(queue, lease_s=LEASE_S, max_deliveries=3, **options)  # type: ignore[arg-type]
+        made.append(holder)
+        holder.consume(["orders"])
+        return holder
+
+    yield make
+    queue.errors.clear()
+    for holder in made:
+        holder.close()
+
+
+def take_one(queue: Queue, holder: Holder, id: int = 1) -> str:
+    queue.taken = [Taken(id, 1, "orders", "", 0, 0, b"{}", b"")]
+    holder.exchange(["orders"], count=1, run=1, was_idle=False)
+    taken = holder.hand.next_ready()
+    assert taken is not None
+    return tag_of(taken)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("a bug"), SystemExit(3), redis.ResponseError("ERR a script's bug")],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("duty", ["delete_expired", "look_after", "recover"])
+def test_the_lease_is_renewed_though_another_duty_fails_each_time(
+    queue: Queue,
+    make_holder: Callable[..., Holder],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    duty: str,
+    error: BaseException,
+) -> None:
+    # given a holder for which there is something to do at each beat, which fails
+    calls = []
+
+    def look_after(letters: Any) -> None:
+        calls.append(letters)
+        if duty == "look_after":
+            raise error
+
+    monkeypatch.setattr(redriving, "look_after", look_after)
+    if duty != "look_after":
+        queue.errors[duty] = error
+    queue.answer = Beat(is_held=True, ended=1, now_ms=0, expired_queues=1, letters_due=1)
+    caplog.set_level(logging.INFO)
+    holder = make_holder()
+    # when it beats
+    wait_for_beats(queue, 6)
+    # then its thread lives, the other duties are done, and the error is told with its traceback
+    assert holder._thread is not None
+    assert holder._thread.is_alive()
+    assert calls
+    assert queue.counts["delete_expired"] > 1
+    told = [one for one in caplog.records if "could not" in one.message]
+    assert told[0].message.endswith(f"(failure 1): {type(error).__name__}: {error}")
+    assert bool(told[0].exc_info) is not isinstance(error, redis.RedisError)
+    assert not any(one.exc_info for one in told[1:])
+    # and when it works again, that is told too
+    queue.errors.clear()
+    duty = ""
+    wait_until(lambda: "again after" in caplog.text, message="the good news")
+
+
+def test_what_others_held_is_recovered_though_the_letters_cannot_be_looked_after(
+    queue: Queue, make_holder: Callable[..., Holder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redriving, "look_after", lambda letters: 1 / 0)
+    queue.answer = Beat(is_held=True, ended=1, now_ms=0, letters_due=1)
+    make_holder()
+    wait_until(lambda: queue.counts.get("recover"), message="the recovery")
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), redis.ResponseError("ERR no such thing")])
+def test_the_lease_is_renewed_though_settlements_cannot_be_sent_and_they_are_sent_in_the_end(
+    queue: Queue, make_holder: Callable[..., Holder], error: Exception
+) -> None:
+    # given something that is done, which the queue does not take
+    holder = make_holder()
+    tag = take_one(queue, holder)
+    queue.errors["settle_and_take"] = error
+    holder.hand.ack(tag)
+    # when time passes
+    wait_for_beats(queue)
+    # then the lease is renewed, and the settlement is sent once the queue takes it
+    assert holder.hand.settled_at is not None
+    queue.errors.clear()
+    wait_until(lambda: holder.hand.settled_at is None, message="the settlement")
+
+
+def test_the_lease_is_renewed_though_the_event_loop_cannot_be_told(
+    queue: Queue, make_holder: Callable[..., Holder], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise AttributeError("the connection is closed")
+
+    # given two messages, of which one is done, and an event loop that is not to be reached
+    holder = make_holder()
+    tag = take_one(queue, holder)
+    queue.taken = [Taken(2, 1, "orders", "", 0, 0, b"{}", b"")]
+    holder.exchange(["orders"], count=1, run=1, was_idle=False)
+    holder.hand.ack(tag)
+    holder.hand.on_settled = fail
+    # when the thread has sent that
+    wait_until(lambda: "tell the event loop" in caplog.text, message="the failure")
+    # then it goes on
+    wait_for_beats(queue)
+
+
+def test_the_lease_is_renewed_though_nothing_can_be_logged(
+    queue: Queue, make_holder: Callable[..., Holder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a logger that fails, and much to log
+    def fail(*args: Any, **options: Any) -> None:
+        raise ValueError("the log's disk is full")
+
+    for name in ("log", "info", "warning", "error", "critical"):
+        monkeypatch.setattr(logger, name, fail)
+    queue.answer = Beat(is_held=True, ended=1, now_ms=0, expired_queues=1)
+    queue.errors["delete_expired"] = ValueError("a bug")
+    make_holder()
+    wait_for_beats(queue, 6)
+
+
+def test_a_lost_lease_is_taken_anew_though_what_was_lost_cannot_be_logged(
+    queue: Queue, make_holder: Callable[..., Holder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a message whose task can't be told
+    def fail(taken: Taken) -> str:
+        raise TypeError("no task")
+
+    monkeypatch.setattr(wire, "task_of", fail)
+    holder = make_holder()
+    take_one(queue, holder)
+    assert queue.counts["register"] == 1
+    # when the lease is lost
+    queue.answer = Beat(is_held=False, ended=0, now_ms=0)
+    # then the consumer registers again
+    wait_until(lambda: queue.counts["register"] > 1, message="the new lease")
+    queue.answer = Beat(is_held=True, ended=0, now_ms=0)
+    wait_for_beats(queue)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_something_has_ended_is_told_of_and_started_again(
+    queue: Queue, make_holder: Callable[..., Holder], caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a thread that was ended by what only means to end it
+    holder = make_holder()
+    thread = holder._thread
+    assert thread is not None
+    queue.errors["beat"] = GreenletExit()
+    wait_until(lambda: not thread.is_alive(), message="the end of the thread")
+    assert "was ended" in caplog.text
+    # when the loop turns
+    queue.errors.clear()
+    holder.exchange(["orders"], count=1, run=1, was_idle=False)
+    # then there is another, without a new registration
+    wait_for_beats(queue)
+    assert queue.counts["register"] == 1
+
+
+def test_without_a_thread_nothing_is_taken_and_the_next_turn_tries_again(
+    queue: Queue, make_holder: Callable[..., Holder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a machine that has no thread left
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        # when a holder is to consume, then it raises what counts as an error of the connection
+        with pytest.raises(OSError, match="no thread could be started"):
+            make_holder()
+    # and has left again, and the next one can
+    assert queue.counts["leave"] == 1
+    assert "settle_and_take" not in queue.counts
+    make_holder()
+    wait_for_beats(queue)
+
+
+def test_the_thread_does_not_leave_while_what_is_given_back_at_the_end_is_being_sent(
+    queue: Queue, make_holder: Callable[..., Holder]
+) -> None:
+    # given a channel that is being closed, and gives back what has not begun
+    holder = make_holder()
+    take_one(queue, holder)
+    thread = holder._thread
+    assert thread is not None
+    queue.is_exchanging.clear()
+    queue.may_answer.clear()
+    closing = threading.Thread(target=holder.close)
+    closing.start()
+    assert queue.is_exchanging.wait(30)
+    # when the lease's thread, for which nothing is left to do, looks meanwhile
+    wait_until(lambda: not (holder.hand or holder.hand.settled_at), message="an empty hand")
+    holder._stop.wait(2 * REST_S)
+    # then the connection is left open until the queue has answered, and closed once
+    assert "leave" not in queue.counts
+    assert "close" not in queue.counts
+    queue.may_answer.set()
+    closing.join(30)
+    thread.join(30)
+    assert queue.counts["leave"] == queue.counts["close"] == 1

@@ -5,6 +5,7 @@ CQRSError
 │   ├── NotConfigured             no CQRS app in this process
 │   ├── InvalidSetting            a `cqrs_…` setting has a value that is not accepted
 │   ├── MissingDependency         an optional package or server program is not installed
+│   ├── UnsupportedCelery         this version of Celery lacks what the transport changes in it
 │   └── RegistrationError         a message type or handler can't be registered
 │       ├── DuplicateRegistration     the name, or the command, is taken
 │       ├── ReservedFieldName         a message field hides a name of the base class
@@ -80,6 +81,14 @@ class InvalidSetting(ConfigurationError):
 
 class MissingDependency(ConfigurationError):
     """Say which optional package or program is missing and how to install it."""
+
+
+class UnsupportedCelery(ConfigurationError):
+    """The installed Celery or Kombu lacks what the transport changes or uses; the text names it."""
+
+    celery_version: str
+    kombu_version: str
+    missing: tuple[str, ...]
 
 
 class RegistrationError(ConfigurationError):

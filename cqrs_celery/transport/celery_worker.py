@@ -25,13 +25,13 @@ import queue
 import select
 import sys
 import time
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 from kombu.exceptions import OperationalError
 
+from . import patching
 from .connecting import drop_idle
+from .patching import attributes, methods
 
 logger = logging.getLogger(__name__)
 
@@ -42,44 +42,95 @@ CHILD_BEGINS_S = 0.5
 #: the second after which Celery's wait asks again.
 ATTEMPT_EVERY_S = 0.9
 
+#: Milliseconds after which it is looked at anew which children have not said so.
+_LOOK_MS = 50
+
 #: The pools that run tasks in this process, beside its event loop.
 _POOLS = tuple(f"celery.concurrency.{name}" for name in ("thread", "gevent", "eventlet"))
 
+_REQUEST = "celery.worker.request"
+_CONSUMER = "celery.worker.consumer.consumer"
+_CHILDREN = "celery.concurrency.asynpool"
+_HEART = "celery.worker.heartbeat"
+
+#: All that is changed here, and what the changes use.
+NEEDED = (
+    *(
+        one
+        for name in _POOLS
+        for one in methods(
+            name,
+            "TaskPool",
+            on_apply=("target", "args", "kwargs", "callback", "accept_callback"),
+        )
+    ),
+    *attributes("celery.concurrency.thread", "TaskPool", "executor"),
+    *attributes("concurrent.futures.thread", "ThreadPoolExecutor", "_work_queue"),
+    *attributes("concurrent.futures.thread", "_WorkItem", "future"),
+    *methods(_CHILDREN, "AsynPool", flush=()),
+    *attributes(_CHILDREN, "AsynPool", "_cache", "_fileno_to_outq", "handle_result_event"),
+    *attributes("billiard.pool", "ApplyResult", "_write_to", "_accepted"),
+    *methods(
+        _CONSUMER,
+        "Consumer",
+        on_connection_error_after_connected=("exc",),
+        ensure_connected=("conn",),
+    ),
+    *methods(_HEART, "Heart", _send=("event", "retry")),
+    *attributes(_HEART, "Heart", "eventer"),
+    *attributes(_CONSUMER, "Consumer", "connection", "pool"),
+    *methods(_REQUEST, "Request", acknowledge=(), reject=("requeue",), on_retry=("exc_info",)),
+    *attributes(
+        _REQUEST,
+        "Request",
+        *(
+            "message",
+            "task",
+            "acknowledged",
+            "on_accepted",
+            "request_dict",
+            "_on_ack",
+            "_on_reject",
+        ),
+    ),
+    *attributes("kombu.message", "Message", "ack_log_error", "reject_log_error"),
+)
+
 
 def teach_celery(**_: Any) -> None:
-    """Teach what is imported; nothing happens where no worker runs, and the second time."""
+    """Teach what is imported; nothing happens where no worker runs, and the second time.
+
+    Raises:
+        UnsupportedCelery: what would be changed is not there. A worker ends with it, as it connects
+            to its broker.
+    """
     signals = sys.modules.get("celery.signals")
     if signals is not None:
         # A worker asks its transport what it can do before it imports its pool: once more, then.
         signals.celeryd_after_setup.connect(teach_celery)
+    patching.check(NEEDED)
     threads = sys.modules.get("celery.concurrency.thread")
     # A version of Celery that has learned it keeps its own.
     if threads is not None and "flush" not in vars(threads.TaskPool):
         threads.TaskPool.flush = _forget_unstarted
     for name in _POOLS:
         if name in sys.modules:
-            _wrap(sys.modules[name].TaskPool, "on_apply", _asking)
-    children = sys.modules.get("celery.concurrency.asynpool")
+            patching.wrap(sys.modules[name].TaskPool, "on_apply", _asking)
+    children = sys.modules.get(_CHILDREN)
     if children is not None:
-        _wrap(children.AsynPool, "flush", _hearing)
-    consumers = sys.modules.get("celery.worker.consumer.consumer")
+        patching.wrap(children.AsynPool, "flush", _hearing)
+    consumers = sys.modules.get(_CONSUMER)
     if consumers is not None:
-        _wrap(consumers.Consumer, "on_connection_error_after_connected", _forgetting)
-        _wrap(consumers.Consumer, "ensure_connected", _trying_often)
-    hearts = sys.modules.get("celery.worker.heartbeat")
+        patching.wrap(consumers.Consumer, "on_connection_error_after_connected", _forgetting)
+        patching.wrap(consumers.Consumer, "ensure_connected", _trying_often)
+    hearts = sys.modules.get(_HEART)
     if hearts is not None:
-        _wrap(hearts.Heart, "_send", _once)
-    requests = sys.modules.get("celery.worker.request")
+        patching.wrap(hearts.Heart, "_send", _once)
+    requests = sys.modules.get(_REQUEST)
     if requests is not None:
-        _wrap(requests.Request, "acknowledge", _acknowledging)
-        _wrap(requests.Request, "reject", _rejecting)
-        _wrap(requests.Request, "on_retry", _doubting)
-
-
-def _wrap(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
-    original = getattr(owner, name)
-    if not hasattr(original, "__wrapped__"):
-        setattr(owner, name, wraps(original)(wrapper(original)))
+        patching.wrap(requests.Request, "acknowledge", _acknowledging)
+        patching.wrap(requests.Request, "reject", _rejecting)
+        patching.wrap(requests.Request, "on_retry", _doubting)
 
 
 def _forget_unstarted(pool: Any) -> None:
@@ -126,17 +177,33 @@ def _asking(original: Any) -> Any:
 
 def _hearing(original: Any) -> Any:
     def flush(pool: Any) -> None:
-        deadline = time.monotonic() + CHILD_BEGINS_S
-        while time.monotonic() < deadline and any(
-            job._write_to is not None and not job._accepted for job in tuple(pool._cache.values())
-        ):
-            # What a child says is read as the event loop reads it.
-            readable, _, _ = select.select(list(pool._fileno_to_outq), [], [], 0.05)
-            for fileno in readable:
-                pool.handle_result_event(fileno)
+        hear_children(pool)
         original(pool)
 
     return flush
+
+
+def hear_children(pool: Any) -> None:
+    """Wait until each child process that was sent a task has said that it has begun, or for long.
+
+    Args:
+        pool: a prefork pool that belongs to an event loop, which does not turn meanwhile.
+    """
+    deadline = time.monotonic() + CHILD_BEGINS_S
+    # Not select(): it knows no descriptor above 1,023.
+    poll = select.poll()
+    for fileno in tuple(pool._fileno_to_outq):
+        poll.register(fileno, select.POLLIN)
+    while time.monotonic() < deadline and any(
+        job._write_to is not None and not job._accepted for job in tuple(pool._cache.values())
+    ):
+        for fileno, event in poll.poll(_LOOK_MS):
+            if event & select.POLLIN:
+                # What a child says is read as the event loop reads it.
+                pool.handle_result_event(fileno)
+            else:
+                # It has ended, and says no more.
+                poll.unregister(fileno)
 
 
 def _forgetting(original: Any) -> Any:
@@ -241,23 +308,19 @@ def _is_ours(request: Any) -> bool:
 
 def _acknowledging(original: Any) -> Any:
     def acknowledge(request: Any) -> None:
-        if request.acknowledged or not _is_ours(request):
-            original(request)
-            return
-        request.message.ack_log_error(logger, request._connection_errors)
-        request.acknowledged = True
+        if not request.acknowledged and _is_ours(request):
+            # Celery's own puts it off until the event loop's next turn.
+            request._on_ack = request.message.ack_log_error
+        original(request)
 
     return acknowledge
 
 
 def _rejecting(original: Any) -> Any:
     def reject(request: Any, requeue: bool = False) -> None:
-        if request.acknowledged or not _is_ours(request):
-            original(request, requeue)
-            return
-        request.message.reject_log_error(logger, request._connection_errors, requeue)
-        request.acknowledged = True
-        request.send_event("task-rejected", requeue=requeue)
+        if not request.acknowledged and _is_ours(request):
+            request._on_reject = request.message.reject_log_error
+        original(request, requeue)
 
     return reject
 

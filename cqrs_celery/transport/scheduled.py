@@ -13,7 +13,7 @@ from functools import wraps
 from typing import Any
 
 from ..queue.inspection import QueueInspector
-from . import wire
+from . import patching, wire
 
 #: The most that a worker lists of what waits in one queue.
 MOST = 1_000
@@ -21,15 +21,23 @@ MOST = 1_000
 #: What Celery calls the priority of a task that waits in a worker's timer.
 _TIMER_PRIORITY = 6
 
+#: What is changed here.
+NEEDED = tuple(patching.attributes("celery.worker.control", "Panel", "data"))
+
 
 def show_delayed() -> None:
-    """Do so in this process's worker; nothing happens where there is none, and the second time."""
+    """Do so in this process's worker; nothing happens where there is none, and the second time.
+
+    Raises:
+        UnsupportedCelery: Celery keeps its commands elsewhere.
+    """
     control = sys.modules.get("celery.worker.control")
     if control is None:
         return
-    original = control.Panel.data["scheduled"]
-    if hasattr(original, "__wrapped__"):
+    patching.check(NEEDED)
+    if not patching.mark(control.Panel, "scheduled"):
         return
+    original = control.Panel.data["scheduled"]
 
     @wraps(original)
     def scheduled(state: Any, **kwargs: Any) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ import queue
 import select
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from kombu.exceptions import OperationalError

@@ -49,7 +49,7 @@ class Queue:
         self.beats.append(time.monotonic())
         return self.answer
 
-    def consume(self, name: str, queues: Any) -> None:
+    def consume(self, name: str, queues: Any, *, about: Any = None) -> None:
         self._do("consume")
 
     def settle_and_take(self, name: str, settlements: Any, **options: Any) -> Exchange:

@@ -30,7 +30,7 @@ from typing import Any
 
 from kombu.exceptions import OperationalError
 
-from . import patching
+from . import patching, task_messages
 from .connecting import drop_idle
 from .patching import attributes, methods
 
@@ -76,7 +76,13 @@ NEEDED = (
         "Consumer",
         on_connection_error_after_connected=("exc",),
         ensure_connected=("conn",),
+        create_task_handler=("promise",),
+        on_decode_error=("message", "exc"),
+        on_unknown_message=("body", "message"),
+        on_unknown_task=("body", "message", "exc"),
+        on_invalid_task=("body", "message", "exc"),
     ),
+    *methods("celery.concurrency.base", "BasePool", apply_async=("target", "args")),
     *methods(_HEART, "Heart", _send=("event", "retry")),
     *attributes(_HEART, "Heart", "eventer"),
     *attributes(_CONSUMER, "Consumer", "connection", "pool"),
@@ -124,6 +130,7 @@ def teach_celery(**_: Any) -> None:
     if consumers is not None:
         patching.wrap(consumers.Consumer, "on_connection_error_after_connected", _forgetting)
         patching.wrap(consumers.Consumer, "ensure_connected", _trying_often)
+        _guard_messages(consumers.Consumer)
     hearts = sys.modules.get(_HEART)
     if hearts is not None:
         patching.wrap(hearts.Heart, "_send", _once)
@@ -132,6 +139,18 @@ def teach_celery(**_: Any) -> None:
         patching.wrap(requests.Request, "acknowledge", _acknowledging)
         patching.wrap(requests.Request, "reject", _rejecting)
         patching.wrap(requests.Request, "on_retry", _doubting)
+
+
+def _guard_messages(consumer: Any) -> None:
+    """Make whatever comes in a message a task's run, or a dead letter: never a worker's end."""
+    patching.wrap(consumer, "create_task_handler", task_messages.keeping_alive)
+    patching.wrap(consumer, "on_decode_error", task_messages.keeping_undecodable)
+    patching.wrap(consumer, "on_unknown_message", task_messages.with_reason("no task message"))
+    patching.wrap(consumer, "on_unknown_task", task_messages.with_reason("unknown task"))
+    patching.wrap(consumer, "on_invalid_task", task_messages.with_reason("invalid task message"))
+    base = sys.modules.get("celery.concurrency.base")
+    if base is not None:
+        patching.wrap(base.BasePool, "apply_async", task_messages.keeping_outcomes)
 
 
 def _forget_unstarted(pool: Any) -> None:

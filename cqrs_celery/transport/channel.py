@@ -246,7 +246,7 @@ class Channel(PublishingChannel):
             holder = self.holder
             return wire.decode(taken, tag, holder.name, held_until=holder.held_until(tag))
         except wire.UnreadableEnvelope as error:
-            logger.error("unreadable message became a dead letter", extra={"error": str(error)})
+            logger.error("unreadable message became a dead letter: %s", error)
             self.holder.hand.bury(
                 tag, reason={"reason": "unreadable envelope", "error": str(error)}
             )
@@ -390,7 +390,8 @@ class Channel(PublishingChannel):
             _, _, name = name.partition(".")
         try:
             message = stock.loads(stock.bytes_to_str(payload["data"]))
-        except (TypeError, ValueError):
+            wire.check_broadcast(message)
+        except (TypeError, ValueError, RecursionError):
             logger.warning("unreadable fanout message dropped", extra={"channel": name})
             return None
         return self._deliver_fanout_message(message, name.split("/", 1)[0])

@@ -37,7 +37,7 @@ def task_of(taken: Taken) -> bytes:
 def most_of(taken: Taken) -> int:
     """Return how many messages its task takes at once."""
     digits = taken.payload.partition(_MARK)[2].partition(b",")[0].rstrip(b"} ")
-    return int(digits) if digits.isdigit() else 1
+    return int(digits) if digits.isdigit() and len(digits) < 10 else 1
 
 
 def merge(first: dict[str, Any], taken: Sequence[Taken]) -> dict[str, Any]:

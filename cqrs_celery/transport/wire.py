@@ -7,11 +7,13 @@ push it, is read too.
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import msgspec
 from kombu.utils.json import JSONEncoder, loads
 
+from ..nesting import READ_LEVELS, is_too_deep
 from ..queue.values import Taken
 
 #: The header that names what a message must stay in order with; see DESIGN's "sequence".
@@ -41,6 +43,26 @@ _encode = JSONEncoder(separators=(",", ":")).encode
 _TYPED = b"__type__"
 
 
+#: Bytes that a head may have, which Celery writes in some hundreds; a stock message's own holds its
+#: body, so it may have any number.
+_HEAD_BYTES = 1 << 20
+
+#: Of an error's text, how much is kept: it may quote the head.
+_ERROR_CHARACTERS = 1000
+
+#: How a body may be encoded in the queue, by Kombu's names; `None` is as it is.
+_BODY_ENCODINGS = (None, "base64")
+
+
+class _Properties(msgspec.Struct):
+    """What Kombu and Celery use of a message's properties, and of which types."""
+
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    priority: int | None = None
+    body_encoding: str | None = None
+
+
 class UnreadableEnvelope(ValueError):
     """What lies in the queue is no message."""
 
@@ -60,15 +82,22 @@ def read_json(text: bytes) -> Any:
     """Return what JSON says, as Kombu would read it, in a quarter of the time.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is no JSON, is nested too deep, or holds a value that its type can't be made
+            of.
     """
     if _TYPED not in text:
         try:
             return msgspec.json.decode(text)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             # Stricter than Kombu: NaN, for one, is no JSON.
             pass
-    return loads(text)
+    try:
+        return loads(text)
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:
+        # Of a decoder of one of the types that Kombu knows, or that somebody has registered.
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def joined(head: str, body: bytes) -> bytes:
@@ -97,17 +126,18 @@ def decode(taken: Taken, tag: str, consumer: str, *, held_until: float = 0.0) ->
         held_until: monotonic time until which it surely does.
 
     Raises:
-        UnreadableEnvelope: its head is not a message's head.
+        UnreadableEnvelope: its head is not a message's head; the text says what is wrong in it.
     """
     head, body = split(taken.payload, taken.body)
     try:
-        message = read_json(head)
-        headers, properties = message["headers"] or {}, message["properties"]
-        info = properties.setdefault("delivery_info", {})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        message = _read_head(head)
+    except ValueError as error:
         raise UnreadableEnvelope(
-            f"message {taken.id} of queue {taken.queue} has no readable head: {error}"
+            f"message {taken.id} of queue {taken.queue} has no readable head:"
+            f" {ascii(str(error))[1:-1][:_ERROR_CHARACTERS]}"
         ) from error
+    headers, properties = message["headers"] or {}, message["properties"]
+    info = properties["delivery_info"]
     # A stock message has its body inside; then nothing follows the head, and nothing has waited.
     is_stock = "body" in message
     message.setdefault("body", body)
@@ -123,7 +153,69 @@ def decode(taken: Taken, tag: str, consumer: str, *, held_until: float = 0.0) ->
         headers[WAITED_HEADER] = headers.pop("eta")
     message["headers"] = headers
     properties["delivery_tag"] = tag
-    return message  # type: ignore[no-any-return]
+    return message
+
+
+def _read_head(head: bytes) -> dict[str, Any]:
+    """Return a head's parts, each of the type that Kombu takes for granted.
+
+    Raises:
+        ValueError: it is no JSON, or a part has another type.
+    """
+    if is_too_deep(head):
+        raise ValueError(f"it is nested deeper than {READ_LEVELS} levels")
+    message = read_json(head)
+    if type(message) is not dict:
+        raise ValueError(f"an object was expected, not {type(message).__name__}")
+    _check_parts(message)
+    if "body" in message:
+        body = message["body"]
+        if type(body) is not str:
+            raise ValueError(f"its body is no text, but {type(body).__name__}")
+        if message["properties"].get("body_encoding"):
+            base64.b64decode(body)
+    elif len(head) > _HEAD_BYTES:
+        raise ValueError(f"it has {len(head)} bytes; accepted: {_HEAD_BYTES}")
+    return message
+
+
+def _check_parts(message: dict[str, Any]) -> None:
+    for name in ("headers", "properties"):
+        if name not in message:
+            raise ValueError(f"it has no {name}")
+    headers, properties = message["headers"], message["properties"]
+    if headers is not None and type(headers) is not dict:
+        raise ValueError(f"its headers are no object, but {type(headers).__name__}")
+    if type(properties) is not dict:
+        raise ValueError(f"its properties are no object, but {type(properties).__name__}")
+    # Validated beside, not decoded into: what else there is belongs to others, and is kept.
+    if msgspec.convert(properties, _Properties).body_encoding not in _BODY_ENCODINGS:
+        found = properties["body_encoding"]
+        raise ValueError(f"its body_encoding is {found!r}; accepted: none, or 'base64'")
+    info = properties.get("delivery_info")
+    if info is None:
+        properties["delivery_info"] = {}
+    elif type(info) is not dict:
+        raise ValueError(f"its delivery_info is no object, but {type(info).__name__}")
+    for name in ("content-type", "content-encoding"):
+        if not isinstance(message.get(name), str | None):
+            raise ValueError(f"its {name} is no text, but {type(message[name]).__name__}")
+
+
+def check_broadcast(message: Any) -> None:
+    """Check what came by pub/sub, where nothing is kept: for remote control, for events.
+
+    Raises:
+        ValueError: Kombu could make no message of it.
+    """
+    if type(message) is not dict:
+        raise ValueError(f"an object was expected, not {type(message).__name__}")
+    _check_parts(message)
+    properties = message["properties"]
+    if "delivery_tag" not in properties:
+        raise ValueError("it has no delivery_tag")
+    if properties.get("body_encoding"):
+        base64.b64decode(message.get("body") or b"")
 
 
 def task_of(taken: Taken) -> str:

@@ -6,7 +6,6 @@ body of another shape. Here each is set aside, whole, with its reason.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +13,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.message import Message
 
 from ..transport.qos import REASON
-
-logger = logging.getLogger(__name__)
+from ..transport.task_messages import is_elsewhere, set_aside
 
 
 class Consumer(CeleryConsumer):
@@ -48,17 +46,12 @@ class Consumer(CeleryConsumer):
         def on_message(message: Message) -> Any:
             try:
                 return on_task_received(message)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                if message.acknowledged:
+            except Exception as error:
+                if message.acknowledged or is_elsewhere(error, self.connection_errors):
                     raise
                 self._set_aside(message, "malformed task message", error)
 
         return on_message
 
     def _set_aside(self, message: Message, reason: str, error: BaseException) -> None:
-        setattr(message, REASON, {"reason": reason, "error": f"{type(error).__name__}: {error}"})
-        logger.error(
-            "message became a dead letter",
-            extra={"reason": reason, "error": str(error), "headers": message.headers},
-        )
-        message.reject_log_error(logger, self.connection_errors)
+        set_aside(message, reason, error, self.connection_errors)

@@ -27,6 +27,7 @@ import kombu
 import redis
 
 from tests.chaos.black_hole import black_hole
+from tests.chaos.fuzz import fuzz
 from tests.chaos.killing import kill_around_takes, kill_publishers
 from tests.chaos.kills import kill_committers, kill_postgres, kill_redis, kill_relays
 from tests.chaos.outages import cut_connections, demote_servers, kill_servers
@@ -183,6 +184,7 @@ RUNS: list[Callable[[argparse.Namespace], Iterator[Table]]] = [
     Rounds("The same, in pools of threads", disturb_threads, 5_000),
     Rounds("The same, in solo workers", disturb_solo, 5_000),
     Rounds("The same, in pools of greenlets", disturb_gevent, 5_000),
+    Rounds("Workers fed with whatever bytes a queue may hold", fuzz, 200_000),
 ]
 
 

@@ -6,7 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from cqrs_celery.queue.values import PRIORITY_STEPS, Destination, Taken, ack, later, priority_step
+from cqrs_celery.queue.values import (
+    PRIORITY_STEPS,
+    Destination,
+    Taken,
+    ack,
+    bury,
+    later,
+    priority_step,
+)
 from tests.queues import QueueCase, leftovers, opened, texts
 
 
@@ -193,3 +201,35 @@ def test_a_client_whose_server_forgot_the_scripts_goes_on(queue: QueueCase) -> N
     queue.send("2")
 
     assert texts(queue.worker().take()) == ["1", "2"]
+
+
+@pytest.mark.parametrize("element", ["99999", "0", "007", "9" * 400, "=nobody", "="])
+def test_a_number_or_a_sequence_of_nobody_that_somebody_pushed_is_a_message_of_its_own(
+    queue: QueueCase, element: str
+) -> None:
+    # given messages, and among them what looks like the queue's own but names nothing
+    queue.send("one")
+    queue.push_raw(element)
+    queue.send("two")
+    worker = queue.worker()
+    # then it comes in its place, as it is
+    taken = worker.take()
+    assert texts(taken) == ["one", element, "two"]
+    assert len({one.id for one in taken}) == 3
+    # and can be set aside, or done, like any other
+    worker.end(bury, taken[1:2], '{"reason":"unreadable envelope"}')
+    (letter,) = queue.letters.all("orders")
+    assert letter.payload.decode() == element
+    queue.letters.discard("orders", letter.id)
+    worker.end(ack, [taken[0], taken[2]])
+    assert not leftovers(queue.redis)
+
+
+def test_the_number_of_a_message_that_is_in_line_already_is_not_that_message_again(
+    queue: QueueCase,
+) -> None:
+    # given a message, and its number, pushed by somebody
+    number = str(queue.send("one"))
+    queue.push_raw(number)
+    # when both are taken, then the message comes once
+    assert texts(queue.worker().take()) == ["one", number]

@@ -216,19 +216,32 @@ end
 
 local tokens = {}
 
+-- Store what somebody else has pushed, whole, as a message with an id.
+local function adopt(element)
+  local id = tostring(call('INCR', C .. 'id'))
+  call('HSET', C .. 'msg', id, whole(element))
+  return id
+end
+
+local seen = {}
+
 -- A token gives its first message now; the rest of its run comes after every other sequence's first.
 local function take_element(element, queue, pri, place)
   local seq = sequence_of(element)
   if seq then
     local id = call('LINDEX', seq_key(queue, seq), -1)
-    if not id then return call('HDEL', C .. 'seqs:' .. queue, seq) end
-    hold(id, queue, pri, seq)
-    tokens[#tokens + 1] = {queue = queue, pri = pri, seq = seq, place = place}
-  elseif id_of(element) then
-    hold(element, queue, pri, '')
+    if id then
+      hold(id, queue, pri, seq)
+      tokens[#tokens + 1] = {queue = queue, pri = pri, seq = seq, place = place}
+    elseif call('HDEL', C .. 'seqs:' .. queue, seq) == 0 then
+      -- No sequence has ever put that there.
+      hold(adopt(element), queue, pri, '')
+    end
   else
-    local id = tostring(call('INCR', C .. 'id'))
-    call('HSET', C .. 'msg', id, whole(element))
+    local id = id_of(element)
+    -- A second one of the same number is not the queue's.
+    if not id or seen[id] then id = adopt(element) end
+    seen[id] = true
     hold(id, queue, pri, '')
   end
 end
@@ -311,7 +324,12 @@ if #ids > 0 then
   local payloads = call_with('HMGET', C .. 'msg', ids)
   local tries = is_plain and {} or call_with('HMGET', C .. 'tries', ids)
   for i, t in ipairs(taken) do
-    local payload, body_id, body = payloads[i] or '', '', ''
+    local payload, body_id, body = payloads[i], '', ''
+    if not payload then
+      -- Not an id, but a number that somebody else has pushed: nothing is stored under it.
+      payload = t[1]
+      if t[3] == '' then t[1] = adopt(payload) end
+    end
     if string.byte(payload) == 64 then
       local stop = string.find(payload, '\n', 2, true)
       body_id = string.sub(payload, 2, stop - 1)

@@ -1,0 +1,284 @@
+"""Keep a worker alive whatever its messages hold: what is no task message becomes a dead letter.
+
+Celery takes the types of a message's parts for granted: one of another type ends the worker, and
+every worker that gets it after that, or is acknowledged and gone. Here, each message is checked
+before Celery sees it, and what Celery stumbles over all the same is set aside with its reason.
+Errors that are not the message's fault, of a connection or of memory, stay what they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import msgspec
+import redis
+from kombu.exceptions import KombuError, OperationalError
+
+from ..nesting import READ_LEVELS, is_too_deep
+from .qos import REASON
+
+logger = logging.getLogger(__name__)
+
+#: Of an error's text, how much a dead letter keeps: it may quote the whole message.
+ERROR_CHARACTERS = 2000
+
+#: Years ahead for which a message may want a worker to wait. Python's timers end with an error, and
+#: Celery's with its worker, at some three hundred.
+_YEARS_AHEAD = 100
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+_Name = Annotated[str, msgspec.Meta(min_length=1)]
+_Signatures = list[dict[str, Any]]
+
+
+class _Options(msgspec.Struct):
+    """The types of what follows a task, in its body or, by the rules of Celery, in its headers."""
+
+    callbacks: _Signatures | None = None
+    errbacks: _Signatures | None = None
+    chain: _Signatures | None = None
+    chord: dict[str, Any] | None = None
+
+
+class _Headers(_Options, kw_only=True):
+    """The types of the headers that Celery's worker reads, in the second protocol."""
+
+    task: _Name
+    id: _Name
+    root_id: str | None = None
+    parent_id: str | None = None
+    group: str | None = None
+    shadow: str | None = None
+    eta: str | None = None
+    expires: str | None = None
+    retries: _Count | None = None
+    timelimit: tuple[_Seconds | None, _Seconds | None] | None = None
+    argsrepr: str | None = None
+    kwargsrepr: str | None = None
+    origin: str | None = None
+    ignore_result: bool | None = None
+    stamped_headers: list[str] | None = None
+    stamps: dict[str, Any] | None = None
+    replaced_task_nesting: _Count | None = None
+    headers: dict[str, Any] | None = None
+
+
+class _OldBody(_Headers, kw_only=True):
+    """The types of a body in the first protocol, which holds what later became headers."""
+
+    args: list[Any] | None = None
+    kwargs: dict[str, Any] | None = None
+    taskset: str | None = None
+    utc: bool | None = None
+
+
+#: What Celery calls and keeps on a task's request, over which it writes a message's headers.
+_RESERVED = frozenset(
+    (
+        "as_execution_options", "clear", "execution_options", "get", "update",
+        "_children", "_get_custom_headers", "_protected",
+    )
+)  # fmt: skip
+
+
+def check_task(message: Any) -> None:
+    """Check what a worker got, as far as it claims to be a task.
+
+    What can't be decoded, and what is no task, is left for Celery to find.
+
+    Raises:
+        ValueError: a part has another type than Celery takes for granted; the text says which.
+        InvalidTaskError: so do the arguments, the keyword arguments or the options.
+    """
+    headers, is_json = message.headers, message.content_type == "application/json"
+    if is_json and message.body and is_too_deep(_as_bytes(message.body)):
+        raise ValueError(f"its body is nested deeper than {READ_LEVELS} levels")
+    is_second = "task" in headers
+    if is_second:
+        _check_headers(headers, _Headers)
+    try:
+        body = message.payload
+    except KombuError:
+        return
+    if isinstance(body, dict):
+        if is_second or "task" in body:
+            _check_headers({**body, **headers} if is_second else body, _OldBody)
+    elif is_second:
+        if not isinstance(body, list | tuple) or len(body) != 3:
+            raise ValueError(f"its body is no triple, but {type(body).__name__}")
+        _check_body(*body, is_json=is_json)
+
+
+def _as_bytes(body: Any) -> bytes:
+    return body.encode(errors="replace") if isinstance(body, str) else bytes(body)
+
+
+def _check_headers(headers: dict[str, Any], types: type[_Headers]) -> None:
+    found = msgspec.convert(headers, types)
+    if not _RESERVED.isdisjoint(headers):
+        taken = ", ".join(sorted(_RESERVED & headers.keys()))
+        raise ValueError(f"it has headers by names that Celery needs itself: {taken}")
+    for name in (found.task, found.id, found.root_id, found.parent_id, found.group, found.shadow):
+        if name and not name.isascii():
+            # Half a character is text to JSON, and can't be written anywhere.
+            name.encode()
+    if found.eta and found.eta[:4].isdecimal():
+        last = datetime.now(UTC).year + _YEARS_AHEAD
+        if int(found.eta[:4]) > last:
+            raise ValueError(f"its eta is {found.eta[:40]!r}; accepted: up to the year {last}")
+
+
+def _check_body(args: Any, kwargs: Any, options: Any, *, is_json: bool) -> None:
+    from celery.exceptions import InvalidTaskError
+
+    if not (
+        isinstance(args, list | tuple)
+        and isinstance(kwargs, dict)
+        and isinstance(options, dict | None)
+    ):
+        raise InvalidTaskError("a body was expected as [arguments, keyword arguments, options]")
+    # What other serializers make may be of types that stand for these.
+    if not options or not is_json:
+        return
+    try:
+        msgspec.convert(options, _Options)
+    except msgspec.ValidationError as error:
+        raise InvalidTaskError(f"the options in its body: {error}") from error
+    if not options.keys() <= _OPTIONS:
+        from celery.app.task import Context
+
+        # Celery writes the options over the request; its id, for one, is not theirs to say.
+        taken = [name for name in options.keys() - _OPTIONS if hasattr(Context, name)]
+        if taken:
+            raise InvalidTaskError(f"its body has options that are not the sender's: {taken}")
+
+
+_OPTIONS = frozenset(_Options.__struct_fields__)
+
+
+def set_aside(message: Any, reason: str, error: BaseException, errors: tuple[Any, ...]) -> None:
+    """Make a dead letter of a delivered message, and log which one and why.
+
+    Args:
+        message: Kombu's, not settled.
+        reason: in words, unless the message has one already.
+        error: what happened.
+        errors: those of the connection, which are only logged: the message comes again.
+    """
+    why = getattr(message, REASON, None) or {"reason": reason}
+    text = f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS]
+    setattr(message, REASON, {**why, "error": text})
+    logger.error(
+        "message became a dead letter: %s, task %s[%s] of queue %s: %s",
+        why["reason"],
+        *(ascii(message.headers.get(name))[:100].strip("'") for name in ("task", "id")),
+        ascii(message.delivery_info.get("queue") or message.delivery_info.get("routing_key")),
+        ascii(text)[:500],
+        extra={"reason": why["reason"], "error": text},
+    )
+    message.reject_log_error(logger, errors)
+
+
+def is_elsewhere(error: BaseException, errors: tuple[Any, ...]) -> bool:
+    """Return whether an error is not a message's fault: of a connection, a server, of memory.
+
+    Args:
+        error: what was raised while a message was delivered.
+        errors: those of the worker's connection.
+    """
+    return isinstance(error, (*errors, redis.RedisError, OperationalError, MemoryError))
+
+
+def keeping_alive(original: Any) -> Any:
+    """Wrap `Consumer.create_task_handler`: no message ends the worker."""
+
+    def create_task_handler(consumer: Any, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+        on_task_received = original(consumer, *args, **kwargs)
+        on_invalid_task = consumer.on_invalid_task
+
+        def on_message(message: Any) -> Any:
+            if not hasattr(message.channel, "ack_unsure"):
+                return on_task_received(message)
+            from celery.exceptions import InvalidTaskError
+
+            try:
+                try:
+                    check_task(message)
+                except InvalidTaskError as error:
+                    return on_invalid_task(None, message, error)
+                return on_task_received(message)
+            except Exception as error:
+                if is_elsewhere(error, consumer.connection_errors):
+                    raise
+                if message.acknowledged:
+                    logger.exception("a message was settled, and then its worker failed")
+                else:
+                    set_aside(message, "malformed task message", error, consumer.connection_errors)
+
+        return on_message
+
+    return create_task_handler
+
+
+def with_reason(reason: str) -> Callable[[Any], Any]:
+    """Return what wraps a `Consumer.on_…_task`: the dead letter that it makes has a reason."""
+
+    def wrap(original: Any) -> Any:
+        def on_rejected(consumer: Any, body: Any, message: Any, *errors: Any) -> Any:
+            if getattr(message, REASON, None) is None:
+                texts = [f"{type(one).__name__}: {one}"[:ERROR_CHARACTERS] for one in errors]
+                found = {"task": message.headers.get("task"), "error": "".join(texts)}
+                setattr(message, REASON, {"reason": reason, **found})
+            return original(consumer, body, message, *errors)
+
+        return on_rejected
+
+    return wrap
+
+
+def keeping_undecodable(original: Any) -> Any:
+    """Wrap `Consumer.on_decode_error`, which acknowledges: a dead letter instead."""
+
+    def on_decode_error(consumer: Any, message: Any, exc: Any) -> Any:
+        if not hasattr(message.channel, "ack_unsure"):
+            return original(consumer, message, exc)
+        return set_aside(message, "undecodable body", exc, consumer.connection_errors)
+
+    return on_decode_error
+
+
+def keeping_outcomes(original: Any) -> Any:
+    """Wrap `BasePool.apply_async`: what fails around a task's function is the task's failure.
+
+    Celery's tracer lets an error before the task's own through, as of its body's decoding. In a
+    child process the pool catches that; in this process it would end the worker, or leave the
+    message in a thread's hands for ever.
+    """
+
+    def apply_async(pool: Any, target: Any, args: Any = None, *more: Any, **options: Any) -> Any:
+        request = getattr(options.get("accept_callback"), "__self__", None)
+        is_ours = hasattr(getattr(request, "message", None), "channel")
+        if is_ours and type(pool).__module__ != "celery.concurrency.prefork":
+            target = _failing_softly(target)
+        return original(pool, target, args, *more, **options)
+
+    return apply_async
+
+
+def _failing_softly(target: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return target(*args, **kwargs)
+        except MemoryError:
+            raise
+        except Exception:
+            from billiard.einfo import ExceptionInfo
+
+            logger.exception("a task failed outside of its function")
+            return 1, ExceptionInfo(), 0.0
+
+    return run

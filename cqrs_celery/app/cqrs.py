@@ -122,7 +122,11 @@ class CQRS:
         settings = self.settings
         check_tasks(self.app)
         store = self._given_store or self._open_store(settings)
-        serializer = Serializer(settings.application, compression=settings.compression)
+        serializer = Serializer(
+            settings.application,
+            compression=settings.compression,
+            max_bytes=settings.max_message_bytes,
+        )
         relay = self.relay = open_relay(self.app, store, is_reliable=self._is_reliable)
         locks = open_locks(self.app, store)
         repository = Repository(

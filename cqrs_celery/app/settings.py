@@ -12,6 +12,7 @@ import celery
 
 from ..errors import InvalidSetting
 from ..messages.compression import ALGORITHMS, THRESHOLD_BYTES, Compression
+from ..messages.serializer import MAX_MESSAGE_BYTES
 from ..store.events import DeadLetterPolicy
 
 #: 14 days, in seconds.
@@ -62,6 +63,7 @@ NAMES = (
     "cqrs_cache_ttl_s",
     "cqrs_compression",
     "cqrs_compression_threshold_bytes",
+    "cqrs_max_message_bytes",
 )
 
 
@@ -86,6 +88,8 @@ class Settings:
             Default 10 minutes.
         compression: `cqrs_compression`, "gzip" or "zstd", of JSON above
             `cqrs_compression_threshold_bytes`. Default: none.
+        max_message_bytes: `cqrs_max_message_bytes`; bytes of JSON that a command, a message or an
+            event may have. Default 16 MiB.
     """
 
     application: str
@@ -98,6 +102,7 @@ class Settings:
     cache_size: int = CACHE_SIZE
     cache_ttl_s: int = CACHE_TTL_S
     compression: Compression | None = None
+    max_message_bytes: int = MAX_MESSAGE_BYTES
 
 
 def read_settings(app: celery.Celery) -> Settings:
@@ -132,6 +137,13 @@ def read_settings(app: celery.Celery) -> Settings:
         ),
         cache_ttl_s=_seconds(conf, "cqrs_cache_ttl_s", CACHE_TTL_S, at_least=1),
         compression=_compression(conf),
+        max_message_bytes=_whole(
+            conf,
+            "cqrs_max_message_bytes",
+            MAX_MESSAGE_BYTES,
+            at_least=1024,
+            what="a whole number of bytes",
+        ),
     )
 
 

@@ -46,6 +46,9 @@ from .runtime import Runtime, runtime_of
 
 logger = logging.getLogger(__name__)
 
+#: Of a command's representation, how much its message carries for logs and events, as Celery does.
+REPR_CHARACTERS = 1024
+
 #: The header that tells the transport what a message must stay in order with.
 SEQUENCE_HEADER = "cqrs_sequence"
 
@@ -343,9 +346,10 @@ def prepare_command(
     dead letters. The task's id stays its own: each sending has a result.
     """
     options = dict(options)
+    # Packed first: a representation of what is nested too deep can't be made.
     if isinstance(command, Command):
-        text = repr(command)
         packed: Any = pack_command(command, runtime.serializer)
+        text = repr(command)
     else:
         text, packed = repr(command), command
         command = runtime.serializer.from_plain("command", packed)
@@ -357,11 +361,16 @@ def prepare_command(
     if sequence:
         headers[SEQUENCE_HEADER] = sequence
     return packed, {
-        "argsrepr": f"({text},)",
+        "argsrepr": f"({shortened(text)},)",
         **options,
         "task_id": options.get("task_id") or uuid(),
         "headers": headers,
     }
+
+
+def shortened(text: str) -> str:
+    """Return a representation for logs and events, with its beginning alone if it is long."""
+    return text if len(text) <= REPR_CHARACTERS else f"{text[:REPR_CHARACTERS]}…"
 
 
 def route(app: celery.Celery, name: str, options: dict[str, Any], *, home_queue: str) -> None:

@@ -13,11 +13,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..errors import ConfigurationError, MalformedMessage, MessageError, UpcastFailed
+from ..nesting import MADE_LEVELS, READ_LEVELS, is_too_deep
 from .compression import Compression, compress, decompress, expand
 from .message import unknown_fields_of, with_unknown_fields
 from .registry import Registered, Registry, Upcaster
 from .registry import registry as default_registry
 from .upcasting import Upcasting
+
+#: Bytes of JSON that a command, a message or an event may have: 16 MiB.
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 #: What decodes the data of one version into its class.
 Reader = Callable[[Any], Any]
@@ -41,6 +45,7 @@ class Serializer:
         application: put in front of names that have no dot.
         registry: where message classes are looked up.
         compression: of what it encodes; None for none. It decodes whatever was compressed.
+        max_bytes: the most bytes of JSON that a message may have before it is compressed.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Serializer:
         registry: Registry = default_registry,
         *,
         compression: Compression | None = None,
+        max_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         if not application.strip():
             raise ConfigurationError(
@@ -57,6 +63,7 @@ class Serializer:
         self.application = application
         self.registry = registry
         self.compression = compression
+        self.max_bytes = max_bytes
         self._encoder = msgspec.json.Encoder()
         self._decoders: dict[type[Any], msgspec.json.Decoder[Any]] = {}
         self._names: dict[type[Any], tuple[str, int]] = {}
@@ -78,7 +85,7 @@ class Serializer:
 
         Raises:
             MalformedMessage: a field holds a value that JSON has no form for, or that is not of
-                its type.
+                its type; or the message is nested too deep, or too large.
         """
         cls = type(message)
         known = self._names.get(cls)
@@ -90,8 +97,11 @@ class Serializer:
             self._decoder_of(cls).decode(data)
             if cls.__keeps_unknown__:
                 data = self._encoder.encode(message.__json__()["data"])
+        except RecursionError as error:
+            raise self._too_deep(message, name, version) from error
         except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
             raise _unwritable(name, version, error) from error
+        self._check_limits(message, name, version, data)
         return Encoded(name, version, compress(data, self.compression))
 
     def to_plain(self, message: Any) -> dict[str, Any]:
@@ -106,15 +116,54 @@ class Serializer:
             data = msgspec.to_builtins(message)
             msgspec.convert(data, cls, builtin_types=())
             data |= unknown_fields_of(message)
+            encoded = self._encoder.encode(data)
+        except RecursionError as error:
+            raise self._too_deep(message, name, version) from error
         except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
             raise _unwritable(name, version, error) from error
-        return {"type": name, "version": version, "data": self._compressed(data)}
+        self._check_limits(message, name, version, encoded)
+        return {"type": name, "version": version, "data": self._compressed(data, encoded)}
 
-    def _compressed(self, data: Any) -> Any:
+    def _check_limits(self, message: Any, name: str, version: int, data: bytes) -> None:
+        """Refuse what those that are to read it would refuse.
+
+        Raises:
+            MalformedMessage: it is nested too deep, or too large.
+        """
+        if is_too_deep(data, MADE_LEVELS):
+            raise self._too_deep(message, name, version)
+        if len(data) > self.max_bytes:
+            sizes = {field: len(self._encoder.encode(value)) for field, value in _fields(message)}
+            field = max(sizes, key=sizes.__getitem__, default="")
+            raise MalformedMessage(
+                f"{name}, version {version}, has {len(data):,} bytes of JSON, of which {field!r}"
+                f" has {sizes.get(field, 0):,}; accepted: up to {self.max_bytes:,}. Nothing was"
+                " sent or stored. Keep large data elsewhere and send where they are, or raise the"
+                " setting cqrs_max_message_bytes, for workers first.",
+                name=name,
+                version=version,
+            )
+
+    def _too_deep(self, message: Any, name: str, version: int) -> MessageError:
+        deep = [repr(field) for field, value in _fields(message) if self._is_deep(value)]
+        return MalformedMessage(
+            f"{name}, version {version}, is nested deeper than {MADE_LEVELS} levels of lists and"
+            f" objects{', in ' + ', '.join(deep) if deep else ''}. Nothing was sent or stored. Send"
+            " a flat form, such as a list of nodes that name their parents.",
+            name=name,
+            version=version,
+        )
+
+    def _is_deep(self, value: Any) -> bool:
+        try:
+            return is_too_deep(self._encoder.encode(value), MADE_LEVELS - 1)
+        except RecursionError:
+            return True
+
+    def _compressed(self, data: Any, encoded: bytes) -> Any:
         """Return plain values, or the text that stands for them."""
         if self.compression is None:
             return data
-        encoded = self._encoder.encode(data)
         made = compress(encoded, self.compression)
         return data if made is encoded else msgspec.json.decode(made)
 
@@ -148,6 +197,8 @@ class Serializer:
             return self._read(kind, name, version, data)
         try:
             return (read(data),)
+        except RecursionError as error:
+            raise _too_deep_to_read(kind, name, version) from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             # Looked at only now, so that it costs nothing where it is not: no message is a text.
             if (plain := decompress(data)) is not data:
@@ -178,6 +229,8 @@ class Serializer:
                 read = readers[name, version] = self._reader_of(found.cls)
                 return (read(decompress(data)),)
             plain = msgspec.json.decode(decompress(data))
+        except RecursionError as error:
+            raise _too_deep_to_read(kind, name, version) from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _malformed(kind, name, version, error) from error
         return self._upcast(found, name, version, plain)
@@ -253,6 +306,8 @@ class Serializer:
             cls = classes[kind, name, version] = found.cls
         try:
             return (_convert(data, cls),)
+        except RecursionError as error:
+            raise _too_deep_to_read(kind, name, version) from error
         except msgspec.ValidationError as error:
             raise _malformed(kind, name, version, error) from error
 
@@ -270,6 +325,19 @@ def _convert(data: Any, cls: type[Any]) -> Any:
         unknown = {name: value for name, value in data.items() if name not in known}
         return with_unknown_fields(message, unknown)
     return message
+
+
+def _fields(message: Any) -> list[tuple[str, Any]]:
+    known = [(name, getattr(message, name)) for name in message.__struct_fields__]
+    return [*known, *unknown_fields_of(message).items()]
+
+
+def _too_deep_to_read(kind: str, name: str, version: int) -> MessageError:
+    return MalformedMessage(
+        f"the {kind} {name!r}, version {version}, is nested deeper than {READ_LEVELS} levels",
+        name=name,
+        version=version,
+    )
 
 
 def _unwritable(name: str, version: int, error: Exception) -> MessageError:

@@ -18,9 +18,14 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry
 from celery.worker.request import Request as CeleryRequest
 
+from ..dispatch.runtime import runtime_of
 from ..dispatch.tasks import FIRST_FAILED_AT, NoLongerHeld
 from ..errors import MessageError, StoreUnavailable
+from ..transport.merging import BATCH_HEADER
 from ..transport.qos import REASON
+
+#: How many times larger a body may be than the message in it: Kombu escapes what is not ASCII.
+BODY_TO_MESSAGE = 4
 
 #: Seconds to wait before a message is tried again whose store did not answer; none is counted.
 STORE_AWAY_DELAY_S = 1.0
@@ -42,6 +47,7 @@ class Request(CeleryRequest):
             InvalidTaskError: it is something else; in the child it would pass for the task's error.
         """
         super().__init__(message, **options)
+        self._check_size(message)
         args, kwargs, embed = options["body"] if options.get("decoded") else message.payload
         if not (
             isinstance(args, (list, tuple))
@@ -49,6 +55,18 @@ class Request(CeleryRequest):
             and isinstance(embed, dict | None)
         ):
             raise InvalidTaskError("a body was expected as [arguments, keyword arguments, options]")
+
+    def _check_size(self, message: Any) -> None:
+        # Several events in one message are each of them small enough, and were checked when made.
+        if BATCH_HEADER in self._request_dict or not message.body:
+            return
+        most = BODY_TO_MESSAGE * runtime_of(self._app).serializer.max_bytes
+        if len(message.body) > most:
+            raise InvalidTaskError(
+                f"its body has {len(message.body):,} bytes; accepted: up to {most:,}, which is"
+                f" {BODY_TO_MESSAGE} times cqrs_max_message_bytes. If it is to be handled, raise"
+                " that setting, then redrive this letter"
+            )
 
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False

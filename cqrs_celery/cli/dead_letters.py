@@ -17,7 +17,7 @@ from ..queue.dead_letters import DeadLetters
 from ..queue.values import DeadLetter
 from ..transport import wire
 from .broker import broker_channel, is_reply_queue
-from .table import print_table
+from .table import plain, print_table
 
 #: What stands in a table for an answer of the queue.
 _ANSWERS = {
@@ -139,9 +139,10 @@ def show(context: click.Context, id: int, as_json: bool) -> None:
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        click.echo(f"{name.replace('_', ' '):{width}}  {'' if value is None else value}".rstrip())
+        shown = "" if value is None else plain(value, keeps_lines=True)
+        click.echo(f"{name.replace('_', ' '):{width}}  {shown}".rstrip())
     if traceback:
-        click.echo(f"\n{str(traceback).rstrip()}")
+        click.echo(f"\n{plain(traceback, keeps_lines=True).rstrip()}")
 
 
 @dead_letters.command(cls=CeleryCommand, name="retry")

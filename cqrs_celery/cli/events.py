@@ -13,7 +13,7 @@ from ..errors import CQRSError, MessageError, UnknownMessageType
 from ..messages.serializer import Serializer
 from ..store.events import StoredEvent
 from ..store.ports import EventStore
-from .table import print_table
+from .table import plain, print_table
 
 #: Events read at once.
 BATCH = 1000
@@ -190,7 +190,8 @@ def _show(checked: Check, found: list[Finding], failing: list[Finding]) -> None:
         ],
     )
     for one in failing:
-        click.echo(f"\n{one.type} version {one.version}: {one.error}")
+        text = f"{one.type} version {one.version}: {one.error}"
+        click.echo(f"\n{plain(text, keeps_lines=True)}")
     count = sum(one.events for one in failing)
     others = sum(one.events for one in found if one.outcome == NOT_OURS)
     click.echo(

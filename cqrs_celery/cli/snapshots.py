@@ -18,7 +18,7 @@ from ..session.repository import Repository
 from ..session.snapshots import Snapshots
 from ..store.ports import EventStore
 from ..store.stream import StreamName
-from .table import print_table
+from .table import plain, print_table
 
 #: Events that are read at a time, to see which aggregates there are.
 PAGE = 10_000
@@ -170,7 +170,8 @@ def _retake(reached: Reached, cls: Any, stream: StreamName, is_all: bool) -> str
             return "not due"
         reached.snapshots.take(aggregate, stream)
     except Exception as error:  # noqa: BLE001  the others come after it
-        click.echo(f"{stream}: {type(error).__name__}: {error}", err=True)
+        text = f"{stream}: {type(error).__name__}: {error}"
+        click.echo(plain(text, keeps_lines=True), err=True)
         return "failed"
     return "taken"
 

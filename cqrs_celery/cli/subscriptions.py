@@ -10,7 +10,7 @@ from celery.bin.base import CeleryCommand
 
 from ..queue.inspection import QueueInspector
 from .broker import broker_channel
-from .table import print_table
+from .table import plain, print_table
 
 
 @click.group(name="subscriptions", help="See who gets which events, and remove who should not.")
@@ -60,11 +60,11 @@ def remove(context: click.Context, name: str, purge: bool, dry_run: bool, is_sur
         others = {one.queue for one in found if one not in chosen}
         purged = sorted({one.queue for one in chosen} - others) if purge else []
         for one in chosen:
-            click.echo(f"{one.name} gets {', '.join(one.topics)}")
+            click.echo(plain(f"{one.name} gets {', '.join(one.topics)}"))
         for queue in purged:
             count = channel.queue.count(queue)
             waiting = count.ready + count.in_sequences + count.retrying + count.delayed
-            click.echo(f"{queue} has {waiting} messages that wait")
+            click.echo(plain(f"{queue} has {waiting} messages that wait"))
         if dry_run:
             return
         if not is_sure:
@@ -77,7 +77,7 @@ def remove(context: click.Context, name: str, purge: bool, dry_run: bool, is_sur
                 registered.unregister(one.name, one.topics)
             channel.queue.unsubscribe(one.name, one.topics)
         for queue in purged:
-            click.echo(f"{channel.queue.delete(queue)} messages of {queue} deleted")
+            click.echo(plain(f"{channel.queue.delete(queue)} messages of {queue} deleted"))
 
 
 def _rows(inspector: QueueInspector) -> list[dict[str, Any]]:

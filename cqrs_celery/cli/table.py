@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 import click
+
+
+def plain(value: object, *, keeps_lines: bool = False) -> str:
+    """Return a value as text that does nothing to a terminal: its control characters are escaped.
+
+    Args:
+        value: what is to be printed, such as an id that somebody else has chosen.
+        keeps_lines: True for a text of several lines, whose line ends and tabs stay.
+    """
+    text = str(value)
+    if text.isascii() and text.isprintable():
+        return text
+    kept = "\n\t" if keeps_lines else ""
+    return "".join(
+        one if one in kept or unicodedata.category(one) not in _ACTIVE else _escaped(one)
+        for one in text
+    )
+
+
+#: Unicode's categories of what is not shown, but does something: controls, directions, line ends,
+#: half characters.
+_ACTIVE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", errors="backslashreplace").decode()
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -12,7 +39,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     if not rows:
         click.echo("nothing")
         return
-    lines = [[str(cell) for cell in row] for row in rows]
+    lines = [[plain(cell) for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(head), *lines]) for i in range(len(head))]
     is_number = [all(isinstance(row[i], int) for row in rows) for i in range(len(head))]
     click.echo("  ".join(_cell(h, w, n) for h, w, n in zip(head, widths, is_number, strict=True)))

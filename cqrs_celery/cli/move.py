@@ -119,7 +119,7 @@ def _holders(mover: Mover, names: Collection[str]) -> list[Holding]:
 
 
 def _living(mover: Mover, names: Collection[str]) -> list[Holding]:
-    return [holding for holding in _holders(mover, names) if holding.lease_ms > 0]
+    return [holding for holding in _holders(mover, names) if holding.is_live]
 
 
 def _told(holders: Sequence[Holding]) -> str:

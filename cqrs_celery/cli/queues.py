@@ -28,9 +28,24 @@ _COLUMNS = {
     "retrying": "retrying",
     "blocked": "blocked",
     "delayed": "delayed",
-    "in_flight": "in flight",
+    "prefetched": "prefetched",
+    "running": "running",
     "dead": "dead",
+    "consumers": "consumers",
     "oldest_s": "oldest",
+    "oldest_running_s": "oldest run",
+}
+
+#: The same for each holder; its name has its host and process id already.
+_HOLDER_COLUMNS = {
+    "queue": "queue",
+    "consumer": "consumer",
+    "worker": "worker",
+    "slots": "slots",
+    "messages": "messages",
+    "running": "running",
+    "prefetched": "prefetched",
+    "lease_s": "lease ends in",
 }
 
 
@@ -40,7 +55,7 @@ _COLUMNS = {
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def queues(context: click.Context, delayed: bool, holders: bool, as_json: bool) -> None:
-    """Show per queue what is ready, waiting, delayed, in flight, blocked and dead."""
+    """Show per queue what waits, what is prefetched or running, what is stuck, and who consumes."""
     with broker_channel(context) as channel:
         inspector = QueueInspector(channel.queue)
         names = [n for n in inspector.names() if not is_reply_queue(context.obj.app, n)]
@@ -60,36 +75,72 @@ def queues(context: click.Context, delayed: bool, holders: bool, as_json: bool) 
             ],
         )
     elif holders:
-        print_table(
-            ("queue", "consumer", "messages", "lease ends in"),
-            [
-                (row["queue"], h["consumer"], h["messages"], f"{h['lease_s']:.1f} s")
-                for row in rows
-                for h in row["holders"]
-            ],
-        )
+        _show_holders(rows)
     else:
-        print_table(
-            list(_COLUMNS.values()),
-            [[_cell(row[name]) for name in _COLUMNS] for row in rows],
-        )
+        _show(rows)
+
+
+def _show(rows: Sequence[dict[str, Any]]) -> None:
+    shown = [{**row, "consumers": len(row["consumers"])} for row in rows]
+    print_table(list(_COLUMNS.values()), [[_cell(row[name]) for name in _COLUMNS] for row in shown])
+    if left := [row["queue"] for row in rows if not row["consumers"] and _undone(row)]:
+        click.echo(f"\nno worker consumes: {', '.join(map(_printable, left))}")
+
+
+def _show_holders(rows: Sequence[dict[str, Any]]) -> None:
+    holders = [
+        {**holder, "queue": row["queue"], "lease_s": f"{holder['lease_s']:.1f} s"}
+        for row in rows
+        for holder in row["holders"]
+    ]
+    print_table(
+        list(_HOLDER_COLUMNS.values()),
+        [[_cell(holder[name]) for name in _HOLDER_COLUMNS] for holder in holders],
+    )
+
+
+def _undone(row: dict[str, Any]) -> int:
+    """Return how many messages of a queue a worker has yet to finish."""
+    names = ("ready", "waiting", "retrying", "blocked", "delayed", "in_flight")
+    return sum(int(row[name]) for name in names)
+
+
+def _printable(name: str) -> str:
+    """Return a name with what a terminal would act on escaped."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in name
+    )
 
 
 def _row(inspector: QueueInspector, name: str, holdings: Sequence[Holding]) -> dict[str, Any]:
-    ages = [_age_s(*message) for message in inspector.oldest(name)]
     return {
         **inspector.look(name, holdings)._asdict(),
-        "oldest_s": max((age for age in ages if age is not None), default=None),
-        "holders": [
-            {
-                "consumer": holding.consumer,
-                "messages": holding.messages[name],
-                "lease_s": round(holding.lease_ms / 1000, 1),
-            }
-            for holding in holdings
-            if holding.messages[name]
-        ],
+        "oldest_s": _oldest_s(inspector.oldest(name, holdings)),
+        "oldest_prefetched_s": _oldest_s(inspector.oldest_prefetched(name, holdings)),
+        "oldest_running_s": _oldest_s(inspector.oldest_running(name, holdings)),
+        "consumers": sorted(one.consumer for one in holdings if one.consumes(name)),
+        "holders": [_holder(one, name) for one in holdings if one.messages[name]],
     }
+
+
+def _holder(holding: Holding, queue: str) -> dict[str, Any]:
+    messages, running = holding.messages[queue], holding.running[queue]
+    return {
+        "consumer": holding.consumer,
+        "worker": holding.about.worker,
+        "host": holding.about.host,
+        "pid": holding.about.pid,
+        "slots": holding.about.slots,
+        "messages": messages,
+        "running": running,
+        "prefetched": messages - running,
+        "lease_s": round(holding.lease_ms / 1000, 1),
+    }
+
+
+def _oldest_s(messages: Sequence[tuple[bytes, bytes]]) -> float | None:
+    ages = [_age_s(*message) for message in messages]
+    return max((age for age in ages if age is not None), default=None)
 
 
 def _cell(value: Any) -> object:

@@ -6,12 +6,14 @@ Each look is several commands, so the numbers of a busy server need not agree to
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
 
 from .reliable_queue import ReliableQueue
+from .running import Held, running
 from .values import PRIORITY_STEPS
 
 #: Elements read from Redis at a time.
@@ -19,7 +21,7 @@ BATCH = 200
 
 
 class Delayed(NamedTuple):
-    """Be a message, or a whole sequence, that waits for its time.
+    """A message, or a whole sequence, that waits for its time.
 
     `id` is None for a sequence, whose first message is shown; `due_in_ms` is negative when it is
     due and nobody has taken from the queue since.
@@ -34,11 +36,40 @@ class Delayed(NamedTuple):
     body: bytes
 
 
-class Holding(NamedTuple):
-    """Be a consumer: its queues, what it holds by queue, and its lease.
+class About(NamedTuple):
+    """What a consumer has said of itself; None where it has not.
 
-    `in_sequences` counts those of `messages` that are in a sequence. `lease_ms` is what is left of
-    the lease, in ms; negative when it has ended and nobody has recovered what it held.
+    Attributes:
+        worker: the node name of its Celery worker.
+        host: the machine it runs on.
+        pid: its process id there.
+        slots: how many deliveries it runs at once.
+        batches: the queues of which one delivery holds many messages, each with the most it holds.
+    """
+
+    worker: str | None = None
+    host: str | None = None
+    pid: int | None = None
+    slots: int | None = None
+    batches: Mapping[str, int] = MappingProxyType({})
+
+
+class Holding(NamedTuple):
+    """A consumer: its queues, what it holds, by queue, and its lease.
+
+    Attributes:
+        consumer: its name.
+        lease_ms: what is left of its lease, in ms; negative if it has ended and nobody has
+            recovered what it held.
+        queues: the queues it consumes.
+        messages: how many messages it holds.
+        in_sequences: how many of `messages` are in a sequence.
+        running: how many of `messages` it is running; see `cqrs_celery.queue.running`. The others
+            are prefetched.
+        oldest_running: the lowest id of what it is running.
+        oldest_prefetched: the lowest id of what it has prefetched.
+        oldest_behind: the lowest id of what waits behind the sequences that it holds.
+        about: what it has said of itself.
     """
 
     consumer: str
@@ -46,13 +77,28 @@ class Holding(NamedTuple):
     queues: frozenset[str]
     messages: Counter[str]
     in_sequences: Counter[str]
+    running: Counter[str]
+    oldest_running: Mapping[str, int]
+    oldest_prefetched: Mapping[str, int]
+    oldest_behind: Mapping[str, int]
+    about: About
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its lease has not ended."""
+        return self.lease_ms > 0
+
+    def consumes(self, queue: str) -> bool:
+        """Return whether it takes from a queue, and its lease has not ended."""
+        return self.is_live and queue in self.queues
 
 
 class QueueLook(NamedTuple):
-    """Count a queue's messages by what they wait for, each in one column.
+    """The numbers of a queue's messages, by what they wait for, each message in one of them.
 
-    Only a ready sequence counts twice: as 1 in `ready`, since one worker can take it, for the first
-    of its messages; those behind it count in `waiting`.
+    There are two exceptions. A ready sequence counts as 1 in `ready`, since one worker can take it,
+    for the first of its messages; those behind it count in `waiting`. And `in_flight` is the sum of
+    `prefetched` and `running`.
 
     Attributes:
         queue: its name.
@@ -62,6 +108,8 @@ class QueueLook(NamedTuple):
         blocked: messages behind a dead letter of their sequence.
         delayed: messages that wait for their time.
         in_flight: messages that consumers hold.
+        prefetched: messages that consumers hold and have not begun.
+        running: messages that consumers are running; see `cqrs_celery.queue.running`.
         dead: dead letters.
     """
 
@@ -72,11 +120,13 @@ class QueueLook(NamedTuple):
     blocked: int
     delayed: int
     in_flight: int
+    prefetched: int
+    running: int
     dead: int
 
 
 class Subscribed(NamedTuple):
-    """Be a registered subscriber: its name, the queue of its messages, and its topics, sorted."""
+    """A registered subscriber: its name, the queue of its messages, and its topics, sorted."""
 
     name: str
     queue: str
@@ -137,27 +187,82 @@ class QueueInspector:
         return f"{self._queue.prefix}{queue}" + (f"\x06\x16{step}" if step else "")
 
     def holdings(self) -> list[Holding]:
-        """Return every consumer with what it holds, those first whose lease ends first."""
-        now, found = self.now_ms(), []
+        """Return every consumer with what it holds, those first whose lease ends first.
+
+        The cost grows with the messages in flight, and with nothing else.
+        """
+        now = self.now_ms()
         consumers = self._redis.zrange(self._queue.key("consumers"), 0, -1, withscores=True)
-        for name, end in consumers:
-            consumer = name.decode()
-            messages: Counter[str] = Counter()
-            in_sequences: Counter[str] = Counter()
-            for entry in self._redis.hvals(self._queue.key(f"flight:{consumer}")):
-                queue, _, sequence = entry.decode().split("|", 3)[3].partition("\x1f")
-                messages[queue] += 1
-                in_sequences[queue] += bool(sequence)
-            queues = self._redis.smembers(self._queue.key(f"queues_of:{consumer}"))
-            found.append(
-                Holding(
-                    consumer,
-                    int(end) - now,
-                    frozenset(queue.decode() for queue in queues),
-                    messages,
-                    in_sequences,
-                )
-            )
+        told = self._redis.hgetall(self._queue.key("about"))
+        return [
+            self._holding(name.decode(), int(end) - now, read_about(told.get(name, b"")))
+            for name, end in consumers
+        ]
+
+    def _holding(self, consumer: str, lease_ms: int, about: About) -> Holding:
+        queues = self._redis.smembers(self._queue.key(f"queues_of:{consumer}"))
+        held = self._held(consumer)
+        sequences = Counter((one.queue, one.sequence) for one in held if one.sequence)
+        firsts, behind = self._around(sequences)
+        ids = running(
+            held,
+            slots=about.slots or 0,
+            batches=about.batches,
+            firsts=firsts,
+            tried=self._tried([one for one in held if one.queue in about.batches]),
+        )
+        return Holding(
+            consumer,
+            lease_ms,
+            frozenset(queue.decode() for queue in queues),
+            Counter(one.queue for one in held),
+            Counter(one.queue for one in held if one.sequence),
+            Counter(one.queue for one in held if one.id in ids),
+            _lowest((one.queue, one.id) for one in held if one.id in ids),
+            _lowest((one.queue, one.id) for one in held if one.id not in ids),
+            _lowest((queue, one) for (queue, _), one in behind.items()),
+            about,
+        )
+
+    def _held(self, consumer: str) -> list[Held]:
+        found = []
+        for key, entry in self._redis.hgetall(self._queue.key(f"flight:{consumer}")).items():
+            fence, _, _, place = entry.split(b"|", 3)
+            queue, _, sequence = place.partition(b"\x1f")
+            found.append(Held(int(key), int(fence), queue.decode(), sequence))
+        return found
+
+    def _around(
+        self, sequences: Counter[tuple[str, bytes]]
+    ) -> tuple[dict[tuple[str, bytes], int], dict[tuple[str, bytes], int]]:
+        """Return the first id of each sequence, and the first one behind what is held of it.
+
+        Args:
+            sequences: by queue and sequence, how many messages of it are held.
+        """
+        firsts, behind = {}, {}
+        names = list(sequences)
+        for start in range(0, len(names), BATCH):
+            some = names[start : start + BATCH]
+            with self._redis.pipeline(transaction=False) as pipe:
+                for name in some:
+                    pipe.lindex(self._sequence_key(*name), -1)
+                    pipe.lindex(self._sequence_key(*name), -1 - sequences[name])
+                answers = iter(pipe.execute())
+            for name, first, following in zip(some, answers, answers, strict=True):
+                if first is not None:
+                    firsts[name] = int(first)
+                if following is not None:
+                    behind[name] = int(following)
+        return firsts, behind
+
+    def _tried(self, held: Sequence[Held]) -> set[int]:
+        """Return the ids of those messages that were delivered before."""
+        found: set[int] = set()
+        for start in range(0, len(held), BATCH):
+            ids = [one.id for one in held[start : start + BATCH]]
+            tries = self._redis.hmget(self._queue.key("tries"), ids)
+            found.update(one for one, count in zip(ids, tries, strict=True) if count is not None)
         return found
 
     def look(self, queue: str, holdings: Sequence[Holding]) -> QueueLook:
@@ -171,6 +276,8 @@ class QueueInspector:
         states = self._redis.hvals(self._queue.key(f"seqs:{queue}"))
         firsts = Counter(state[:1] for state in states)
         held = sum(holding.in_sequences[queue] for holding in holdings)
+        in_flight = sum(holding.messages[queue] for holding in holdings)
+        are_running = sum(holding.running[queue] for holding in holdings)
         return QueueLook(
             queue,
             count.ready,
@@ -178,19 +285,63 @@ class QueueInspector:
             count.retrying,
             count.blocked - firsts[b"d"],
             count.delayed,
-            sum(holding.messages[queue] for holding in holdings),
+            in_flight,
+            in_flight - are_running,
+            are_running,
             count.dead,
         )
 
-    def oldest(self, queue: str) -> list[tuple[bytes, bytes]]:
-        """Return payload and body of the message that each priority step has next."""
+    def oldest(self, queue: str, holdings: Sequence[Holding] = ()) -> list[tuple[bytes, bytes]]:
+        """Return payload and body of the messages that are next in line.
+
+        Args:
+            queue: its name.
+            holdings: what `holdings` returned.
+
+        Returns:
+            The one that each priority step has next, the most urgent first; then the oldest of
+            those that wait behind the sequences that are in flight.
+        """
         found = []
         for step in self.ready_steps(queue):
             element = self._redis.lindex(self.ready_key(queue, step), -1) or b""
             if element.startswith(b"="):
                 element = next(iter(self.sequence(queue, element[1:], 1)), b"")
             found.append(self._queue.read(int(element)) if element.isdigit() else (element, b""))
-        return found
+        return found + self._read_lowest(queue, [one.oldest_behind for one in holdings])
+
+    def oldest_running(self, queue: str, holdings: Sequence[Holding]) -> list[tuple[bytes, bytes]]:
+        """Return payload and body of the oldest message that is running.
+
+        Args:
+            queue: its name.
+            holdings: what `holdings` returned.
+
+        Returns:
+            That one message; empty if none of the queue is running.
+        """
+        return self._read_lowest(queue, [one.oldest_running for one in holdings])
+
+    def oldest_prefetched(
+        self, queue: str, holdings: Sequence[Holding]
+    ) -> list[tuple[bytes, bytes]]:
+        """Return payload and body of the oldest message that is prefetched.
+
+        Args:
+            queue: its name.
+            holdings: what `holdings` returned.
+
+        Returns:
+            That one message; empty if none of the queue is prefetched.
+        """
+        return self._read_lowest(queue, [one.oldest_prefetched for one in holdings])
+
+    def _read_lowest(
+        self, queue: str, ids_by_queue: Iterable[Mapping[str, int]]
+    ) -> list[tuple[bytes, bytes]]:
+        # Ids grow in the order of publishing, so one message is read, however many are held.
+        ids = [ids[queue] for ids in ids_by_queue if queue in ids]
+        return [self._queue.read(min(ids))] if ids else []
 
     def delayed(self, queue: str, most: int | None = None) -> Iterator[Delayed]:
         """Yield what is delayed in a queue, what is due first first.
@@ -223,8 +374,11 @@ class QueueInspector:
 
     def sequence(self, queue: str, sequence: bytes, count: int = BATCH) -> list[bytes]:
         """Return the ids of the first unsettled messages of a sequence, in its order."""
-        key = self._queue.key(f"seq:{queue}\x1f").encode() + sequence
+        key = self._sequence_key(queue, sequence)
         return list(reversed(self._redis.lrange(key, -count, -1)))
+
+    def _sequence_key(self, queue: str, sequence: bytes) -> bytes:
+        return self._queue.key(f"seq:{queue}\x1f").encode() + sequence
 
     def read_all(self, ids: Sequence[bytes]) -> list[tuple[bytes, bytes] | None]:
         """Return payload and body of each message; None for one that is gone or has expired."""
@@ -244,6 +398,41 @@ class QueueInspector:
             return payload, b""
         mark, _, rest = payload.partition(b"\n")
         return rest, self._redis.hget(self._queue.key("body"), mark[1:]) or b""
+
+
+def read_about(text: bytes) -> About:
+    """Return what a consumer has said of itself; what can't be read counts as not said."""
+    try:
+        told = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return About()
+    if not isinstance(told, dict):
+        return About()
+    batches = told.get("batches")
+    sizes = batches if isinstance(batches, dict) else {}
+    return About(
+        worker=_text(told.get("worker")),
+        host=_text(told.get("host")),
+        pid=_positive(told.get("pid")),
+        slots=_positive(told.get("slots")),
+        batches={queue: size for queue, n in sizes.items() if (size := _positive(n))},
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _positive(value: Any) -> int | None:
+    return value if type(value) is int and value > 0 else None
+
+
+def _lowest(ids: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Return each queue's lowest id."""
+    found: dict[str, int] = {}
+    for queue, one in ids:
+        found[queue] = min(one, found.get(queue, one))
+    return found
 
 
 def literally(text: str) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,10 +22,13 @@ from click.testing import CliRunner, Result
 from flower.utils.broker import Broker
 from kombu import Exchange, Queue, pools
 
-from cqrs_celery.cli import cqrs
+from cqrs_celery import CQRS
+from cqrs_celery.cli import cqrs as commands
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.queue.values import Destination, LetterPolicy, bury, later
 from cqrs_celery.transport import TRANSPORT
+from tests import mill
+from tests.milling import start
 from tests.nodes import REPOSITORY, RedisNode, free_port
 from tests.queues import Worker
 from tests.waiting import wait_until
@@ -34,7 +39,7 @@ TASK = "shop.pack"
 def run_cli(app: celery.Celery, *arguments: str) -> Result:
     """Run `celery -A app cqrs …` in this process."""
     context = CLIContext(app=app, no_color=True, workdir=None)
-    return CliRunner().invoke(cqrs, arguments, obj=context)
+    return CliRunner().invoke(commands, arguments, obj=context)
 
 
 def json_of(app: celery.Celery, *arguments: str) -> Any:
@@ -113,9 +118,9 @@ def test_each_message_is_counted_where_it_is(stirred: celery.Celery) -> None:
     # when the queues are shown
     rows = {row["queue"]: row for row in json_of(stirred, "queues")}
     # then every state has its column
-    age = rows["orders"].pop("oldest_s")
+    for age in ("oldest_s", "oldest_running_s"):
+        assert 0 <= rows["orders"].pop(age) < 60
     lease_s = rows["orders"]["holders"][0].pop("lease_s")
-    assert 0 <= age < 60
     assert 500 < lease_s <= 600
     assert rows["orders"] == {
         "queue": "orders",
@@ -125,26 +130,112 @@ def test_each_message_is_counted_where_it_is(stirred: celery.Celery) -> None:
         "blocked": 1,
         "delayed": 0,
         "in_flight": 4,
+        "prefetched": 0,
+        "running": 4,
         "dead": 1,
-        "holders": [{"consumer": "anna@host", "messages": 4}],
+        "oldest_prefetched_s": None,
+        "consumers": ["anna@host"],
+        "holders": [
+            {
+                "consumer": "anna@host",
+                "worker": None,
+                "host": None,
+                "pid": None,
+                "slots": None,
+                "messages": 4,
+                "running": 4,
+                "prefetched": 0,
+            }
+        ],
     }
     assert (rows["mail"]["ready"], rows["mail"]["delayed"]) == (0, 1)
 
 
 def test_the_table_has_its_numbers_below_their_heads(stirred: celery.Celery) -> None:
     lines = run_cli(stirred, "queues").output.splitlines()
-    head = ["queue", "ready", "waiting", "retrying", "blocked", "delayed", "in", "flight"]
-    assert lines[0].split() == [*head, "dead", "oldest"]
+    head = ["queue", "ready", "waiting", "retrying", "blocked", "delayed", "prefetched", "running"]
+    assert lines[0].split() == [*head, "dead", "consumers", "oldest", "oldest", "run"]
     (orders,) = [line for line in lines if line.startswith("orders")]
-    assert orders.split()[1:8] == ["2", "3", "3", "1", "0", "4", "1"]
+    assert orders.split()[1:10] == ["2", "3", "3", "1", "0", "0", "4", "1", "1"]
     assert lines[0].index("delayed") + len("delayed") == orders.index("0 ") + 1
+    assert len(lines[0]) + len("a.subscription") - len("orders") <= 120
 
 
 def test_holders_are_shown_with_their_leases(stirred: celery.Celery) -> None:
     lines = run_cli(stirred, "queues", "--holders").output.splitlines()
-    assert lines[0].split() == ["queue", "consumer", "messages", "lease", "ends", "in"]
-    assert lines[2].split()[:3] == ["orders", "anna@host", "4"]
+    head = ["queue", "consumer", "worker", "slots", "messages", "running", "prefetched"]
+    assert lines[0].split() == [*head, "lease", "ends", "in"]
+    assert lines[2].split()[:5] == ["orders", "anna@host", "4", "4", "0"]
     assert len(lines) == 3
+
+
+def test_a_queue_with_messages_that_no_live_worker_consumes_is_named(app: celery.Celery) -> None:
+    # given two queues with messages, one without, and one with dead letters alone
+    send(app, 1)
+    send(app, 2, queue="mail", countdown=60)
+    send(app, 3, queue="dead")
+    with queue_of(app) as queue:
+        queue.declare("empty")
+        worker = Worker(queue, "anna", ["orders", "dead"])  # type: ignore[arg-type]
+        worker.end(bury, worker.take(1, queues=["dead"]), "{}")
+        queue.consume("anna", ["orders"])
+        # then the one that nobody consumes is
+        lines = run_cli(app, "queues").output.splitlines()
+        assert lines[-2:] == ["", "no worker consumes: mail"]
+        # and both are as soon as the worker has not been heard of for its lease
+        queue.client.zadd(queue.key("consumers"), {"anna": 1})
+    assert run_cli(app, "queues").output.splitlines()[-1] == "no worker consumes: mail, orders"
+    rows = {row["queue"]: row["consumers"] for row in json_of(app, "queues")}
+    assert rows == {"dead": [], "empty": [], "mail": [], "orders": []}
+
+
+def test_a_name_that_nobody_consumes_cannot_command_the_terminal(app: celery.Celery) -> None:
+    send(app, 1, queue="or\x1b[2Jders\nmail")
+    lines = run_cli(app, "queues").output.splitlines()
+    assert lines[-1] == "no worker consumes: or\\x1b[2Jders\\nmail"
+
+
+def aged(*ages_s: float) -> list[str]:
+    """Return messages that were sent so many seconds ago."""
+    return [json.dumps({"properties": {"timestamp": time.time() - age}}) for age in ages_s]
+
+
+def test_each_state_has_the_age_of_its_oldest_message(app: celery.Celery) -> None:
+    # given a worker of one slot that holds two of a sequence of three, and a plain one
+    with queue_of(app) as queue:
+        payloads = aged(500, 400, 300)
+        queue.publish([Destination("orders", one, "s") for one in payloads])
+        queue.publish([Destination("orders", aged(200)[0])])
+        worker = Worker(queue, "anna", ["orders"], {"slots": 1})  # type: ignore[arg-type]
+        assert len(worker.take(2, run=2)) == 3
+        # then the first of the sequence runs, its second is prefetched, its third waits
+        (row,) = json_of(app, "queues")
+        assert [row["ready"], row["waiting"], row["prefetched"], row["running"]] == [0, 1, 2, 1]
+        assert row["in_flight"] == 3
+        found = [row["oldest_running_s"], row["oldest_prefetched_s"], row["oldest_s"]]
+        assert [round(age, -2) for age in found] == [500, 400, 300]
+        # and what is ready counts with what waits
+        queue.publish([Destination("orders", aged(900)[0])])
+        (row,) = json_of(app, "queues")
+        assert round(row["oldest_s"], -2) == 900
+
+
+def test_what_is_ready_is_counted_without_being_looked_at(app: celery.Celery, data: Any) -> None:
+    # given many that are ready, and few in flight
+    def cost(*ready: int) -> int:
+        with queue_of(app) as queue:
+            queue.publish([Destination("orders", "{}") for _ in ready])
+            data.config_resetstat()
+            json_of(app, "queues")
+            stats = data.info("commandstats")
+        return sum(one["calls"] for name, one in stats.items() if name != "cmdstat_info")
+
+    with queue_of(app) as queue:
+        queue.publish([Destination("orders", "{}") for _ in range(9)])
+        Worker(queue, "anna", ["orders"], {"slots": 1}).take(8)  # type: ignore[arg-type]
+    few = cost()
+    # then the commands are as many as without them
+    assert cost(*range(2_000)) <= few + 2
 
 
 def test_delayed_messages_and_sequences_are_listed_by_their_time(stirred: celery.Celery) -> None:
@@ -270,27 +361,108 @@ def test_celery_has_the_command_for_any_application(
     assert run.stderr == ""
 
 
-def test_what_a_worker_runs_is_in_flight_under_its_name(
-    app: celery.Celery, redis_url: str, worker_factory: Any
-) -> None:
-    # given a worker that runs one task, another one behind it
-    source = f"""
-        import time
-        from celery import Celery
-        app = Celery("slow", broker={redis_url!r})
-        app.conf.update(broker_transport={TRANSPORT!r}, task_acks_late=True)
+#: A worker of one task, which says that it has begun, and waits for the gate.
+SLOW = f"""
+    import os, redis
+    from celery import Celery
+    url = os.environ["BROKER"]
+    app = Celery("slow", broker=url)
+    app.conf.update(broker_transport={TRANSPORT!r}, task_acks_late=True)
 
-        @app.task(name={TASK!r})
-        def pack(number): time.sleep(60)
-    """
-    send(app, 1, 2)
-    worker_factory(source, pool="solo", queues=["orders"], arguments=["--without-mingle"])
-    # then both are in flight, and its lease has some of its 30 seconds left
-    (row,) = wait_until(
-        lambda: [row for row in json_of(app, "queues") if row["in_flight"] == 2], 10, "a taker"
-    )
-    assert row["ready"] == 0
-    assert 0 < row["holders"][0]["lease_s"] <= 30
+    @app.task(name={TASK!r})
+    def pack(number):
+        with redis.Redis.from_url(url, socket_timeout=None) as client:
+            client.rpush("begun", number)
+            client.blpop("gate")
+"""
+
+
+def begun(data: Any) -> list[int]:
+    return sorted(int(number) for number in data.lrange("begun", 0, -1))
+
+
+def row_when(app: celery.Celery, **expected: int) -> dict[str, Any]:
+    """Wait until a queue has these numbers; return all that is shown of it."""
+    rows: list[dict[str, Any]] = []
+
+    def found() -> list[dict[str, Any]]:
+        rows[:] = json_of(app, "queues")
+        return [row for row in rows if expected.items() <= row.items()]
+
+    (row,) = wait_until(found, 20, lambda: f"{expected} in {rows}")
+    return dict(row)
+
+
+@pytest.mark.parametrize(
+    ("pool", "concurrency", "running"), [("solo", 1, 1), ("prefork", 2, 2), ("threads", 2, 2)]
+)
+def test_what_a_worker_runs_and_what_it_has_prefetched_is_told_apart(
+    app: celery.Celery,
+    data: Any,
+    redis_url: str,
+    worker_factory: Any,
+    pool: str,
+    concurrency: int,
+    running: int,
+) -> None:
+    # given a worker whose every slot has a task, and ten tasks
+    send(app, *range(10))
+    worker = worker_factory(
+        SLOW, pool=pool, concurrency=concurrency, queues=["orders"],
+        arguments=["--without-mingle"], env={"BROKER": redis_url},
+    )  # fmt: skip
+    # then as many are running as have begun, and the rest of its prefetch waits in it
+    total = 4 * concurrency
+    row = row_when(app, in_flight=total, running=running, prefetched=total - running)
+    wait_until(lambda: len(begun(data)) == running, 20, "the tasks")
+    assert row["ready"] == 10 - total
+    assert row["oldest_s"] is not None
+    assert row["oldest_prefetched_s"] is not None
+    assert row["oldest_running_s"] is not None
+    (holder,) = row["holders"]
+    assert 0 < holder.pop("lease_s") <= 30
+    assert [holder.pop("consumer")] == row["consumers"]
+    assert holder == {
+        "worker": worker.hostname,
+        "host": os.uname().nodename,
+        "pid": worker.pid,
+        "slots": concurrency,
+        "messages": total,
+        "running": running,
+        "prefetched": total - running,
+    }
+    # and once one is done, another one is running
+    data.rpush("gate", "open")
+    wait_until(lambda: len(begun(data)) == running + 1, 20, "the next one")
+
+    def is_told() -> bool:
+        (row,) = json_of(app, "queues")
+        return bool(row["ready"] + row["in_flight"] == 9 and row["running"] == running)
+
+    wait_until(is_told, 20, "nine to be left, and as many to be running")
+
+
+def test_of_batches_the_first_is_running_and_the_others_are_prefetched(
+    app: celery.Celery, cqrs: CQRS, data: Any, redis_url: str, worker_factory: Any
+) -> None:
+    # given a subscription with batches of a hundred, and two events each of 125 aggregates
+    start(worker_factory, redis_url).kill()
+    with cqrs.session() as session:
+        for n in range(125):
+            sack = mill.Sack(f"s{n}")
+            sack.record(mill.Ground(grams=1))
+            sack.record(mill.Ground(grams=2))
+            session.add(sack)
+    # when a worker handles the first of them
+    data.set("hold", 1)
+    start(worker_factory, redis_url, queues=["mill.ledger"], pool="solo", concurrency=1)
+    wait_until(lambda: data.lrange("batches", 0, -1), 20, "the first batch")
+    # then its hundred events are running, those of the next are prefetched, all with their ages
+    row = row_when(app, in_flight=200, running=100, prefetched=100, ready=0, waiting=50)
+    assert row["queue"] == "mill.ledger"
+    assert data.lrange("batches", 0, -1) == [b"100"]
+    for age in ("oldest_s", "oldest_prefetched_s", "oldest_running_s"):
+        assert 0 <= row[age] < 60
 
 
 @pytest.mark.parametrize("version", [None, "7.0.15"])

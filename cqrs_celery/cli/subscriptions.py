@@ -92,7 +92,7 @@ def _rows(inspector: QueueInspector) -> list[dict[str, Any]]:
                 "events": list(one.topics),
                 "waiting": look.ready + look.waiting + look.retrying + look.blocked + look.delayed,
                 "dead": look.dead,
-                "workers": sum(one.queue in holding.queues for holding in holdings),
+                "workers": sum(holding.consumes(one.queue) for holding in holdings),
             }
         )
     return rows

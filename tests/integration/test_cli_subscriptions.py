@@ -77,6 +77,15 @@ def test_each_function_is_listed_with_its_events_and_workers(app: celery.Celery)
     assert mail.split()[-1] == "NONE"
 
 
+def test_a_worker_whose_lease_has_ended_takes_from_nothing(app: celery.Celery) -> None:
+    # given the only worker, which was killed, and nobody who could have recovered it
+    with queue_of(app) as queue:
+        queue.client.zadd(queue.key("consumers"), {"anna": 1})
+    # then it is not counted
+    rows = json.loads(run_cli(app, "list", "--json").stdout)
+    assert [row["workers"] for row in rows] == [0, 0, 0]
+
+
 def test_a_removed_function_gets_no_more_and_keeps_what_it_was_sent(app: celery.Celery) -> None:
     # when a subscription is removed
     result = run_cli(app, "remove", "mail", answer="y\n")

@@ -15,7 +15,7 @@ from celery.bin.base import CeleryCommand
 from ..queue.inspection import Holding, QueueInspector
 from ..transport.wire import split
 from .broker import broker_channel, is_reply_queue
-from .table import print_table
+from .table import plain, print_table
 
 #: When an event was recorded, in its body; its head has no time.
 _RECORDED_AT = re.compile(rb'"timestamp": ?"([^"]+)"')
@@ -84,7 +84,7 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
     shown = [{**row, "consumers": len(row["consumers"])} for row in rows]
     print_table(list(_COLUMNS.values()), [[_cell(row[name]) for name in _COLUMNS] for row in shown])
     if left := [row["queue"] for row in rows if not row["consumers"] and _undone(row)]:
-        click.echo(f"\nno worker consumes: {', '.join(map(_printable, left))}")
+        click.echo(f"\nno worker consumes: {', '.join(map(plain, left))}")
 
 
 def _show_holders(rows: Sequence[dict[str, Any]]) -> None:
@@ -103,13 +103,6 @@ def _undone(row: dict[str, Any]) -> int:
     """Return how many messages of a queue a worker has yet to finish."""
     names = ("ready", "waiting", "retrying", "blocked", "delayed", "in_flight")
     return sum(int(row[name]) for name in names)
-
-
-def _printable(name: str) -> str:
-    """Return a name with what a terminal would act on escaped."""
-    return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in name
-    )
 
 
 def _row(inspector: QueueInspector, name: str, holdings: Sequence[Holding]) -> dict[str, Any]:

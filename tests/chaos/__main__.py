@@ -53,8 +53,8 @@ ROUND_STEPS = 5_000
 #: Rows of the queue's table, in this order; 0 where nothing happened.
 QUEUE_ROWS = (
     "steps", "publishes", "deliveries", "delayed", "duplicates refused", "late settlements refused",
-    "consumers died", "consumers frozen past their lease", "consumers left", "worn out", "purged",
-    "audits", "lost", "doubled", "out of order", "keys left",
+    "consumers died", "consumers frozen past their lease", "consumers left", "charged", "worn out",
+    "purged", "audits", "lost", "doubled", "out of order", "keys left",
 )  # fmt: skip
 
 

@@ -40,6 +40,8 @@ TOPICS = {"placed": ["orders", "stock", "mail"], "paid": ["mail"], "ignored": []
 #: Deliveries without a settlement after which a message is a dead letter.
 MOST_TRIES = 3
 AUDIT_EVERY_STEPS = 500
+#: How many messages consumers run at once.
+SLOTS = (0, 1, 2, 4)
 #: Longer than any run; `pass_time` ends it.
 DELAY_MS = 3_600_000
 
@@ -50,6 +52,8 @@ Copy = tuple[str, str]
 @dataclass
 class Consumer:
     name: str
+    #: How many it is said to run at once; 0 for not known.
+    slots: int = 0
     holds: dict[int, Taken] = field(default_factory=dict)
     #: Deliveries that ended without this consumer knowing it; acking one must count nothing.
     lost: list[Taken] = field(default_factory=list)
@@ -191,7 +195,7 @@ class QueueModel:
         answer = self.queue.settle_and_take(consumer.name, queues=QUEUES, count=1)
         self.check(not answer.is_known and not answer.taken, "it took without a lease")
         self.queue.beat(consumer.name, LEASE_MS, register=True)
-        self.queue.consume(consumer.name, QUEUES)
+        self._say_what_it_is(consumer)
         self.seen["consumers frozen past their lease"] += 1
 
     def renew_late(self) -> None:
@@ -289,10 +293,13 @@ class QueueModel:
 
     def _new_consumer(self) -> Consumer:
         self.names += 1
-        consumer = Consumer(f"worker-{self.names}")
+        consumer = Consumer(f"worker-{self.names}", slots=self.random.choice(SLOTS))
         self.queue.beat(consumer.name, LEASE_MS, register=True)
-        self.queue.consume(consumer.name, QUEUES)
+        self._say_what_it_is(consumer)
         return consumer
+
+    def _say_what_it_is(self, consumer: Consumer) -> None:
+        self.queue.consume(consumer.name, QUEUES, about={"slots": consumer.slots})
 
     def _replace(self) -> Consumer:
         consumer = self.random.choice(self.consumers)
@@ -307,12 +314,17 @@ class QueueModel:
 
     def _recover(self, consumer: Consumer) -> list[Taken]:
         """Expect each that may have been running to count a delivery; the worn-out ones to die."""
-        held, letters, seen = self._return_all(consumer), 0, set()
+        held, letters = self._return_all(consumer), 0
         most_tries = self.random.choice([0, MOST_TRIES])
+        firsts: dict[tuple[str, str | int], Taken] = {}
         for taken in held:
-            place = (taken.queue, taken.sequence or taken.id)
-            if place not in seen:
-                seen.add(place)
+            firsts.setdefault((taken.queue, taken.sequence or taken.id), taken)
+        by_age = sorted(firsts.values(), key=lambda taken: taken.fence)
+        for taken in firsts.values():
+            # An odd fence was taken behind another one of its sequence, to be delivered later.
+            is_sure = taken.fence % 2 == 0 and by_age.index(taken) < consumer.slots
+            if not consumer.slots or len(firsts) <= consumer.slots or is_sure:
+                self.seen["charged"] += 1
                 self.tries[taken.id] += 1
                 if most_tries and self.tries[taken.id] >= most_tries:
                     letters += 1

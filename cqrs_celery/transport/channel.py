@@ -208,6 +208,10 @@ class Channel(PublishingChannel):
                 delivered += self._deliver(taken)
             finally:
                 holder.is_delivering = False
+            if taken.tries and holder.hand.settled_at is not None:
+                # One of those that came back may kill the worker. What is done is told of first, or
+                # it would be charged in place of that one.
+                holder.flush()
         return delivered
 
     def _deliver(self, taken: Taken) -> bool:

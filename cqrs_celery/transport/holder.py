@@ -89,7 +89,7 @@ class Holder:
         self._queues: tuple[str, ...] = ()
         self._about = about
         #: what the queue was last told of this consumer
-        self._told: Mapping[str, Any] = {}
+        self._told: tuple[tuple[str, ...], Mapping[str, Any]] | None = None
         self._faults = Faults(logger, of=f"consumer {self.name}")
 
     def __repr__(self) -> str:
@@ -111,13 +111,13 @@ class Holder:
 
     def _tell_queue(self) -> None:
         """Say which queues wake this consumer, and what it is."""
-        told = self._about()
-        self.queue.consume(self.name, self._queues, about=told)
-        self._told = told
+        queues, about = self._queues, self._about()
+        self.queue.consume(self.name, queues, about=about)
+        self._told = queues, about
 
     def _tell_changes(self) -> None:
         # Its pool may have grown or shrunk, or a queue has come to have batches.
-        if self._queues and self._about() != self._told:
+        if self._queues and self._told != (self._queues, self._about()):
             self._tell_queue()
 
     def exchange(
@@ -355,6 +355,8 @@ class Holder:
         self._attempt("log what it has lost", self._log_lost, lost)
         if self._is_closing:
             return
+        # Whoever recovered it has forgotten the consumer: what fails now, the next beat repeats.
+        self._told = None
         self._register()
         self._tell_queue()
 

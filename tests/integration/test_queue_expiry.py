@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from cqrs_celery.queue.values import Destination, ack
+from cqrs_celery.queue.values import Destination, ack, give_back, requeue
 from tests.queues import QueueCase, leftovers, opened, texts
 
 
@@ -99,3 +100,38 @@ def test_a_queue_declared_anew_without_a_time_lives_for_ever(queue: QueueCase) -
     queue.declare("reply")
     assert not queue.redis.exists(queue.key("expiring"))
     assert not queue.redis.exists(queue.key("lifetime"))
+
+
+@pytest.mark.parametrize("way", [requeue, give_back])
+def test_what_was_taken_in_its_time_comes_again_however_late(queue: QueueCase, way: Any) -> None:
+    # given a message that was taken in time, and comes back after it
+    anna = queue.worker()
+    queue.publish([Destination("orders", "tried")], ttl_ms=60_000)
+    taken = anna.take(1)
+    expire_all(queue)
+    anna.end(way, taken)
+    # when it is taken again, then it is there
+    assert texts(anna.take(1)) == ["tried"]
+
+
+def test_what_a_dead_worker_held_comes_again_however_late(queue: QueueCase) -> None:
+    queue.publish([Destination("orders", "tried")], ttl_ms=60_000)
+    queue.worker("anna").take(1)
+    expire_all(queue)
+    queue.end_lease("anna")
+    queue.recover()
+
+    assert texts(queue.worker("berta").take(1)) == ["tried"]
+
+
+def test_a_take_of_expired_messages_alone_asks_for_the_next_at_once(queue: QueueCase) -> None:
+    # given a few expired messages in front of one that is not
+    anna = queue.worker()
+    for n in range(8):
+        queue.publish([Destination("orders", str(n))], ttl_ms=60_000)
+    queue.publish([Destination("orders", "fresh")])
+    expire_all(queue)
+    # when all that a take finds has expired, then the consumer is to come again without a pause
+    first, second, third = (anna.exchange(count=4) for _ in range(3))
+    assert [texts(one.taken) for one in (first, second, third)] == [[], [], ["fresh"]]
+    assert (first.due_in_ms, second.due_in_ms) == (0, 0)

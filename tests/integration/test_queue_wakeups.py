@@ -253,3 +253,17 @@ def test_a_consumer_that_leaves_is_woken_no_more(queue: QueueCase, ears: Ears) -
     queue.send("1")
 
     assert ears.heard() == []
+
+
+def test_a_take_that_is_full_of_batches_passes_the_wake_up_on(queue: QueueCase, ears: Ears) -> None:
+    # given an idle consumer of a queue, and one that takes batches of it
+    berta = queue.worker("berta")
+    assert berta.take(1) == []
+    anna = queue.worker("anna")
+    queue.send_many(3_000)
+    queue.redis.sadd(queue.key("idle"), "berta")
+    ears.heard()
+    # when that one takes as much as the server bears, and more is there
+    assert len(anna.take(4, batches={"orders": 1_000})) == 1_000
+    # then the idle one hears of it
+    assert ("berta", "orders") in ears.heard()

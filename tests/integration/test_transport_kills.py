@@ -126,6 +126,26 @@ def test_what_was_prefetched_behind_a_deadly_message_is_not_buried_with_it(
         assert lab.count().dead == concurrency
 
 
+def test_what_was_done_before_a_deadly_message_is_not_buried_in_its_place(tmp_path: Path) -> None:
+    with Lab(tmp_path, lease_s=1, max_deliveries=3) as lab:
+        # given three quick tasks in front of a deadly one, all prefetched by a solo worker
+        lab.worker(queues=["other"])
+        for n in range(3):
+            lab.send(n)
+        lab.send(3, "kill")
+        worker = lab.new_worker(conf={"worker_prefetch_multiplier": 4})
+        # when workers die of it until it is a dead letter
+        for _ in range(12):
+            worker.start()
+            wait_until(lambda: worker.status == "exited", 20, "the worker's death")
+            wait_until(lambda: not list(lab.client.scan_iter("cq:flight:*")), 20, "the recovery")
+            if lab.count().dead:
+                break
+        # then that is the deadly one, and each of the others is done
+        assert [letter.id for letter in lab.queue.letters.all(QUEUE)] == [4]
+        assert {0, 1, 2} <= lab.journal.done()
+
+
 def test_a_message_that_kills_its_pool_process_each_time_becomes_a_dead_letter(
     tmp_path: Path,
 ) -> None:

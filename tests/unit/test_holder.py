@@ -298,3 +298,22 @@ def test_the_thread_does_not_leave_while_what_is_given_back_at_the_end_is_being_
     closing.join(30)
     thread.join(30)
     assert queue.counts["leave"] == queue.counts["close"] == 1
+
+
+def test_what_the_queue_could_not_be_told_after_a_loss_it_is_told_with_the_next_beat(
+    queue: Queue, make_holder: Callable[..., Holder]
+) -> None:
+    # given a consumer that has lost its lease, and registers while the queue hears no more of it
+    holder = make_holder()
+    holder.consume(["orders"])
+    told = queue.counts["consume"]
+    queue.errors["consume"] = redis.TimeoutError("no answer")
+    queue.answer = Beat(is_held=False, ended=0, now_ms=0)
+    wait_until(lambda: queue.counts["register"] > 1, message="the new lease")
+    wait_until(lambda: queue.counts["consume"] > told, message="an attempt to tell the queue")
+    queue.answer = Beat(is_held=True, ended=0, now_ms=0)
+    # when the queue answers again
+    del queue.errors["consume"]
+    tried = queue.counts["consume"]
+    # then it is told what the consumer is
+    wait_until(lambda: queue.counts["consume"] > tried, message="the news")

@@ -309,7 +309,13 @@ local function drop_expired()
 end
 
 local looked_at = #taken
-if not is_plain then drop_expired() end
+if not is_plain then
+  drop_expired()
+  -- What has been taken in its time comes again however late: a retry, or from a worker that died.
+  call_with('HDEL', C .. 'until', ids)
+end
+-- All of it was too late: more of that may stand before what is not.
+if looked_at > 0 and #ids == 0 then due_in = 0 end
 local pieces, take = {''}, 0
 
 -- A fence grows with every delivery. It is odd for a message that was taken behind another one of its
@@ -352,7 +358,7 @@ if #ids > 0 then
   call_with('HSET', flight, records)
   if ARGV[6] == '1' then call('SREM', C .. 'idle', consumer) end
   -- One wake-up was enough for the first message only: pass it on while there is more.
-  if not is_plain and used >= wanted and call('SCARD', C .. 'idle') > 0 then
+  if not is_plain and (used >= wanted or in_batches >= most) and call('SCARD', C .. 'idle') > 0 then
     for i, queue in ipairs(queues) do
       if drained[i] ~= 'empty' and has_ready(queue, steps[i]) then wake(queue) end
     end

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from typing import Any
+from uuid import UUID
 
 import msgspec
 from kombu.utils.json import JSONEncoder, loads
@@ -49,6 +50,9 @@ _HEAD_BYTES = 1 << 20
 
 #: Of an error's text, how much is kept: it may quote the head.
 _ERROR_CHARACTERS = 1000
+
+#: Headers and properties that hold a task's id.
+_IDS = frozenset({"id", "root_id", "parent_id", "group", "correlation_id"})
 
 #: How a body may be encoded in the queue, by Kombu's names; `None` is as it is.
 _BODY_ENCODINGS = (None, "base64")
@@ -167,6 +171,8 @@ def _read_head(head: bytes) -> dict[str, Any]:
     message = read_json(head)
     if type(message) is not dict:
         raise ValueError(f"an object was expected, not {type(message).__name__}")
+    if _TYPED in head:
+        _write_out_ids(message)
     _check_parts(message)
     if "body" in message:
         body = message["body"]
@@ -177,6 +183,15 @@ def _read_head(head: bytes) -> dict[str, Any]:
     elif len(head) > _HEAD_BYTES:
         raise ValueError(f"it has {len(head)} bytes; accepted: {_HEAD_BYTES}")
     return message
+
+
+def _write_out_ids(message: dict[str, Any]) -> None:
+    """Make texts of the ids that a sender gave as UUIDs, which Kombu's JSON keeps as such."""
+    for part in (message.get("headers"), message.get("properties")):
+        if type(part) is dict:
+            for name in _IDS & part.keys():
+                if isinstance(part[name], UUID):
+                    part[name] = str(part[name])
 
 
 def _check_parts(message: dict[str, Any]) -> None:

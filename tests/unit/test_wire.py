@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from uuid import UUID
 
 import pytest
 
@@ -35,6 +36,24 @@ def test_a_message_is_read_as_it_was_written() -> None:
     info = read["properties"]["delivery_info"]
     assert info["cqrs_lease"] == ("worker", 7, 3)
     assert not info["redelivered"]
+
+
+def test_ids_that_were_given_as_uuids_are_read_as_texts() -> None:
+    # given a task whose sender has made its id by uuid4()
+    one = UUID(int=1)
+    sent = {
+        **MESSAGE,
+        "headers": {"id": one, "root_id": one, "parent_id": None, "group": one, "task": "t"},
+        "properties": {"correlation_id": one},
+    }
+    payload = wire.joined(wire.head_of(sent), b"[[],{},{}]")
+    # when it is read
+    read = wire.decode(taken(payload), "t", "w")
+    # then Celery gets what it takes for granted
+    headers = read["headers"]
+    assert [headers["id"], headers["root_id"], headers["group"]] == [str(one)] * 3
+    assert headers["parent_id"] is None
+    assert read["properties"]["correlation_id"] == str(one)
 
 
 def test_a_body_may_hold_lines_and_bytes_that_are_no_text() -> None:

@@ -205,7 +205,7 @@ class Witness:
                     if attempt.start >= loss.at and not (
                         is_first
                         and attempt.start < loss.at + BEGINS_S
-                        and _is_given_away(attempt, freeze, by_event[attempt.event])
+                        and self._is_given_away(attempt, freeze, by_event[attempt.event])
                     ):
                         continue  # the queue has given it to the same worker again
                     if _was_open(attempt, freeze.at):
@@ -244,6 +244,30 @@ class Witness:
         starts = self._starts[attempt.group, attempt.thread]
         place = bisect_right(starts, max(freeze.at, freeze.stopped))
         return place < len(starts) and starts[place] == attempt.start
+
+    def _is_given_away(
+        self, attempt: Attempt, since: Disturbance, others: Sequence[Attempt]
+    ) -> bool:
+        """Say whether an event has another attempt since, and neither gave the other a reason."""
+        return any(
+            one.id != attempt.id
+            and one.start > since.at
+            and (one.start < (attempt.end or math.inf) or attempt.outcome == "end")
+            and not self._has_led_to(attempt, one)
+            for one in others
+        )
+
+    def _has_led_to(self, attempt: Attempt, before: Attempt) -> bool:
+        """Say whether an attempt was made since another one had failed, or its process was killed.
+
+        What was about to begin as it was frozen has the retries that it had then.
+        """
+        if before.outcome == "fail":
+            since_s = attempt.start - (before.end or math.inf)
+            is_retry = since_s >= 0 and before.retries < attempt.retries
+            return is_retry or (before.retries == MAX_RETRIES and since_s >= self.redriven_after_s)
+        cut = self._cut(before)
+        return not before.outcome and cut is not None and cut.until <= attempt.start
 
     def _cut(self, attempt: Attempt) -> Disturbance | None:
         """Return what has killed an attempt's process in it, or before its end was known."""
@@ -450,16 +474,6 @@ class Witness:
                     self._complain("commit refused without a reason", str(said))
             self.seen["retries refused"] += said.text.startswith("retry dropped")
             self.seen["not started"] += said.text == "lease lost, not started"
-
-
-def _is_given_away(attempt: Attempt, since: Disturbance, others: Sequence[Attempt]) -> bool:
-    """Say whether an event has another attempt since, for which this one gave no reason."""
-    return any(
-        one.id != attempt.id
-        and one.start > since.at
-        and (one.start < (attempt.end or math.inf) or attempt.outcome == "end")
-        for one in others
-    )
 
 
 def _was_open(attempt: Attempt, at: float) -> bool:

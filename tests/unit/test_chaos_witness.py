@@ -180,6 +180,28 @@ def test_a_thawed_worker_may_get_what_it_has_lost_again() -> None:
     assert judge(failed, *again, disturbances=FREEZE, said=said) == ""
 
 
+def test_a_thawed_worker_may_get_what_it_has_lost_from_one_that_could_not_do_it() -> None:
+    said = [lost(ANNA, 15.1, 1, 2)]
+    # that has failed: its retry
+    failed = attempt(1, 13, 13.1, group=BERT, outcome="fail")
+    retried = attempt(1, 15.2, 15.3, retries=1)
+    then = attempt(2, 15.4, 15.5)
+    assert judge(failed, retried, then, disturbances=FREEZE, said=said) == ""
+    # that has failed for the last time: its redrive
+    dead = attempt(1, 13.5, 13.6, group=BERT, outcome="fail", retries=1)
+    assert judge(failed, dead, retried, then, disturbances=FREEZE, said=said) == ""
+    # that was killed: its message
+    killed = [*FREEZE, Disturbance("child killed", BERT, 14.9, 14.95, BERT)]
+    cut = attempt(1, 14.8, None, group=BERT, outcome="")
+    back = attempt(1, 15.2, 15.3)
+    assert judge(cut, back, then, disturbances=killed, said=said) == ""
+    # but what was about to begin as it was frozen counts nothing
+    done = attempt(1, 15.25, 15.3, group=BERT, retries=1)
+    stale = attempt(1, 15.01, 15.2)
+    assert judge(failed, stale, done, then, disturbances=FREEZE, said=said) == ""
+    assert "lost" in judge(failed, stale, then, disturbances=FREEZE, said=said)
+
+
 def test_a_lease_is_lost_by_a_freeze_alone() -> None:
     complaint = "lease lost without a freeze"
     assert complaint in judge(ONE, TWO, said=[lost(ANNA, 15.1, 7)])

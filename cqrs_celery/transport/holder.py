@@ -255,7 +255,7 @@ class Holder:
                 is_fine = self._attempt("send what was settled", self._send_late, now)
                 if now >= beats_at and not stop.is_set():
                     beats_at = now + interval
-                    is_fine = self._attempt("renew its lease", self._beat, now) and is_fine
+                    is_fine = self._attempt("renew its lease", self._beat, now, stop) and is_fine
                 if not is_fine:
                     stop.wait(min(1.0, interval))
         except BaseException:
@@ -291,7 +291,7 @@ class Holder:
         if self._is_closing and not self.hand:
             self._leave_if_done()
 
-    def _beat(self, now: float) -> None:
+    def _beat(self, now: float, stop: threading.Event) -> None:
         if self._is_hung(now):
             self._beats_since = now
             self._attempt("log that the event loop hangs", self._log_hung)
@@ -301,6 +301,9 @@ class Holder:
         self._last_beat = now
         losses = self.hand.losses
         beat = self.queue.beat(self.name, self._lease_ms)
+        if stop.is_set():
+            # It has left meanwhile, by another thread: what the queue says is no loss.
+            return
         if not beat.is_held:
             self._lost_lease(losses)
             return

@@ -85,6 +85,12 @@ def starts(data: redis.Redis) -> int:
     return int(length)
 
 
+def waiting(data: redis.Redis) -> int:
+    """Return how many tasks wait at the gate, by the server's word."""
+    facts: Any = data.info("clients")
+    return int(facts["blocked_clients"])
+
+
 def send(cqrs: CQRS) -> str:
     """Send a command that waits at a gate, and six others; returns the first one's task id."""
     first = cqrs.send_command(FillBoxSlowly(id="slow", gate="gate"))
@@ -124,11 +130,11 @@ def test_a_frozen_worker_begins_and_commits_nothing_of_what_it_has_lost(
     # given a worker that is frozen in the middle of a task, with others behind it
     frozen = start_worker(pool=pool)
     task_id = send(cqrs)
-    wait_until(lambda: starts(data) == 1, 10, "the task to start")
+    wait_until(lambda: waiting(data) == 1, 10, "the task to wait at the gate")
     frozen.freeze()
     # when another one has taken all over, and the frozen one goes on
     start_worker(pool="threads", concurrency=2)
-    wait_until(lambda: starts(data) == 2, LEASE_S + 10, "the task to start again")
+    wait_until(lambda: waiting(data) == 2, LEASE_S + 10, "the task to wait there again")
     wait_until(lambda: all(fillings(cqrs, name) for name in BOXES[1:]), 10, "the others")
     frozen.thaw()
     wait_until(lambda: said(frozen, "lease lost: "), 10, frozen.log_tail)

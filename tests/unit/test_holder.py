@@ -37,6 +37,8 @@ class Queue:
         self.taken: list[Taken] = []
         self.is_exchanging, self.may_answer = threading.Event(), threading.Event()
         self.may_answer.set()
+        self.may_beat = threading.Event()
+        self.may_beat.set()
         self.answer = Beat(is_held=True, ended=0, now_ms=0)
 
     def _do(self, name: str) -> None:
@@ -47,6 +49,8 @@ class Queue:
     def beat(self, name: str, lease_ms: int, *, register: bool = False) -> Beat:
         self._do("register" if register else "beat")
         self.beats.append(time.monotonic())
+        if not register:
+            assert self.may_beat.wait(30)
         return self.answer
 
     def consume(self, name: str, queues: Any, *, about: Any = None) -> None:
@@ -317,3 +321,23 @@ def test_what_the_queue_could_not_be_told_after_a_loss_it_is_told_with_the_next_
     tried = queue.counts["consume"]
     # then it is told what the consumer is
     wait_until(lambda: queue.counts["consume"] > tried, message="the news")
+
+
+def test_a_beat_under_way_as_its_consumer_leaves_finds_no_loss(
+    queue: Queue, make_holder: Callable[..., Holder], caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a beat that has reached a queue which the consumer has just left
+    holder = make_holder()
+    queue.may_beat.clear()
+    wait_until(lambda: "beat" in queue.counts, message="a beat under way")
+    thread = holder._thread
+    assert thread is not None
+    holder.close()
+    assert queue.counts["leave"] == 1
+    # when it is answered
+    queue.answer = Beat(is_held=False, ended=0, now_ms=0)
+    queue.may_beat.set()
+    thread.join(30)
+    # then nothing is said to be lost
+    assert "lease lost" not in caplog.text
+    assert holder.hand.losses == 0

@@ -150,7 +150,7 @@ def _guard_messages(consumer: Any) -> None:
     patching.wrap(consumer, "on_invalid_task", task_messages.with_reason("invalid task message"))
     base = sys.modules.get("celery.concurrency.base")
     if base is not None:
-        patching.wrap(base.BasePool, "apply_async", task_messages.keeping_outcomes)
+        patching.wrap(base.BasePool, "apply_async", task_messages.handing_over)
 
 
 def _forget_unstarted(pool: Any) -> None:

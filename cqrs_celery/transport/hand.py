@@ -118,8 +118,7 @@ class Hand:
 
     def has(self, tag: str) -> bool:
         """Say whether a delivery is neither settled nor lost."""
-        with self._lock:
-            return tag in self._held
+        return tag in self._held
 
     # ------------------------------------------------------------ delivering
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
 import redis
+from celery.exceptions import InvalidTaskError
 from kombu.exceptions import KombuError, OperationalError
 
 from ..nesting import READ_LEVELS, is_too_deep
@@ -28,6 +30,11 @@ ERROR_CHARACTERS = 2000
 #: Years ahead for which a message may want a worker to wait. Python's timers end with an error, and
 #: Celery's with its worker, at some three hundred.
 _YEARS_AHEAD = 100
+
+_JSON = "application/json"
+
+#: Arguments of Celery's tracer: task, id, request, body, content type, content encoding.
+_TRACED = 6
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
@@ -94,7 +101,7 @@ def check_task(message: Any) -> None:
         ValueError: a part has another type than Celery takes for granted; the text says which.
         InvalidTaskError: so do the arguments, the keyword arguments or the options.
     """
-    headers, is_json = message.headers, message.content_type == "application/json"
+    headers, is_json = message.headers, message.content_type == _JSON
     if is_json and message.body and is_too_deep(_as_bytes(message.body)):
         raise ValueError(f"its body is nested deeper than {READ_LEVELS} levels")
     is_second = "task" in headers
@@ -122,10 +129,10 @@ def _check_headers(headers: dict[str, Any], types: type[_Headers]) -> None:
     if not _RESERVED.isdisjoint(headers):
         taken = ", ".join(sorted(_RESERVED & headers.keys()))
         raise ValueError(f"it has headers by names that Celery needs itself: {taken}")
-    for name in (found.task, found.id, found.root_id, found.parent_id, found.group, found.shadow):
-        if name and not name.isascii():
-            # Half a character is text to JSON, and can't be written anywhere.
-            name.encode()
+    names = f"{found.task}{found.id}{found.root_id}{found.parent_id}{found.group}{found.shadow}"
+    if not names.isascii():
+        # Half a character is text to JSON, and can't be written anywhere.
+        names.encode()
     if found.eta and found.eta[:4].isdecimal():
         last = datetime.now(UTC).year + _YEARS_AHEAD
         if int(found.eta[:4]) > last:
@@ -133,8 +140,9 @@ def _check_headers(headers: dict[str, Any], types: type[_Headers]) -> None:
 
 
 def _check_body(args: Any, kwargs: Any, options: Any, *, is_json: bool) -> None:
-    from celery.exceptions import InvalidTaskError
-
+    if options == _NO_OPTIONS and type(args) is list and type(kwargs) is dict:
+        # As nearly every sender writes it.
+        return
     if not (
         isinstance(args, list | tuple)
         and isinstance(kwargs, dict)
@@ -158,6 +166,9 @@ def _check_body(args: Any, kwargs: Any, options: Any, *, is_json: bool) -> None:
 
 
 _OPTIONS = frozenset(_Options.__struct_fields__)
+
+#: What Celery sends where nothing follows a task.
+_NO_OPTIONS = dict.fromkeys(_Options.__struct_fields__)
 
 
 def set_aside(message: Any, reason: str, error: BaseException, errors: tuple[Any, ...]) -> None:
@@ -203,8 +214,6 @@ def keeping_alive(original: Any) -> Any:
         def on_message(message: Any) -> Any:
             if not hasattr(message.channel, "ack_unsure"):
                 return on_task_received(message)
-            from celery.exceptions import InvalidTaskError
-
             try:
                 try:
                     check_task(message)
@@ -251,24 +260,39 @@ def keeping_undecodable(original: Any) -> Any:
     return on_decode_error
 
 
-def keeping_outcomes(original: Any) -> Any:
-    """Wrap `BasePool.apply_async`: what fails around a task's function is the task's failure.
+def handing_over(original: Any) -> Any:
+    """Wrap `BasePool.apply_async`: a task's body is read once, and no error around it is lost.
 
-    Celery's tracer lets an error before the task's own through, as of its body's decoding. In a
-    child process the pool catches that; in this process it would end the worker, or leave the
-    message in a thread's hands for ever.
+    Celery's worker has read the body when it hands a task to its pool, and the task's request holds
+    what it has read; its tracer, given bytes, would read it again.
+
+    The tracer lets an error before the task's own through. In a child process the pool catches it;
+    in this process it would end the worker, or leave the message in a thread's hands for ever: here
+    it is the task's failure.
     """
 
     def apply_async(pool: Any, target: Any, args: Any = None, *more: Any, **options: Any) -> Any:
         request = getattr(options.get("accept_callback"), "__self__", None)
-        is_ours = hasattr(getattr(request, "message", None), "channel")
-        if is_ours and type(pool).__module__ != "celery.concurrency.prefork":
-            target = _failing_softly(target)
+        message = getattr(request, "message", None)
+        if hasattr(message, "channel"):
+            args = _as_read(args, message)
+            if type(pool).__module__ != "celery.concurrency.prefork":
+                target = _failing_softly(target)
         return original(pool, target, args, *more, **options)
 
     return apply_async
 
 
+def _as_read(args: Any, message: Any) -> Any:
+    """Return a tracer's arguments with the body as it was read, where they hold it as it came."""
+    if type(args) is tuple and len(args) == _TRACED and args[3] is message.body:
+        name, task_id, request, _, content_type, _ = args
+        if content_type == _JSON:
+            return name, task_id, request, message.payload, None, None
+    return args
+
+
+@lru_cache(maxsize=16)
 def _failing_softly(target: Any) -> Any:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -72,7 +73,7 @@ def test_a_lost_delivery_is_not_said_to_be_held_though_there_is_a_new_lease(
     assert holder.held_until(tag) > time.monotonic()
     # when the lease is lost in between, and a new one begins
     queue.leave(holder.name)
-    holder._beat(time.monotonic())
+    holder._beat(time.monotonic(), threading.Event())
     # then whoever begins with it must ask
     assert holder.held_until(tag) == 0
 
@@ -97,7 +98,7 @@ def test_what_was_taken_since_is_not_given_up_by_a_beat_that_was_answered_before
 
     with monkeypatch.context() as slowly:
         slowly.setattr(holder.queue, "beat", slow)
-        holder._beat(time.monotonic())
+        holder._beat(time.monotonic(), threading.Event())
     # then it still knows that it has it
     (tag,) = holder.hand._held
     holder.hand.ack(tag)
@@ -118,7 +119,7 @@ def test_what_was_taken_under_a_lease_that_was_lost_before_the_answer_came_is_no
         answer = exchange(*args, **options)
         # when, before it has read the answer, they are given to others, and its beat is told so
         queue.leave(holder.name)
-        holder._beat(time.monotonic())
+        holder._beat(time.monotonic(), threading.Event())
         return answer
 
     with monkeypatch.context() as cold:
@@ -140,7 +141,7 @@ def test_what_was_taken_under_a_new_lease_by_an_exchange_from_before_its_loss_go
     def late(*args: Any, **options: Any) -> Any:
         # when its lease ends, and its beat gets it a new one, before the question has left
         queue.leave(holder.name)
-        holder._beat(time.monotonic())
+        holder._beat(time.monotonic(), threading.Event())
         return exchange(*args, **options)
 
     with monkeypatch.context() as cold:

@@ -100,8 +100,17 @@ class Line(NamedTuple):
         )  # fmt: skip
 
 
-@cache
 def _journal(pid: int) -> int:
+    # One file a process: whoever reads them as they grow must not find an end before its start.
+    with _opening:
+        return _journal_of(pid)
+
+
+_opening = threading.Lock()
+
+
+@cache
+def _journal_of(pid: int) -> int:
     path = _folder() / "journal" / f"{pid}-{time.monotonic_ns()}"
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 

@@ -105,6 +105,14 @@ def replicate(replica: redis.Redis, master: RedisNode | None) -> None:
     )
 
 
+def wait_caught_up(replica: redis.Redis, master: redis.Redis) -> None:
+    """Wait until a replica has what its master has written so far; WAIT is for one's own writes."""
+    written = master.info("replication")["master_repl_offset"]
+    wait_until(
+        lambda: replica.info("replication")["slave_repl_offset"] >= written, 5, "the replica"
+    )
+
+
 def demote_servers(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
     """Make a server a replica of its own replica under load, and a master again, so many times.
 
@@ -133,7 +141,7 @@ def demote_servers(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
             lab.waits(chance.uniform(0, 0.1))
             # As a planned failover does it: no writes while the replica catches up.
             first.client_pause(200, all=False)
-            first.wait(1, 1_000)
+            wait_caught_up(second, first)
             replicate(second, None)
             replicate(first, other)
             for client in first.client_list():

@@ -14,6 +14,7 @@ from kombu import Connection
 
 from cqrs_celery.transport import TRANSPORT, Channel
 from tests.chaos.lab import Lab
+from tests.chaos.outages import wait_caught_up
 from tests.conftest import RedisFactory
 from tests.nodes import RedisNode, free_port
 from tests.proxy import Proxy
@@ -149,6 +150,14 @@ class SentinelNode(RedisNode):
         return [self._binary, str(self._conf), "--sentinel"]
 
 
+def is_master(client: redis.Redis) -> bool:
+    try:
+        return bool(client.info("replication")["role"] == "master")
+    except redis.ConnectionError:
+        # Sentinel makes the one that it promotes close all connections.
+        return False
+
+
 @pytest.mark.parametrize("scheme", ["sentinel", "reliable-sentinel"])
 def test_a_worker_follows_sentinel_to_the_new_master(tmp_path: Path, scheme: str) -> None:
     at_once = {"options": {"repl-diskless-sync-delay": "0"}}
@@ -171,10 +180,11 @@ def test_a_worker_follows_sentinel_to_the_new_master(tmp_path: Path, scheme: str
             for n in range(4):
                 lab.send(n, kwargs={"gate": "gate"})
             lab.wait_started(0)
-            lab.client.wait(1, 5_000)
+            with lab.node.client() as master:
+                wait_caught_up(client, master)
             # when the master dies
             lab.node.kill()
-            wait_until(lambda: client.info("replication")["role"] == "master", 30, "the promotion")
+            wait_until(lambda: is_master(client), 30, "the promotion")
             lab.open("gate")
             # then the worker goes on at the new one, with what it had, and with new tasks
             lab.wait_done(*range(4), deadline_s=40)

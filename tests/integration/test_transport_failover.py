@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from tests.chaos.lab import Lab
-from tests.chaos.outages import AT_ONCE, replicate
+from tests.chaos.outages import AT_ONCE, replicate, wait_caught_up
 from tests.waiting import wait_until
 
 
@@ -28,7 +28,7 @@ def test_a_worker_stays_while_its_server_is_demoted_and_promoted_back(tmp_path: 
             for n in range(6):
                 lab.send(n, queue="ab"[n % 2], kwargs={"gate": "gate"})
             lab.wait_started(0, 1)
-            first.wait(1, 5_000)
+            wait_caught_up(second, first)
             # when it is demoted, with all that blocked connections are told then
             replicate(second, None)
             replicate(first, other)

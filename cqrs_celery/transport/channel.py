@@ -343,12 +343,27 @@ class Channel(PublishingChannel):
             client.health_check_response_counter += 1
             connection.send_command("PING", client.HEALTH_CHECK_MESSAGE, check_health=False)
         elif now - self._pinged_at >= PONG_S and not connection.can_read(timeout=0):
-            logger.warning(
-                "pub/sub connection without an answer to a ping, connecting anew",
-                extra={"silent_s": round(now - self._heard_at, 1)},
-            )
-            self._in_listen = None
-            connection.disconnect()
+            self._give_up_subscription("a ping")
+
+    def check_pongs(self) -> None:
+        """Connect anew where redis-py has missed the answers to as many pings as Kombu allows."""
+        client = self.__dict__.get("subclient")
+        if client is None:
+            return
+        missed = client.health_check_response_counter
+        if missed >= stock.SUBCLIENT_MAX_MISSED_HEALTH_CHECKS:
+            self._give_up_subscription(f"{missed} pings")
+
+    def _give_up_subscription(self, unanswered: str) -> None:
+        logger.warning(
+            "pub/sub connection without an answer to %s, connecting anew", unanswered,
+            extra={"silent_s": round(time.monotonic() - self._heard_at, 1)},
+        )  # fmt: skip
+        self._in_listen = None
+        client = self.subclient
+        client.health_check_response_counter = 0
+        if client.connection is not None:
+            client.connection.disconnect()
 
     def _subscribe(self) -> None:
         self._heard_at, self._pinged_at = time.monotonic(), None

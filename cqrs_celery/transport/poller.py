@@ -93,7 +93,9 @@ class Poller(stock.MultiChannelPoller):
                 logger.warning("bindings not refreshed, trying again", exc_info=True)
 
     def maybe_check_subclient_health(self) -> None:
-        """Do nothing: every turn does it, with an event loop or without one."""
+        """Give up connections on which redis-py misses answers; see `check_subscription` too."""
+        for channel in list(self._channels):
+            channel.check_pongs()
 
     def on_poll_start(self) -> int:
         """Exchange with the queue for every channel; returns the number of deliveries."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import redis
@@ -22,33 +21,35 @@ class SentinelChannel(Channel, stock.SentinelChannel):
         *stock.SentinelChannel.from_transport_options,
     )
 
+    #: As `transport_options` has them; None for those of the server's own connections.
+    sentinel_kwargs: dict[str, Any] | None = None
+
     def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
+        self.sentinel_kwargs = self._bounded_sentinel_kwargs(asynchronous)
         client = self.connection.client
         alternates = client.alt
         # Kombu picks the sentinels among the alternates by its own scheme.
         client.alt = [url.removeprefix("reliable-") for url in alternates]
         try:
-            pool = super()._sentinel_managed_pool(asynchronous)
+            return super()._sentinel_managed_pool(asynchronous)
         finally:
             client.alt = alternates
-        _bound(pool.sentinel_manager, getattr(self, "sentinel_kwargs", None) or {})
-        return pool
 
+    def _bounded_sentinel_kwargs(self, asynchronous: bool) -> dict[str, Any]:
+        """Return options by which a Sentinel that says nothing is given up, as a server is.
 
-def _bound(manager: Any, options: Mapping[str, Any]) -> None:
-    """Make a Sentinel that says nothing be given up, as a server is that can't be connected to.
-
-    redis-py would ask it ten times, ever longer apart; whoever connects asks again, or another one.
-
-    Args:
-        manager: of redis-py.
-        options: `sentinel_kwargs`; what is set there is kept.
-    """
-    for sentinel in manager.sentinels:
-        kwargs = sentinel.connection_pool.connection_kwargs
+        redis-py would ask it ten times, ever longer apart; whoever connects asks again, or another
+        one. What is set in `sentinel_kwargs` is kept.
+        """
+        options = dict(self.sentinel_kwargs or {})
+        # Where nothing is set, redis-py takes these from the server's own connections.
+        of_server = {} if options else self._connparams(asynchronous)
         for name in ("socket_timeout", "socket_connect_timeout"):
-            if name not in options:
-                kwargs[name] = shorter(kwargs.get(name), CONNECT_S)
+            options.setdefault(name, shorter(of_server.get(name), CONNECT_S))
+        for name, value in of_server.items():
+            if name.startswith("socket_"):
+                options.setdefault(name, value)
         if not options.keys() & {"retry", "retry_on_timeout", "retry_on_error"}:
             # At once where a connection was closed that it had left idle.
-            sentinel.set_retry(Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)))
+            options["retry"] = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
+        return options

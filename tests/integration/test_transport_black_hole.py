@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from kombu import Connection
+from kombu import Connection, Consumer, Exchange, Queue
 from kombu.exceptions import OperationalError
 
 from tests.chaos.black_hole import black_hole
@@ -53,6 +54,32 @@ def test_a_pub_sub_connection_that_has_died_without_a_word_is_replaced(
             # then it answers again, and has never lost the others
             wait_until(lambda: app.control.ping([worker.hostname], timeout=0.5), 20, "an answer")
             assert "Connection to broker lost" not in worker.logs()
+
+
+def test_a_pub_sub_connection_on_which_redis_py_misses_answers_is_replaced(redis_url: str) -> None:
+    received: list[object] = []
+    exchange = Exchange("news", type="fanout")
+    with Connection(redis_url.replace("redis", "reliable-redis", 1)) as connection:
+        channel: Any = connection.channel()
+        queue = Queue("news", exchange)
+        with Consumer(channel, [queue], on_message=lambda m: received.append(m.payload)):
+            # given a consumer that listens, and pings of redis-py that nobody answered
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=0.2)
+            client = channel.subclient
+            before = client.connection._sock
+            assert before is not None
+            client.health_check_response_counter = 2
+            # when Kombu's loop looks at it
+            connection.transport.cycle.maybe_check_subclient_health()
+            # then it connects anew, and hears what is published then
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=0.2)
+            assert client.connection._sock not in (None, before)
+            connection.Producer(channel).publish({"number": 1}, exchange=exchange, routing_key="")
+            while not received:
+                connection.drain_events(timeout=5)
+    assert received == [{"number": 1}]
 
 
 def test_a_publisher_whose_idle_connections_have_died_goes_on_after_one_wait(
@@ -108,11 +135,21 @@ def test_attempts_to_connect_that_fail_leave_no_channel_behind() -> None:
         assert not connection.transport._used_channel_ids
 
 
-def _attempt_s(url: str) -> float:
+def test_a_sentinel_is_waited_for_as_long_as_its_own_settings_say(tmp_path: Path) -> None:
+    with Lab(tmp_path) as lab:
+        assert lab.node is not None
+        with Proxy(lab.node.port) as proxy:
+            proxy.begin_hole(is_losing=True)
+            url = f"reliable-sentinel://127.0.0.1:{proxy.port}/0"
+            bounds = {"socket_timeout": 0.2, "socket_connect_timeout": 0.2}
+            assert _attempt_s(url, sentinel_kwargs=bounds) < 1
+
+
+def _attempt_s(url: str, **options: object) -> float:
     """Return how many seconds one attempt to connect takes until it fails."""
     began_at = time.monotonic()
     with (
-        Connection(url, transport_options={"master_name": "shop"}) as connection,
+        Connection(url, transport_options={"master_name": "shop", **options}) as connection,
         pytest.raises(OperationalError),
     ):
         connection.ensure_connection(max_retries=0)

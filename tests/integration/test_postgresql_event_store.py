@@ -421,6 +421,38 @@ def test_a_server_that_is_away_is_one_clear_error_and_comes_back(
     store.close()
 
 
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda transaction: transaction.append([StreamAppend(BOLT, NO_STREAM, events(1))]),
+        lambda transaction: transaction.commit(command=command("c")),
+    ],
+    ids=["append", "commit"],
+)
+def test_a_transaction_whose_connection_was_lost_says_that_the_server_is_away(
+    store: PostgresqlEventStore,
+    postgres_node: PostgresNode,
+    end: Callable[[Any], object],
+    is_known: bool,
+) -> None:
+    # given an open transaction whose connection the server has ended, which its driver may know
+    transaction = store.begin()
+    connection: Any = transaction.connection.connection.dbapi_connection
+    with closing(postgres_node.connect("contract")) as other, other.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s)", [connection.info.backend_pid])
+    if is_known:
+        with suppress(Exception):
+            connection.cursor().execute("SELECT 1")
+    # when it is to be ended
+    with pytest.raises(StoreUnavailable):
+        end(transaction)
+    # then it is over, nothing was written, and the store goes on
+    transaction.rollback()
+    assert store.read_all() == []
+    assert append(store, BOLT, NO_STREAM, event()).versions == (1,)
+
+
 def test_a_connection_that_was_lost_in_the_pool_costs_nothing(
     store: PostgresqlEventStore, postgres_node: PostgresNode
 ) -> None:

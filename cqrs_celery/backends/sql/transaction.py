@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
-from ...errors import TransactionConflict
+from ...errors import StoreError, TransactionConflict
 from ...store.events import CommandRecord, Committed, Lease, StreamAppend
 from ...store.refusals import command_repeated
 from .batch import Batch, CommandRefused, VersionRefused, beaten
@@ -110,4 +110,11 @@ class SqlTransaction:
 
     def rollback(self) -> None:
         """Give the connection back; what was not committed is not written. May be called again."""
-        self.connection.close()
+        try:
+            with self._store.reach("roll back"):
+                self.connection.close()
+        except (StoreError, TransactionBeaten):
+            # The connection is lost, and with it the transaction.
+            if not self.connection.closed:
+                self.connection.invalidate()
+                self.connection.close()

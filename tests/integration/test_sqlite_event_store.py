@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -26,6 +29,7 @@ from cqrs_celery.testing.event_store_contract import (
     event,
     events,
 )
+from tests.nodes import REPOSITORY
 from tests.sql_writers import LEASE, Writers, slow_and_unsteady
 
 Opened = Callable[..., SqliteEventStore]
@@ -183,3 +187,56 @@ def test_a_forked_child_makes_connections_of_its_own(store: SqliteEventStore) ->
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert append(store, BOLT, 2, event()).versions == (3,)
+
+
+#: A process that forks while two threads use SQLite, and make and drop connections.
+FORKING = """
+import os, sys, threading, time
+from cqrs_celery.backends.opening import open_event_store
+
+store, rounds = open_event_store(sys.argv[1]), int(sys.argv[2])
+def use():
+    while True:
+        store.close()
+        store.read_all()
+for _ in range(2):
+    threading.Thread(target=use, daemon=True).start()
+for _ in range(rounds):
+    child = os.fork()
+    if child == 0:
+        store.read_all()
+        os._exit(0)
+    deadline = time.monotonic() + 20
+    while not os.waitpid(child, os.WNOHANG)[0]:
+        if time.monotonic() > deadline:
+            os.kill(child, 9)
+            sys.exit("the child hangs")
+        time.sleep(0.001)
+os._exit(0)
+"""
+
+
+def test_a_process_that_forks_while_threads_use_the_store_has_children_that_can(
+    opened: Opened, url: str
+) -> None:
+    opened()
+    forking = [sys.executable, "-c", FORKING, url, "100"]
+    ended = subprocess.run(forking, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_transaction_whose_connection_was_lost_says_that_the_store_is_away(
+    store: SqliteEventStore,
+) -> None:
+    for end in (
+        lambda one: one.append([StreamAppend(BOLT, NO_STREAM, events(1))]),
+        lambda one: one.commit(),
+    ):
+        transaction = store.begin()
+        driver: Any = transaction.connection.connection.dbapi_connection
+        driver.close()
+        with pytest.raises(StoreUnavailable):
+            end(transaction)
+        transaction.rollback()
+    # and what is used next is whole
+    assert append(store, BOLT, NO_STREAM, event()).versions == (1,)

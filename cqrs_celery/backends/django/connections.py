@@ -24,6 +24,7 @@ from sqlalchemy.pool import NullPool
 from ...errors import InvalidSetting
 from ..sql.engine import POOL_SIZE, POOL_TIMEOUT_S, SQLITE_BUSY_S
 from ..sqlite.event_store import prepare_engine
+from ..sqlite.forking import ForkSafeConnection
 
 #: The databases that a store can be in, as Django calls them.
 VENDORS: Final = ("postgresql", "sqlite")
@@ -117,6 +118,7 @@ def _open_file(alias: str) -> sqlite3.Connection:
         name,
         timeout=options.get("timeout", SQLITE_BUSY_S),
         check_same_thread=False,
+        factory=ForkSafeConnection,
         uri=name.startswith("file:"),
     )
 

@@ -10,6 +10,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from ...errors import InvalidSetting, MissingDependency
+from ..sqlite.forking import ForkSafeConnection
 
 #: Connections that a process keeps open, at most.
 POOL_SIZE: Final = 20
@@ -104,7 +105,7 @@ def make_engine(url: URL) -> Engine:
     options: dict[str, Any] = {"hide_parameters": True}
     is_sqlite = url.get_backend_name() == "sqlite"
     if is_sqlite:
-        options["connect_args"] = {"timeout": SQLITE_BUSY_S}
+        options["connect_args"] = {"timeout": SQLITE_BUSY_S, "factory": ForkSafeConnection}
     if not is_sqlite or url.database not in (None, "", ":memory:"):
         options.update(pool_size=POOL_SIZE, max_overflow=0, pool_timeout=POOL_TIMEOUT_S)
     try:

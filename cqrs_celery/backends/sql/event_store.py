@@ -36,6 +36,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.pool import Pool
 
 from ...errors import StoreError, StoreUnavailable
 from ...messages.compression import COMPRESSED
@@ -642,6 +643,8 @@ class SqlEventStore:
 
     def forget_connections(self) -> None:
         """Leave the connections to the parent process, whose fork this one is."""
+        # Kept, since the garbage collector would close them, which is the parent's to do.
+        _of_parent.extend((self.engine.pool, self._reader.pool))
         self.engine.dispose(close=False)
         self._reader.dispose(close=False)
 
@@ -699,6 +702,9 @@ def _text_of(payload: str) -> str:
 
 #: The stores of this process. After a fork their connections are the parent's.
 _all_stores: weakref.WeakSet[SqlEventStore] = weakref.WeakSet()
+
+#: The pools of the parent process, where this one is a fork.
+_of_parent: list[Pool] = []
 
 
 def _leave_connections_to_the_parent() -> None:

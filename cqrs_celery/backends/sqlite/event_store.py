@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,7 @@ from ..sql.batch import Batch, CommandRefused, VersionRefused
 from ..sql.event_store import SqlEventStore, encode
 from ..sql.failures import Failure
 from ..sql.leading import FileLeadership, Leadership
+from .forking import between_forks
 
 _COMMAND: Final = "SELECT 1 FROM cqrs_commands WHERE command_id = ? AND expires_at > ?"
 _STREAM: Final = "SELECT stream_id, version FROM cqrs_streams WHERE stream_key = ?"
@@ -67,6 +69,15 @@ class SqliteEventStore(SqlEventStore):
             file.close()
             return None
         return FileLeadership(file)
+
+    def reach(self, what: str) -> AbstractContextManager[None]:
+        """Turn the driver's errors into ours, and keep forks waiting, while something is done."""
+        return _between_forks(super().reach(what))
+
+    def close(self) -> None:
+        """Give back connections; the store may be used again and makes new ones."""
+        with between_forks:
+            super().close()
 
     def on_begin(self, connection: Connection) -> None:
         """Become the writer at once."""
@@ -157,6 +168,12 @@ def _columns(one: NewEvent) -> tuple[Any, ...]:
 def _time(time: datetime) -> str:
     # As SQLAlchemy writes it. strftime takes ten times as long.
     return time.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+@contextmanager
+def _between_forks(reaching: AbstractContextManager[None]) -> Iterator[None]:
+    with between_forks, reaching:
+        yield
 
 
 def prepare_engine(engine: Engine) -> None:

@@ -183,8 +183,8 @@ def starve_queues(folder: Path, *, rounds: int, seed: int) -> dict[str, Any]:
                     seed=f"{seed}-{pool}",
                 )
                 rows["rounds"] += len(waits)
-                rows[f"{pool}: {what}, median and longest wait"] = (
-                    f"{statistics.median(waits) * 1e3:.0f} ms, {max(waits) * 1e3:.0f} ms"
+                rows[f"{pool}: {what}, ms waited, median and at most"] = (
+                    f"{statistics.median(waits) * 1e3:.0f}, {max(waits) * 1e3:.0f}"
                 )
                 rows[f"{pool}: {what}, flood at least"] = least
                 assert max(waits) <= BAR_S, f"{pool}: {what}: waited {max(waits):.2f} s"

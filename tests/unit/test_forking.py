@@ -40,6 +40,7 @@ def test_a_fork_waits_until_the_others_have_left_and_those_who_come_wait_for_it(
     gate: ForkGate, start: Start
 ) -> None:
     is_inside, may_leave, said = threading.Event(), threading.Event(), []
+    has_forked, may_go_on = threading.Event(), threading.Event()
 
     def be_inside() -> None:
         with gate:
@@ -52,6 +53,9 @@ def test_a_fork_waits_until_the_others_have_left_and_those_who_come_wait_for_it(
     def fork() -> None:
         gate.before_fork()
         said.append("forked")
+        has_forked.set()
+        may_go_on.wait(10)
+        gate.after_fork_in_parent()
 
     def come_later() -> None:
         with gate:
@@ -60,16 +64,16 @@ def test_a_fork_waits_until_the_others_have_left_and_those_who_come_wait_for_it(
     # given a thread inside, and one that forks
     start(be_inside)
     assert is_inside.wait(10)
-    forking_thread = start(fork)
-    assert said == []
+    start(fork)
+    assert not has_forked.wait(0.1)
     # when the thread has left
     may_leave.set()
-    forking_thread.join(10)
+    assert has_forked.wait(10)
     # then it forks, and nobody comes in until that is done
     later = start(come_later)
     later.join(0.1)
     assert said == ["inside", "forked"]
-    gate.after_fork_in_parent()
+    may_go_on.set()
     later.join(10)
     assert said == ["inside", "forked", "later"]
 
@@ -102,6 +106,19 @@ def test_a_child_counts_none_of_its_parents_threads(gate: ForkGate, start: Start
     gate.before_fork()
     gate.after_fork_in_parent()
     may_leave.set()
+
+
+def test_what_is_collected_in_a_child_before_it_is_told_of_the_fork_is_closed(
+    gate: ForkGate,
+) -> None:
+    # given a child as it is before its own steps after the fork
+    gate.before_fork()
+    # then the gate can be entered by the thread that forked, which is the only one there
+    with gate:
+        pass
+    gate.after_fork_in_child()
+    with gate:
+        pass
 
 
 def test_a_fork_does_not_wait_for_ever_and_says_so(

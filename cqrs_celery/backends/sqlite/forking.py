@@ -26,9 +26,6 @@ WAIT_S: Final = 5.0
 class ForkGate:
     """Be entered by whoever uses SQLite, again from within as well; forks wait until all have left.
 
-    Threads are the system's: greenlets of one thread are one, since none of them is inside SQLite
-    while another one runs.
-
     Args:
         wait_s: for how many seconds a fork waits at most.
     """
@@ -44,7 +41,7 @@ class ForkGate:
         self._forking: int | None = None
 
     def __enter__(self) -> None:
-        me = threading.get_native_id()
+        me = threading.get_ident()
         with self._changed:
             depth = self._depths.get(me, 0)
             # Who is inside already must come to its end, which the fork waits for.
@@ -53,9 +50,9 @@ class ForkGate:
             self._depths[me] = depth + 1
 
     def __exit__(self, *error: object) -> None:
-        me = threading.get_native_id()
+        me = threading.get_ident()
         with self._changed:
-            # A child that was forked from inside has another number, and none is counted there.
+            # In a child that was forked from inside, nobody is counted.
             depth = self._depths.pop(me, 1) - 1
             if depth:
                 self._depths[me] = depth
@@ -64,28 +61,30 @@ class ForkGate:
 
     def before_fork(self) -> None:
         """Wait until no other thread is inside, and let none in."""
-        me = threading.get_native_id()
+        me = threading.get_ident()
         deadline = time.monotonic() + self._wait_s
-        with self._changed:
-            while self._forking is not None:
-                self._changed.wait()
-            self._forking = me
-            while self._depths.keys() - {me}:
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    logger.warning(
-                        "forked while another thread was using SQLite: it did not end in %s s. If"
-                        " the new process hangs at its first use of SQLite, end it.",
-                        self._wait_s,
-                    )
-                    return
-                self._changed.wait(left_s)
+        # Kept until after the fork. In the child it is this thread's, too, so that what the garbage
+        # collector closes there before `after_fork_in_child` finds it free.
+        self._changed.acquire()
+        while self._forking is not None:
+            self._changed.wait()
+        self._forking = me
+        while self._depths.keys() - {me}:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                logger.warning(
+                    "forked while another thread was using SQLite: it did not end in %s s. If the"
+                    " new process hangs at its first use of SQLite, end it.",
+                    self._wait_s,
+                )
+                return
+            self._changed.wait(left_s)
 
     def after_fork_in_parent(self) -> None:
         """Let the other threads in again."""
-        with self._changed:
-            self._forking = None
-            self._changed.notify_all()
+        self._forking = None
+        self._changed.notify_all()
+        self._changed.release()
 
     def after_fork_in_child(self) -> None:
         """Forget the parent's threads, which are not here."""

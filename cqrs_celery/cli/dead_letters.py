@@ -17,6 +17,7 @@ from ..queue.dead_letters import DeadLetters
 from ..queue.values import DeadLetter
 from ..transport import wire
 from .broker import broker_channel, is_reply_queue
+from .stored import head_of, parsed
 from .table import plain, print_table
 
 #: What stands in a table for an answer of the queue.
@@ -140,6 +141,8 @@ def show(context: click.Context, id: int, as_json: bool) -> None:
     width = max(map(len, facts))
     for name, value in facts.items():
         shown = "" if value is None else plain(value, keeps_lines=True)
+        # So that no line of it looks like another fact.
+        shown = shown.replace("\n", "\n" + " " * (width + 2))
         click.echo(f"{name.replace('_', ' '):{width}}  {shown}".rstrip())
     if traceback:
         click.echo(f"\n{plain(traceback, keeps_lines=True).rstrip()}")
@@ -266,7 +269,7 @@ def _find(
 
 
 def _row(letters: DeadLetters, letter: DeadLetter) -> Row:
-    why, headers = _why(letter), _head(letter).get("headers") or {}
+    why, headers = _why(letter), head_of(letter.payload, letter.body)["headers"]
     first_failed_at = min(
         float(why.get("first_failed_at") or letter.first_died_at_ms / 1000),
         letter.first_died_at_ms / 1000,
@@ -298,29 +301,21 @@ def _at(seconds: float) -> str:
 
 def _why(letter: DeadLetter) -> dict[str, Any]:
     try:
-        why = json.loads(letter.why)
+        why = parsed(letter.why)
     except ValueError:
         return {}
     return why if isinstance(why, dict) else {}
-
-
-def _head(letter: DeadLetter) -> dict[str, Any]:
-    try:
-        head = json.loads(wire.split(letter.payload, letter.body)[0])
-    except ValueError:
-        return {}
-    return head if isinstance(head, dict) else {}
 
 
 def _message(letter: DeadLetter) -> dict[str, Any]:
     """Return the message itself: its argument where it can be read, else its bytes."""
     try:
         body = wire.split(letter.payload, letter.body)[1]
-        [argument, *_], *_ = json.loads(body)
+        [argument, *_], *_ = parsed(body)
         if not isinstance(argument, dict):
-            return {"message": json.loads(body)}
+            return {"message": parsed(body)}
         plain = expand(argument.get("data"))
-        return {"message": argument if plain is None else {**argument, "data": json.loads(plain)}}
+        return {"message": argument if plain is None else {**argument, "data": parsed(plain)}}
     except MissingDependency:
         return {"message": argument}
     except (ValueError, TypeError):

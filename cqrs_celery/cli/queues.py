@@ -13,8 +13,8 @@ import click
 from celery.bin.base import CeleryCommand
 
 from ..queue.inspection import Holding, QueueInspector
-from ..transport.wire import split
 from .broker import broker_channel, is_reply_queue
+from .stored import head_of
 from .table import plain, print_table
 
 #: When an event was recorded, in its body; its head has no time.
@@ -145,7 +145,7 @@ def _cell(value: Any) -> object:
 def _delayed(inspector: QueueInspector, name: str) -> list[dict[str, Any]]:
     found = []
     for one in inspector.delayed(name):
-        headers = _head(one.payload, one.body).get("headers") or {}
+        headers = head_of(one.payload, one.body)["headers"]
         found.append(
             {
                 "queue": name,
@@ -160,7 +160,7 @@ def _delayed(inspector: QueueInspector, name: str) -> list[dict[str, Any]]:
 
 def _age_s(payload: bytes, body: bytes) -> float | None:
     """Return how long ago a message was sent, or its event recorded; None if nothing says so."""
-    sent = (_head(payload, body).get("properties") or {}).get("timestamp")
+    sent = head_of(payload, body)["properties"].get("timestamp")
     recorded = _RECORDED_AT.search(body)
     try:
         if sent is not None:
@@ -171,11 +171,3 @@ def _age_s(payload: bytes, body: bytes) -> float | None:
     except (TypeError, ValueError):
         pass
     return None
-
-
-def _head(payload: bytes, body: bytes) -> dict[str, Any]:
-    try:
-        head = json.loads(split(payload, body)[0])
-    except ValueError:
-        return {}
-    return head if isinstance(head, dict) else {}

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from ..transport.publishing import delay_ms
 from ..transport.wire import SEQUENCE_HEADER, WAITED_HEADER, split
+from .stored import parsed
 
 
 class Wants(NamedTuple):
@@ -38,7 +39,7 @@ def stock_message(payload: bytes, body: bytes, *, queue: str, due_ms: int | None
         ValueError: its head can't be read.
     """
     head, body = split(payload, body)
-    message = _object(json.loads(head))
+    message = _object(parsed(head))
     properties = _object(message.setdefault("properties", {}))
     headers = message["headers"] = _object(message.get("headers") or {})
     if "body" not in message:
@@ -58,7 +59,7 @@ def stock_message(payload: bytes, body: bytes, *, queue: str, due_ms: int | None
 def wants_of(element: bytes) -> Wants:
     """Return what an element of a ready list wants; nothing if it is no stock message."""
     try:
-        headers = json.loads(element)["headers"]
+        headers = parsed(element)["headers"]
         return Wants(str(headers.get(SEQUENCE_HEADER) or ""), delay_ms(headers.get("eta")))
     except (ValueError, KeyError, TypeError, AttributeError):
         return Wants()

@@ -15,11 +15,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import redis
+from click.testing import CliRunner
 
+from cqrs_celery.cli import cqrs
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.queue.values import Destination
 from tests import grist
@@ -102,6 +105,28 @@ class Mill:
         found = {one.id: json.loads(one.why) for one in self.queue.letters.all(QUEUE)}
         assert all(why.get("reason") for why in found.values()), found
         return found
+
+    def read_letters(self, show: int) -> None:
+        """Check that the commands for dead letters read them all, and show so many of them."""
+        shown = self._run("dead-letters", "list", "--json")
+        rows = json.loads(shown)
+        assert len(rows) == len(self.letters())
+        for row in rows[:show]:
+            assert json.loads(self._run("dead-letters", "show", str(row["id"]), "--json"))
+            lines = self._run("dead-letters", "show", str(row["id"])).splitlines()
+            assert sum(line.startswith("reason ") for line in lines) == 1, lines
+
+    def choose_letters(self) -> None:
+        """Check that the other commands that read messages read all of them."""
+        self._run("dead-letters", "list")
+        self._run("dead-letters", "discard", "--all", "--dry-run")
+        self._run("queues", "--json")
+
+    def _run(self, *arguments: str) -> str:
+        result = CliRunner().invoke(cqrs, arguments, obj=SimpleNamespace(app=self._app))
+        if result.exception is not None:
+            raise result.exception
+        return result.stdout
 
     def ran(self) -> set[int]:
         """Return the ids of the messages whose tasks were run."""
@@ -403,6 +428,8 @@ def fuzz(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
                 mill.ask()
             for mill in running:
                 mill.check(120)
+                mill.read_letters(show=3)
+                mill.choose_letters()
                 seen += mill.settle_accounts()
     return {
         "messages": share * len(running),

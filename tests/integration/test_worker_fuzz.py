@@ -216,6 +216,9 @@ def test_a_message_that_no_worker_can_run_becomes_a_dead_letter_and_ends_none(
         if reason:
             assert reasons == [reason], mill.worker.name
             assert found[0].payload == stored.content
+    # and it can be looked at
+    fed[0].read_letters(show=1)
+    for mill in fed:
         mill.settle_accounts()
 
 
@@ -238,4 +241,7 @@ def test_whatever_bytes_are_in_a_queue_the_worker_goes_on_and_nothing_vanishes(
     mill.ask()
     # then it is the same process, works on, and each has become a run or a dead letter
     mill.check()
+    # and those can be looked at
+    mill.read_letters(show=2)
+    mill.choose_letters()
     mill.settle_accounts()

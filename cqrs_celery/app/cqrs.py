@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import celery
@@ -46,7 +46,13 @@ from .locks import open_locks
 from .no_store import NoEventStore, check_store
 from .relaying import RelayParts, open_relay
 from .settings import BROKER, IN_A_TASK, Settings, check_broker, check_tasks, read_settings
-from .snapshots import add_snapshot_task, check_snapshots, open_snapshots, snapshot_queue
+from .snapshots import (
+    add_snapshot_task,
+    check_snapshots,
+    forget_lost,
+    open_snapshots,
+    snapshot_queue,
+)
 from .stores import open_store
 from .topics import open_subscriptions, open_topics
 
@@ -127,13 +133,19 @@ class CQRS:
             compression=settings.compression,
             max_bytes=settings.max_message_bytes,
         )
-        relay = self.relay = open_relay(self.app, store, is_reliable=self._is_reliable)
         locks = open_locks(self.app, store)
         repository = Repository(
             store,
             serializer,
             snapshots=open_snapshots(self.app, settings, store, self._given_snapshots),
-            cache=open_cache(self.app, settings),
+            cache=open_cache(self.app, settings, store),
+        )
+        relay = self.relay = open_relay(
+            self.app,
+            store,
+            settings.application,
+            is_reliable=self._is_reliable,
+            on_went_back=partial(forget_lost, store, repository.snapshots, settings.application),
         )
         bus = Bus(repository, serializer, locks=locks, middleware=self._middleware)
         return Runtime(

@@ -132,7 +132,7 @@ def test_a_file_that_can_not_be_opened_is_one_clear_error(tmp_path: Path) -> Non
 
 def test_tables_that_are_there_are_left_alone(store: SqliteEventStore) -> None:
     append(store, BOLT, NO_STREAM, event())
-    assert create_schema(store) == check_schema(store) == "0001"
+    assert create_schema(store) == check_schema(store) == "0002"
     assert len(store.read_all()) == 1
 
 

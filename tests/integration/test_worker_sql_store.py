@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from celery import Celery
@@ -22,6 +23,7 @@ from cqrs_celery.store.events import Lease, StreamAppend
 from cqrs_celery.store.stream import StreamName
 from cqrs_celery.testing.event_store_contract import events
 from tests import yard
+from tests.conftest import RedisFactory
 from tests.integration.conftest import WorkerFactory
 from tests.nodes import REPOSITORY, RedisNode, WorkerNode
 from tests.waiting import wait_until
@@ -54,7 +56,8 @@ class Place:
         create_schema(found)
 
     def start(self, **options: object) -> WorkerNode:
-        return self._workers(APPLICATION, env=self.env, arguments=ALONE, **options)
+        options.setdefault("env", self.env)
+        return self._workers(APPLICATION, arguments=ALONE, **options)
 
     def grow(self, count: int, *, seed: int = 1) -> None:
         chance = random.Random(seed)
@@ -176,6 +179,25 @@ def test_another_worker_relays_when_the_one_that_does_is_killed(
         workers[number].wait_ready()
     # then nothing was lost; what was being handled may have been handled twice
     yard.check(place.out, place.event_ids(), is_once=False)
+
+
+def test_a_worker_with_a_second_broker_ends_and_names_both(
+    yards: Yard, redis_url: str, redis_factory: RedisFactory
+) -> None:
+    # given a worker, whose relay is active
+    place = yards(redis_url)
+    first = place.start(name="first")
+    wait_until(lambda: place.status()["active_relay"], 20, "the relay")
+    # when one of the same application starts with another broker
+    other = redis_factory().url
+    second = place.start(name="second", is_started=False, env={**place.env, "YARD_BROKER": other})
+    second.start()
+    # then it ends, and says why
+    wait_until(lambda: second.status == "exited", 60, "its end")
+    assert "'yard' relays the events of sqlite:///" in second.logs()
+    for url in (redis_url, other):
+        assert f"127.0.0.1:{urlsplit(url).port}/0" in second.logs()
+    assert first.status == "running"
 
 
 def test_a_commit_asks_the_queue_whether_its_lease_is_held(yards: Yard, redis_url: str) -> None:

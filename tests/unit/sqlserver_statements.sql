@@ -90,6 +90,42 @@ CREATE UNIQUE INDEX cqrs_events_row_version ON cqrs_events (row_version);
 INSERT INTO cqrs_schema (version_num) OUTPUT inserted.version_num VALUES ('0001');
 
 -- schema
+-- Running upgrade 0001 -> 0002
+
+CREATE TABLE cqrs_relays (
+    application NVARCHAR(200) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    broker_id NVARCHAR(64) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    broker NVARCHAR(max) NOT NULL,
+    leader NVARCHAR(max) NOT NULL,
+    token NVARCHAR(64) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    lease_until_ms BIGINT NOT NULL,
+    position BIGINT NULL,
+    event_id NVARCHAR(200) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    CONSTRAINT cqrs_relays_pkey PRIMARY KEY (application)
+);
+
+-- schema
+CREATE TABLE cqrs_relay_subscribers (
+    application NVARCHAR(200) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    name NVARCHAR(200) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    subscriber NVARCHAR(max) NOT NULL,
+    registered_at DATETIME2(6) NOT NULL,
+    CONSTRAINT cqrs_relay_subscribers_pkey PRIMARY KEY (application, name)
+);
+
+-- schema
+INSERT INTO cqrs_relay_subscribers (application, name, subscriber, registered_at) SELECT '', name, subscriber, registered_at FROM cqrs_subscribers;
+
+-- schema
+DROP TABLE cqrs_subscribers;
+
+-- schema
+ALTER TABLE cqrs_store ADD history NVARCHAR(64) COLLATE Latin1_General_100_BIN2 NOT NULL DEFAULT '';
+
+-- schema
+UPDATE cqrs_schema SET version_num='0002' WHERE cqrs_schema.version_num = '0001';
+
+-- schema
 COMMIT;
 
 -- append

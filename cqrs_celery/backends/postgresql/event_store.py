@@ -17,7 +17,17 @@ from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Engine, Text, cast, text
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Engine,
+    Text,
+    cast,
+    extract,
+    func,
+    text,
+)
 
 from ...errors import StoreUnavailable
 from ...messages.metadata import Metadata
@@ -26,7 +36,6 @@ from ...store.stream import StreamName
 from ..sql.batch import Batch, CommandRefused, VersionRefused
 from ..sql.event_store import SqlEventStore, encode, reading_from
 from ..sql.failures import Failure
-from ..sql.leading import Leadership
 from .driver import prepare_driver
 from .prepared import KeptConnections, Statement, code_of, function, run_once
 from .snapshot_store import PostgresqlSnapshotStore
@@ -37,8 +46,10 @@ LOCK_CLASS: Final = 1_668_444_019
 #: Seconds that a reader waits at a gap, at most, before it returns what stands in front of it.
 GAP_WAIT_S: Final = 2.0
 
-#: Seconds between two looks at who may still fill it.
+#: Seconds between two looks at who may still fill it: at first, and at most. An append is short as
+#: a rule, and one that is not will be a while.
 GAP_LOOK_S: Final = 0.002
+GAP_LOOK_MOST_S: Final = 0.1
 
 _APPEND: Final = function(
     "cqrs_append_v1",
@@ -109,12 +120,6 @@ _APPENDING: Final = text(
 ).bindparams(lock_class=LOCK_CLASS)
 
 _LAST: Final = text("SELECT max(global_position) FROM cqrs_events")
-
-#: Another number than that of appends, for the same table.
-_LEAD: Final = text(
-    f"SELECT pg_try_advisory_lock(({LOCK_CLASS + 2}::bigint << 32)"
-    " | 'cqrs_events'::regclass::oid::bigint)"
-)
 
 _LOCK: Final = text(
     f"SELECT pg_advisory_xact_lock_shared(({LOCK_CLASS}::bigint << 32)"
@@ -190,9 +195,9 @@ class PostgresqlEventStore(SqlEventStore):
     def _lock(self, connection: Connection) -> None:
         connection.execute(_LOCK)
 
-    def lead(self) -> Leadership | None:
-        """Return what makes a relay the active one; None if another one is."""
-        return self.lead_by_lock(_LEAD)
+    def now_ms(self) -> ColumnElement[int]:
+        """Return the time by the server's clock, in milliseconds since 1970."""
+        return cast(extract("epoch", func.clock_timestamp()) * 1000, BigInteger)
 
     # ------------------------------------------------------------ append
 
@@ -211,6 +216,9 @@ class PostgresqlEventStore(SqlEventStore):
         """Give back connections; the store may be used again and makes new ones."""
         self._kept.close()
         self._kept_to_read.close()
+        # Where connections were lost, the server may have gone back to an earlier state, or be
+        # another one: numbers that were settled may come again.
+        self._settled = 0
         super().close()
 
     def forget_connections(self) -> None:
@@ -315,10 +323,12 @@ class PostgresqlEventStore(SqlEventStore):
         last = self._rows(_LAST, what, self._primary_reader)[0][0] or 0
         # Whoever took a number below that holds the lock now, or has ended, and is seen.
         appending = self._appending(what)
+        wait_s = GAP_LOOK_S
         while appending:
             if time.monotonic() > deadline:
                 return False
-            time.sleep(GAP_LOOK_S)
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, GAP_LOOK_MOST_S)
             appending &= self._appending(what)
         self._settled = max(self._settled, last)
         return True

@@ -11,7 +11,9 @@ leave a number out. Delivery is the relay's.
 
 from __future__ import annotations
 
+import math
 import os
+import secrets
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -59,7 +61,7 @@ from .failures import AlreadyThere, Failure, TransactionBeaten, reaching
 from .leading import Leadership
 from .outbox import SqlOutbox
 from .snapshot_store import SqlSnapshotStore
-from .tables import commands, events, streams
+from .tables import commands, events, identity, streams
 from .transaction import SqlTransaction
 
 #: Tells whether a worker still holds its message.
@@ -74,6 +76,9 @@ INSERT_ROWS: Final = 200
 
 #: Seconds for which a stream that was written here, or found changed, is not read from a replica.
 FRESH_S: Final = 10.0
+
+#: Seconds for which the store's history is taken for what it was.
+HISTORY_S: Final = 1.0
 
 #: Streams of which that is remembered.
 FRESH_STREAMS: Final = 10_000
@@ -130,6 +135,7 @@ class SqlEventStore:
         self.on_commit: Callable[[], object] | None = None
         self.outbox = SqlOutbox(self)
         self._fresh: dict[StreamName, float] = {}
+        self._history = "", -math.inf
         # A row's columns are in the order of _stored's parameters.
         self._columns = (
             self._position().label("position"),
@@ -172,6 +178,10 @@ class SqlEventStore:
         """Return an engine whose connections are for single statements that read."""
         return engine
 
+    def now_ms(self) -> ColumnElement[int]:
+        """Return the time by the database's clock, in milliseconds since 1970."""
+        raise NotImplementedError
+
     def _position(self) -> ColumnElement[int]:
         """Return the position of an event."""
         return events.c.global_position
@@ -183,6 +193,10 @@ class SqlEventStore:
     def _after(self, position: int) -> ColumnElement[bool]:
         """Return the condition that an event stands behind a position."""
         return events.c.global_position > position
+
+    def _up_to(self, position: int) -> ColumnElement[bool]:
+        """Return the condition that an event stands at a position or in front of it."""
+        return events.c.global_position <= position
 
     def _as_text(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return JSON as a text."""
@@ -307,28 +321,14 @@ class SqlEventStore:
         if self.on_commit is not None:
             self.on_commit()
 
-    def lead(self) -> Leadership | None:
-        """Return what makes a relay the active one; None if another one is.
+    def leadership(self, application: str, *, broker: str) -> Leadership:
+        """Return what makes a process's relay the active one of an application.
 
-        Raises:
-            StoreUnavailable: the server does not answer.
+        Args:
+            application: whose relay.
+            broker: names what it relays to, without credentials.
         """
-        raise NotImplementedError
-
-    def lead_by_lock(self, statement: TextClause) -> Leadership | None:
-        """Lead by a lock that belongs to a connection; the statement says whether it was given."""
-        with self.reach("become the active relay"):
-            connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            leadership = Leadership(connection)
-            try:
-                is_ours = connection.execute(statement).scalar()
-            except BaseException:
-                leadership.release()
-                raise
-        if is_ours:
-            return leadership
-        connection.close()
-        return None
+        return Leadership(self, application, broker=broker)
 
     def check_lease(self, lease: Lease | None) -> None:
         """Check that a lease is held, as far as can be told.
@@ -631,6 +631,36 @@ class SqlEventStore:
         now = self._time(datetime.now(UTC))
         with self.reach("delete expired commands"), self.engine.begin() as connection:
             return connection.execute(delete(commands).where(commands.c.expires_at <= now)).rowcount
+
+    def history(self) -> str:
+        """Return what tells the store's history from those that it went back from.
+
+        What is known is a second old at most.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        known, read_at = self._history
+        if time.monotonic() - read_at < HISTORY_S:
+            return known
+        read_at = time.monotonic()
+        rows = self._rows(
+            select(identity.c.history), "look up the store's history", self._primary_reader
+        )
+        known = str(rows[0][0]) if rows else ""
+        self._history = known, read_at
+        return known
+
+    def begin_new_history(self) -> None:
+        """Note that the store went back: what was known of its streams counts no more.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        with self.reach("begin a new history"), self.engine.begin() as connection:
+            self.on_begin(connection)
+            connection.execute(update(identity).values(history=secrets.token_hex(16)))
+        self._history = "", -math.inf
 
     def snapshots(self) -> SqlSnapshotStore:
         """Return the store of the streams' snapshots, in the same database."""

@@ -3,10 +3,12 @@
 cqrs_streams       one row a stream, with its version; its row lock is the stream's
 cqrs_events        one row an event, in the order of positions; the relay's outbox
 cqrs_commands      the commands that have committed, until they expire
-cqrs_checkpoints   how far the relay, and projections, have come
+cqrs_checkpoints   how far projections have come
+cqrs_relays        one row an application: who leads its relays, to which broker, how far they are
 cqrs_snapshots     the newest snapshot of a stream
-cqrs_subscribers   who gets which events, for the relay
-cqrs_store         one row, with what tells this store from all others
+cqrs_relay_subscribers  who gets which events, for the relay
+cqrs_store         one row, with what tells this store from all others, and its history from those
+                   that it went back from
 
 Texts that identify are compared byte by byte, also on SQL Server, whose own order would take `bolt`
 for `BOLT`. There a stream's key is the hash of its name, since its indexes are short and it takes
@@ -139,18 +141,37 @@ snapshots: Final = Table(
     PrimaryKeyConstraint("stream_id", name="cqrs_snapshots_pkey"),
 )
 
-subscribers: Final = Table(
-    "cqrs_subscribers",
+# A lease ends at a time of the database's own clock, in milliseconds since 1970, which each engine
+# can count and compare.
+relays: Final = Table(
+    "cqrs_relays",
     metadata,
-    Column("name", key_type(400), nullable=False),
+    Column("application", key_type(200), nullable=False),
+    Column("broker_id", key_type(64), nullable=False),
+    Column("broker", text_type(), nullable=False),
+    Column("leader", text_type(), nullable=False),
+    Column("token", key_type(64), nullable=False),
+    Column("lease_until_ms", BigInteger(), nullable=False),
+    Column("position", BigInteger(), nullable=True),
+    Column("event_id", key_type(200), nullable=False),
+    PrimaryKeyConstraint("application", name="cqrs_relays_pkey"),
+)
+
+# Whose application is empty were registered before applications were told apart.
+subscribers: Final = Table(
+    "cqrs_relay_subscribers",
+    metadata,
+    Column("application", key_type(200), nullable=False),
+    Column("name", key_type(200), nullable=False),
     Column("subscriber", json_type(), nullable=False),
     Column("registered_at", time_type(), nullable=False),
-    PrimaryKeyConstraint("name", name="cqrs_subscribers_pkey"),
+    PrimaryKeyConstraint("application", "name", name="cqrs_relay_subscribers_pkey"),
 )
 
 identity: Final = Table(
     "cqrs_store",
     metadata,
     Column("store_id", key_type(64), nullable=False),
+    Column("history", key_type(64), nullable=False, server_default=""),
     PrimaryKeyConstraint("store_id", name="cqrs_store_pkey"),
 )

@@ -19,19 +19,12 @@ from sqlalchemy import BigInteger, ColumnElement, Select, and_, cast, func, lite
 from ...store.stream import StreamName
 from ..sql.event_store import SqlEventStore
 from ..sql.failures import Failure
-from ..sql.leading import Leadership
 from ..sql.tables import streams
 
 #: Locks each row that is read, and the place of each that is missing, until the transaction ends.
 LOCK_HINT: Final = "WITH (UPDLOCK, HOLDLOCK, ROWLOCK)"
 
 _ROW_VERSION: Final[ColumnElement[Any]] = literal_column("cqrs_events.row_version")
-
-_LEAD: Final = text(
-    "SET NOCOUNT ON; DECLARE @answer int; EXEC @answer = sp_getapplock @Resource = 'cqrs_relay',"
-    " @LockMode = 'Exclusive', @LockOwner = 'Session', @LockTimeout = 0;"
-    " SELECT CASE WHEN @answer >= 0 THEN 1 ELSE 0 END"
-)
 
 #: SQL Server's numbers of errors, by what they mean.
 _TAKEN: Final = ("2627", "2601")
@@ -59,9 +52,9 @@ class SqlServerEventStore(SqlEventStore):
         is_away = state.startswith("08") or state in {"HYT00", "HYT01", "IM002", "28000", "01000"}
         return Failure.AWAY if is_away else Failure.OTHER
 
-    def lead(self) -> Leadership | None:
-        """Return what makes a relay the active one; None if another one is."""
-        return self.lead_by_lock(_LEAD)
+    def now_ms(self) -> ColumnElement[int]:
+        """Return the time by the server's clock, in milliseconds since 1970."""
+        return func.datediff_big(text("ms"), text("'19700101'"), func.sysutcdatetime())
 
     def _position(self) -> ColumnElement[int]:
         return cast(_ROW_VERSION, BigInteger)
@@ -73,6 +66,9 @@ class SqlServerEventStore(SqlEventStore):
         floor = func.convert(text("BINARY(8)"), cast(position, BigInteger))
         end = func.min_active_rowversion()
         return and_(floor < _ROW_VERSION, end > _ROW_VERSION)
+
+    def _up_to(self, position: int) -> ColumnElement[bool]:
+        return func.convert(text("BINARY(8)"), cast(position, BigInteger)) >= _ROW_VERSION
 
     def _key(self, stream: StreamName) -> str:
         return hashlib.sha256(stream.key.encode()).hexdigest()

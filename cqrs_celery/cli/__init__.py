@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .commands import commands
 from .dead_letters import dead_letters
 from .events import events
 from .move import move_queues
@@ -29,3 +30,4 @@ cqrs.add_command(move_queues)
 cqrs.add_command(outbox)
 cqrs.add_command(schema)
 cqrs.add_command(snapshots)
+cqrs.add_command(commands)

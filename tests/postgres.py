@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ import psycopg2
 from psycopg2 import sql
 
 from tests.nodes import ProcessNode, free_port
+from tests.waiting import wait_until
 
 #: Names the folder of the programs to test against, before any other that is found.
 BIN_VARIABLE = "CQRS_TEST_POSTGRES_BIN"
@@ -156,6 +158,65 @@ class PostgresNode(ProcessNode):
                 "unix_socket_directories = ''\nmax_connections = 200\nshared_buffers = 64MB\n"
                 f"{self._settings}\n"
             )
+
+    def back_up(self) -> Path:
+        """Take a base backup of the running server; returns its folder, removed with the data."""
+        folder = self._data / f"backup-{time.monotonic_ns()}"
+        self._copy_to(folder)
+        return folder
+
+    def _copy_to(self, folder: Path, *arguments: str) -> None:
+        subprocess.run(
+            [
+                *self._program("pg_basebackup"),
+                *("-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-D", str(folder)),
+                *("--checkpoint", "fast", "--no-sync", *arguments),
+            ],
+            cwd="/",
+            check=True,
+            capture_output=True,
+            timeout=60,
+            **as_nobody(),
+        )
+
+    def restore(self, folder: Path) -> None:
+        """Put a backup in the place of the data of the server, which does not run."""
+        data = self._data / "data"
+        shutil.rmtree(data)
+        shutil.copytree(folder, data)
+        for path in (data, *data.rglob("*")):
+            if os.geteuid() == 0:
+                os.chown(path, NOBODY, NOBODY)
+
+    def stand_by(self, directory: Path) -> PostgresNode:
+        """Return a replica of this server, which streams from it; started, and to be torn down."""
+        directory.mkdir()
+        replica = PostgresNode(directory, name="replica")
+        if os.geteuid() == 0:
+            os.chown(replica._data, NOBODY, NOBODY)
+        self._copy_to(replica._data / "data", "--write-recovery-conf")
+        with (replica._data / "data" / "postgresql.conf").open("a") as conf:
+            conf.write(f"\nport = {replica.port}\n")
+        ProcessNode.start(replica)
+        replica.wait_ready()
+        return replica
+
+    def cut_off(self) -> None:
+        """Let a replica follow its primary no more."""
+        with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute("ALTER SYSTEM SET primary_conninfo = ''")
+            cursor.execute("SELECT pg_reload_conf()")
+            wait_until(lambda: not self._receives(cursor), 20, "the replica to be cut off")
+
+    @staticmethod
+    def _receives(cursor: Any) -> bool:
+        cursor.execute("SELECT count(*) FROM pg_stat_wal_receiver")
+        return bool(cursor.fetchone()[0])
+
+    def promote(self) -> None:
+        """Make a replica a primary."""
+        with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT pg_promote()")
 
     def popen_options(self) -> dict[str, Any]:
         """Run as nobody where we are root."""

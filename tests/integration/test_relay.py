@@ -29,7 +29,7 @@ from cqrs_celery.store.stream import ANY_VERSION, StreamName
 from cqrs_celery.testing.event_store_contract import BOLT, NUT, append, event, events
 from cqrs_celery.workers.relay import Relay
 from tests.nodes import REPOSITORY, RedisNode
-from tests.postgres import PostgresNode
+from tests.postgres import DRIVERS, PostgresNode, with_driver
 from tests.waiting import wait_until
 
 QUEUES = ("left", "right")
@@ -101,11 +101,11 @@ class Bench:
                 ]
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
+@pytest.fixture(params=[*DRIVERS, "sqlite"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[Bench]:
     url = f"sqlite:///{tmp_path / 'events.db'}"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgres_url")
+    if request.param in DRIVERS:
+        url = with_driver(request.getfixturevalue("postgres_url"), request.param)
     store = open_event_store(url)
     assert isinstance(store, SqlEventStore)
     create_schema(store)

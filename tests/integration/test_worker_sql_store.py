@@ -24,6 +24,7 @@ from cqrs_celery.testing.event_store_contract import events
 from tests import yard
 from tests.integration.conftest import WorkerFactory
 from tests.nodes import REPOSITORY, RedisNode, WorkerNode
+from tests.postgres import with_driver
 from tests.waiting import wait_until
 
 ALONE = ("--without-mingle", "--without-gossip")
@@ -120,12 +121,20 @@ def yards(
         place.app.close()
 
 
-@pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+@pytest.mark.parametrize(
+    ("driver", "pool"),
+    [
+        ("psycopg2", "prefork"),
+        ("psycopg2", "solo"),
+        ("psycopg2", "threads"),
+        ("psycopg", "prefork"),
+    ],
+)
 def test_a_worker_with_postgresql_handles_each_event_once_in_order(
-    yards: Yard, redis_url: str, postgres_url: str, pool: str
+    yards: Yard, redis_url: str, postgres_url: str, driver: str, pool: str
 ) -> None:
     # given a worker, and nothing to do yet
-    place = yards(redis_url, postgres_url)
+    place = yards(redis_url, with_driver(postgres_url, driver))
     place.start(pool=pool, concurrency=2 if pool != "solo" else 1)
     # when commands come
     place.grow(30)

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg2
 from psycopg2 import sql
 
@@ -176,6 +177,16 @@ class PostgresNode(ProcessNode):
         except psycopg2.OperationalError:
             return False
         return True
+
+    def kill(self, signal: str | int = "SIGKILL") -> None:
+        """Send a signal; after a SIGKILL, wait until the server's other processes have noticed.
+
+        Until they have, it can't be started again, and those that serve connections still answer.
+        """
+        others = psutil.Process(self.pid).children() if self.status == "running" else []
+        super().kill(signal)
+        if self.status == "exited":
+            psutil.wait_procs(others, 10)
 
     def teardown(self) -> None:
         """Kill the server, and remove its data."""

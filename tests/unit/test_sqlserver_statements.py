@@ -99,7 +99,7 @@ def snapshot_statements(store: SqlServerEventStore, read: list[str]) -> dict[str
         ("remove_snapshot", lambda: snapshots.remove(stream), [deleted]),
     ):
         recorder: Any = Recorder(store, iter(answers))
-        snapshots._written = lambda _, do, to=recorder: do(to)  # type: ignore[method-assign, misc]
+        store.transact = lambda _, do, to=recorder: do(to)  # type: ignore[method-assign, misc]
         assert write() is True
         written[name] = recorder.statements
     first = len(read)

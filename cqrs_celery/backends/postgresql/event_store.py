@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
@@ -19,7 +20,6 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, Text, cast, text
 
-from ...errors import StoreUnavailable
 from ...messages.metadata import Metadata
 from ...store.events import CommandOutcome, CommandRecord, Committed, Lease, NewEvent
 from ...store.stream import StreamName
@@ -100,12 +100,13 @@ _FIND_COMMAND: Final = Statement(
     "SELECT position, outcome FROM cqrs_commands WHERE command_id = $1 AND expires_at > now()",
 )
 
-#: The transactions that append now, but for one's own.
+#: The transactions that append now, but for one's own. One that was prepared for a two-phase commit
+#: holds the lock, too, and has no pid.
 _APPENDING: Final = text(
     "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'advisory' AND granted"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     " AND classid = :lock_class AND objid = 'cqrs_events'::regclass AND objsubid = 1"
-    " AND pid <> pg_backend_pid()"
+    " AND pid IS DISTINCT FROM pg_backend_pid()"
 ).bindparams(lock_class=LOCK_CLASS)
 
 _LAST: Final = text("SELECT max(global_position) FROM cqrs_events")
@@ -137,8 +138,11 @@ class _Row(msgspec.Struct):
 
 _NO_COMMAND: Final = (None, None, None)
 
-#: Classes of SQLSTATE, and single ones, by what they mean.
-_AWAY: Final = ("08", "53", "57P", "58", "28", "3D")
+#: Classes of SQLSTATE, and single ones, by what they mean. 25006: the server takes no writes, since
+#: it has become a replica, or is one yet; 57014: it has ended a statement, as it does when it shuts
+#: down or waits for a standby in vain; 40003: nobody knows whether it did. Not 25P02: there the
+#: application has swallowed an error.
+_AWAY: Final = ("08", "53", "57P", "58", "28", "3D", "25006", "57014", "40003")
 _BEATEN: Final = ("40001", "40P01", "55P03")
 _SCHEMA: Final = ("42P01", "42883", "42703", "3F000")
 
@@ -167,11 +171,27 @@ class PostgresqlEventStore(SqlEventStore):
             return Failure.BEATEN
         if code in _SCHEMA:
             return Failure.SCHEMA
-        if code.startswith(_AWAY) or (
-            not code and type(error).__name__ in {"OperationalError", "InterfaceError"}
-        ):
+        if code.startswith(_AWAY) or (not code and _is_of_the_connection(error)):
             return Failure.AWAY
-        return Failure.OTHER
+        # "cannot … during recovery": a code of many meanings, the others for good.
+        is_recovering = code == "55000" and "recovery" in str(error)
+        return Failure.AWAY if is_recovering else Failure.OTHER
+
+    def serves(self, connection: Any) -> bool:
+        """Say whether the server still serves a connection of the driver's, and lets it write."""
+        before = connection.autocommit
+        try:
+            # Otherwise the driver would begin a transaction.
+            connection.autocommit = True
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute("SHOW transaction_read_only")
+                    (is_read_only,) = cursor.fetchone()
+            finally:
+                connection.autocommit = before
+        except self.engine.dialect.loaded_dbapi.Error:
+            return False
+        return bool(is_read_only == "off")
 
     def _reading(self, engine: Engine) -> Engine:
         # A single statement needs no BEGIN and no ROLLBACK around it.
@@ -207,6 +227,12 @@ class PostgresqlEventStore(SqlEventStore):
             raise _refusal(error) from error
         return _committed(rows)
 
+    def forget_lost(self) -> None:
+        """Let no connection be used again that was made before now: one of them was lost."""
+        super().forget_lost()
+        self._kept.close()
+        self._kept_to_read.close()
+
     def close(self) -> None:
         """Give back connections; the store may be used again and makes new ones."""
         self._kept.close()
@@ -238,13 +264,7 @@ class PostgresqlEventStore(SqlEventStore):
         self, kept: KeptConnections, what: str, statement: Statement, *arguments: Any
     ) -> list[Any]:
         """Run a statement that reads; a connection that was lost meanwhile is replaced once."""
-        try:
-            with self.reach(what):
-                return kept.run(statement, arguments)
-        except StoreUnavailable:
-            self.close()
-        with self.reach(what):
-            return kept.run(statement, arguments)
+        return self.read_repeatedly(what, partial(kept.run, statement, arguments))
 
     def _rows_of_stream(
         self, stream: StreamName, after_version: int, limit: int | None
@@ -378,6 +398,17 @@ def _jsonb(data: bytes) -> bytes:
     if b"\\u" in data and (b"\\u0000" in data or b"\\ud" in data or b"\\uD" in data):
         return encode(data.decode())
     return data
+
+
+def _is_of_the_connection(error: BaseException) -> bool:
+    """Say whether a driver's error without a code comes from a connection that broke.
+
+    psycopg2 has a bare DatabaseError for some; both drivers derive from the others.
+    """
+    names = {base.__name__ for base in type(error).__mro__}
+    return bool(names & {"OperationalError", "InterfaceError"}) or (
+        type(error).__name__ == "DatabaseError"
+    )
 
 
 def _refusal(error: Any) -> Exception:

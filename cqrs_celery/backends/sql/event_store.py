@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from sqlalchemy import (
@@ -54,6 +54,7 @@ from ...store.events import (
 from ...store.refusals import command_repeated, lease_lost, version_conflict
 from ...store.stream import ANY_VERSION, StreamName
 from .batch import Batch, CommandRefused, VersionRefused, beaten
+from .connecting import age, connect
 from .engine import where
 from .failures import AlreadyThere, Failure, TransactionBeaten, reaching
 from .leading import Leadership
@@ -61,6 +62,8 @@ from .outbox import SqlOutbox
 from .snapshot_store import SqlSnapshotStore
 from .tables import commands, events, streams
 from .transaction import SqlTransaction
+
+R = TypeVar("R")
 
 #: Tells whether a worker still holds its message.
 LeaseCheck = Callable[[Lease], bool]
@@ -192,6 +195,19 @@ class SqlEventStore:
         """Return what a stream is found by."""
         return stream.key
 
+    def serves(self, connection: Any) -> bool:
+        """Say whether the server still serves a connection of the driver's, and lets it write."""
+        try:
+            self.engine.dialect.do_ping(connection)
+        except self.engine.dialect.loaded_dbapi.Error:
+            return False
+        return True
+
+    def forget_lost(self) -> None:
+        """Let no connection be used again that was made before now: one of them was lost."""
+        age(self.engine)
+        age(self._reader)
+
     def on_begin(self, connection: Connection) -> None:
         """Do what a transaction needs that begins with statements of the application's own."""
 
@@ -242,7 +258,6 @@ class SqlEventStore:
                 if not may_reconnect:
                     raise
                 may_reconnect = False
-                self.close()
             except (VersionRefused, CommandRefused, AlreadyThere, TransactionBeaten) as refusal:
                 known = self.settle(batch, command, refusal, may_repeat=attempt < ATTEMPTS)
                 if known is not None:
@@ -300,6 +315,23 @@ class SqlEventStore:
             StoreUnavailable: the server does not answer.
         """
         return SqlTransaction(self)
+
+    def transact(self, what: str, work: Callable[[Connection], R]) -> R:
+        """Do something in a transaction, again if another one was in its way; return what it does.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+            SchemaError: the tables are missing or of another version.
+            StoreError: another one was in its way again and again, or the database refuses it.
+        """
+        for _ in range(ATTEMPTS):
+            try:
+                with self.reach(what), connect(self) as connection, connection.begin():
+                    self.on_begin(connection)
+                    return work(connection)
+            except (AlreadyThere, TransactionBeaten) as error:
+                reason = error
+        raise StoreError(f"could not {what}: {self.where} refused it again and again ({reason})")
 
     def committed(self, batch: Batch) -> None:
         """Do what follows a commit."""
@@ -480,22 +512,23 @@ class SqlEventStore:
         """Return where an append ended whose events are there; None if they are not."""
         keys = [self._key(append.stream) for append in batch.appends]
         found: dict[str, tuple[int, int]] = {}
-        with self.reach(str(batch)), self._primary_reader.connect() as connection:
-            for at in range(0, len(keys), INSERT_ROWS):
-                part = slice(at, at + INSERT_ROWS)
-                statement = (
-                    select(events.c.event_id, self._position(), events.c.version)
-                    .join(streams, streams.c.stream_id == events.c.stream_id)
-                    .where(
-                        streams.c.stream_key.in_(keys[part]),
-                        events.c.event_id.in_(batch.last_ids[part]),
-                    )
+        for at in range(0, len(keys), INSERT_ROWS):
+            part = slice(at, at + INSERT_ROWS)
+            statement = (
+                select(events.c.event_id, self._position(), events.c.version)
+                .join(streams, streams.c.stream_id == events.c.stream_id)
+                .where(
+                    streams.c.stream_key.in_(keys[part]),
+                    events.c.event_id.in_(batch.last_ids[part]),
                 )
-                if batch.last_versions:
-                    versions = sorted(set(batch.last_versions[part]))
-                    statement = statement.where(events.c.version.in_(versions))
-                for event_id, position, version in connection.execute(statement):
-                    found[event_id] = position, version
+            )
+            if batch.last_versions:
+                versions = sorted(set(batch.last_versions[part]))
+                statement = statement.where(events.c.version.in_(versions))
+            for event_id, position, version in self._rows(
+                statement, str(batch), self._primary_reader
+            ):
+                found[event_id] = position, version
         if len(found) < len(batch.last_ids):
             return None
         numbers = [found[event_id] for event_id in batch.last_ids]
@@ -629,8 +662,10 @@ class SqlEventStore:
             StoreUnavailable: the server does not answer.
         """
         now = self._time(datetime.now(UTC))
-        with self.reach("delete expired commands"), self.engine.begin() as connection:
-            return connection.execute(delete(commands).where(commands.c.expires_at <= now)).rowcount
+        statement = delete(commands).where(commands.c.expires_at <= now)
+        return self.transact(
+            "delete expired commands", lambda connection: connection.execute(statement).rowcount
+        )
 
     def snapshots(self) -> SqlSnapshotStore:
         """Return the store of the streams' snapshots, in the same database."""
@@ -659,13 +694,36 @@ class SqlEventStore:
     ) -> Sequence[Any]:
         """Run a statement that reads; a connection that was lost in the pool is replaced once."""
         reader = reader or self._reader
-        try:
-            with self.reach(what), reader.connect() as connection:
+
+        def read() -> Sequence[Any]:
+            with reader.connect() as connection:
                 return connection.execute(statement, parameters).all()
-        except StoreUnavailable:
-            reader.dispose()
-        with self.reach(what), reader.connect() as connection:
-            return connection.execute(statement, parameters).all()
+
+        return self.read_repeatedly(what, read)
+
+    def read_repeatedly(self, what: str, read: Callable[[], R]) -> R:
+        """Read, once more if a connection was lost in the pool, and while others are in the way.
+
+        A replica ends what is read there if it can't catch up otherwise.
+
+        Raises:
+            StoreUnavailable: the server does not answer, or ended it again and again.
+        """
+        may_reconnect = True
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with self.reach(what):
+                    return read()
+            except StoreUnavailable:
+                if not may_reconnect:
+                    raise
+                may_reconnect = False
+            except TransactionBeaten as error:
+                reason = error
+                time.sleep(0.001 * attempt)
+        raise StoreUnavailable(
+            f"could not {what}: {self.where} ended it again and again ({reason}). Repeat it later."
+        )
 
     def reach(self, what: str) -> AbstractContextManager[None]:
         """Turn the driver's errors into ours for as long as something is done; see `reaching`."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cached_property
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from ...store.events import StoredEvent, Subscriber
-from .failures import AlreadyThere
+from .failures import schema_missing
 from .tables import checkpoints, events, identity, subscribers
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ class SqlOutbox:
             SchemaError: there are no tables.
             StoreUnavailable: the server does not answer.
         """
-        return str(self._first("look up the store's id", select(identity.c.store_id))[0])
+        row = self._first("look up the store's id", select(identity.c.store_id))
+        if row is None:
+            raise schema_missing(self.store.where, "found no id of the store, expected one")
+        return str(row[0])
 
     def read(self, after_position: int, limit: int) -> Sequence[StoredEvent]:
         """Return events in order, none of which may be overtaken any more."""
@@ -87,12 +91,13 @@ class SqlOutbox:
     def save_checkpoint(self, position: int) -> None:
         """Remember the relay's checkpoint."""
         values = {"position": position, "updated_at": self.store._time(datetime.now(UTC))}
-        with self.store.reach("save the relay's checkpoint"), self.store.engine.begin() as one:
-            changed = one.execute(
-                update(checkpoints).where(checkpoints.c.name == RELAY).values(**values)
-            )
-            if not changed.rowcount:
-                one.execute(insert(checkpoints).values(name=RELAY, **values))
+        change = update(checkpoints).where(checkpoints.c.name == RELAY).values(**values)
+
+        def save(connection: Connection) -> None:
+            if not connection.execute(change).rowcount:
+                connection.execute(insert(checkpoints).values(name=RELAY, **values))
+
+        self.store.transact("save the relay's checkpoint", save)
 
     # ------------------------------------------------------------ subscribers
 
@@ -112,19 +117,12 @@ class SqlOutbox:
             "registered_at": self.store._time(datetime.now(UTC)),
         }
         change = update(subscribers).where(subscribers.c.name == subscriber.name).values(**values)
-        for is_last in (False, True):
-            try:
-                with (
-                    self.store.reach(f"register {subscriber.name}"),
-                    self.store.engine.begin() as one,
-                ):
-                    if not one.execute(change).rowcount:
-                        one.execute(insert(subscribers).values(name=subscriber.name, **values))
-                return
-            except AlreadyThere:
-                # Another worker was quicker.
-                if is_last:
-                    raise
+
+        def register(connection: Connection) -> None:
+            if not connection.execute(change).rowcount:
+                connection.execute(insert(subscribers).values(name=subscriber.name, **values))
+
+        self.store.transact(f"register {subscriber.name}", register)
 
     def unregister(self, name: str, topics: Sequence[str]) -> int:
         """Remove a subscriber from topics, altogether if none is left; returns from how many."""
@@ -135,8 +133,8 @@ class SqlOutbox:
             if left:
                 self.register(known._replace(topics=left))
             else:
-                with self.store.reach(f"unregister {name}"), self.store.engine.begin() as one:
-                    one.execute(delete(subscribers).where(subscribers.c.name == name))
+                statement = delete(subscribers).where(subscribers.c.name == name)
+                self.store.transact(f"unregister {name}", methodcaller("execute", statement))
             return len(known.topics) - len(left)
         return 0
 

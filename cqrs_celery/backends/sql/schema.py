@@ -16,6 +16,7 @@ from typing import Any, Final
 from sqlalchemy import Column, MetaData, String, Table, select
 
 from ...errors import MissingDependency
+from .connecting import connect
 from .event_store import SqlEventStore
 from .failures import schema_missing
 
@@ -42,7 +43,8 @@ def create_schema(store: SqlEventStore) -> str:
     with (
         _alembic_lock,
         store.reach("create the event store's tables"),
-        store.engine.begin() as connection,
+        connect(store) as connection,
+        connection.begin(),
     ):
         store.on_begin(connection)
         config.attributes["connection"] = connection
@@ -57,8 +59,8 @@ def check_schema(store: SqlEventStore) -> str:
         SchemaError: they are missing, or of another version.
         StoreUnavailable: the server does not answer.
     """
-    with store.reach("look for the tables"), store.engine.connect() as connection:
-        found = connection.execute(select(_version.c.version_num)).scalar()
+    rows = store._rows(select(_version.c.version_num), "look for the tables", store._primary_reader)
+    found = rows[0][0] if rows else None
     if found != newest_version():
         raise schema_missing(
             store.where, f"found version {found or 'none'}, expected {newest_version()}"

@@ -79,6 +79,10 @@ class SqliteEventStore(SqlEventStore):
         with between_forks:
             super().close()
 
+    def serves(self, connection: Any) -> bool:
+        """Say yes: a file has no server that could go away."""
+        return True
+
     def on_begin(self, connection: Connection) -> None:
         """Become the writer at once."""
         self._lock(connection)

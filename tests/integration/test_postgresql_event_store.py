@@ -763,7 +763,7 @@ def test_a_connection_in_use_when_others_were_lost_is_not_kept(opened: Opened) -
         waiting.start()
         wait_until(lambda: taken_of(store.engine) == 2)
         # when the store gives up all others, as after a restart
-        store.close()
+        store.forget_lost()
     waiting.join()
     # then that one is not used again either, though it is as old as they
     assert len(store.read_stream(BOLT)) == 2

@@ -28,6 +28,7 @@ CQRSError
 │   ├── ConcurrencyError          another writer committed first
 │   │   └── TransactionConflict       the database ended the transaction for another's sake
 │   ├── DuplicateCommand          the command has committed before
+│   ├── InvalidText               an id or a name has a character that not every store can hold
 │   ├── LeaseLost                 the writer no longer holds its message
 │   ├── SchemaError               the store's tables are missing or of another version
 │   └── StoreUnavailable          the store's server does not answer
@@ -229,6 +230,15 @@ class DuplicateCommand(StoreError):
     command_id: str
     position: int
     outcome: str
+
+
+class InvalidText(StoreError, ValueError):
+    """An id or a name has a NUL, or half of a surrogate pair; not every store can hold such a text.
+
+    Nothing was written. Use another id.
+    """
+
+    text: str
 
 
 class LeaseLost(StoreError):

@@ -28,7 +28,7 @@ from ..messages.serializer import Serializer
 from ..store.decoding import recorded_events, replayed_events
 from ..store.events import CommandRecord, Committed, Lease, NewEvent, StoredEvent, StreamAppend
 from ..store.ports import EnclosingStore, EventStore, StoreTransaction, TransactionalStore
-from ..store.refusals import version_conflict
+from ..store.refusals import check_text, version_conflict
 from ..store.stream import StreamName
 from .cache import AggregateCache
 from .snapshots import Snapshots
@@ -282,7 +282,12 @@ class Repository:
         return cast(TransactionalStore, self._store).begin()
 
     def stream_of(self, cls: type[Aggregate], id: str) -> StreamName:
-        """Return the name of an aggregate's stream."""
+        """Return the name of an aggregate's stream.
+
+        Raises:
+            InvalidText: no store can keep it for the id's sake.
+        """
+        check_text(id, f"the id of {cls.__aggregate_type__}")
         return StreamName(self._serializer.application, cls.__aggregate_type__, id)
 
     def _new_event(self, pending: PendingEvent, metadata: Metadata) -> NewEvent:

@@ -35,6 +35,7 @@ from cqrs_celery.errors import (
     HandlerNotFound,
     HandlerSignatureError,
     InvalidSetting,
+    InvalidText,
     MalformedMessage,
     RegistrationError,
     ReservedFieldName,
@@ -590,6 +591,38 @@ def test_a_key_that_came_with_a_message_is_checked_too(cqrs: CQRS) -> None:
     plain = {"type": "bank.deposit", "version": 1, "data": {"id": "1", "amount": 5}}
     with pytest.raises(MalformedMessage, match="1 to 200 characters; found 17"):
         deposit.apply(({**plain, "idempotency_key": 17},)).get()
+
+
+@pytest.mark.parametrize("bad", ["a\0b", "a\ud800b"], ids=["nul", "half of a pair"])
+def test_an_id_that_no_store_can_hold_is_refused_when_it_is_given(cqrs: CQRS, bad: str) -> None:
+    cqrs.execute(OpenAccount(id="1"))
+    for use in (
+        # by whoever sends, before anything is sent
+        lambda: cqrs.execute(Deposit(id="1", amount=5), idempotency_key=bad),
+        lambda: Deposit(id="1", amount=5).delay(idempotency_key=bad),
+        lambda: Deposit(id="1", amount=5).apply_async(task_id=bad),
+        lambda: cqrs.execute(Deposit(id=bad, amount=5)),
+        # by a session, before anything is recorded
+        lambda: cqrs.session().find(Account, bad),
+        lambda: cqrs.session().get(Account, bad),
+        lambda: cqrs.session().add(Account(bad)),
+    ):
+        with pytest.raises(InvalidText, match=r"has (a NUL|half of a surrogate pair)") as refused:
+            use()
+        assert refused.value.text == bad
+    with pytest.raises((InvalidText, MalformedMessage), match="NUL|surrogates not allowed"):
+        Deposit(id=bad, amount=5).delay()
+    assert history(cqrs, "1") == ["bank.account_opened"]
+
+
+def test_an_id_that_no_store_can_hold_is_refused_where_it_arrives(cqrs: CQRS) -> None:
+    cqrs.execute(OpenAccount(id="1"))
+    plain = {"type": "bank.deposit", "version": 1, "data": {"id": "1", "amount": 5}}
+    with pytest.raises(MalformedMessage, match="has a NUL"):
+        deposit.apply(({**plain, "idempotency_key": "a\0b"},)).get()
+    with pytest.raises(InvalidText, match="the command's id has a NUL"):
+        deposit.apply((plain,), task_id="a\0b").get()
+    assert history(cqrs, "1") == ["bank.account_opened"]
 
 
 def test_a_conflict_repeats_the_handler_with_fresh_state(cqrs: CQRS) -> None:

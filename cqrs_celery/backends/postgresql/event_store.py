@@ -22,6 +22,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, Text, cast, text
 
 from ...messages.metadata import Metadata
 from ...store.events import CommandOutcome, CommandRecord, Committed, Lease, NewEvent
+from ...store.refusals import check_text
 from ...store.stream import StreamName
 from ..sql.batch import Batch, CommandRefused, VersionRefused
 from ..sql.event_store import SqlEventStore, encode, reading_from
@@ -293,6 +294,7 @@ class PostgresqlEventStore(SqlEventStore):
 
     def find_command(self, command_id: str) -> CommandOutcome | None:
         """Return what a command recorded when it committed; see `EventStore.find_command`."""
+        check_text(command_id, "the command's id")
         what = f"look up the command {command_id}"
         rows = self._run(self._kept, what, _FIND_COMMAND, command_id)
         return CommandOutcome(*rows[0]) if rows else None

@@ -37,13 +37,10 @@ class Batch:
         """Return the batch of an append.
 
         Raises:
-            ValueError: there is nothing to append, a stream is there twice, or a text has a NUL,
-                which no SQL database takes.
+            ValueError: there is nothing to append, or a stream is there twice.
+            InvalidText: an id or a name has a NUL, which no SQL database takes.
         """
         check_appends(appends)
-        for append in appends:
-            if "\0" in append.stream.aggregate_id:
-                raise ValueError(f"the id of {append.stream!r} has a NUL; a SQL store takes none")
         return cls(
             appends,
             tuple(append.stream.key for append in appends),

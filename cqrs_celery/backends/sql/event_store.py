@@ -51,7 +51,14 @@ from ...store.events import (
     StoredEvent,
     StreamAppend,
 )
-from ...store.refusals import command_repeated, lease_lost, version_conflict
+from ...store.refusals import (
+    check_command,
+    check_stream,
+    check_text,
+    command_repeated,
+    lease_lost,
+    version_conflict,
+)
 from ...store.stream import ANY_VERSION, StreamName
 from .batch import Batch, CommandRefused, VersionRefused, beaten
 from .connecting import age, connect
@@ -243,6 +250,7 @@ class SqlEventStore:
             SchemaError: the tables are missing or of another version.
         """
         batch = Batch.of(appends)
+        check_command(command)
         if command is None:
             command = batch.as_command
         may_reconnect = True
@@ -543,6 +551,7 @@ class SqlEventStore:
 
         From a replica, if there is one, and the stream was not just written here.
         """
+        check_stream(stream)
         if limit is not None and limit <= 0:
             return []
         return self._stored(stream, self._rows_of_stream(stream, after_version, limit))
@@ -552,6 +561,7 @@ class SqlEventStore:
 
         From a replica where `read_stream` reads from it.
         """
+        check_stream(stream)
         return [
             (
                 version,
@@ -648,6 +658,7 @@ class SqlEventStore:
 
     def find_command(self, command_id: str) -> CommandOutcome | None:
         """Return what a command recorded when it committed; see `EventStore.find_command`."""
+        check_text(command_id, "the command's id")
         rows = self._rows(
             self._select_command(command_id),
             f"look up the command {command_id}",

@@ -30,6 +30,7 @@ from sqlalchemy import (
 )
 
 from ...store.events import StoredEvent
+from ...store.refusals import check_stream
 from ...store.snapshot import Snapshot
 from ...store.stream import StreamName
 from .tables import events, snapshots, streams
@@ -108,6 +109,7 @@ class SqlSnapshotStore:
 
     def find(self, stream: StreamName) -> Snapshot | None:
         """Return a stream's snapshot; see `SnapshotStore.find`."""
+        check_stream(stream)
         rows = self._store._rows(
             self._select,
             f"look for the snapshot of {stream}",
@@ -119,6 +121,7 @@ class SqlSnapshotStore:
         self, stream: StreamName, schema_version: int
     ) -> tuple[Snapshot | None, Sequence[StoredEvent]]:
         """Return a snapshot and the events behind it; see `SnapshotsBesideEvents`."""
+        check_stream(stream)
         rows = self._rows_with_newer(stream, f"read {stream} from its snapshot on", schema_version)
         if not rows or not _is_snapshot(rows[0]):
             return None, self._store._stored(stream, rows)
@@ -143,11 +146,13 @@ class SqlSnapshotStore:
 
     def put(self, snapshot: Snapshot) -> bool:
         """Keep a snapshot unless there is a newer one; see `SnapshotStore.put`."""
+        check_stream(snapshot.stream)
         what = f"keep the snapshot of {snapshot.stream}"
         return self._store.transact(what, partial(self._put, snapshot))
 
     def remove(self, stream: StreamName) -> bool:
         """Delete a stream's snapshot; see `SnapshotStore.remove`."""
+        check_stream(stream)
         statement = delete(snapshots).where(snapshots.c.stream_id == self._id_of(stream))
         return self._store.transact(
             f"remove the snapshot of {stream}",

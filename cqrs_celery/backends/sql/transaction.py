@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from ...errors import StoreError, StoreUnavailable, TransactionConflict
 from ...store.events import CommandRecord, Committed, Lease, StreamAppend
-from ...store.refusals import command_repeated
+from ...store.refusals import check_command, command_repeated
 from .batch import Batch, CommandRefused, VersionRefused, beaten
 from .connecting import connect, discard, watch
 from .failures import AlreadyThere, TransactionBeaten
@@ -50,10 +50,11 @@ class SqlTransaction:
             TransactionConflict: the database ended the transaction for the sake of another one.
                 Nothing is repeated here: the rows beside it are not ours to write.
         """
-        batch = Batch.of(appends)
-        command = command or batch.as_command
         store = self._store
         try:
+            batch = Batch.of(appends)
+            check_command(command)
+            command = command or batch.as_command
             with store.reach(str(batch)):
                 committed = self._write(batch, command)
                 store.check_lease(lease)
@@ -84,6 +85,7 @@ class SqlTransaction:
         """
         store = self._store
         try:
+            check_command(command)
             with store.reach("commit"):
                 if command is not None:
                     self._remember(command)

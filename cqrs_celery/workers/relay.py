@@ -26,8 +26,12 @@ from celery import bootsteps
 from ..app.relaying import WAIT_S, RelayParts
 from ..dispatch.runtime import runtime_of
 from ..errors import CQRSError
+from ..transport.faults import Faults
 
 logger = logging.getLogger(__name__)
+
+#: What it does, as its failures are logged.
+STEP: Final = "give events to their subscribers"
 
 #: Events given in one step.
 BATCH: Final = 100
@@ -67,7 +71,7 @@ class Relay:
         self._batch = batch
         self._note_s = note_s
         self._stop = threading.Event()
-        self._is_down = False
+        self._faults = Faults(logger, of=f"the relay of {self._store.where}", away=CQRSError)
         self._noted: int | None = None
 
     def stop(self) -> None:
@@ -91,7 +95,8 @@ class Relay:
                     self._stop.wait(STANDBY_S)
                     continue
                 with leadership:
-                    logger.info("relay active", extra={"store": self._store.where})
+                    level = logging.DEBUG if self._faults.are_there else logging.INFO
+                    logger.log(level, "relay active", extra={"store": self._store.where})
                     self._relay(leadership)
             except Exception as error:  # noqa: BLE001  it is the last one that could go on
                 self._say_down(error)
@@ -119,7 +124,7 @@ class Relay:
             if now - cleaned_at >= CLEAN_S:
                 cleaned_at = now
                 self._store.forget_expired_commands()
-            self._is_down = False
+            self._faults.clear(STEP)
             if len(events) < self._batch:
                 self._wait(bool(events))
 
@@ -172,16 +177,7 @@ class Relay:
             self._noted = handled
 
     def _say_down(self, error: Exception) -> None:
-        level = logging.DEBUG if self._is_down else logging.WARNING
-        if not isinstance(error, CQRSError):
-            level = logging.ERROR
-        self._is_down = True
-        logger.log(
-            level,
-            "relay interrupted, tries again",
-            extra={"store": self._store.where, "why": str(error)},
-            exc_info=not isinstance(error, CQRSError),
-        )
+        self._faults.note(STEP, error)
 
 
 class RelayStep(bootsteps.StartStopStep):

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.queue.values import ack
-from cqrs_celery.store.events import Lease, Subscriber
+from cqrs_celery.store.events import Lease, StoredEvent, Subscriber
 from cqrs_celery.store.stream import ANY_VERSION, StreamName
 from cqrs_celery.testing.event_store_contract import BOLT, NUT, append, event, events
 from cqrs_celery.workers.relay import Relay
@@ -257,6 +257,37 @@ def test_a_lease_is_looked_up_where_the_message_is_held(bench: Bench) -> None:
     assert not bench.destination.is_held(lease._replace(fence=taken.fence + 1))
     reliable.leave("worker")
     assert not bench.destination.is_held(lease)
+
+
+def test_an_outage_is_logged_once_in_full_then_by_its_count_and_its_end_is_too(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a broker that does not answer a hundred times, by an error with a long traceback
+    monkeypatch.setattr("cqrs_celery.workers.relay.RETRY_S", 0.001)
+    append(bench.store, BOLT, 0, event())
+    tries = 0
+    enqueue = bench.destination.enqueue
+
+    def refuse(after_position: int, events: Sequence[StoredEvent]) -> int | None:
+        nonlocal tries
+        tries += 1
+        if tries <= 100:
+            raise ConnectionRefusedError("the broker does not answer")
+        return enqueue(after_position, events)
+
+    monkeypatch.setattr(bench.destination, "enqueue", refuse)
+    # when a relay has come over that
+    with caplog.at_level(logging.INFO, "cqrs_celery.workers.relay"), bench.relaying():
+        bench.wait()
+        wait_until(lambda: "again after 100 failures" in caplog.text, message="the last line")
+    # then there is one traceback, a line at the powers of two, and one at the end
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+    failures = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert [record.args[2] for record in failures if isinstance(record.args, tuple)] == [
+        1, 2, 4, 8, 16, 32, 64,
+    ]  # fmt: skip
+    assert len(caplog.records) == 9  # with one that says that it is active
+    assert bench.store.where in caplog.text
 
 
 #: A relay in a process of its own, which is killed.

@@ -224,6 +224,30 @@ def test_a_broker_that_is_not_ours_gets_one_task_per_subscription(
     yard.check(place.out, place.event_ids())
 
 
+@pytest.mark.parametrize("pool", ["solo", "prefork"])
+@pytest.mark.parametrize("is_stock", [False, True], ids=["our broker", "another broker"])
+def test_a_broker_s_outage_does_not_fill_the_log(
+    yards: Yard, fresh_redis_node: RedisNode, pool: str, *, is_stock: bool
+) -> None:
+    # given a worker whose broker dies
+    place = yards(fresh_redis_node.url, is_stock=is_stock)
+    worker = place.start(pool=pool)
+    place.grow(1)
+    place.wait(1)
+    before = len(worker.logs().splitlines())
+    fresh_redis_node.kill()
+    # when an event is committed, which its relay tries to give in vain, for more than four seconds
+    place.app.cqrs.execute(yard.GrowHeap(id="1"))
+    wait_until(lambda: "(failure 8)" in worker.logs(), 30, worker.log_tail)
+    # then that is no more than Celery's own traceback, and one of the relay's
+    lines = worker.logs().splitlines()[before:]
+    assert len(lines) < 280, "\n".join(lines)
+    # and it is said when it is over
+    fresh_redis_node.start()
+    place.wait(2)
+    wait_until(lambda: "subscribers again after" in worker.logs(), 20, worker.log_tail)
+
+
 def test_rabbitmq_gets_one_task_per_subscription(
     yards: Yard, tmp_path: Path, postgres_url: str
 ) -> None:

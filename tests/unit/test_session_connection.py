@@ -18,10 +18,14 @@ from cqrs_celery import (
     applies,
     command_handler,
     open_event_store,
+    subscribes,
 )
 from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.backends.sqlite.event_store import SqliteEventStore
 from cqrs_celery.dispatch.bus import CommandResult
+from cqrs_celery.dispatch.definitions import definitions
+from cqrs_celery.dispatch.envelope import pack_event
+from cqrs_celery.dispatch.handler import task_of
 from cqrs_celery.errors import ConcurrencyError, SessionError
 
 
@@ -65,6 +69,11 @@ def note_visitor(command: NoteVisitor, session: Session) -> None:
     insert(session, command.name)
 
 
+@subscribes(SeatTaken, subscription="theatre.seated")
+def seated(event: SeatTaken, session: Session) -> None:
+    insert(session, f"seated {event.by}")
+
+
 def insert(session: Session, name: str) -> None:
     session.connection.execute(text("INSERT INTO visitors VALUES (:name)"), {"name": name})
 
@@ -106,6 +115,27 @@ def test_a_row_without_an_event_is_written_once_for_its_command(cqrs: CQRS) -> N
     again = cqrs.execute(NoteVisitor(name="ann"), idempotency_key="c-1")
     assert (first.position, again.position, again.is_repeated) == (None, None, True)
     assert visitors(cqrs) == ["ann"]
+
+
+def test_a_row_without_an_event_is_written_once_for_a_command_that_was_sent(cqrs: CQRS) -> None:
+    # given a command whose message comes twice
+    definition = definitions.handler_of(NoteVisitor)
+    assert definition is not None
+    task = task_of(cqrs.app, definition)
+    for is_repeated in (False, True):
+        result = task.apply((NoteVisitor(name="ann"),), task_id="task-1").get()
+        assert result["is_repeated"] is is_repeated
+    assert visitors(cqrs) == ["ann"]
+
+
+def test_a_subscription_s_row_is_written_once_for_each_event(cqrs: CQRS) -> None:
+    # given two events, each of which comes twice
+    for by in ("ann", "bob"):
+        cqrs.execute(TakeSeat(id="1", by=by))
+    [definition] = definitions.subscribers_of(SeatTaken)
+    for stored in [*cqrs.store.read_all()] * 2:
+        task_of(cqrs.app, definition).apply((pack_event(stored),)).get()
+    assert visitors(cqrs) == ["ann", "bob", "seated ann", "seated bob"]
 
 
 def test_a_session_that_fails_to_commit_has_ended_with_its_rows(cqrs: CQRS) -> None:

@@ -29,7 +29,7 @@ from ..dispatch.middleware import Middleware, checked
 from ..dispatch.publishing import Published, Publisher
 from ..dispatch.runtime import Runtime, add_application, current_app
 from ..dispatch.tasks import send_unhandled, stream_of
-from ..errors import InvalidSetting
+from ..errors import ConfigurationError, InvalidSetting
 from ..messages.message import Command, Message, Query
 from ..messages.metadata import Metadata, new_id
 from ..messages.sender import use_sender
@@ -384,7 +384,10 @@ class CQRS:
         """Check the settings, and consume the queues of all handlers unless -Q says which."""
         if instance is None or instance.app is not self.app:
             return
-        runtime = self.runtime
+        try:
+            runtime = self.runtime
+        except ConfigurationError:
+            return  # a step of the worker's finds it again, and can end that
         for definition in definitions.all():
             if definition.kind != "query":
                 runtime.app.amqp.queues.select_add(task_of(self.app, definition).home_queue)

@@ -21,6 +21,7 @@ from ..store.events import Lease, StoredEvent, Subscriber
 from ..store.ports import EventStore
 from ..transport.clients import BrokerClient
 from ..transport.merging import BODY
+from .settings import check_confirms
 
 #: Seconds between two looks for new events where nobody wakes the relay.
 POLL_S: Final = 0.1
@@ -112,6 +113,9 @@ def open_relay(app: celery.Celery, store: EventStore, *, is_reliable: bool) -> R
         app: has the broker.
         store: has an outbox, if it needs a relay.
         is_reliable: whether the broker is the reliable queue.
+
+    Raises:
+        InvalidSetting: the broker is RabbitMQ, and does not confirm what is sent.
     """
     outbox: Any = getattr(store, "outbox", None)
     if outbox is None:
@@ -133,6 +137,7 @@ def open_relay(app: celery.Celery, store: EventStore, *, is_reliable: bool) -> R
             ),
         )
     else:
+        check_confirms(app)
         destination = CeleryDestination(app, outbox)
     sql: Any = store
     if destination.has_leases:

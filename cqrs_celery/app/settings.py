@@ -264,6 +264,33 @@ def check_broker(app: celery.Celery, *, transport: str, schemes: Collection[str]
     )
 
 
+def check_confirms(app: celery.Celery) -> None:
+    """Check that RabbitMQ, if it is the broker, confirms what is sent.
+
+    Without that, what is sent while the connection breaks is lost, and its sender is told nothing:
+    a command, and an event that the relay then counts as sent. It is not set here in silence, since
+    it costs each of the application's own messages a round trip.
+
+    Raises:
+        InvalidSetting: it does not.
+    """
+    connection = app.connection_for_write()
+    try:
+        is_amqp = connection.get_transport_cls().driver_type == "amqp"
+    except ImportError:
+        return  # told by whoever connects
+    options = app.conf.broker_transport_options or {}
+    if is_amqp and options.get("confirm_publish") is not True:
+        raise InvalidSetting(
+            "commands and events are sent over RabbitMQ, which does not confirm them"
+            f" (broker_transport_options has confirm_publish = {options.get('confirm_publish')!r}):"
+            " what is sent while a connection breaks would be lost, and nobody told. Set"
+            " broker_transport_options = {'confirm_publish': True}, beside what is there",
+            setting="broker_transport_options['confirm_publish']",
+            accepted="True",
+        )
+
+
 def check_tasks(app: celery.Celery) -> None:
     """Check Celery's own settings that handlers' tasks rest on.
 

@@ -27,6 +27,7 @@ from ..app.relaying import WAIT_S, RelayParts
 from ..dispatch.runtime import runtime_of
 from ..errors import CQRSError
 from ..transport.faults import Faults
+from .refusing import ending_the_worker
 
 logger = logging.getLogger(__name__)
 
@@ -196,8 +197,13 @@ class RelayStep(bootsteps.StartStopStep):
         self._thread: threading.Thread | None = None
 
     def start(self, parent: Any) -> None:
-        """Start it."""
-        runtime_of(parent.app)
+        """Start it.
+
+        Raises:
+            SystemExit: the application is put together wrongly; it is logged.
+        """
+        with ending_the_worker():
+            runtime_of(parent.app)
         parts = parent.app.cqrs.relay
         if parts is None:
             return

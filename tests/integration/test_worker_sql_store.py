@@ -248,6 +248,37 @@ def test_a_broker_s_outage_does_not_fill_the_log(
     wait_until(lambda: "subscribers again after" in worker.logs(), 20, worker.log_tail)
 
 
+def refused_worker(
+    worker_factory: WorkerFactory, tmp_path: Path, broker: str, **env: str
+) -> WorkerNode:
+    """Start a worker that ends by itself; return it when it has."""
+    env |= {"YARD_BROKER": broker, "YARD_STORE": f"sqlite:///{tmp_path / 'events.db'}"}
+    worker = worker_factory(APPLICATION, env=env, arguments=ALONE, pool="solo", is_started=False)
+    worker.start()
+    wait_until(lambda: worker.status == "exited", 30, worker.log_tail)
+    assert "Traceback" not in worker.logs()
+    return worker
+
+
+def test_a_worker_without_tables_ends_with_one_line_that_says_how_to_make_them(
+    redis_url: str, worker_factory: WorkerFactory, tmp_path: Path
+) -> None:
+    logs = refused_worker(worker_factory, tmp_path, redis_url).logs().splitlines()
+    [line] = [line for line in logs if "CRITICAL" in line]
+    assert "the worker can't start: could not register" in line
+    assert "celery -A <app> cqrs schema create" in line
+    assert logs[-1] == line
+
+
+def test_a_worker_on_rabbitmq_that_confirms_nothing_ends_with_one_line_that_says_what_to_set(
+    worker_factory: WorkerFactory, tmp_path: Path
+) -> None:
+    broker = "amqp://nobody.invalid//"
+    logs = refused_worker(worker_factory, tmp_path, broker, YARD_CONFIRM="0").logs().splitlines()
+    [line] = [line for line in logs if "CRITICAL" in line]
+    assert "Set broker_transport_options = {'confirm_publish': True}" in line
+
+
 def test_rabbitmq_gets_one_task_per_subscription(
     yards: Yard, tmp_path: Path, postgres_url: str
 ) -> None:

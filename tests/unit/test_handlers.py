@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -942,6 +943,40 @@ def test_a_wrong_setting_names_itself_and_what_is_accepted(
         _ = application(**settings).runtime
     assert caught.value.setting == setting
     assert caught.value.accepted
+
+
+@pytest.mark.parametrize("broker", ["amqp://h//", "pyamqp://h//", "amqps://h//", "", "py-amqp"])
+@pytest.mark.parametrize("options", [{}, {"confirm_publish": False}, {"max_retries": 3}])
+def test_a_relay_over_rabbitmq_is_refused_unless_it_confirms(
+    tmp_path: Path, broker: str, options: dict[str, Any]
+) -> None:
+    # given an application with a relay over RabbitMQ, which is Celery's default broker, too
+    app = Celery("shop", broker=broker if "/" in broker else None, set_as_current=False)
+    if broker == "py-amqp":
+        app.conf.broker_transport = "pyamqp"
+    app.conf.cqrs_event_store = f"sqlite:///{tmp_path / 'events.db'}"
+    app.conf.broker_transport_options = options
+    cqrs = CQRS(app)
+    # when it is used, then it is told what to set
+    with pytest.raises(InvalidSetting, match=r"{'confirm_publish': True}") as caught:
+        _ = cqrs.store
+    assert caught.value.setting == "broker_transport_options['confirm_publish']"
+    # and with that, it works
+    app.conf.broker_transport_options = {**options, "confirm_publish": True}
+    assert cqrs.relay is None
+    assert cqrs.store is not None
+    assert cqrs.relay is not None
+
+
+@pytest.mark.parametrize(
+    ("broker", "store"), [("memory://", "sqlite:///{}"), ("amqp://h//", "memory://")]
+)
+def test_another_broker_or_a_store_without_a_relay_needs_no_confirmation(
+    tmp_path: Path, broker: str, store: str
+) -> None:
+    app = Celery("shop", broker=broker, set_as_current=False)
+    app.conf.cqrs_event_store = store.format(tmp_path / "events.db")
+    assert CQRS(app).store is not None
 
 
 def test_an_application_that_names_no_store_keeps_events_in_the_broker() -> None:

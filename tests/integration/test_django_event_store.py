@@ -20,7 +20,7 @@ from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.sql.event_store import LeaseCheck
 from cqrs_celery.backends.sql.schema import check_schema, create_schema
 from cqrs_celery.dispatch.bus import CommandResult
-from cqrs_celery.errors import ConcurrencyError, InvalidSetting, StoreError
+from cqrs_celery.errors import ConcurrencyError, InvalidSetting, StoreError, StoreUnavailable
 from cqrs_celery.store.stream import StreamName
 from cqrs_celery.testing.event_store_contract import BOLT, NUT, EventStoreContract, append, event
 from tests import playhouse
@@ -302,6 +302,68 @@ def test_all_of_a_test_that_is_rolled_back_in_the_end_works(cqrs: CQRS) -> None:
         assert ids(cqrs) == ["1", "1"]
         transaction.set_rollback(True)
     assert visitors() == ids(cqrs) == []
+
+
+def end_connection() -> None:
+    """Let the server end the thread's connection of Django's, which does not know it."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        [(pid,)] = cursor.fetchall()
+
+    def end() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+
+    seen_elsewhere(end)
+
+
+def demote_connection() -> None:
+    """Make the thread's connection of Django's be to a server that takes no writes any more."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+
+
+@pytest.mark.parametrize("lose", [end_connection, demote_connection], ids=["ended", "read-only"])
+def test_a_connection_that_was_lost_between_two_handlers_is_replaced(
+    cqrs: CQRS, lose: Callable[[], None]
+) -> None:
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite has no server")
+    cqrs.execute(TakeSeat(id="1", by="ann"))
+    lose()
+    cqrs.execute(TakeSeat(id="1", by="bob"))
+    lose()
+    with cqrs.session() as session:
+        assert session.connection is connections["default"]
+        Visitor.objects.create(name="cid")
+    assert visitors() == ["ann", "bob", "cid"]
+    assert ids(cqrs) == ["1", "1"]
+
+
+@pytest.mark.parametrize("lose", [end_connection, demote_connection], ids=["ended", "read-only"])
+def test_a_handler_whose_connection_is_lost_finds_the_store_unavailable(
+    cqrs: CQRS, lose: Callable[[], None]
+) -> None:
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite has no server")
+
+    def lose_it(session: Any) -> None:
+        if lose is end_connection:
+            lose()
+        else:
+            with connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION READ ONLY")
+        Visitor.objects.create(name="nobody")
+
+    # when the connection is lost in a handler, then its next statement says so: it is tried again
+    playhouse.in_between.append(lose_it)
+    with pytest.raises(StoreUnavailable, match="run a statement in the transaction: django://"):
+        cqrs.execute(TakeSeat(id="1", by="ann"))
+    # and the next handler has another one
+    playhouse.in_between.clear()
+    cqrs.execute(TakeSeat(id="1", by="bob"))
+    assert visitors() == ["bob"]
+    assert ids(cqrs) == ["1"]
 
 
 # ---------------------------------------------------------------- the store

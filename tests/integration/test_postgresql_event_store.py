@@ -668,6 +668,12 @@ def test_a_statement_of_the_application_s_own_on_a_lost_connection_is_unavailabi
     with pytest.raises(DBAPIError, match="nowhere"):
         transaction.connection.execute(text("INSERT INTO nowhere VALUES (1)"))
     transaction.rollback()
+    # as is that of one that is too slow, as it would be the next time
+    transaction = store.begin()
+    transaction.connection.execute(text("SET LOCAL statement_timeout = 10"))
+    with pytest.raises(DBAPIError, match="statement timeout"):
+        transaction.connection.execute(text("SELECT pg_sleep(10)"))
+    transaction.rollback()
     # as is one on the engine outside
     with pytest.raises(DBAPIError), store.engine.connect() as connection:
         connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from cqrs_celery import (
     CQRS,
@@ -152,6 +153,11 @@ def test_a_session_that_fails_to_commit_has_ended_with_its_rows(cqrs: CQRS) -> N
     assert visitors(cqrs) == ["bob"]
     with pytest.raises(SessionError, match="has ended"):
         session.commit()
+
+
+def test_a_statement_that_the_database_does_not_understand_is_no_outage(cqrs: CQRS) -> None:
+    with pytest.raises(OperationalError, match="syntax error"), cqrs.session() as session:
+        session.connection.execute(text("INSERT VALUES"))
 
 
 def test_a_session_that_is_left_by_an_error_rolls_its_rows_back(cqrs: CQRS) -> None:

@@ -139,11 +139,14 @@ class _Row(msgspec.Struct):
 
 _NO_COMMAND: Final = (None, None, None)
 
+#: A statement was ended: by a timeout, by somebody's request, or as the server shuts down.
+QUERY_CANCELED: Final = "57014"
+
 #: Classes of SQLSTATE, and single ones, by what they mean. 25006: the server takes no writes, since
 #: it has become a replica, or is one yet; 57014: it has ended a statement, as it does when it shuts
 #: down or waits for a standby in vain; 40003: nobody knows whether it did. Not 25P02: there the
 #: application has swallowed an error.
-_AWAY: Final = ("08", "53", "57P", "58", "28", "3D", "25006", "57014", "40003")
+_AWAY: Final = ("08", "53", "57P", "58", "28", "3D", "25006", QUERY_CANCELED, "40003")
 _BEATEN: Final = ("40001", "40P01", "55P03")
 _SCHEMA: Final = ("42P01", "42883", "42703", "3F000")
 
@@ -177,6 +180,14 @@ class PostgresqlEventStore(SqlEventStore):
         # "cannot … during recovery": a code of many meanings, the others for good.
         is_recovering = code == "55000" and "recovery" in str(error)
         return Failure.AWAY if is_recovering else Failure.OTHER
+
+    def is_away(self, error: BaseException) -> bool:
+        """Say whether a statement of the application's own failed since the server is away.
+
+        One that the server has ended may have been too slow for a `statement_timeout`, and would be
+        again and again.
+        """
+        return super().is_away(error) and code_of(error) != QUERY_CANCELED
 
     def serves(self, connection: Any) -> bool:
         """Say whether the server still serves a connection of the driver's, and lets it write."""

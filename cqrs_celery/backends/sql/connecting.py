@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 
-from .failures import Failure, meaning_of
+from .failures import meaning_of
 
 if TYPE_CHECKING:
     from .event_store import SqlEventStore
+
+#: What was tried, in the error of a statement of the application's own.
+STATEMENT = "run a statement in the transaction"
 
 #: The option of a connection on which the application's own statements run, in a transaction of
 #: the store that it names.
@@ -74,8 +77,8 @@ def _translate(context: ExceptionContext) -> Exception | None:
     connection: Any = context.connection
     store = None if connection is None else connection.get_execution_options().get(_STORE)
     error = context.original_exception
-    if store is None or store.failure(error) is not Failure.AWAY:
+    if store is None or not store.is_away(error):
         return None
     # SQLAlchemy then throws away this connection, and all that are as old.
     context.is_disconnect = True
-    return meaning_of(store, "run a statement in the transaction", error)
+    return meaning_of(store, STATEMENT, error)

@@ -210,6 +210,10 @@ class SqlEventStore:
             return False
         return True
 
+    def is_away(self, error: BaseException) -> bool:
+        """Say whether a statement of the application's own failed since the server is away."""
+        return self.failure(error) is Failure.AWAY
+
     def forget_lost(self) -> None:
         """Let no connection be used again that was made before now: one of them was lost."""
         age(self.engine)

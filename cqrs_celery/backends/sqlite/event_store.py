@@ -79,6 +79,10 @@ class SqliteEventStore(SqlEventStore):
         with between_forks:
             super().close()
 
+    def is_away(self, error: BaseException) -> bool:
+        """Say no: there is no server, and the driver has one error for bad SQL and for a lock."""
+        return False
+
     def serves(self, connection: Any) -> bool:
         """Say yes: a file has no server that could go away."""
         return True

@@ -106,6 +106,9 @@ def make_engine(url: URL) -> Engine:
     is_sqlite = url.get_backend_name() == "sqlite"
     if is_sqlite:
         options["connect_args"] = {"timeout": SQLITE_BUSY_S, "factory": ForkSafeConnection}
+    if url.get_driver_name() == "psycopg" and "prepare_threshold" not in url.query:
+        # The names of what it prepares by itself are the server's, which a pooler may change.
+        options["connect_args"] = {"prepare_threshold": None}
     if not is_sqlite or url.database not in (None, "", ":memory:"):
         options.update(pool_size=POOL_SIZE, max_overflow=0, pool_timeout=POOL_TIMEOUT_S)
     try:

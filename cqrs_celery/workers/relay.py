@@ -24,6 +24,7 @@ from typing import Any, Final
 from celery import bootsteps
 
 from ..app.relaying import WAIT_S, RelayParts
+from ..app.settings import check_confirms
 from ..dispatch.runtime import runtime_of
 from ..errors import CQRSError
 from ..transport.faults import Faults
@@ -204,6 +205,11 @@ class RelayStep(bootsteps.StartStopStep):
         """
         with ending_the_worker():
             runtime_of(parent.app)
+            if (
+                parent.app.cqrs.relay is not None
+                and not parent.app.cqrs.relay.destination.has_leases
+            ):
+                check_confirms(parent.app)
         parts = parent.app.cqrs.relay
         if parts is None:
             return

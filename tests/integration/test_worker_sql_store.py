@@ -270,10 +270,10 @@ def test_a_worker_without_tables_ends_with_one_line_that_says_how_to_make_them(
     assert logs[-1] == line
 
 
+@pytest.mark.parametrize("broker", ["amqp://nobody.invalid//", ""], ids=["named", "by default"])
 def test_a_worker_on_rabbitmq_that_confirms_nothing_ends_with_one_line_that_says_what_to_set(
-    worker_factory: WorkerFactory, tmp_path: Path
+    worker_factory: WorkerFactory, tmp_path: Path, broker: str
 ) -> None:
-    broker = "amqp://nobody.invalid//"
     logs = refused_worker(worker_factory, tmp_path, broker, YARD_CONFIRM="0").logs().splitlines()
     [line] = [line for line in logs if "CRITICAL" in line]
     assert "Set broker_transport_options = {'confirm_publish': True}" in line

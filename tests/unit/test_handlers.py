@@ -945,12 +945,12 @@ def test_a_wrong_setting_names_itself_and_what_is_accepted(
     assert caught.value.accepted
 
 
-@pytest.mark.parametrize("broker", ["amqp://h//", "pyamqp://h//", "amqps://h//", "", "py-amqp"])
+@pytest.mark.parametrize("broker", ["amqp://h//", "pyamqp://h//", "amqps://h//", "py-amqp"])
 @pytest.mark.parametrize("options", [{}, {"confirm_publish": False}, {"max_retries": 3}])
 def test_a_relay_over_rabbitmq_is_refused_unless_it_confirms(
     tmp_path: Path, broker: str, options: dict[str, Any]
 ) -> None:
-    # given an application with a relay over RabbitMQ, which is Celery's default broker, too
+    # given an application with a relay over RabbitMQ
     app = Celery("shop", broker=broker if "/" in broker else None, set_as_current=False)
     if broker == "py-amqp":
         app.conf.broker_transport = "pyamqp"
@@ -969,10 +969,12 @@ def test_a_relay_over_rabbitmq_is_refused_unless_it_confirms(
 
 
 @pytest.mark.parametrize(
-    ("broker", "store"), [("memory://", "sqlite:///{}"), ("amqp://h//", "memory://")]
+    ("broker", "store"),
+    [("memory://", "sqlite:///{}"), ("amqp://h//", "memory://"), (None, "sqlite:///{}")],
+    ids=["another broker", "no relay", "no broker"],
 )
-def test_another_broker_or_a_store_without_a_relay_needs_no_confirmation(
-    tmp_path: Path, broker: str, store: str
+def test_what_sends_nothing_over_rabbitmq_needs_no_confirmation(
+    tmp_path: Path, broker: str | None, store: str
 ) -> None:
     app = Celery("shop", broker=broker, set_as_current=False)
     app.conf.cqrs_event_store = store.format(tmp_path / "events.db")

@@ -131,7 +131,8 @@ checkpoints: Final = Table(
 snapshots: Final = Table(
     "cqrs_snapshots",
     metadata,
-    Column("stream_id", BigInteger(), nullable=False),
+    # Else SQL Server takes the only whole number of the key for one that it gives itself.
+    Column("stream_id", BigInteger(), autoincrement=False, nullable=False),
     Column("version", BigInteger(), nullable=False),
     Column("schema_version", Integer(), nullable=False),
     Column("payload", json_type(), nullable=False),

@@ -140,15 +140,21 @@ FROM cqrs_streams
 WHERE cqrs_streams.stream_key = ?) AND cqrs_events.version > ? ORDER BY cqrs_events.version
 
 -- read_all
-SELECT cqrs_streams.application, cqrs_streams.aggregate_type, cqrs_streams.aggregate_id, page.position, page.version, page.event_id, page.type, page.type_version, page.payload, page.metadata, page.recorded_at
-FROM (SELECT TOP 1000 CAST(cqrs_events.row_version AS BIGINT) AS position, cqrs_events.version AS version, cqrs_events.event_id AS event_id, cqrs_events.type AS type, cqrs_events.type_version AS type_version, cqrs_events.payload AS payload, cqrs_events.metadata AS metadata, cqrs_events.recorded_at AS recorded_at, cqrs_events.stream_id AS stream_id
-FROM cqrs_events
-WHERE convert(BINARY(8), CAST(? AS BIGINT)) < cqrs_events.row_version AND min_active_rowversion() > cqrs_events.row_version ORDER BY cqrs_events.row_version) AS page JOIN cqrs_streams ON cqrs_streams.stream_id = page.stream_id ORDER BY page.position
+DECLARE @end BINARY(8) = MIN_ACTIVE_ROWVERSION(); SELECT cqrs_streams.application, cqrs_streams.aggregate_type, cqrs_streams.aggregate_id, CAST(page.row_version AS BIGINT) AS position, page.version, page.event_id, page.type, page.type_version, page.payload, page.metadata, page.recorded_at FROM (SELECT TOP (?) row_version, stream_id, version, event_id, type, type_version, payload, metadata, recorded_at FROM cqrs_events WITH (FORCESEEK) WHERE row_version > ? AND row_version < @end ORDER BY row_version) AS page JOIN cqrs_streams ON cqrs_streams.stream_id = page.stream_id ORDER BY page.row_version
 
 -- find_command
 SELECT cqrs_commands.position, cqrs_commands.outcome
 FROM cqrs_commands
 WHERE cqrs_commands.command_id = ? AND cqrs_commands.expires_at > ?
+
+-- last_position
+SELECT TOP 1 CAST(cqrs_events.row_version AS BIGINT) AS row_version
+FROM cqrs_events ORDER BY cqrs_events.row_version DESC
+
+-- pending
+SELECT count(*) AS count_1, min(cqrs_events.recorded_at) AS min_1
+FROM cqrs_events
+WHERE cqrs_events.row_version > ?
 
 -- find_snapshot
 SELECT cqrs_snapshots.version, cqrs_snapshots.schema_version, cqrs_snapshots.taken_at, cqrs_snapshots.payload AS payload

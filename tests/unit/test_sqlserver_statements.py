@@ -113,20 +113,24 @@ def snapshot_statements(store: SqlServerEventStore, read: list[str]) -> dict[str
 def all_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
     read: list[str] = []
 
-    def note(statement: Any, *_: Any, **parameters: Any) -> list[Any]:
+    def note(statement: Any, what: str, *_: Any, **parameters: Any) -> list[Any]:
         read.append(compiled(statement.params(parameters), store.engine.dialect))
-        return []
+        return [(0, None)] if what == "count what is pending" else []
 
     store._rows = note  # type: ignore[method-assign]
     store.read_stream(StreamName("shop", "Item", "1"), after_version=3, limit=10)
     store.read_all(after_position=5)
     store.find_command("c-1")
+    store.outbox.last_position()
+    store.outbox.pending(5)
     return {
         "schema": [one for one in schema_sql("mssql").split("GO\n") if one.strip()],
         "append": append_statements(store),
         "read_stream": read[:1],
         "read_all": read[1:2],
         "find_command": read[2:3],
+        "last_position": read[3:4],
+        "pending": read[4:5],
         **snapshot_statements(store, read),
     }
 
@@ -151,12 +155,33 @@ def test_every_statement_is_t_sql_without_a_word_of_another_engine(
             assert not FOREIGN.search(statement.upper()), statement
 
 
-def test_streams_are_locked_by_hint_and_read_below_the_oldest_open_row_version(
+def test_streams_are_locked_by_hint(store: SqlServerEventStore) -> None:
+    statements = all_statements(store)
+    assert "WITH (UPDLOCK, HOLDLOCK, ROWLOCK)" in statements["append"][1]
+
+
+def test_the_oldest_open_row_version_is_looked_up_before_the_statement_that_reads(
+    store: SqlServerEventStore,
+) -> None:
+    # Inside it, that could be later than what READ_COMMITTED_SNAPSHOT shows.
+    [statement] = all_statements(store)["read_all"]
+    first, second = statement.split(";")
+    assert first == "DECLARE @end BINARY(8) = MIN_ACTIVE_ROWVERSION()"
+    assert "row_version < @end" in second
+    assert "MIN_ACTIVE" not in second
+
+
+def test_every_look_at_a_position_can_seek_in_the_index_of_row_versions(
     store: SqlServerEventStore,
 ) -> None:
     statements = all_statements(store)
-    assert "WITH (UPDLOCK, HOLDLOCK, ROWLOCK)" in statements["append"][1]
-    assert "min_active_rowversion()" in statements["read_all"][0]
+    for name in ("read_all", "last_position", "pending"):
+        [statement] = statements[name]
+        # What is cast is returned; it is neither compared, nor sorted by, nor the greatest looked for.
+        _, _, conditions = statement.partition("FROM ")
+        assert "CAST(" not in conditions, statement
+        assert "max(" not in statement
+        assert re.search(r"FROM cqrs_events", statement)
 
 
 @pytest.mark.parametrize(

@@ -63,13 +63,14 @@ class SqlOutbox:
 
     def last_position(self) -> int:
         """Return the position of the last event; 0 if there is none."""
-        row = self._first("look up the last position", select(func.max(self.store._position())))
-        return int(row[0] or 0)
+        last = select(self.store._position()).order_by(self.store._order().desc()).limit(1)
+        row = self._first("look up the last position", last)
+        return int(row[0]) if row else 0
 
     def pending(self, after_position: int) -> Pending:
         """Return what stands behind a position."""
         statement = select(func.count(), func.min(events.c.recorded_at)).where(
-            self.store._position() > after_position
+            self.store._after(after_position)
         )
         count, oldest = self._first("count what is pending", statement)
         if oldest is not None and oldest.tzinfo is None:

@@ -12,20 +12,34 @@ The streams of an append are locked by hints: SQL Server has no FOR UPDATE.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, Select, and_, cast, func, literal_column, text
+from sqlalchemy import BINARY, BigInteger, ColumnElement, Select, bindparam, cast, text
 
 from ...store.stream import StreamName
-from ..sql.event_store import SqlEventStore
+from ..sql.event_store import SqlEventStore, reading_from
 from ..sql.failures import Failure
 from ..sql.leading import Leadership
-from ..sql.tables import streams
+from ..sql.tables import events, streams
 
 #: Locks each row that is read, and the place of each that is missing, until the transaction ends.
 LOCK_HINT: Final = "WITH (UPDLOCK, HOLDLOCK, ROWLOCK)"
 
-_ROW_VERSION: Final[ColumnElement[Any]] = literal_column("cqrs_events.row_version")
+#: Reads events in the order of row versions. The end is looked up before the statement that reads:
+#: inside it, it could be later than what that sees under READ_COMMITTED_SNAPSHOT, and events that
+#: were committed in between would be passed for ever. The page is cut from the index of row versions
+#: before the join.
+_READ_ALL: Final = text(
+    "DECLARE @end BINARY(8) = MIN_ACTIVE_ROWVERSION();"
+    " SELECT cqrs_streams.application, cqrs_streams.aggregate_type, cqrs_streams.aggregate_id,"
+    " CAST(page.row_version AS BIGINT) AS position, page.version, page.event_id, page.type,"
+    " page.type_version, page.payload, page.metadata, page.recorded_at"
+    " FROM (SELECT TOP (:limit) row_version, stream_id, version, event_id, type, type_version,"
+    " payload, metadata, recorded_at FROM cqrs_events WITH (FORCESEEK)"
+    " WHERE row_version > :after AND row_version < @end ORDER BY row_version) AS page"
+    " JOIN cqrs_streams ON cqrs_streams.stream_id = page.stream_id ORDER BY page.row_version"
+).bindparams(bindparam("after", type_=BINARY(8)), bindparam("limit", type_=BigInteger()))
 
 _LEAD: Final = text(
     "SET NOCOUNT ON; DECLARE @answer int; EXEC @answer = sp_getapplock @Resource = 'cqrs_relay',"
@@ -64,18 +78,30 @@ class SqlServerEventStore(SqlEventStore):
         return self.lead_by_lock(_LEAD)
 
     def _position(self) -> ColumnElement[int]:
-        return cast(_ROW_VERSION, BigInteger)
+        return cast(events.c.row_version, BigInteger)
 
     def _order(self) -> ColumnElement[Any]:
-        return _ROW_VERSION
+        return events.c.row_version
 
     def _after(self, position: int) -> ColumnElement[bool]:
-        floor = func.convert(text("BINARY(8)"), cast(position, BigInteger))
-        end = func.min_active_rowversion()
-        return and_(floor < _ROW_VERSION, end > _ROW_VERSION)
+        # The column itself is compared: what is cast can't be sought in its index.
+        return events.c.row_version > _row_version(position)
+
+    def _rows_of_all(self, after_position: int, limit: int) -> Sequence[Any]:
+        # Never from a replica: MIN_ACTIVE_ROWVERSION there knows nothing of the primary's
+        # transactions.
+        return self._rows(
+            _READ_ALL, reading_from(after_position), self._primary_reader,
+            after=_row_version(after_position), limit=limit,
+        )  # fmt: skip
 
     def _key(self, stream: StreamName) -> str:
         return hashlib.sha256(stream.key.encode()).hexdigest()
 
     def _locked(self, statement: Select[Any]) -> Select[Any]:
         return statement.with_hint(streams, LOCK_HINT, "mssql")
+
+
+def _row_version(position: int) -> bytes:
+    """Return the row version that is a position."""
+    return position.to_bytes(8, "big")

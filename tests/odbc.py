@@ -22,6 +22,10 @@ class Error(Exception):
     """Stand for pyodbc's."""
 
 
+class ProgrammingError(Error):
+    """Stand for pyodbc's."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """What a statement returns."""
@@ -57,6 +61,7 @@ class Driver:
     version = "5.5.0"
     threadsafety = 1
     Error = Error
+    ProgrammingError = ProgrammingError
     STRING, BINARY, NUMBER, DATETIME, ROWID = str, bytearray, Decimal, datetime, int
     SQL_VARCHAR = 12
     SQL_WVARCHAR = -9
@@ -79,7 +84,9 @@ class Driver:
 
     def engine(self) -> Engine:
         """Return an engine that asks this driver, and asks nothing about the server."""
-        return create_engine("mssql+pyodbc://h/d?driver=x", module=self, _initialize=False)
+        engine = create_engine("mssql+pyodbc://h/d?driver=x", module=self, _initialize=False)
+        engine.dialect.default_isolation_level = "READ COMMITTED"
+        return engine
 
     def answer(self, statement: str) -> Rows | Count:
         for text, answers in self.script:

@@ -116,9 +116,9 @@ class Relay:
             if now - noted_at >= self._note_s:
                 noted_at = now
                 self._note(position)
-            if now - cleaned_at >= CLEAN_S:
+            # Until none is left, with a batch of events after each call.
+            if now - cleaned_at >= CLEAN_S and not self._store.forget_expired_commands():
                 cleaned_at = now
-                self._store.forget_expired_commands()
             self._is_down = False
             if len(events) < self._batch:
                 self._wait(bool(events))

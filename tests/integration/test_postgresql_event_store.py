@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from typing import Any
 
+import psycopg2
 import pytest
 from sqlalchemy import Engine, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
@@ -655,6 +656,47 @@ def test_a_command_is_remembered_for_its_time_to_live(
     assert found.outcome == '"now"'
     store.append([StreamAppend(NUT, 0, events(1))], command=CommandRecord("c-2", "1", -1))
     assert store.forget_expired_commands() == 1
+
+
+def test_a_read_that_a_replica_cancels_is_repeated(
+    store: PostgresqlEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cancelled(psycopg2.OperationalError):
+        pgcode = "40001"
+
+    # given a replica that cancels what reads rows which it is about to remove, twice
+    answers: list[Any] = [Cancelled("conflict with recovery"), Cancelled("conflict"), []]
+
+    def run(*_: Any) -> Any:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(store._kept_to_read, "run", run)
+    # then nobody hears of it
+    assert store.read_stream(BOLT) == []
+    # when it always does
+    answers[:] = [Cancelled("conflict with recovery")]
+    # then that is an error that is public
+    with pytest.raises(TransactionConflict, match="5 times in a row"):
+        store.read_stream(BOLT)
+
+
+def test_expired_commands_are_deleted_a_few_at_a_time_the_oldest_first(
+    store: PostgresqlEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given three expired commands, and one that is not
+    monkeypatch.setattr("cqrs_celery.backends.sql.event_store.FORGET_ROWS", 2)
+    for version, ttl_s in enumerate((-1, -3, -2, 60)):
+        record = CommandRecord(f"c-{version}", "1", ttl_s)
+        store.append([StreamAppend(BOLT, version, events(1))], command=record)
+    # then two are deleted, then one, then none
+    remaining = text("SELECT command_id FROM cqrs_commands ORDER BY command_id")
+    for count, left in ((2, ["c-0", "c-3"]), (1, ["c-3"]), (0, ["c-3"])):
+        assert store.forget_expired_commands() == count
+        with store.engine.connect() as connection:
+            assert connection.execute(remaining).scalars().all() == left
 
 
 def test_a_stream_is_read_from_the_replica_unless_it_was_just_written_here(

@@ -203,10 +203,24 @@ FROM cqrs_snapshots
 WHERE cqrs_snapshots.stream_id = ?
 
 -- replace_snapshot
-UPDATE cqrs_snapshots SET version=?, schema_version=?, payload=?, taken_at=? WHERE cqrs_snapshots.stream_id = ? AND (cqrs_snapshots.schema_version != ? OR cqrs_snapshots.version <= ?)
+UPDATE cqrs_snapshots SET version=?, schema_version=?, payload=?, taken_at=? OUTPUT inserted.stream_id WHERE cqrs_snapshots.stream_id = ? AND (cqrs_snapshots.schema_version != ? OR cqrs_snapshots.version <= ?)
 
 -- remove_snapshot
-DELETE FROM cqrs_snapshots WHERE cqrs_snapshots.stream_id = (SELECT cqrs_streams.stream_id
+DELETE FROM cqrs_snapshots OUTPUT deleted.stream_id WHERE cqrs_snapshots.stream_id = (SELECT cqrs_streams.stream_id
 FROM cqrs_streams
 WHERE cqrs_streams.stream_key = ?)
+
+-- save_checkpoint
+UPDATE cqrs_checkpoints SET position=?, updated_at=? OUTPUT inserted.name WHERE cqrs_checkpoints.name = ?
+
+-- register
+UPDATE cqrs_subscribers SET subscriber=?, registered_at=? OUTPUT inserted.name WHERE cqrs_subscribers.name = ?
+
+-- register
+INSERT INTO cqrs_subscribers (name, subscriber, registered_at) VALUES (?, ?, ?)
+
+-- forget_expired_commands
+DELETE FROM cqrs_commands OUTPUT deleted.command_id WHERE cqrs_commands.command_id IN (SELECT TOP 4000 cqrs_commands.command_id
+FROM cqrs_commands
+WHERE cqrs_commands.expires_at <= ? ORDER BY cqrs_commands.expires_at) AND cqrs_commands.expires_at <= ?
 

@@ -5,12 +5,17 @@ The store's contract runs against a server where CQRS_TEST_MSSQL_URL names one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
+import pytest
+
 from cqrs_celery.backends.sqlserver.event_store import SqlServerEventStore
+from cqrs_celery.errors import TransactionConflict
+from cqrs_celery.store.events import Subscriber
 from cqrs_celery.store.snapshot import Snapshot
 from cqrs_celery.store.stream import StreamName
-from tests.odbc import Driver, Rows
+from tests.odbc import Count, Driver, Error, Rows
 
 ITEM = StreamName("shop", "Item", "1")
 AT = datetime(2026, 1, 2, tzinfo=UTC)
@@ -65,3 +70,87 @@ def test_the_last_position_and_what_is_pending_are_looked_up_in_the_table() -> N
     assert outbox.last_position() == 2_001
     assert outbox.pending(1_998) == (3, AT)
     assert all("FROM cqrs_events" in one for one in driver.statements)
+
+
+# NOCOUNT: the driver says -1 of every statement that changes rows
+
+SUBSCRIBER = Subscriber("shop.till", ("shop.paid",), "till", ("", "", "", "", ""))
+
+
+@pytest.mark.parametrize(("found", "sent"), [([], ["UPDATE", "INSERT"]), ([("x",)], ["UPDATE"])])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda store: store.outbox.register(SUBSCRIBER),
+        lambda store: store.outbox.save_checkpoint(7),
+    ],
+    ids=["register", "save_checkpoint"],
+)
+def test_what_is_not_there_is_inserted_whatever_is_said_of_the_number_of_rows(
+    write: Callable[[SqlServerEventStore], object], found: list[tuple[str]], sent: list[str]
+) -> None:
+    # given a row, or none, and a server that says nothing of how many rows were changed
+    driver = Driver([("OUTPUT", Rows(found)), ("UPDATE", Count(-1)), ("INSERT", Count(-1))])
+    # when it is written
+    write(open_store(driver))
+    # then it is changed, or else inserted
+    assert [one.split()[0] for one in driver.statements] == sent
+    assert driver.ends[0] == "commit"
+
+
+@pytest.mark.parametrize("is_changed", [True, False])
+def test_a_snapshot_is_said_to_be_kept_or_removed_if_it_was(is_changed: bool) -> None:
+    # given a snapshot that another one may have replaced or removed by then
+    there = ("SELECT cqrs_snapshots.version", Rows([(8,)]))
+    changed = ("OUTPUT", Rows([(5,)] if is_changed else []))
+    driver = Driver([STREAM_5, there, changed, ("UPDATE", Count(-1)), ("DELETE", Count(-1))])
+    snapshots = open_store(driver).snapshots()
+    # then what is said is not the driver's -1
+    assert snapshots.put(Snapshot(ITEM, 7, 1, AT, b"{}")) is is_changed
+    assert snapshots.remove(ITEM) is is_changed
+
+
+def test_a_relay_that_is_not_the_active_one_leaves_its_connection_counting_rows() -> None:
+    driver = Driver([("sp_getapplock", Rows([(0,)]))])
+    assert open_store(driver).lead() is None
+    [statement] = [one for one in driver.statements if "sp_getapplock" in one]
+    assert statement.rfind("SET NOCOUNT OFF") > statement.rfind("SET NOCOUNT ON")
+
+
+# A deadlock's victim (1205)
+
+DEADLOCK = Error("40001", "[40001] [Microsoft][SQL Server]was deadlocked (1205) (SQLExecDirectW)")
+
+#: What a store does in a transaction of its own, or by a single statement, and what it ends with.
+WORK: dict[str, tuple[str, Callable[[SqlServerEventStore], object]]] = {
+    "save_checkpoint": ("UPDATE", lambda store: store.outbox.save_checkpoint(7)),
+    "register": ("UPDATE", lambda store: store.outbox.register(SUBSCRIBER)),
+    "subscribers": ("SELECT", lambda store: store.outbox.subscribers()),
+    "read_all": ("SELECT", lambda store: store.read_all()),
+    "read_stream": ("SELECT", lambda store: store.read_stream(ITEM)),
+    "find_command": ("SELECT", lambda store: store.find_command("c-1")),
+    "forget_expired_commands": ("DELETE", lambda store: store.forget_expired_commands()),
+    "put_snapshot": ("SELECT", lambda s: s.snapshots().put(Snapshot(ITEM, 7, 1, AT, b"{}"))),
+    "remove_snapshot": ("DELETE", lambda store: store.snapshots().remove(ITEM)),
+}
+
+
+@pytest.mark.parametrize(("text", "work"), WORK.values(), ids=WORK)
+def test_what_the_database_ended_for_another_transaction_is_done_again(
+    text: str, work: Callable[[SqlServerEventStore], object]
+) -> None:
+    # given a statement that is a deadlock's victim twice
+    driver = Driver([(text, [DEADLOCK, DEADLOCK, Rows()])])
+    # then it is sent three times, and nobody hears of it
+    work(open_store(driver))
+    assert len([one for one in driver.statements if text in one]) >= 3
+
+
+@pytest.mark.parametrize(("text", "work"), WORK.values(), ids=WORK)
+def test_what_the_database_always_ends_is_one_public_error(
+    text: str, work: Callable[[SqlServerEventStore], object]
+) -> None:
+    driver = Driver([(text, DEADLOCK)])
+    with pytest.raises(TransactionConflict, match=r"5 times in a row .*1205.* Repeat it") as raised:
+        work(open_store(driver))
+    assert "mssql://h/d" in str(raised.value)

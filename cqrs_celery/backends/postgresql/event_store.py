@@ -238,13 +238,15 @@ class PostgresqlEventStore(SqlEventStore):
         self, kept: KeptConnections, what: str, statement: Statement, *arguments: Any
     ) -> list[Any]:
         """Run a statement that reads; a connection that was lost meanwhile is replaced once."""
+
+        def run() -> list[Any]:
+            return kept.run(statement, arguments)
+
         try:
-            with self.reach(what):
-                return kept.run(statement, arguments)
+            return self.attempt(what, run)
         except StoreUnavailable:
             self.close()
-        with self.reach(what):
-            return kept.run(statement, arguments)
+        return self.attempt(what, run)
 
     def _rows_of_stream(
         self, stream: StreamName, after_version: int, limit: int | None

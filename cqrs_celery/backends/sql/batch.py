@@ -89,3 +89,17 @@ def beaten(batch: Batch, reason: BaseException) -> ConcurrencyError:
         expected=append.expected_version,
         found=append.expected_version,
     )
+
+
+def beaten_repeatedly(
+    what: str, where: str, attempts: int, reason: BaseException
+) -> TransactionConflict:
+    """Return the error for what the database ended each time that it was tried."""
+    times = "once" if attempts == 1 else f"{attempts} times in a row"
+    return TransactionConflict(
+        f"could not {what}: {where} ended it {times} for the sake of other transactions"
+        f" ({reason}). Nothing was written. Repeat it.",
+        stream="",
+        expected=0,
+        found=0,
+    )

@@ -19,17 +19,19 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from sqlalchemy import (
     ColumnElement,
     CompoundSelect,
     Connection,
+    Delete,
     Engine,
     Select,
     Table,
     TextClause,
+    Update,
     bindparam,
     delete,
     insert,
@@ -53,7 +55,7 @@ from ...store.events import (
 )
 from ...store.refusals import command_repeated, lease_lost, version_conflict
 from ...store.stream import ANY_VERSION, StreamName
-from .batch import Batch, CommandRefused, VersionRefused, beaten
+from .batch import Batch, CommandRefused, VersionRefused, beaten, beaten_repeatedly
 from .engine import where
 from .failures import AlreadyThere, Failure, TransactionBeaten, reaching
 from .leading import Leadership
@@ -62,15 +64,21 @@ from .snapshot_store import SqlSnapshotStore
 from .tables import commands, events, streams
 from .transaction import SqlTransaction
 
+R = TypeVar("R")
+
 #: Tells whether a worker still holds its message.
 LeaseCheck = Callable[[Lease], bool]
 
-#: How often a transaction is repeated that the database ended for the sake of another one, or that
-#: met another one's row.
+#: How often a transaction or a statement is tried that the database ends for the sake of another
+#: transaction, or that meets another one's row.
 ATTEMPTS: Final = 5
 
 #: Rows in one INSERT: SQL Server takes 2,100 values a statement.
 INSERT_ROWS: Final = 200
+
+#: Expired commands that one transaction deletes, at most. From 5,000 on, SQL Server takes a lock on
+#: the whole table in place of locks on rows.
+FORGET_ROWS: Final = 4_000
 
 #: Seconds for which a stream that was written here, or found changed, is not read from a replica.
 FRESH_S: Final = 10.0
@@ -108,6 +116,9 @@ class SqlEventStore:
         on_commit: called after each commit with events, to wake the relay.
         outbox: what the relay needs.
     """
+
+    #: How often `attempt` tries.
+    attempts = ATTEMPTS
 
     #: Whether an event's data come back byte for byte, rather than as the same JSON.
     keeps_bytes = True
@@ -191,6 +202,10 @@ class SqlEventStore:
     def _key(self, stream: StreamName) -> str:
         """Return what a stream is found by."""
         return stream.key
+
+    def changed(self, connection: Connection, statement: Update | Delete) -> int:
+        """Run a statement that changes rows; returns how many it has changed."""
+        return connection.execute(statement).rowcount
 
     def on_begin(self, connection: Connection) -> None:
         """Do what a transaction needs that begins with statements of the application's own."""
@@ -480,23 +495,24 @@ class SqlEventStore:
         """Return where an append ended whose events are there; None if they are not."""
         keys = [self._key(append.stream) for append in batch.appends]
         found: dict[str, tuple[int, int]] = {}
-        with self.reach(str(batch)), self._primary_reader.connect() as connection:
-            for at in range(0, len(keys), INSERT_ROWS):
-                part = slice(at, at + INSERT_ROWS)
-                statement = (
-                    select(events.c.event_id, self._position(), events.c.version)
-                    .join(streams, streams.c.stream_id == events.c.stream_id)
-                    .where(
-                        streams.c.stream_key.in_(keys[part]),
-                        events.c.event_id.in_(batch.last_ids[part]),
-                    )
+        for at in range(0, len(keys), INSERT_ROWS):
+            part = slice(at, at + INSERT_ROWS)
+            statement = (
+                select(events.c.event_id, self._position(), events.c.version)
+                .join(streams, streams.c.stream_id == events.c.stream_id)
+                .where(
+                    streams.c.stream_key.in_(keys[part]),
+                    events.c.event_id.in_(batch.last_ids[part]),
                 )
-                if batch.last_versions:
-                    versions = sorted(set(batch.last_versions[part]))
-                    statement = statement.where(events.c.version.in_(versions))
-                for event_id, position, version in connection.execute(statement):
-                    found[event_id] = position, version
-        if len(found) < len(batch.last_ids):
+            )
+            if batch.last_versions:
+                versions = sorted(set(batch.last_versions[part]))
+                statement = statement.where(events.c.version.in_(versions))
+            for event_id, position, version in self._rows(
+                statement, str(batch), self._primary_reader
+            ):
+                found[event_id] = position, version
+        if not found.keys() >= set(batch.last_ids):
             return None
         numbers = [found[event_id] for event_id in batch.last_ids]
         return Committed(numbers[-1][0], tuple(version for _, version in numbers))
@@ -623,14 +639,27 @@ class SqlEventStore:
         return CommandOutcome(rows[0][0], rows[0][1]) if rows else None
 
     def forget_expired_commands(self) -> int:
-        """Delete the commands that have expired; returns their number. The relay does this.
+        """Delete commands that have expired, `FORGET_ROWS` at most; the relay does this.
+
+        Returns:
+            The number of those deleted. Call it again until that is 0.
 
         Raises:
             StoreUnavailable: the server does not answer.
+            TransactionConflict: other transactions were in its way again and again.
         """
-        now = self._time(datetime.now(UTC))
-        with self.reach("delete expired commands"), self.engine.begin() as connection:
-            return connection.execute(delete(commands).where(commands.c.expires_at <= now)).rowcount
+        is_expired = commands.c.expires_at <= self._time(datetime.now(UTC))
+        first = (
+            select(commands.c.command_id)
+            .where(is_expired)
+            .order_by(commands.c.expires_at)
+            .limit(FORGET_ROWS)
+        )
+        # Looked at twice: one of them may be recorded anew before its row is locked.
+        statement = delete(commands).where(commands.c.command_id.in_(first), is_expired)
+        return self.write_in_transaction(
+            "delete expired commands", lambda connection: self.changed(connection, statement)
+        )
 
     def snapshots(self) -> SqlSnapshotStore:
         """Return the store of the streams' snapshots, in the same database."""
@@ -659,13 +688,61 @@ class SqlEventStore:
     ) -> Sequence[Any]:
         """Run a statement that reads; a connection that was lost in the pool is replaced once."""
         reader = reader or self._reader
-        try:
-            with self.reach(what), reader.connect() as connection:
+
+        def read() -> Sequence[Any]:
+            with reader.connect() as connection:
                 return connection.execute(statement, parameters).all()
+
+        try:
+            return self.attempt(what, read)
         except StoreUnavailable:
             reader.dispose()
-        with self.reach(what), reader.connect() as connection:
-            return connection.execute(statement, parameters).all()
+        return self.attempt(what, read)
+
+    def attempt(self, what: str, do: Callable[[], R]) -> R:
+        """Do something; again, while the database ends it for the sake of another transaction.
+
+        Args:
+            what: is being done: "read Order-42".
+            do: does it, all or nothing.
+
+        Returns:
+            What `do` does.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+            TransactionConflict: other transactions were in its way as often as it was tried.
+        """
+        for attempt in range(1, self.attempts + 1):
+            try:
+                with self.reach(what):
+                    return do()
+            except (AlreadyThere, TransactionBeaten) as error:
+                reason = error
+                time.sleep(0.001 * attempt)
+        raise beaten_repeatedly(what, self.where, self.attempts, reason) from reason
+
+    def write_in_transaction(self, what: str, write: Callable[[Connection], R]) -> R:
+        """Write in a transaction of its own; again, while others are in its way.
+
+        Args:
+            what: is being done: "register shop.till".
+            write: writes, on the connection that it is given.
+
+        Returns:
+            What `write` does, once that is committed.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+            TransactionConflict: other transactions were in its way as often as it was tried.
+        """
+
+        def do() -> R:
+            with self.engine.begin() as connection:
+                self.on_begin(connection)
+                return write(connection)
+
+        return self.attempt(what, do)
 
     def reach(self, what: str) -> AbstractContextManager[None]:
         """Turn the driver's errors into ours for as long as something is done; see `reaching`."""

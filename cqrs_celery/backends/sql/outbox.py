@@ -14,10 +14,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import Connection, Table, delete, func, insert, select, update
 
 from ...store.events import StoredEvent, Subscriber
-from .failures import AlreadyThere
 from .tables import checkpoints, events, identity, subscribers
 
 if TYPE_CHECKING:
@@ -88,12 +87,7 @@ class SqlOutbox:
     def save_checkpoint(self, position: int) -> None:
         """Remember the relay's checkpoint."""
         values = {"position": position, "updated_at": self.store._time(datetime.now(UTC))}
-        with self.store.reach("save the relay's checkpoint"), self.store.engine.begin() as one:
-            changed = one.execute(
-                update(checkpoints).where(checkpoints.c.name == RELAY).values(**values)
-            )
-            if not changed.rowcount:
-                one.execute(insert(checkpoints).values(name=RELAY, **values))
+        self._put("save the relay's checkpoint", checkpoints, RELAY, values)
 
     # ------------------------------------------------------------ subscribers
 
@@ -112,20 +106,7 @@ class SqlOutbox:
             "subscriber": _encode(subscriber).decode(),
             "registered_at": self.store._time(datetime.now(UTC)),
         }
-        change = update(subscribers).where(subscribers.c.name == subscriber.name).values(**values)
-        for is_last in (False, True):
-            try:
-                with (
-                    self.store.reach(f"register {subscriber.name}"),
-                    self.store.engine.begin() as one,
-                ):
-                    if not one.execute(change).rowcount:
-                        one.execute(insert(subscribers).values(name=subscriber.name, **values))
-                return
-            except AlreadyThere:
-                # Another worker was quicker.
-                if is_last:
-                    raise
+        self._put(f"register {subscriber.name}", subscribers, subscriber.name, values)
 
     def unregister(self, name: str, topics: Sequence[str]) -> int:
         """Remove a subscriber from topics, altogether if none is left; returns from how many."""
@@ -136,10 +117,25 @@ class SqlOutbox:
             if left:
                 self.register(known._replace(topics=left))
             else:
-                with self.store.reach(f"unregister {name}"), self.store.engine.begin() as one:
-                    one.execute(delete(subscribers).where(subscribers.c.name == name))
+                self._remove(name)
             return len(known.topics) - len(left)
         return 0
+
+    def _remove(self, name: str) -> None:
+        removal = delete(subscribers).where(subscribers.c.name == name)
+        self.store.write_in_transaction(
+            f"unregister {name}", lambda connection: connection.execute(removal)
+        )
+
+    def _put(self, what: str, table: Table, name: str, values: dict[str, Any]) -> None:
+        """Write a row under its name, in place of the one that is there."""
+
+        def put(connection: Connection) -> None:
+            change = update(table).where(table.c.name == name).values(**values)
+            if not self.store.changed(connection, change):
+                connection.execute(insert(table).values(name=name, **values))
+
+        self.store.write_in_transaction(what, put)
 
     def _first(self, what: str, statement: Any) -> Any:
         rows = self.store._rows(statement, what, self.store._primary_reader)

@@ -6,7 +6,7 @@ a dict remembers what came first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -29,18 +29,13 @@ from sqlalchemy import (
     update,
 )
 
-from ...errors import StoreError
 from ...store.events import StoredEvent
 from ...store.snapshot import Snapshot
 from ...store.stream import StreamName
-from .failures import AlreadyThere, TransactionBeaten
 from .tables import events, snapshots, streams
 
 if TYPE_CHECKING:
     from .event_store import SqlEventStore
-
-#: How often a snapshot is put that others were in the way of.
-ATTEMPTS: Final = 5
 
 #: Streams in one page.
 PAGE: Final = 500
@@ -149,14 +144,14 @@ class SqlSnapshotStore:
     def put(self, snapshot: Snapshot) -> bool:
         """Keep a snapshot unless there is a newer one; see `SnapshotStore.put`."""
         what = f"keep the snapshot of {snapshot.stream}"
-        return self._written(what, partial(self._put, snapshot))
+        return self._store.write_in_transaction(what, partial(self._put, snapshot))
 
     def remove(self, stream: StreamName) -> bool:
         """Delete a stream's snapshot; see `SnapshotStore.remove`."""
         statement = delete(snapshots).where(snapshots.c.stream_id == self._id_of(stream))
-        return self._written(
+        return self._store.write_in_transaction(
             f"remove the snapshot of {stream}",
-            lambda connection: bool(connection.execute(statement).rowcount),
+            lambda connection: bool(self._store.changed(connection, statement)),
         )
 
     def _put(self, snapshot: Snapshot, connection: Connection) -> bool:
@@ -178,24 +173,7 @@ class SqlSnapshotStore:
             snapshots.c.version <= snapshot.version,
         )
         statement = update(snapshots).where(is_of_stream, is_older).values(**values)
-        return bool(connection.execute(statement).rowcount)
-
-    def _written(self, what: str, write: Callable[[Connection], bool]) -> bool:
-        """Write in a transaction, again if another one was in its way; returns what `write` does.
-
-        Raises:
-            StoreUnavailable: the server does not answer.
-            StoreError: another one was in its way again and again.
-        """
-        store = self._store
-        for _ in range(ATTEMPTS):
-            try:
-                with store.reach(what), store.engine.begin() as connection:
-                    store.on_begin(connection)
-                    return write(connection)
-            except (AlreadyThere, TransactionBeaten) as error:
-                reason = error
-        raise StoreError(f"could not {what}: {store.where} refused it again and again ({reason})")
+        return bool(self._store.changed(connection, statement))
 
     def streams(self, application: str, aggregate_type: str) -> Iterator[StreamName]:
         """Return the streams of a type that have snapshots; see `SnapshotStore.streams`."""

@@ -28,7 +28,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
-from sqlalchemy.dialects.mssql import CHAR, DATETIME2, NVARCHAR, ROWVERSION
+from sqlalchemy.dialects.mssql import CHAR, DATETIME2, NVARCHAR
 from sqlalchemy.types import UserDefinedType
 
 #: The order of SQL Server that compares code by code.
@@ -105,8 +105,6 @@ events: Final = Table(
     Column("payload", json_type(), nullable=False),
     Column("metadata", json_type(), nullable=False),
     Column("recorded_at", time_type(), nullable=False),
-    # SQL Server's alone, which writes it itself; `system` leaves it out elsewhere.
-    Column("row_version", ROWVERSION(), system=True),  # type: ignore[no-untyped-call]
     PrimaryKeyConstraint("global_position", name="cqrs_events_pkey"),
     UniqueConstraint("stream_id", "version", name="cqrs_events_version"),
 )

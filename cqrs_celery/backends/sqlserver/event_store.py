@@ -15,7 +15,20 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import BINARY, BigInteger, ColumnElement, Select, bindparam, cast, text
+from sqlalchemy import (
+    BINARY,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Delete,
+    Select,
+    Update,
+    bindparam,
+    cast,
+    column,
+    text,
+)
+from sqlalchemy.dialects.mssql import ROWVERSION
 
 from ...store.stream import StreamName
 from ..sql.event_store import SqlEventStore, reading_from
@@ -26,10 +39,12 @@ from ..sql.tables import events, streams
 #: Locks each row that is read, and the place of each that is missing, until the transaction ends.
 LOCK_HINT: Final = "WITH (UPDLOCK, HOLDLOCK, ROWLOCK)"
 
+#: A column that the other engines do not have. It knows its table, for statements of nothing else.
+_ROW_VERSION: Final[ColumnElement[Any]] = column("row_version", ROWVERSION(), _selectable=events)  # type: ignore[no-untyped-call]
+
 #: Reads events in the order of row versions. The end is looked up before the statement that reads:
-#: inside it, it could be later than what that sees under READ_COMMITTED_SNAPSHOT, and events that
-#: were committed in between would be passed for ever. The page is cut from the index of row versions
-#: before the join.
+#: inside it, it could be later than what that sees under READ_COMMITTED_SNAPSHOT, and events
+#: committed in between would be passed for ever. The page is cut from the index before the join.
 _READ_ALL: Final = text(
     "DECLARE @end BINARY(8) = MIN_ACTIVE_ROWVERSION();"
     " SELECT cqrs_streams.application, cqrs_streams.aggregate_type, cqrs_streams.aggregate_id,"
@@ -43,7 +58,7 @@ _READ_ALL: Final = text(
 
 _LEAD: Final = text(
     "SET NOCOUNT ON; DECLARE @answer int; EXEC @answer = sp_getapplock @Resource = 'cqrs_relay',"
-    " @LockMode = 'Exclusive', @LockOwner = 'Session', @LockTimeout = 0;"
+    " @LockMode = 'Exclusive', @LockOwner = 'Session', @LockTimeout = 0; SET NOCOUNT OFF;"
     " SELECT CASE WHEN @answer >= 0 THEN 1 ELSE 0 END"
 )
 
@@ -77,15 +92,24 @@ class SqlServerEventStore(SqlEventStore):
         """Return what makes a relay the active one; None if another one is."""
         return self.lead_by_lock(_LEAD)
 
+    def changed(self, connection: Connection, statement: Update | Delete) -> int:
+        """Run a statement that changes rows; returns how many it has changed.
+
+        The rows themselves are counted: where NOCOUNT is on, by the server's or the login's own
+        options, a driver says -1.
+        """
+        keys = statement.table.primary_key
+        return len(connection.execute(statement.returning(*keys)).all())
+
     def _position(self) -> ColumnElement[int]:
-        return cast(events.c.row_version, BigInteger)
+        return cast(_ROW_VERSION, BigInteger)
 
     def _order(self) -> ColumnElement[Any]:
-        return events.c.row_version
+        return _ROW_VERSION
 
     def _after(self, position: int) -> ColumnElement[bool]:
         # The column itself is compared: what is cast can't be sought in its index.
-        return events.c.row_version > _row_version(position)
+        return self._order() > _row_version(position)
 
     def _rows_of_all(self, after_position: int, limit: int) -> Sequence[Any]:
         # Never from a replica: MIN_ACTIVE_ROWVERSION there knows nothing of the primary's

@@ -99,7 +99,7 @@ WHERE cqrs_commands.command_id = ? AND cqrs_commands.expires_at > ?
 
 -- append
 SELECT cqrs_streams.stream_key, cqrs_streams.stream_id, cqrs_streams.version
-FROM cqrs_streams WITH (UPDLOCK, HOLDLOCK, ROWLOCK)
+FROM cqrs_streams WITH (UPDLOCK, HOLDLOCK, ROWLOCK, FORCESEEK)
 WHERE cqrs_streams.stream_key IN (?, ?) ORDER BY cqrs_streams.stream_key
 
 -- append
@@ -107,7 +107,7 @@ INSERT INTO cqrs_streams (stream_key, application, aggregate_type, aggregate_id,
 
 -- append
 SELECT cqrs_streams.stream_key, cqrs_streams.stream_id, cqrs_streams.version
-FROM cqrs_streams WITH (UPDLOCK, HOLDLOCK, ROWLOCK)
+FROM cqrs_streams WITH (UPDLOCK, HOLDLOCK, ROWLOCK, FORCESEEK)
 WHERE cqrs_streams.stream_key IN (?) ORDER BY cqrs_streams.stream_key
 
 -- append

@@ -175,9 +175,13 @@ def test_every_statement_is_t_sql_without_a_word_of_another_engine(
             assert not FOREIGN.search(statement.upper()), statement
 
 
-def test_streams_are_locked_by_hint(store: SqlServerEventStore) -> None:
-    statements = all_statements(store)
-    assert "WITH (UPDLOCK, HOLDLOCK, ROWLOCK)" in statements["append"][1]
+def test_streams_are_locked_by_hint_and_by_seeks_alone(store: SqlServerEventStore) -> None:
+    # A scan, which is the cheaper plan for a small table, would lock every stream in it.
+    statements = all_statements(store)["append"]
+    locking = [one for one in statements if one.startswith("SELECT cqrs_streams.")]
+    assert len(locking) == 2
+    for statement in locking:
+        assert "cqrs_streams WITH (UPDLOCK, HOLDLOCK, ROWLOCK, FORCESEEK)" in statement
 
 
 def test_the_oldest_open_row_version_is_looked_up_before_the_statement_that_reads(
@@ -213,7 +217,34 @@ def test_every_look_at_a_position_can_seek_in_the_index_of_row_versions(
         (("42S02", "Invalid object name 'cqrs_events'. (208)"), Failure.SCHEMA),
         (("08S01", "Communication link failure (0)"), Failure.AWAY),
         (("HYT00", "Login timeout expired (0)"), Failure.AWAY),
+        (
+            ("42000", "Lock request time out period exceeded. (1222) (SQLExecDirectW)"),
+            Failure.BEATEN,
+        ),
+        (("42S22", "Invalid column name 'outcome'. (207)"), Failure.SCHEMA),
+        (("42000", "Cannot open database requested by the login. (4060)"), Failure.AWAY),
+        (("HY000", "SHUTDOWN is in progress. (6005) (SQLExecDirectW)"), Failure.AWAY),
+        (("HY000", "Database 'd' is not currently available. (40613)"), Failure.AWAY),
+        (("42000", "The service has encountered an error. (40197)"), Failure.AWAY),
+        (("42000", "The service is currently busy. (40501)"), Failure.AWAY),
+        (("42000", "Not enough resources to process request. (49918)"), Failure.AWAY),
+        (("42000", "Too many create or update operations. (49919)"), Failure.AWAY),
+        (("42000", "Too many operations in progress. (49920)"), Failure.AWAY),
+        (("42000", "The request limit has been reached. (10928)"), Failure.AWAY),
+        (("42000", "The server is too busy. (10929)"), Failure.AWAY),
+        (("42000", "Failed to update: the database is read-only. (3906)"), Failure.AWAY),
         (("42000", "Incorrect syntax (102)"), Failure.OTHER),
+        # All of a driver's errors are there, the first one first.
+        (
+            (
+                "23000",
+                "[23000] [Microsoft]Cannot insert duplicate key (2601) (SQLExecDirectW); "
+                + "[23000] [Microsoft]The statement has been terminated. (3621)",
+            ),
+            Failure.TAKEN,
+        ),
+        # A number in the text is none of the error's.
+        (("42000", "[42000] own (2627) text (50000) (SQLExecDirectW)"), Failure.OTHER),
     ],
 )
 def test_what_pyodbc_says_is_understood(

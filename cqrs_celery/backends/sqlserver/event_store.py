@@ -12,6 +12,7 @@ The streams of an append are locked by hints: SQL Server has no FOR UPDATE.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -37,7 +38,9 @@ from ..sql.leading import Leadership
 from ..sql.tables import events, streams
 
 #: Locks each row that is read, and the place of each that is missing, until the transaction ends.
-LOCK_HINT: Final = "WITH (UPDLOCK, HOLDLOCK, ROWLOCK)"
+#: Always by seeks in an index: a scan, the cheaper plan for a small table, would lock every stream,
+#: and two plans that take locks in two orders could deadlock.
+LOCK_HINT: Final = "WITH (UPDLOCK, HOLDLOCK, ROWLOCK, FORCESEEK)"
 
 #: A column that the other engines do not have. It knows its table, for statements of nothing else.
 _ROW_VERSION: Final[ColumnElement[Any]] = column("row_version", ROWVERSION(), _selectable=events)  # type: ignore[no-untyped-call]
@@ -62,31 +65,71 @@ _LEAD: Final = text(
     " SELECT CASE WHEN @answer >= 0 THEN 1 ELSE 0 END"
 )
 
-#: SQL Server's numbers of errors, by what they mean.
-_TAKEN: Final = ("2627", "2601")
-_BEATEN: Final = ("1205", "3960", "1222")
-_SCHEMA: Final = ("208", "207", "2812")
+#: What SQL Server's numbers of errors mean.
+_FAILURES: Final = {
+    # A unique key.
+    2627: Failure.TAKEN,
+    2601: Failure.TAKEN,
+    # A deadlock, a lock that was not granted in time, a row that has changed since the snapshot.
+    1205: Failure.BEATEN,
+    1222: Failure.BEATEN,
+    3960: Failure.BEATEN,
+    # A table, a column or a procedure.
+    208: Failure.SCHEMA,
+    207: Failure.SCHEMA,
+    2812: Failure.SCHEMA,
+    # The database can't be opened, or the login not be served yet.
+    4060: Failure.AWAY,
+    4221: Failure.AWAY,
+    18401: Failure.AWAY,
+    # The server is paused, shuts down, or has ended the session.
+    596: Failure.AWAY,
+    6005: Failure.AWAY,
+    17142: Failure.AWAY,
+    # A replica is not, or no longer, the one to write to.
+    976: Failure.AWAY,
+    983: Failure.AWAY,
+    3906: Failure.AWAY,
+    # Azure: the database moves, or is busy.
+    10928: Failure.AWAY,
+    10929: Failure.AWAY,
+    40197: Failure.AWAY,
+    40501: Failure.AWAY,
+    40613: Failure.AWAY,
+    49918: Failure.AWAY,
+    49919: Failure.AWAY,
+    49920: Failure.AWAY,
+}
+
+#: What SQLSTATE means where no number says more.
+_STATES: Final = {
+    "40001": Failure.BEATEN,
+    "42S02": Failure.SCHEMA,
+    "42S22": Failure.SCHEMA,
+    "HYT00": Failure.AWAY,
+    "HYT01": Failure.AWAY,
+    "IM002": Failure.AWAY,
+    "28000": Failure.AWAY,
+    "01000": Failure.AWAY,
+}
+
+#: The number of one error; an ODBC driver writes it behind the text, which may have numbers too.
+_NUMBER: Final = re.compile(r"\((\d+)\)(?= \(SQL|; \[|$)")
 
 
 class SqlServerEventStore(SqlEventStore):
     """Be an EventStore in SQL Server, from version 2016."""
 
     def failure(self, error: BaseException) -> Failure:
-        """Return what a driver's error means, by SQLSTATE and SQL Server's number in its text."""
-        arguments = list(error.args)
-        state = str(arguments[0]) if len(arguments) > 1 else ""
-        said = str(error)
-        for numbers, failure in (
-            (_TAKEN, Failure.TAKEN),
-            (_BEATEN, Failure.BEATEN),
-            (_SCHEMA, Failure.SCHEMA),
-        ):
-            if any(f"({number})" in said for number in numbers):
-                return failure
-        if state == "40001":
-            return Failure.BEATEN
-        is_away = state.startswith("08") or state in {"HYT00", "HYT01", "IM002", "28000", "01000"}
-        return Failure.AWAY if is_away else Failure.OTHER
+        """Return what a driver's error means, by SQL Server's numbers in its text, or SQLSTATE."""
+        for number in _NUMBER.findall(str(error.args[-1]) if error.args else ""):
+            found = _FAILURES.get(int(number))
+            if found is not None:
+                return found
+        state = str(error.args[0]) if len(error.args) > 1 else ""
+        if state.startswith("08"):
+            return Failure.AWAY
+        return _STATES.get(state, Failure.OTHER)
 
     def lead(self) -> Leadership | None:
         """Return what makes a relay the active one; None if another one is."""

@@ -114,7 +114,10 @@ WHERE cqrs_streams.stream_key IN (?) ORDER BY cqrs_streams.stream_key
 UPDATE cqrs_streams SET version=? WHERE cqrs_streams.stream_id = ?
 
 -- append
-INSERT INTO cqrs_events (stream_id, version, event_id, type, type_version, payload, metadata, recorded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO cqrs_events (stream_id, version, event_id, type, type_version, payload, metadata, recorded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+
+-- append
+INSERT INTO cqrs_events (stream_id, version, event_id, type, type_version, payload, metadata, recorded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 
 -- append
 SELECT CAST(cqrs_events.row_version AS BIGINT) AS position

@@ -15,6 +15,7 @@ from cqrs_celery.errors import TransactionConflict
 from cqrs_celery.store.events import Subscriber
 from cqrs_celery.store.snapshot import Snapshot
 from cqrs_celery.store.stream import StreamName
+from cqrs_celery.testing.event_store_contract import append, event, events
 from tests.odbc import Count, Driver, Error, Rows
 
 ITEM = StreamName("shop", "Item", "1")
@@ -39,6 +40,45 @@ def test_a_new_snapshot_is_inserted_under_its_stream_s_number() -> None:
     # then the table is not taken for one that numbers its rows (error 8106)
     assert not [one for one in driver.statements if "IDENTITY_INSERT" in one]
     assert driver.statements[-1].startswith("INSERT INTO cqrs_snapshots (stream_id, ")
+
+
+# Locking
+
+ROWS_OF_APPEND = [
+    ("SELECT cqrs_streams.stream_key", Rows([(SqlServerEventStore._key(None, ITEM), 5, 0)])),  # type: ignore[arg-type]
+    ("AS position \nFROM", Rows([(2_001,)])),
+]
+
+
+def test_a_stream_s_key_is_bound_as_its_column_is_so_that_its_index_can_be_sought() -> None:
+    # given a key that is a CHAR: bound as NVARCHAR, the column would be converted, not the key
+    driver = Driver(ROWS_OF_APPEND)
+    store = open_store(driver)
+    append(store, ITEM, 0, event())
+    store.read_stream(ITEM)
+    # then it is a VARCHAR wherever a stream is looked for
+    looks = [
+        types[0][0]
+        for statement, types in zip(driver.statements, driver.types, strict=True)
+        if "stream_key" in statement
+    ]
+    assert looks == [Driver.SQL_VARCHAR] * 2
+
+
+# The order of positions
+
+
+def test_the_events_of_an_append_are_inserted_one_by_one() -> None:
+    # Which row of an INSERT of several gets the lower row version, SQL Server does not promise.
+    driver = Driver(ROWS_OF_APPEND)
+    new = events(3)
+    # when three events are appended
+    assert append(open_store(driver), ITEM, 0, *new) == (2_001, (3,))
+    # then there are three statements, in the order of the events
+    inserts = [asked for asked in driver.asked if asked[0].startswith("INSERT INTO cqrs_events")]
+    assert [parameters[1:3] for _, parameters in inserts] == [
+        (version, one.event_id) for version, one in enumerate(new, 1)
+    ]
 
 
 # Reading everything

@@ -382,7 +382,7 @@ class SqlEventStore:
         """Append in a transaction that is open, with statements that every engine knows.
 
         Statements: one to lock and read the streams; one to change them, two if some are new; one
-        for up to 200 events; one for the position; two for a command.
+        for up to 200 events, on SQL Server for each; one for the position; two for a command.
         """
         self._lock(connection)
         if command is not None:
@@ -420,7 +420,7 @@ class SqlEventStore:
                 for key, version in zip(keys, versions, strict=True)
             ],
         )
-        self._insert(connection, events, rows)
+        self._insert_events(connection, rows)
         last = rows[-1]
         position = connection.execute(
             select(self._position().label("position")).where(
@@ -484,6 +484,10 @@ class SqlEventStore:
             "metadata": encode(event.metadata).decode(),
             "recorded_at": self._time(event.timestamp),
         }
+
+    def _insert_events(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert events, whose positions increase in the order of the rows."""
+        self._insert(connection, events, rows)
 
     def _insert(
         self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -161,6 +161,12 @@ class SqlServerEventStore(SqlEventStore):
             _READ_ALL, reading_from(after_position), self._primary_reader,
             after=_row_version(after_position), limit=limit,
         )  # fmt: skip
+
+    def _insert_events(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        # One by one: in which order the rows of one INSERT get their row versions is not promised,
+        # neither for VALUES nor for SELECT … ORDER BY, which orders numbers of IDENTITY alone.
+        for row in rows:
+            self._insert(connection, events, [row])
 
     def _key(self, stream: StreamName) -> str:
         return hashlib.sha256(stream.key.encode()).hexdigest()

@@ -420,6 +420,17 @@ class EventStoreContract:
         append(store, BOLT, NO_STREAM, event(), command=command(command_id))
         assert store.find_command(command_id) == CommandOutcome(self.place(store, 1), "null")
 
+    @pytest.mark.parametrize(("one", "other"), LOOKALIKES)
+    def test_commands_whose_ids_look_alike_are_two(
+        self, store: EventStore, one: str, other: str
+    ) -> None:
+        append(store, BOLT, NO_STREAM, event(), command=command(one))
+        assert store.find_command(other) is None
+        append(store, BOLT, 1, event(), command=command(other))
+        for number, command_id in enumerate((one, other), 1):
+            found = CommandOutcome(self.place(store, number), "null")
+            assert store.find_command(command_id) == found
+
     # A stream's identity
 
     @pytest.mark.parametrize("aggregate_id", STRANGE_IDS)

@@ -197,6 +197,13 @@ class SnapshotStoreContract:
         assert list(snapshots.streams("shop", "InventoryItem")) == [shop]
         assert list(snapshots.streams("nobody", "InventoryItem")) == []
 
+    def test_types_that_look_alike_are_listed_apart(self, snapshots: SnapshotStore) -> None:
+        streams = [BOLT._replace(aggregate_type=name) for name in ("Order", "order", "Order ")]
+        for stream in streams:
+            self.put(snapshots, snapshot(stream=stream))
+        for stream in streams:
+            assert list(snapshots.streams(stream.application, stream.aggregate_type)) == [stream]
+
     def test_many_are_listed_whole_also_while_they_are_removed(
         self, snapshots: SnapshotStore
     ) -> None:

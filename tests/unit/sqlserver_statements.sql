@@ -12,9 +12,9 @@ CREATE TABLE cqrs_schema (
 CREATE TABLE cqrs_streams (
     stream_id BIGINT NOT NULL IDENTITY,
     stream_key CHAR(64) COLLATE Latin1_General_100_BIN2 NOT NULL,
-    application NVARCHAR(max) NOT NULL,
-    aggregate_type NVARCHAR(max) NOT NULL,
-    aggregate_id NVARCHAR(max) NOT NULL,
+    application NVARCHAR(max) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    aggregate_type NVARCHAR(max) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    aggregate_id NVARCHAR(max) COLLATE Latin1_General_100_BIN2 NOT NULL,
     version BIGINT NOT NULL,
     CONSTRAINT cqrs_streams_pkey PRIMARY KEY (stream_id),
     CONSTRAINT cqrs_streams_key UNIQUE (stream_key)
@@ -26,7 +26,7 @@ CREATE TABLE cqrs_events (
     stream_id BIGINT NOT NULL,
     version BIGINT NOT NULL,
     event_id NVARCHAR(200) COLLATE Latin1_General_100_BIN2 NOT NULL,
-    type NVARCHAR(max) NOT NULL,
+    type NVARCHAR(max) COLLATE Latin1_General_100_BIN2 NOT NULL,
     type_version INTEGER NOT NULL,
     payload NVARCHAR(max) NOT NULL,
     metadata NVARCHAR(max) NOT NULL,
@@ -178,7 +178,7 @@ WHERE cqrs_streams.stream_key = ?) AND cqrs_events.version > coalesce((SELECT sn
 FROM snapshot), 0) ORDER BY version
 
 -- snapshots
-SELECT TOP 500 cqrs_streams.stream_id, cqrs_streams.aggregate_id
+SELECT TOP 500 cqrs_streams.stream_id, cqrs_streams.application, cqrs_streams.aggregate_type, cqrs_streams.aggregate_id
 FROM cqrs_streams JOIN cqrs_snapshots ON cqrs_snapshots.stream_id = cqrs_streams.stream_id
 WHERE cqrs_streams.application = ? AND cqrs_streams.aggregate_type = ? AND cqrs_streams.stream_id > ? ORDER BY cqrs_streams.stream_id
 

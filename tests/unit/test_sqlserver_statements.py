@@ -175,6 +175,15 @@ def test_every_statement_is_t_sql_without_a_word_of_another_engine(
             assert not FOREIGN.search(statement.upper()), statement
 
 
+def test_every_text_that_identifies_is_compared_code_by_code(store: SqlServerEventStore) -> None:
+    schema = "\n".join(all_statements(store)["schema"])
+    names = ("application", "aggregate_type", "aggregate_id", "type", "event_id")
+    for column in (*names, "stream_key", "command_id", "name", "store_id"):
+        lines = re.findall(rf"^ +{column} N?V?A?R?CHAR.*$", schema, re.MULTILINE)
+        assert lines, column
+        assert all("COLLATE Latin1_General_100_BIN2" in line for line in lines), lines
+
+
 def test_streams_are_locked_by_hint_and_by_seeks_alone(store: SqlServerEventStore) -> None:
     # A scan, which is the cheaper plan for a small table, would lock every stream in it.
     statements = all_statements(store)["append"]

@@ -21,6 +21,8 @@ from tests.odbc import Count, Driver, Error, Rows
 ITEM = StreamName("shop", "Item", "1")
 AT = datetime(2026, 1, 2, tzinfo=UTC)
 
+SUBSCRIBER = Subscriber("shop.till", ("shop.paid",), "till", ("", "", "", "", ""))
+
 #: The answer to the look for the number of a stream.
 STREAM_5 = ("AS anon_1", Rows([(5,)]))
 
@@ -40,6 +42,37 @@ def test_a_new_snapshot_is_inserted_under_its_stream_s_number() -> None:
     # then the table is not taken for one that numbers its rows (error 8106)
     assert not [one for one in driver.statements if "IDENTITY_INSERT" in one]
     assert driver.statements[-1].startswith("INSERT INTO cqrs_snapshots (stream_id, ")
+
+
+# Keys: SQL Server takes `cmd ` for `cmd`
+
+
+def test_no_key_ends_with_a_space_and_no_two_become_one() -> None:
+    # given ids that SQL Server would take for one, and those that a careless escape would make one
+    ids = ["cmd", "cmd ", "cmd  ", "cmd\\", "cmd \\", "cmd\\ ", "cmd\\\\", " ", "\\", ""]
+    driver = Driver()
+    store = open_store(driver)
+    # when they are looked for
+    for command_id in ids:
+        assert store.find_command(command_id) is None
+    # then what the server gets differs before a space at the end
+    sent = [parameters[0] for _, parameters in driver.asked]
+    assert len({key.rstrip(" ") for key in sent}) == len(ids)
+    assert sent[0] == "cmd"
+
+
+def test_a_subscriber_s_name_is_such_a_key() -> None:
+    driver = Driver([("OUTPUT", Rows())])
+    open_store(driver).outbox.register(SUBSCRIBER._replace(name="shop.till "))
+    assert [
+        parameters[-1 if sql.startswith("UPDATE") else 0] for sql, parameters in driver.asked
+    ] == ["shop.till \\"] * 2
+
+
+def test_snapshots_of_another_type_by_spaces_alone_are_not_listed() -> None:
+    found = Rows([(1, "shop", "Item", "1"), (2, "shop", "Item ", "2")])
+    snapshots = open_store(Driver([("SELECT TOP 500", found)])).snapshots()
+    assert list(snapshots.streams("shop", "Item")) == [ITEM]
 
 
 # Locking
@@ -113,8 +146,6 @@ def test_the_last_position_and_what_is_pending_are_looked_up_in_the_table() -> N
 
 
 # NOCOUNT: the driver says -1 of every statement that changes rows
-
-SUBSCRIBER = Subscriber("shop.till", ("shop.paid",), "till", ("", "", "", "", ""))
 
 
 @pytest.mark.parametrize(("found", "sent"), [([], ["UPDATE", "INSERT"]), ([("x",)], ["UPDATE"])])

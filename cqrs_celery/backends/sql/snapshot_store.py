@@ -180,7 +180,12 @@ class SqlSnapshotStore:
         last = -1
         while True:
             rows = self._store._rows(
-                select(streams.c.stream_id, streams.c.aggregate_id)
+                select(
+                    streams.c.stream_id,
+                    streams.c.application,
+                    streams.c.aggregate_type,
+                    streams.c.aggregate_id,
+                )
                 .join(snapshots, snapshots.c.stream_id == streams.c.stream_id)
                 .where(
                     streams.c.application == application,
@@ -191,9 +196,12 @@ class SqlSnapshotStore:
                 .limit(PAGE),
                 f"look for snapshots of {aggregate_type}",
             )
-            for stream_id, aggregate_id in rows:
+            for stream_id, *parts in rows:
                 last = stream_id
-                yield StreamName(application, aggregate_type, aggregate_id)
+                stream = StreamName(*parts)
+                # SQL Server does not compare spaces at the end.
+                if stream[:2] == (application, aggregate_type):
+                    yield stream
             if len(rows) < PAGE:
                 return
 

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.backends.sqlserver.event_store import SqlServerEventStore
-from cqrs_celery.errors import TransactionConflict
+from cqrs_celery.errors import StoreUnavailable, TransactionConflict
 from cqrs_celery.store.events import Subscriber
 from cqrs_celery.store.snapshot import Snapshot
 from cqrs_celery.store.stream import StreamName
@@ -225,3 +226,31 @@ def test_what_the_database_always_ends_is_one_public_error(
     with pytest.raises(TransactionConflict, match=r"5 times in a row .*1205.* Repeat it") as raised:
         work(open_store(driver))
     assert "mssql://h/d" in str(raised.value)
+
+
+# Making the tables
+
+
+def test_migrations_run_under_a_lock_of_the_schema_s_that_ends_with_the_transaction() -> None:
+    # given a database without tables
+    made = ("INSERT INTO cqrs_schema", Rows([("0001",)]))
+    driver = Driver([("sp_getapplock", Rows([(0,)])), made])
+    # when they are made
+    create_schema(open_store(driver))
+    # then the lock is taken first, in a transaction that a look at a table has begun
+    lock, *others = driver.statements
+    assert lock.index("FROM sys.schemas") < lock.index("sp_getapplock")
+    assert "@LockOwner = 'Transaction'" in lock
+    assert "SCHEMA_NAME()" in lock
+    assert lock.index("SET NOCOUNT OFF") < lock.index("SELECT @answer")
+    assert [one for one in others if "CREATE TABLE cqrs_events" in one]
+    # and they are committed once
+    assert driver.ends[0] == "commit"
+
+
+def test_tables_that_another_process_makes_without_an_end_are_one_clear_error() -> None:
+    driver = Driver([("sp_getapplock", Rows([(-1,)]))])
+    with pytest.raises(StoreUnavailable, match=r"another process .* 60 s .* repeat"):
+        create_schema(open_store(driver))
+    assert len(driver.asked) == 1
+    assert "commit" not in driver.ends

@@ -5,7 +5,6 @@ The database is emptied for every test.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,21 +13,18 @@ import pytest
 from sqlalchemy import text
 
 from cqrs_celery.backends.opening import open_event_store
-from cqrs_celery.backends.sql.schema import VERSION_TABLE, create_schema
+from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.backends.sql.snapshot_store import SqlSnapshotStore
 from cqrs_celery.backends.sql.tables import metadata
 from cqrs_celery.backends.sqlserver.event_store import SqlServerEventStore
 from cqrs_celery.testing.event_store_contract import EventStoreContract
 from cqrs_celery.testing.snapshot_store_contract import SnapshotsBesideEventsContract
-from tests.conftest import NO_MSSQL
 from tests.integration.test_snapshot_stores import SqlContract
+from tests.mssql import NEEDS_MSSQL, URL, drop_tables
 from tests.nodes import REPOSITORY
 from tests.sql_writers import Writers, slow_and_unsteady
 
-URL = os.environ.get("CQRS_TEST_MSSQL_URL", "")
-
-# One database for all of them, also where several processes run tests.
-pytestmark = [pytest.mark.skipif(not URL, reason=NO_MSSQL), pytest.mark.alone]
+pytestmark = [*NEEDS_MSSQL]
 
 
 @pytest.fixture
@@ -81,9 +77,7 @@ def test_four_processes_that_make_the_tables_at_once_all_succeed(
     store: SqlServerEventStore,
 ) -> None:
     # given a database without tables
-    with store.engine.begin() as connection:
-        for name in (*metadata.tables, VERSION_TABLE):
-            connection.execute(text(f"DROP TABLE {name}"))
+    drop_tables(store)
     # when four processes make them at once
     makers = [
         subprocess.Popen(

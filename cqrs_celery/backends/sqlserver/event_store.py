@@ -61,8 +61,8 @@ _READ_ALL: Final = text(
 
 _LEAD: Final = text(
     "SET NOCOUNT ON; DECLARE @answer int; EXEC @answer = sp_getapplock @Resource = 'cqrs_relay',"
-    " @LockMode = 'Exclusive', @LockOwner = 'Session', @LockTimeout = 0; SET NOCOUNT OFF;"
-    " SELECT CASE WHEN @answer >= 0 THEN 1 ELSE 0 END"
+    " @LockMode = 'Exclusive', @LockOwner = 'Session', @LockTimeout = 0;"
+    " SELECT CASE WHEN @answer >= 0 THEN 1 ELSE 0 END; SET NOCOUNT OFF"
 )
 
 #: What SQL Server's numbers of errors mean.

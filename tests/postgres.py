@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -128,11 +129,22 @@ class PostgresNode(ProcessNode):
         return [*self._program("postgres"), "-D", str(self._data / "data")]
 
     def start(self) -> None:
-        """Start the server and wait until it answers."""
+        """Start the server and wait until it answers.
+
+        After a kill -9 its sessions, each a process of its own, may outlive it for a moment; until
+        they have ended, it refuses to start, and is started again.
+        """
         if self.status == "created":
             self._initialize()
-        super().start()
-        self.wait_ready()
+        deadline = time.monotonic() + 10
+        while True:
+            super().start()
+            try:
+                return self.wait_ready()
+            except AssertionError:
+                is_early = "pre-existing shared memory block" in self.logs_since_start()
+                if not is_early or time.monotonic() > deadline:
+                    raise
 
     def _initialize(self) -> None:
         data = self._data / "data"

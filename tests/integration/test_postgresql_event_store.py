@@ -498,7 +498,7 @@ def test_appends_on_many_connections_go_on_after_a_restart_and_nothing_is_lost_o
                     return
             said[stream].append(new.event_id)
 
-    threads = [threading.Thread(target=work, args=(stream,)) for stream in streams]
+    threads = [threading.Thread(target=work, args=(stream,), daemon=True) for stream in streams]
     for thread in threads:
         thread.start()
 

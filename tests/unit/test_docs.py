@@ -15,6 +15,7 @@ import cqrs_celery
 from cqrs_celery import errors
 from cqrs_celery.app import settings
 from cqrs_celery.transport.channel import Channel
+from cqrs_celery.transport.options import OPTIONS
 from tests.nodes import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
@@ -126,6 +127,10 @@ def test_the_settings_page_has_exactly_the_options_of_the_transport() -> None:
     assert {name for name, _ in defaults} == ours
     for name, default in defaults:
         assert float(default) == getattr(Channel, name), name
+    accepted = re.findall(r"^\| `(\w+)` \|(?:[^|]*\|){2}[^|]*from ([\d.]+) \|", own, re.MULTILINE)
+    assert {name: float(least) for name, least in accepted} == {
+        name: least for name, (least, _) in OPTIONS.items()
+    }
     named = set(re.findall(r"`(\w+)`", stock))
     options = set(Channel.from_transport_options) - ours
     assert options - named == set(), "missing"

@@ -865,10 +865,11 @@ def test_a_decorator_takes_only_its_kind_of_message(decorator: Any, text: str) -
     ("settings", "setting", "text"),
     [
         ({"cqrs_event_stor": "broker"}, "cqrs_event_stor", "did you mean 'cqrs_event_store'"),
+        ({"CQRS_CACHE": "memory"}, "CQRS_CACHE", "did you mean 'cqrs_cache'"),
         (
             {"cqrs_event_store": "mysql://bob:secret@h/d"},
             "cqrs_event_store",
-            "is 'mysql://…'; accepted: 'broker', 'memory://', postgresql://…",
+            "is 'mysql://…'; accepted: 'broker', 'memory://', 'postgresql://…'",
         ),
         (
             {"cqrs_event_store_read_url": "postgresql://bob:secret@h/d"},
@@ -879,6 +880,17 @@ def test_a_decorator_takes_only_its_kind_of_message(decorator: Any, text: str) -
         ({"cqrs_application": ""}, "cqrs_application", "is ''; accepted: letters"),
         ({"cqrs_command_id_ttl_s": "14"}, "cqrs_command_id_ttl_s", "is '14'; accepted: a whole"),
         ({"cqrs_command_id_ttl_s": 60}, "cqrs_command_id_ttl_s", "is 60; .* from 604800"),
+        (
+            {"cqrs_command_id_ttl_s": 60},
+            "cqrs_command_id_ttl_s",
+            "from 604800, which is cqrs_dead_letter_ttl_s",
+        ),
+        (
+            {"cqrs_dead_letter_ttl_s": 2_000_000},
+            "cqrs_dead_letter_ttl_s",
+            "is 2000000; .* up to cqrs_command_id_ttl_s, which is 1209600 by default: set both",
+        ),
+        ({"broker_transport_options": "x=1"}, "broker_transport_options", "a dict of options"),
         ({"accept_content": ["pickle"]}, "accept_content", "a list with 'json' in it"),
         ({"task_protocol": 1}, "task_protocol", "is 1; accepted: 2"),
         (
@@ -909,6 +921,18 @@ def test_a_wrong_setting_names_itself_and_what_is_accepted(
         _ = application(**settings).runtime
     assert caught.value.setting == setting
     assert caught.value.accepted
+
+
+def test_with_a_namespace_settings_have_its_prefix_and_others_are_left_alone() -> None:
+    def configured(**settings: Any) -> Celery:
+        app = Celery("shop", set_as_current=False)
+        app.config_from_object(SimpleNamespace(**settings), namespace="CELERY")
+        return app
+
+    settings = {"CELERY_CQRS_CACHE": "memory", "CQRS_CACHE": "another library's", "CQRS_X": 1}
+    assert CQRS(configured(**settings)).settings.cache == "memory"
+    with pytest.raises(InvalidSetting, match="did you mean 'CELERY_CQRS_CACHE'"):
+        _ = CQRS(configured(CELERY_CQRS_CACH="memory")).settings
 
 
 def test_an_application_that_names_no_store_keeps_events_in_the_broker() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from ..errors import CQRSError
 from .dead_letters import dead_letters
 from .events import events
 from .move import move_queues
@@ -16,7 +19,26 @@ from .subscriptions import subscriptions
 __all__ = ["cqrs"]
 
 
-@click.group(name="cqrs", help="Look after the reliable queue, its subscriptions, and SQL tables.")
+class _Commands(click.Group):
+    """A group whose commands end with one line where the package refuses something."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Invoke a command.
+
+        Raises:
+            click.ClickException: it raised one of the package's errors, whose text this has.
+        """
+        try:
+            return super().invoke(ctx)
+        except CQRSError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(
+    cls=_Commands,
+    name="cqrs",
+    help="Look after the reliable queue, its subscriptions, and SQL tables.",
+)
 def cqrs() -> None:
     """Gather the commands."""
 

@@ -158,6 +158,16 @@ def test_the_tree_of_errors_is_the_one_in_the_modules_docstring() -> None:
     assert drawn == "\n".join(re.sub(r"(\w+) .*", r"\1", line) for line in lines)
 
 
+def test_the_dead_letters_page_has_exactly_the_reasons_that_the_code_gives() -> None:
+    page = (DOCS / "explanation" / "dead-letters.md").read_text(encoding="utf-8")
+    table = page.partition("| reason | what was found |")[2].partition("\n\n")[0]
+    given = r"""(?:"reason": ?|\._say\(|set_aside\(\w+, |with_reason\()"([a-z][a-z :]+)"""
+    sources = sorted((REPOSITORY / "cqrs_celery").rglob("*.py"))
+    found = {reason for path in sources for reason in re.findall(given, path.read_text())}
+    assert len(found) > 10
+    assert set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) == found
+
+
 def test_the_public_api_page_has_every_public_name() -> None:
     page = (DOCS / "reference" / "public-api.md").read_text(encoding="utf-8")
     for name in cqrs_celery.__all__:

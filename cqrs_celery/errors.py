@@ -6,6 +6,7 @@ CQRSError
 │   ├── InvalidSetting            a `cqrs_…` setting has a value that is not accepted
 │   ├── MissingDependency         an optional package or server program is not installed
 │   ├── UnsupportedCelery         this version of Celery lacks what the transport changes in it
+│   ├── BrokerConflict            the application's events are relayed to another broker already
 │   └── RegistrationError         a message type or handler can't be registered
 │       ├── DuplicateRegistration     the name, or the command, is taken
 │       ├── ReservedFieldName         a message field hides a name of the base class
@@ -28,8 +29,10 @@ CQRSError
 │   ├── ConcurrencyError          another writer committed first
 │   │   └── TransactionConflict       the database ended the transaction for another's sake
 │   ├── DuplicateCommand          the command has committed before
+│   ├── InvalidText               an id or a name has a character that not every store can hold
 │   ├── LeaseLost                 the writer no longer holds its message
 │   ├── SchemaError               the store's tables are missing or of another version
+│   ├── StoreWentBack             the store is in an earlier state than it was
 │   └── StoreUnavailable          the store's server does not answer
 ├── LockTimeout                   somebody else held an aggregate's lock for too long
 └── PublishFailed                 a message could not be handed to the broker
@@ -89,6 +92,12 @@ class UnsupportedCelery(ConfigurationError):
     celery_version: str
     kombu_version: str
     missing: tuple[str, ...]
+
+
+class BrokerConflict(ConfigurationError):
+    """Say that workers of one application, on one store, have two brokers; names both."""
+
+    application: str
 
 
 class RegistrationError(ConfigurationError):
@@ -231,6 +240,15 @@ class DuplicateCommand(StoreError):
     outcome: str
 
 
+class InvalidText(StoreError, ValueError):
+    """An id or a name has a NUL, or half of a surrogate pair; not every store can hold such a text.
+
+    Nothing was written. Use another id.
+    """
+
+    text: str
+
+
 class LeaseLost(StoreError):
     """Say that a worker's lease on its message ended before it committed; nothing was written."""
 
@@ -239,6 +257,13 @@ class LeaseLost(StoreError):
 
 class SchemaError(StoreError):
     """Say that a SQL store's tables are missing or of another version; says how to make them."""
+
+
+class StoreWentBack(StoreError):
+    """Say that a store no longer has an event that it had, as after restoring a backup."""
+
+    position: int
+    event_id: str
 
 
 class StoreUnavailable(StoreError):

@@ -107,6 +107,12 @@ def check(out: Path, event_ids: list[str], *, is_once: bool = True) -> None:
             assert versions == sorted(versions)
 
 
+def _options(broker: str, *, is_reliable: bool) -> dict[str, Any]:
+    if broker.startswith(("amqp:", "pyamqp:")):
+        return {"confirm_publish": os.environ.get("YARD_CONFIRM") != "0"}
+    return {"lease_s": 2} if is_reliable else {}
+
+
 def make_app(broker: str, store: str) -> Celery:
     """Return the application, and its CQRS as `app.cqrs`."""
     made = Celery("yard", broker=broker, set_as_current=False)
@@ -114,7 +120,7 @@ def make_app(broker: str, store: str) -> Celery:
         made.conf.broker_transport = TRANSPORT
     made.conf.update(
         cqrs_event_store=store,
-        broker_transport_options={"lease_s": 2} if made.conf.broker_transport else {},
+        broker_transport_options=_options(broker, is_reliable=bool(made.conf.broker_transport)),
         broker_connection_retry_on_startup=True,
         task_ignore_result=True,
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import celery
@@ -29,7 +29,7 @@ from ..dispatch.middleware import Middleware, checked
 from ..dispatch.publishing import Published, Publisher
 from ..dispatch.runtime import Runtime, add_application, current_app
 from ..dispatch.tasks import send_unhandled, stream_of
-from ..errors import InvalidSetting
+from ..errors import ConfigurationError, InvalidSetting
 from ..messages.message import Command, Message, Query
 from ..messages.metadata import Metadata, new_id
 from ..messages.sender import use_sender
@@ -46,7 +46,13 @@ from .locks import open_locks
 from .no_store import NoEventStore, check_store
 from .relaying import RelayParts, open_relay
 from .settings import BROKER, IN_A_TASK, Settings, check_broker, check_tasks, read_settings
-from .snapshots import add_snapshot_task, check_snapshots, open_snapshots, snapshot_queue
+from .snapshots import (
+    add_snapshot_task,
+    check_snapshots,
+    forget_lost,
+    open_snapshots,
+    snapshot_queue,
+)
 from .stores import open_store
 from .topics import open_subscriptions, open_topics
 
@@ -127,13 +133,19 @@ class CQRS:
             compression=settings.compression,
             max_bytes=settings.max_message_bytes,
         )
-        relay = self.relay = open_relay(self.app, store, is_reliable=self._is_reliable)
         locks = open_locks(self.app, store)
         repository = Repository(
             store,
             serializer,
             snapshots=open_snapshots(self.app, settings, store, self._given_snapshots),
-            cache=open_cache(self.app, settings),
+            cache=open_cache(self.app, settings, store),
+        )
+        relay = self.relay = open_relay(
+            self.app,
+            store,
+            settings.application,
+            is_reliable=self._is_reliable,
+            on_went_back=partial(forget_lost, store, repository.snapshots, settings.application),
         )
         bus = Bus(repository, serializer, locks=locks, middleware=self._middleware)
         return Runtime(
@@ -384,7 +396,10 @@ class CQRS:
         """Check the settings, and consume the queues of all handlers unless -Q says which."""
         if instance is None or instance.app is not self.app:
             return
-        runtime = self.runtime
+        try:
+            runtime = self.runtime
+        except ConfigurationError:
+            return  # a step of the worker's finds it again, and can end that
         for definition in definitions.all():
             if definition.kind != "query":
                 runtime.app.amqp.queues.select_add(task_of(self.app, definition).home_queue)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -17,10 +17,12 @@ import celery
 
 from ..backends.redis.relay_queue import RelayQueue
 from ..dispatch.envelope import pack_event
-from ..store.events import Lease, StoredEvent, Subscriber
+from ..errors import BrokerConflict
+from ..store.events import Lease, Place, StoredEvent, Subscriber
 from ..store.ports import EventStore
 from ..transport.clients import BrokerClient
 from ..transport.merging import BODY
+from .settings import check_confirms
 
 #: Seconds between two looks for new events where nobody wakes the relay.
 POLL_S: Final = 0.1
@@ -36,21 +38,43 @@ WAKE_ANSWER_S: Final = 0.2
 LEASE_ANSWER_S: Final = 5.0
 
 
+#: Seconds for which another broker's relay must be seen alive before its application is refused to
+#: have a second one; by then it has noticed that it has lost its data, where it has.
+CONFLICT_S: Final = 3.0
+
+#: Seconds between two looks meanwhile.
+CONFLICT_LOOK_S: Final = 0.2
+
+
 class Destination(Protocol):
-    """Be where the relay gives events to."""
+    """Be where the relay gives events to.
+
+    Attributes:
+        has_leases: whether a worker's hold on its message can be looked up here.
+        where: names it in errors, without credentials.
+    """
 
     has_leases: bool
+    where: str
+
+    def broker_id(self) -> str:
+        """Return what tells this broker from all others; empty if nothing can."""
 
     def position(self) -> int | None:
         """Return up to where events were given; None if nothing is known."""
 
-    def start_at(self, position: int) -> None:
-        """Begin behind a position, unless one is known."""
+    def take_over(self, token: str, place: Place | None = None) -> Place | None:
+        """Become the one whose events count.
 
-    def go_back(self, position: int) -> None:
-        """Go on behind a position, whatever is known."""
+        Args:
+            token: the relay's claim.
+            place: to go on behind; None for what is known.
 
-    def enqueue(self, after_position: int, events: Sequence[StoredEvent]) -> int | None:
+        Returns:
+            The place behind which to go on; None if nothing is known.
+        """
+
+    def enqueue(self, token: str, after_position: int, events: Sequence[StoredEvent]) -> int | None:
         """Give events to their subscribers; returns the position now, None if nothing is known."""
 
     def lowest_unhandled(self) -> int | None:
@@ -81,29 +105,77 @@ class RelayParts:
 
     Attributes:
         store: has the events.
-        outbox: gives them in order, and remembers what the queue may lose.
         destination: gets them.
+        application: whose relay it is.
+        leadership: makes one of its relays the active one, and remembers what the queue may lose.
+        on_went_back: called where the store has lost events that were given, with the place behind
+            which they are given again.
         is_registered: set when this process has registered its subscribers. Before that, a relay
             could pass an event for which there is a subscriber.
     """
 
     store: Any
-    outbox: Any
     destination: Destination
+    application: str
+    leadership: Any
+    on_went_back: Callable[[Place], object] = lambda place: None
     is_registered: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def outbox(self) -> Any:
+        """Gives the events in order, and knows the subscribers."""
+        return self.store.outbox
 
     def register(self, subscriber: Subscriber) -> int:
         """Register a subscriber where the relay finds it again, and where events are given."""
-        self.outbox.register(subscriber)
+        self.outbox.register(self.application, subscriber)
         return self.destination.register(subscriber)
 
     def unregister(self, name: str, topics: Sequence[str]) -> int:
         """Remove a subscriber from topics; what it was sent stays. Returns from how many."""
-        known: int = self.outbox.unregister(name, topics)
+        known: int = self.outbox.unregister(self.application, name, topics)
         return max(known, self.destination.unregister(name, topics))
 
+    def check_broker(self) -> None:
+        """Check that no other relays of this application have another broker.
 
-def open_relay(app: celery.Celery, store: EventStore, *, is_reliable: bool) -> RelayParts | None:
+        Where the last one's lease has not ended, that is waited for: it may have been killed, or be
+        about to notice that this broker has lost its data, and with them its id.
+
+        Raises:
+            BrokerConflict: they do, and are alive.
+            StoreUnavailable: the store or the broker does not answer.
+        """
+        broker_id = self.destination.broker_id()
+        if not broker_id:
+            return
+        began_at, first = time.monotonic(), None
+        while True:
+            led = self.leadership.led()
+            if led is None or not led.is_live or led.broker_id in ("", broker_id):
+                return
+            first = first or led
+            is_renewed = led.until_ms != first.until_ms
+            if is_renewed and time.monotonic() - began_at > CONFLICT_S:
+                raise BrokerConflict(
+                    f"{self.application!r} relays the events of {self.store.where} to"
+                    f" {led.broker or 'another broker'} already (its active relay is {led.leader}),"
+                    f" so not to {self.destination.where}, this worker's broker. Stop the workers"
+                    " there first; a broker of its own is for an application with another name (the"
+                    " setting cqrs_application).",
+                    application=self.application,
+                )
+            time.sleep(CONFLICT_LOOK_S)
+
+
+def open_relay(
+    app: celery.Celery,
+    store: EventStore,
+    application: str,
+    *,
+    is_reliable: bool,
+    on_went_back: Callable[[Place], object],
+) -> RelayParts | None:
     """Return what a relay of an application's store needs; None if the store delivers itself.
 
     The store's commits then wake it, and ask the queue whether their lease is held.
@@ -111,12 +183,20 @@ def open_relay(app: celery.Celery, store: EventStore, *, is_reliable: bool) -> R
     Args:
         app: has the broker.
         store: has an outbox, if it needs a relay.
+        application: whose relay it is.
         is_reliable: whether the broker is the reliable queue.
+        on_went_back: called where the store has lost events; see `RelayParts`.
+
+    Raises:
+        InvalidSetting: a broker is named that is RabbitMQ, and does not confirm what is sent.
     """
     outbox: Any = getattr(store, "outbox", None)
     if outbox is None:
         return None
     destination: Destination
+    sql: Any = store
+    broker = app.connection_for_write().as_uri()
+    leadership = sql.leadership(application, broker=broker)
     if is_reliable:
         options = app.conf.broker_transport_options or {}
         destination = RelayQueue(
@@ -124,7 +204,7 @@ def open_relay(app: celery.Celery, store: EventStore, *, is_reliable: bool) -> R
             store_id=lambda: outbox.store_id,
             prefix=str(options.get("global_keyprefix", "")),
             body=BODY,
-            where=app.connection_for_write().as_uri(),
+            where=broker,
             wake_client=BrokerClient(
                 app.connection_for_write, socket_timeout_s=WAKE_ANSWER_S, retries=0
             ),
@@ -133,13 +213,15 @@ def open_relay(app: celery.Celery, store: EventStore, *, is_reliable: bool) -> R
             ),
         )
     else:
-        destination = CeleryDestination(app, outbox)
-    sql: Any = store
+        # Who names none may use the bus in this process alone; a worker is checked anyway.
+        if app.conf.broker_write_url or app.conf.broker_url or app.conf.broker_transport:
+            check_confirms(app)
+        destination = CeleryDestination(app, outbox, leadership, application, where=broker)
     if destination.has_leases:
         sql.on_commit = destination.wake
         if sql.lease_check is None:
             sql.lease_check = destination.is_held
-    return RelayParts(store, outbox, destination)
+    return RelayParts(store, destination, application, leadership, on_went_back)
 
 
 class CeleryDestination:
@@ -150,34 +232,51 @@ class CeleryDestination:
 
     Args:
         app: sends.
-        outbox: remembers the position, and the subscribers.
+        outbox: knows the subscribers.
+        leadership: remembers the position.
+        application: whose subscribers.
+        where: names the broker in errors, without credentials.
     """
 
     has_leases = False
 
-    def __init__(self, app: celery.Celery, outbox: Any) -> None:
+    def __init__(
+        self,
+        app: celery.Celery,
+        outbox: Any,
+        leadership: Any,
+        application: str,
+        *,
+        where: str = "the broker",
+    ) -> None:
         self._app = app
         self._outbox = outbox
+        self._leadership = leadership
+        self._application = application
+        self.where = where
         self._subscribers: list[Subscriber] = []
         self._read_at = 0.0
 
+    def broker_id(self) -> str:
+        """Return nothing: such a broker keeps no id."""
+        return ""
+
     def position(self) -> int | None:
         """Return up to where events were sent; None if none ever was."""
-        found: int | None = self._outbox.checkpoint()
-        return found
+        place = self._leadership.checkpoint()
+        return None if place is None else int(place.position)
 
-    def start_at(self, position: int) -> None:
-        """Begin behind a position."""
-        self._outbox.save_checkpoint(position)
+    def take_over(self, token: str, place: Place | None = None) -> Place | None:
+        """Go on behind a place, or behind what the store's own database knows; returns it."""
+        if place is not None:
+            self._leadership.save_checkpoint(place)
+        known: Place | None = self._leadership.checkpoint()
+        return known
 
-    def go_back(self, position: int) -> None:
-        """Go on behind a position."""
-        self._outbox.save_checkpoint(position)
-
-    def enqueue(self, after_position: int, events: Sequence[StoredEvent]) -> int | None:
-        """Send events to their subscribers, and remember the last one's position."""
+    def enqueue(self, token: str, after_position: int, events: Sequence[StoredEvent]) -> int | None:
+        """Send events to their subscribers, and remember the last one, while the claim holds."""
         if time.monotonic() - self._read_at > WAIT_S:
-            self._subscribers = self._outbox.subscribers()
+            self._subscribers = self._outbox.subscribers(self._application)
             self._read_at = time.monotonic()
         with self._app.producer_pool.acquire(block=True) as producer:
             for stored in events:
@@ -185,9 +284,9 @@ class CeleryDestination:
                 for subscriber in self._subscribers:
                     if stored.event.type in subscriber.topics:
                         self._send(subscriber, stored, packed, producer)
-        position = events[-1].global_position
-        self._outbox.save_checkpoint(position)
-        return position
+        last = events[-1]
+        place = Place(last.global_position, last.event.event_id)
+        return place.position if self._leadership.save_checkpoint(place) else self.position()
 
     def _send(
         self, subscriber: Subscriber, stored: StoredEvent, packed: Any, producer: Any

@@ -46,6 +46,10 @@ CACHE_TTL_S = 600
 SQL = ("postgresql", "mssql", "sqlite")
 #: How the URL of one of Django's databases begins.
 DJANGO = "django://"
+#: What `cqrs_event_store` accepts, as errors say it.
+EVENT_STORES = (
+    "'broker', 'memory://', 'postgresql://…', 'mssql+pyodbc://…', 'sqlite:///…' or 'django://…'"
+)
 
 #: Every setting there is.
 NAMES = (
@@ -112,6 +116,9 @@ def read_settings(app: celery.Celery) -> Settings:
         InvalidSetting: a setting has a value that is not accepted, or there is no such setting.
         MissingDependency: zstd is asked for and not installed.
     """
+    # Celery's configuration is pending until it is read, and knows neither all its keys nor its
+    # prefix; then it is another object.
+    len(app.conf)
     conf: Mapping[str, Any] = app.conf
     _check_names(conf)
     dead_letters = DeadLetterPolicy(
@@ -126,9 +133,7 @@ def read_settings(app: celery.Celery) -> Settings:
         application=_application(app),
         event_store=event_store,
         event_store_read_url=_read_url(conf, event_store),
-        command_id_ttl_s=_seconds(
-            conf, "cqrs_command_id_ttl_s", COMMAND_ID_TTL_S, at_least=int(dead_letters.ttl_s)
-        ),
+        command_id_ttl_s=_command_id_ttl_s(conf, int(dead_letters.ttl_s)),
         dead_letters=dead_letters,
         snapshots=_one_of(conf, "cqrs_snapshots", ON_COMMIT, (ON_COMMIT, IN_A_TASK, OFF)),
         cache=_one_of(conf, "cqrs_cache", OFF, (OFF, IN_MEMORY, IN_REDIS, IN_BOTH)),
@@ -148,14 +153,24 @@ def read_settings(app: celery.Celery) -> Settings:
 
 
 def _check_names(conf: Mapping[str, Any]) -> None:
-    for name in conf:
-        if name.startswith("cqrs_") and name not in NAMES:
-            close = difflib.get_close_matches(name, NAMES, n=1)
+    # With a namespace, such as CELERY for Django's settings, Celery takes CELERY_CQRS_CACHE for
+    # cqrs_cache, and CQRS_CACHE is somebody else's. Without one, Celery ignores CQRS_CACHE.
+    prefix = str(getattr(conf, "prefix", None) or "")
+    cased = str.upper if prefix.isupper() else str.lower
+    known = [prefix + cased(name) for name in NAMES]
+    start = prefix + cased("cqrs_")
+    for key in conf:
+        if key in known or key in NAMES:
+            continue
+        is_upper = not prefix and key.isupper() and key.lower() in NAMES
+        if is_upper or key.startswith((start, "cqrs_")):
+            candidates = known if key.startswith(start) else NAMES
+            close = difflib.get_close_matches(key.lower() if is_upper else key, candidates, n=1)
             raise InvalidSetting(
-                f"there is no setting {name!r}"
+                f"there is no setting {key!r}"
                 + (f"; did you mean {close[0]!r}?" if close else "")
                 + f" Settings are: {', '.join(NAMES)}.",
-                setting=name,
+                setting=key,
                 accepted=", ".join(NAMES),
             )
 
@@ -172,8 +187,7 @@ def _application(app: celery.Celery) -> str:
 def _event_store(conf: Mapping[str, Any]) -> str:
     value = conf.get("cqrs_event_store", BROKER)
     if value not in (BROKER, MEMORY) and not _is_sql(value) and not _is_of_django(value):
-        urls = ", ".join(f"{scheme}://…" for scheme in (*SQL, "django"))
-        raise _invalid("cqrs_event_store", _shown(value), f"{BROKER!r}, {MEMORY!r}, {urls}")
+        raise _invalid("cqrs_event_store", _shown(value), EVENT_STORES)
     return str(value)
 
 
@@ -223,6 +237,22 @@ def _compression(conf: Mapping[str, Any]) -> Compression | None:
     return Compression(algorithm, threshold)
 
 
+def _command_id_ttl_s(conf: Mapping[str, Any], dead_letter_ttl_s: int) -> int:
+    name, other = "cqrs_command_id_ttl_s", "cqrs_dead_letter_ttl_s"
+    ttl_s = _seconds(conf, name, COMMAND_ID_TTL_S, at_least=1)
+    if ttl_s >= dead_letter_ttl_s:
+        return ttl_s
+    if name in conf:
+        raise _invalid(
+            name, ttl_s, f"a whole number of seconds from {dead_letter_ttl_s}, which is {other}"
+        )
+    raise _invalid(
+        other,
+        dead_letter_ttl_s,
+        f"a whole number of seconds up to {name}, which is {ttl_s} by default: set both",
+    )
+
+
 def _seconds(conf: Mapping[str, Any], name: str, default: int, *, at_least: int) -> int:
     return _whole(conf, name, default, at_least=at_least, what="a whole number of seconds")
 
@@ -264,13 +294,45 @@ def check_broker(app: celery.Celery, *, transport: str, schemes: Collection[str]
     )
 
 
+def check_confirms(app: celery.Celery) -> None:
+    """Check that RabbitMQ, if it is the broker, confirms what is sent.
+
+    Without that, what is sent while the connection breaks is lost, and its sender is told nothing:
+    a command, and an event that the relay then counts as sent. It is not set here in silence, since
+    it costs each of the application's own messages a round trip.
+
+    Raises:
+        InvalidSetting: it does not.
+    """
+    connection = app.connection_for_write()
+    try:
+        is_amqp = connection.get_transport_cls().driver_type == "amqp"
+    except ImportError:
+        return  # told by whoever connects
+    options = app.conf.broker_transport_options or {}
+    if is_amqp and options.get("confirm_publish") is not True:
+        raise InvalidSetting(
+            "commands and events are sent over RabbitMQ, which does not confirm them"
+            f" (broker_transport_options has confirm_publish = {options.get('confirm_publish')!r}):"
+            " what is sent while a connection breaks would be lost, and nobody told. Set"
+            " broker_transport_options = {'confirm_publish': True}, beside what is there",
+            setting="broker_transport_options['confirm_publish']",
+            accepted="True",
+        )
+
+
 def check_tasks(app: celery.Celery) -> None:
     """Check Celery's own settings that handlers' tasks rest on.
 
     Raises:
-        InvalidSetting: JSON is not accepted, or messages have the old protocol.
+        InvalidSetting: JSON is not accepted, messages have the old protocol, or the transport
+            options are no dict, for which Celery's own error would name no setting.
     """
     conf = app.conf
+    if not isinstance(conf.broker_transport_options, Mapping):
+        raise _invalid(
+            "broker_transport_options", conf.broker_transport_options, "a dict of options"
+        )
     if not {"json", "application/json"} & set(conf.accept_content):
         raise _invalid("accept_content", list(conf.accept_content), "a list with 'json' in it")
     if conf.task_protocol != 2:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from ..errors import CQRSError
+from .commands import commands
 from .dead_letters import dead_letters
 from .events import events
 from .move import move_queues
@@ -16,7 +20,26 @@ from .subscriptions import subscriptions
 __all__ = ["cqrs"]
 
 
-@click.group(name="cqrs", help="Look after the reliable queue, its subscriptions, and SQL tables.")
+class _Commands(click.Group):
+    """A group whose commands end with one line where the package refuses something."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Invoke a command.
+
+        Raises:
+            click.ClickException: it raised one of the package's errors, whose text this has.
+        """
+        try:
+            return super().invoke(ctx)
+        except CQRSError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(
+    cls=_Commands,
+    name="cqrs",
+    help="Look after the reliable queue, its subscriptions, and SQL tables.",
+)
 def cqrs() -> None:
     """Gather the commands."""
 
@@ -29,3 +52,4 @@ cqrs.add_command(move_queues)
 cqrs.add_command(outbox)
 cqrs.add_command(schema)
 cqrs.add_command(snapshots)
+cqrs.add_command(commands)

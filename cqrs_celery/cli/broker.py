@@ -11,6 +11,7 @@ from kombu.exceptions import KombuError
 
 from ..transport import TRANSPORT
 from ..transport.channel import Channel
+from ..transport.options import check_is_dict
 from ..transport.transport import Transport
 
 
@@ -21,8 +22,10 @@ def broker_channel(context: click.Context) -> Iterator[Channel]:
     Raises:
         click.UsageError: the broker is not the reliable queue.
         click.ClickException: it does not answer, or refuses what is asked.
+        InvalidSetting: the transport options are wrong.
     """
     app: Any = context.obj.app
+    check_is_dict(app.conf.broker_transport_options)
     with app.connection_for_read() as connection:
         if not issubclass(connection.get_transport_cls(), Transport):
             raise click.UsageError(

@@ -71,7 +71,7 @@ class Filter(NamedTuple):
         return (
             (not self.ids or row.id in self.ids)
             and self.aggregate in ("", row.aggregate, row.aggregate.rpartition(":")[2])
-            and self.exception in ("", row.exception, row.exception.rpartition(".")[2])
+            and self.exception in ("", row.exception, row.exception.rpartition(".")[2], row.reason)
             and (self.older_than_s is None or row.age_s >= self.older_than_s)
             and (self.newer_than_s is None or row.age_s <= self.newer_than_s)
             and (not self.is_archived or row.state == "archived")
@@ -86,7 +86,8 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Only those that first failed since."),
         click.option("--older-than", "older_than_s", type=float, metavar="SECONDS",
                      help="Only those that first failed before."),
-        click.option("--exception", default="", help="Only this one; its name or its full name."),
+        click.option("--exception", default="", metavar="NAME",
+                     help="Only this exception, by its name or its full name; or this reason."),
         click.option("--aggregate", default="", help="Only of this one; its id or its stream."),
         click.option("--subscription", default="", help="Only of this one, or of this queue."),
         click.argument("ids", nargs=-1, type=int),
@@ -112,8 +113,8 @@ def list_letters(context: click.Context, /, as_json: bool, **filters: Any) -> No
         click.echo(json.dumps([row._asdict() for row, _ in found], indent=2))
         return
     print_table(
-        ("id", "subscription", "aggregate", "state", "exception", "attempts", "failed at",
-         "next try", "waiting behind"),
+        ("id", "subscription", "aggregate", "state", "exception or reason", "attempts",
+         "failed at", "next try", "waiting behind"),
         [
             (r.id, r.subscription, r.aggregate, r.state, r.exception or r.reason, r.attempts,
              r.failed_at, r.next_try_at or "", r.waiting)
@@ -185,8 +186,9 @@ def discard(context: click.Context, /, **options: Any) -> None:
 
 
 @dead_letters.command(cls=CeleryCommand, name="check")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def check(context: click.Context) -> None:
+def check(context: click.Context, as_json: bool) -> None:
     """Say what needs somebody; the exit code is 1 if anything does.
 
     That is an archived letter, or one with more behind it than `cqrs_dead_letter_crowd`.
@@ -200,10 +202,18 @@ def check(context: click.Context) -> None:
                 alarms.append((row, "archived: retry it with --archived, or discard it"))
             elif policy is not None and row.waiting > policy.crowd:
                 alarms.append((row, f"more than {policy.crowd} wait behind it"))
-    print_table(
-        ("id", "subscription", "aggregate", "waiting behind", "alarm"),
-        [(r.id, r.subscription, r.aggregate, r.waiting, text) for r, text in alarms],
-    )
+    rows = [
+        {"id": row.id, "subscription": row.subscription, "aggregate": row.aggregate,
+         "waiting": row.waiting, "alarm": text}
+        for row, text in alarms
+    ]  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        print_table(
+            ("id", "subscription", "aggregate", "waiting behind", "alarm"),
+            [list(row.values()) for row in rows],
+        )
     if alarms:
         context.exit(1)
 

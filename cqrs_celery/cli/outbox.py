@@ -22,7 +22,7 @@ def outbox() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def status(context: click.Context, as_json: bool) -> None:
-    """Show the events that subscribers' queues do not have yet, and how old the oldest is."""
+    """Show the events that subscribers' queues do not have yet, and which relay sees to them."""
     app: Any = context.obj.app
     cqrs = getattr(app, "cqrs", None)
     if cqrs is None:
@@ -33,12 +33,15 @@ def status(context: click.Context, as_json: bool) -> None:
             raise click.UsageError(f"the event store of {app.main} needs no relay: {store!r}")
         relayed = cqrs.relay.destination.position()
         pending = cqrs.relay.outbox.pending(relayed or 0)
+        led = cqrs.relay.leadership.led()
         row = {
             "store": store.where,
             "last": cqrs.relay.outbox.last_position(),
             "relayed": relayed,
             "events_behind": pending.events,
             "seconds_behind": _age_s(pending.oldest_at),
+            "active_relay": led.leader if led is not None and led.is_live else None,
+            "broker": None if led is None else led.broker,
         }
     except CQRSError as error:
         raise click.ClickException(str(error)) from error
@@ -47,7 +50,7 @@ def status(context: click.Context, as_json: bool) -> None:
         return
     seconds = row["seconds_behind"]
     print_table(
-        ("store", "last", "relayed", "events behind", "behind by"),
+        ("store", "last", "relayed", "events behind", "behind by", "active relay"),
         [
             (
                 row["store"],
@@ -55,6 +58,7 @@ def status(context: click.Context, as_json: bool) -> None:
                 "never" if relayed is None else relayed,
                 row["events_behind"],
                 "" if seconds is None else f"{seconds} s",
+                row["active_relay"] or "none",
             )
         ],
     )

@@ -16,6 +16,7 @@ from ..messages.metadata import Metadata
 from ..messages.serializer import Serializer
 from ..store.decoding import with_facts
 from ..store.events import RecordedEvent, StoredEvent
+from ..store.refusals import check_text
 from ..store.stream import StreamName
 from .context import current_metadata
 
@@ -95,10 +96,12 @@ def checked_key(key: Any, *, what: str = "an idempotency key") -> str:
 
     Raises:
         ValueError: it is no text, empty, or too long.
+        InvalidText: it has a NUL, or half of a surrogate pair. It is a ValueError, too.
     """
     if not isinstance(key, str) or not 0 < len(key) <= LONGEST_KEY:
         found = f"{len(key)} of them" if isinstance(key, str) else repr(key)
         raise ValueError(f"{what} is a text of 1 to {LONGEST_KEY} characters; found {found}")
+    check_text(key, what)
     return key
 
 

@@ -27,6 +27,7 @@ from ..errors import (
 from ..messages.message import Command
 from ..messages.metadata import Metadata
 from ..store.events import Lease, RecordedEvent
+from ..store.refusals import check_stream, check_text
 from ..store.stream import StreamName
 from .bus import Attempt, CommandResult, record_of
 from .definitions import Definition
@@ -170,6 +171,8 @@ class CommandTask(HandlerTask):
             MalformedMessage: a field holds a value that JSON has no form for.
             PublishFailed: the broker did not take it.
             ValueError: the key is no text of 1 to 200 characters.
+            InvalidText: the key, the task's id or the aggregate's has a NUL, or half of a surrogate
+                pair.
         """
         command = _only(self, args, kwargs)
         packed, options = prepare_command(command, self.runtime, options)
@@ -356,6 +359,8 @@ def prepare_command(
     key = options.pop(IDEMPOTENCY_KEY, None)
     if key is not None:
         packed = {**packed, IDEMPOTENCY_KEY: checked_key(key)}
+    task_id = options.get("task_id") or uuid()
+    check_text(task_id, "a command's task_id")
     sequence = sequence_of(command, runtime.application)
     headers = dict(options.get("headers") or {})
     if sequence:
@@ -363,7 +368,7 @@ def prepare_command(
     return packed, {
         "argsrepr": f"({shortened(text)},)",
         **options,
-        "task_id": options.get("task_id") or uuid(),
+        "task_id": task_id,
         "headers": headers,
     }
 
@@ -387,13 +392,19 @@ def sequence_of(command: Command, application: str) -> str:
 
 
 def stream_of(command: Command, application: str) -> StreamName | None:
-    """Return the stream of the aggregate that a command is for; None if it is for none."""
+    """Return the stream of the aggregate that a command is for; None if it is for none.
+
+    Raises:
+        InvalidText: the aggregate's id has a NUL, or half of a surrogate pair.
+    """
     aggregate, key = command.__aggregate__, command.__key__
     if aggregate is None or key is None:
         return None
     kind = getattr(aggregate, "__aggregate_type__", aggregate.__name__)
     name = command.__registered__.full_name(application)
-    return StreamName(name.partition(".")[0], kind, str(getattr(command, key)))
+    stream = StreamName(name.partition(".")[0], kind, str(getattr(command, key)))
+    check_stream(stream)
+    return stream
 
 
 @contextmanager

@@ -63,7 +63,8 @@ class Ledger:
     """Keep an aggregate's id, its committed version, and what it has recorded since.
 
     Beside them, for policies of snapshots: the version and time of the newest one that fits, and
-    the seconds that loading took.
+    the seconds that loading took; and, for the cache, which history of its store it was loaded
+    from, None for a new one.
     """
 
     id: str
@@ -73,6 +74,7 @@ class Ledger:
     snapshot_version: int = 0
     snapshot_taken_at: datetime | None = None
     load_s: float = 0.0
+    history: str | None = None
 
 
 class Aggregate:

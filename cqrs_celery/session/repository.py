@@ -28,7 +28,7 @@ from ..messages.serializer import Serializer
 from ..store.decoding import recorded_events, replayed_events
 from ..store.events import CommandRecord, Committed, Lease, NewEvent, StoredEvent, StreamAppend
 from ..store.ports import EnclosingStore, EventStore, StoreTransaction, TransactionalStore
-from ..store.refusals import version_conflict
+from ..store.refusals import check_text, version_conflict
 from ..store.stream import StreamName
 from .cache import AggregateCache
 from .snapshots import Snapshots
@@ -73,13 +73,17 @@ class Repository:
             StoreUnavailable: the store's server does not answer.
         """
         stream = self.stream_of(cls, id)
-        if self._cache is not None:
-            aggregate = self._brought_forward(cls, stream, self._cache)
+        if self._cache is None:
+            return self.rebuild(cls, id)
+        # Before it is loaded: the store may go back meanwhile.
+        history = self._cache.history()
+        aggregate = self._brought_forward(cls, stream, self._cache)
+        if aggregate is None:
+            aggregate = self.rebuild(cls, id)
             if aggregate is not None:
-                return aggregate
-        aggregate = self.rebuild(cls, id)
-        if aggregate is not None and self._cache is not None and self._may_keep():
-            self._cache.put(aggregate, stream)
+                aggregate.__ledger__.history = history
+                if self._may_keep():
+                    self._cache.put(aggregate, stream)
         return aggregate
 
     def rebuild(self, cls: type[A], id: str, *, from_events_alone: bool = False) -> A | None:
@@ -282,7 +286,12 @@ class Repository:
         return cast(TransactionalStore, self._store).begin()
 
     def stream_of(self, cls: type[Aggregate], id: str) -> StreamName:
-        """Return the name of an aggregate's stream."""
+        """Return the name of an aggregate's stream.
+
+        Raises:
+            InvalidText: no store can keep it for the id's sake.
+        """
+        check_text(id, f"the id of {cls.__aggregate_type__}")
         return StreamName(self._serializer.application, cls.__aggregate_type__, id)
 
     def _new_event(self, pending: PendingEvent, metadata: Metadata) -> NewEvent:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -220,3 +220,18 @@ class Subscriber(NamedTuple):
     head: tuple[str, str, str, str, str]
     order: str = "aggregate"
     dead_letters: DeadLetterPolicy = DeadLetterPolicy()
+
+
+class Place(NamedTuple):
+    """Be a place in a store's order: a position, and the id of the event there.
+
+    A position alone does not tell that a store went back to an earlier state, and on from there.
+    The id is empty in front of the first event, and where an earlier version did not keep it.
+    """
+
+    position: int
+    event_id: str = ""
+
+
+#: In front of the first event.
+START: Final = Place(0)

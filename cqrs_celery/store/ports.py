@@ -78,6 +78,7 @@ class EventStore(Protocol):
             LeaseLost: the worker no longer holds its message; nothing was written.
             StoreUnavailable: the server does not answer; the append may or may not have happened.
             ValueError: there are no appends, one has no events, or a stream is there twice.
+            InvalidText: an id or a name has a NUL, or half of a surrogate pair.
         """
 
     def read_stream(
@@ -94,6 +95,7 @@ class EventStore(Protocol):
             Oldest first; empty if the stream is new or ends there.
 
         Raises:
+            InvalidText: the stream's name has a NUL, or half of a surrogate pair.
             StoreUnavailable: the server does not answer.
         """
 
@@ -116,6 +118,7 @@ class EventStore(Protocol):
         """Return what a command recorded when it committed; None if it did not.
 
         Raises:
+            InvalidText: the id has a NUL, or half of a surrogate pair.
             StoreUnavailable: the server does not answer.
         """
 

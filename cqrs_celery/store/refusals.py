@@ -6,17 +6,22 @@ Nothing here reads a store. An engine finds out what is the case and asks here f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
-from ..errors import ConcurrencyError, DuplicateCommand, LeaseLost, LockTimeout
-from .events import CommandOutcome, Lease, StreamAppend
+from ..errors import ConcurrencyError, DuplicateCommand, InvalidText, LeaseLost, LockTimeout
+from .events import CommandOutcome, CommandRecord, Lease, StreamAppend
 from .stream import NO_STREAM, StreamName
+
+#: Characters of a text that an error shows, at most.
+SHOWN: Final = 100
 
 
 def check_appends(appends: Sequence[StreamAppend]) -> None:
-    """Check that an append writes something, and to each stream once.
+    """Check that an append writes something, to each stream once, under ids that can be kept.
 
     Raises:
         ValueError: there is no append, one is without events, or a stream is there twice.
+        InvalidText: an id or a name can't be kept by every store.
     """
     if not appends:
         raise ValueError("nothing to append; expected at least one stream with its events")
@@ -30,6 +35,66 @@ def check_appends(appends: Sequence[StreamAppend]) -> None:
                 " its events"
             )
         streams.add(append.stream)
+        # All together, since each look costs more than what is looked at.
+        texts = [*append.stream]
+        for event in append.events:
+            trace = event.metadata
+            texts += event.event_id, event.type, trace.correlation_id, trace.causation_id
+        if not _is_kept("".join(texts)):
+            for text in texts:
+                check_text(text, f"an id or a name in the append to {append.stream!r}")
+
+
+def check_command(command: CommandRecord | None) -> None:
+    """Check that a command can be recorded by every store.
+
+    Raises:
+        InvalidText: its id or its outcome can't be.
+    """
+    if command is not None:
+        check_text(command.command_id, "the command's id")
+        check_text(command.outcome, f"the outcome of the command {command.command_id}")
+
+
+def check_stream(stream: StreamName) -> None:
+    """Check that there can be such a stream.
+
+    Raises:
+        InvalidText: its name can't be kept by every store.
+    """
+    if not _is_kept("".join(stream)):
+        for text in stream:
+            check_text(text, f"a part of the stream's name {stream!r}")
+
+
+def check_text(text: str, what: str) -> None:
+    """Check that every store can keep a text: as UTF-8, without a NUL.
+
+    Args:
+        text: an id, or another text.
+        what: it is, for the error: "the command's id".
+
+    Raises:
+        InvalidText: it has a NUL, or half of a surrogate pair.
+    """
+    if not _is_kept(text):
+        found = "a NUL" if "\0" in text else "half of a surrogate pair"
+        raise InvalidText(
+            f"{what} has {found}: {text[:SHOWN]!r}. Not every store can hold it; expected text"
+            " without NUL that has a form in UTF-8. Nothing was written. Use another one.",
+            text=text,
+        )
+
+
+def _is_kept(text: str) -> bool:
+    if "\0" in text:
+        return False
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return False
+    return True
 
 
 def version_conflict(stream: StreamName, *, expected: int, found: int) -> ConcurrencyError:

@@ -24,9 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
+import msgspec
 import pytest
 
-from ..errors import ConcurrencyError, CQRSError, DuplicateCommand
+from ..errors import ConcurrencyError, CQRSError, DuplicateCommand, InvalidText
 from ..messages.metadata import Metadata, new_id
 from ..store.events import (
     CommandOutcome,
@@ -69,6 +70,9 @@ STRANGE_IDS: Final = [
     "0",
     "x" * 200,
 ]
+
+#: Texts that PostgreSQL, or UTF-8, has no form for.
+NOT_KEPT: Final = ["a\0b", "a\ud800b"]
 
 #: Ids that a careless store takes for one: by case, by trailing space, by Unicode's two ways.
 LOOKALIKES: Final = [("bolt", "BOLT"), ("bolt", "bolt "), ("caf\u00e9", "cafe\u0301"), ("1", "01")]
@@ -334,6 +338,39 @@ class EventStoreContract:
             )
         assert list(store.read_all()) == []
 
+    @pytest.mark.parametrize("bad", NOT_KEPT, ids=["nul", "half of a pair"])
+    @pytest.mark.parametrize("place", ["aggregate", "event", "type", "correlation", "causation"])
+    def test_an_id_that_not_every_store_can_hold_is_refused_and_nothing_is_written(
+        self, store: EventStore, place: str, bad: str
+    ) -> None:
+        stream = BOLT._replace(aggregate_id=bad) if place == "aggregate" else BOLT
+        trace = {f"{place}_id": bad} if place in ("correlation", "causation") else {}
+        strange = event(metadata=Metadata(**trace), type=bad if place == "type" else "shop.sold")
+        if place == "event":
+            strange = msgspec.structs.replace(strange, event_id=bad)
+        for new in ([strange], [event(), strange, event()]):
+            with pytest.raises(InvalidText, match=r"has (a NUL|half of a surrogate pair)"):
+                store.append(
+                    [StreamAppend(NUT, NO_STREAM, events(1)), StreamAppend(stream, NO_STREAM, new)]
+                )
+        assert list(store.read_all()) == []
+
+    @pytest.mark.parametrize("bad", NOT_KEPT, ids=["nul", "half of a pair"])
+    def test_a_command_that_not_every_store_can_record_is_refused_and_nothing_is_written(
+        self, store: EventStore, bad: str
+    ) -> None:
+        for record in (command(bad), command("c-1", f'"{bad}"')):
+            with pytest.raises(InvalidText, match="command"):
+                append(store, BOLT, NO_STREAM, event(), command=record)
+        assert list(store.read_all()) == []
+
+    @pytest.mark.parametrize("bad", NOT_KEPT, ids=["nul", "half of a pair"])
+    def test_what_no_store_can_hold_is_not_looked_for(self, store: EventStore, bad: str) -> None:
+        with pytest.raises(InvalidText, match="the command's id has"):
+            store.find_command(bad)
+        with pytest.raises(InvalidText, match="the stream's name"):
+            store.read_stream(BOLT._replace(aggregate_id=bad))
+
     # Repeated appends
 
     def test_a_repeated_append_returns_what_the_first_did(self, store: EventStore) -> None:
@@ -419,6 +456,17 @@ class EventStoreContract:
     def test_a_command_s_id_is_any_text(self, store: EventStore, command_id: str) -> None:
         append(store, BOLT, NO_STREAM, event(), command=command(command_id))
         assert store.find_command(command_id) == CommandOutcome(self.place(store, 1), "null")
+
+    @pytest.mark.parametrize(("one", "other"), LOOKALIKES)
+    def test_commands_whose_ids_look_alike_are_two(
+        self, store: EventStore, one: str, other: str
+    ) -> None:
+        append(store, BOLT, NO_STREAM, event(), command=command(one))
+        assert store.find_command(other) is None
+        append(store, BOLT, 1, event(), command=command(other))
+        for number, command_id in enumerate((one, other), 1):
+            found = CommandOutcome(self.place(store, number), "null")
+            assert store.find_command(command_id) == found
 
     # A stream's identity
 

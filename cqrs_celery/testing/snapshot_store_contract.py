@@ -22,11 +22,12 @@ from typing import Any
 
 import pytest
 
+from ..errors import InvalidText
 from ..store.events import StreamAppend
 from ..store.ports import SnapshotsBesideEvents, SnapshotStore, SnapshottingStore
 from ..store.snapshot import Snapshot
 from ..store.stream import NO_STREAM, StreamName
-from .event_store_contract import BOLT, LOOKALIKES, NUT, STRANGE_IDS, events, race
+from .event_store_contract import BOLT, LOOKALIKES, NOT_KEPT, NUT, STRANGE_IDS, events, race
 
 
 class SnapshotStoreContract:
@@ -95,6 +96,17 @@ class SnapshotStoreContract:
         self.put(snapshots, strange)
         assert snapshots.find(strange.stream) == strange
         assert listed(snapshots) == [strange.stream]
+
+    @pytest.mark.parametrize("bad", NOT_KEPT, ids=["nul", "half of a pair"])
+    def test_an_id_that_not_every_store_can_hold_is_refused(
+        self, snapshots: SnapshotStore, bad: str
+    ) -> None:
+        strange = snapshot(stream=BOLT._replace(aggregate_id=bad))
+        for use in (snapshots.find, snapshots.remove):
+            with pytest.raises(InvalidText, match="the stream's name"):
+                use(strange.stream)
+        with pytest.raises(InvalidText, match="the stream's name"):
+            snapshots.put(strange)
 
     @pytest.mark.parametrize(("one", "other"), LOOKALIKES)
     def test_ids_that_look_alike_have_snapshots_of_their_own(
@@ -196,6 +208,13 @@ class SnapshotStoreContract:
         assert list(snapshots.streams("inventory", "Order")) == [order]
         assert list(snapshots.streams("shop", "InventoryItem")) == [shop]
         assert list(snapshots.streams("nobody", "InventoryItem")) == []
+
+    def test_types_that_look_alike_are_listed_apart(self, snapshots: SnapshotStore) -> None:
+        streams = [BOLT._replace(aggregate_type=name) for name in ("Order", "order", "Order ")]
+        for stream in streams:
+            self.put(snapshots, snapshot(stream=stream))
+        for stream in streams:
+            assert list(snapshots.streams(stream.application, stream.aggregate_type)) == [stream]
 
     def test_many_are_listed_whole_also_while_they_are_removed(
         self, snapshots: SnapshotStore

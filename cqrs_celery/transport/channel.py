@@ -24,7 +24,7 @@ from .batch_sizes import BatchSizes
 from .hand import tag_of
 from .holder import Holder
 from .message import Message
-from .options import OPTIONS, check_options
+from .options import OPTIONS
 from .pace import Pace
 from .publishing import PublishingChannel
 from .worker_facts import facts
@@ -65,7 +65,6 @@ class Channel(PublishingChannel):
     )
 
     def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
-        check_options(connection.client.transport_options, known=self.from_transport_options)
         self._no_ack_queues: set[str] = set()
         self.batches = BatchSizes()
         self._turns = 0

@@ -18,11 +18,19 @@ class Faults:
     Args:
         logger: gets them.
         of: whose steps they are; part of each line.
+        away: errors that say that a server does not answer.
     """
 
-    def __init__(self, logger: logging.Logger, *, of: str) -> None:
+    def __init__(
+        self,
+        logger: logging.Logger,
+        *,
+        of: str,
+        away: type[Exception] | tuple[type[Exception], ...] = redis.RedisError,
+    ) -> None:
         self._logger = logger
         self._of = of
+        self._away = away
         self._counts: dict[tuple[str, type], int] = {}
 
     def note(self, step: str, error: BaseException) -> None:
@@ -36,7 +44,7 @@ class Faults:
         count = self._counts[kind] = self._counts.get(kind, 0) + 1
         if count & (count - 1):
             return
-        is_away = isinstance(error, redis.RedisError)
+        is_away = isinstance(error, self._away)
         with contextlib.suppress(Exception):
             self._logger.log(
                 logging.WARNING if is_away else logging.ERROR,
@@ -48,6 +56,11 @@ class Faults:
                 error,
                 exc_info=error if count == 1 and not is_away else None,
             )
+
+    @property
+    def are_there(self) -> bool:
+        """Whether a step has failed and not succeeded since."""
+        return bool(self._counts)
 
     def clear(self, step: str) -> None:
         """Note that a step succeeded; logged if it had failed before."""

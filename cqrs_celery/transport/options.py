@@ -1,12 +1,17 @@
-"""Check the transport options that are ours: a wrong one is said at once, not in the middle."""
+"""Check the transport options: a wrong one is said before anything connects, not in the middle."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from kombu.transport import redis as stock
 
 from ..errors import InvalidSetting
+
+#: The setting that has them in Celery's configuration.
+SETTING = "broker_transport_options"
 
 #: Our options, each with the least value that it accepts and whether it is a whole number.
 OPTIONS: Mapping[str, tuple[float, bool]] = {
@@ -16,40 +21,144 @@ OPTIONS: Mapping[str, tuple[float, bool]] = {
     "dedup_ttl_s": (1, False),
 }
 
-#: How alike an unknown option must be to one of ours to be taken for a slip of the pen.
+#: What Kombu reads of the transport options: its channels, its loop, and its connection when it
+#: connects and publishes again.
+KOMBU_OPTIONS = frozenset(
+    (
+        *stock.SentinelChannel.from_transport_options,
+        "polling_interval",
+        "reauth_check_interval",
+        "retry",
+        "retry_on_error",
+        "max_retries",
+        "interval_start",
+        "interval_step",
+        "interval_max",
+        "connect_retries_timeout",
+        "errback",
+        "callback",
+    )
+)
+
+#: How alike an unknown option must be to a known one to be taken for a slip of the pen.
 _LIKENESS = 0.8
 
 
-def check_options(options: Mapping[str, Any], *, known: Collection[str]) -> None:
+class _Accepted(NamedTuple):
+    """What an option of Kombu's accepts, in words and as a test."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_steps(value: Any) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and all(_is_whole(step) and step >= 0 for step in value)
+        and list(value) == sorted(set(value))
+    )
+
+
+_WAIT = _Accepted(
+    "a number of seconds above 0, or None",
+    lambda value: value is None or (_is_number(value) and value > 0),
+)
+_TEXT = _Accepted("text", lambda value: isinstance(value, str))
+_TEXT_OR_NONE = _Accepted("text, or None", lambda value: value is None or isinstance(value, str))
+_DICT_OR_NONE = _Accepted("a dict, or None", lambda v: v is None or isinstance(v, Mapping))
+
+#: Options of Kombu's that would fail later, with an error that does not name them.
+_INHERITED: Mapping[str, _Accepted] = {
+    "queue_order_strategy": _Accepted(
+        "'round_robin', 'sorted' or 'priority'",
+        lambda value: value in ("round_robin", "sorted", "priority"),
+    ),
+    "priority_steps": _Accepted("a list of whole numbers from 0, each above the last", _are_steps),
+    "socket_timeout": _WAIT,
+    "socket_connect_timeout": _WAIT,
+    "socket_keepalive_options": _DICT_OR_NONE,
+    "sentinel_kwargs": _DICT_OR_NONE,
+    "max_connections": _Accepted(
+        "a whole number from 1, or None",
+        lambda value: value is None or (_is_whole(value) and value >= 1),
+    ),
+    "health_check_interval": _Accepted(
+        "a number of seconds from 0", lambda value: _is_number(value) and value >= 0
+    ),
+    "global_keyprefix": _TEXT,
+    "sep": _Accepted(
+        "text that is not empty", lambda value: isinstance(value, str) and bool(value)
+    ),
+    "client_name": _TEXT_OR_NONE,
+    "deadletter_queue": _TEXT_OR_NONE,
+}
+
+
+def check_options(options: Any) -> None:
     """Check `broker_transport_options`.
 
     Args:
-        options: as they are set.
-        known: every option that the transport reads; others are passed over, as Kombu does.
+        options: as they are set. One that is unknown and like no known one is passed over, since
+            others may read it.
 
     Raises:
-        InvalidSetting: one of ours has a value that is not accepted, or seems to be misspelt.
+        InvalidSetting: they are no dict; or one has a value that is not accepted, or seems to be
+            misspelt.
     """
+    check_is_dict(options)
     for name, value in options.items():
         if name in OPTIONS:
-            _check_value(name, value, *OPTIONS[name])
-        elif name not in known:
-            close = difflib.get_close_matches(name, OPTIONS, n=1, cutoff=_LIKENESS)
-            if close:
-                raise InvalidSetting(
-                    f"broker_transport_options has {name!r}; did you mean {close[0]!r}?",
-                    setting=f"broker_transport_options[{name!r}]",
-                    accepted=", ".join(OPTIONS),
-                )
+            _check_own(name, value, *OPTIONS[name])
+        elif name in _INHERITED:
+            if not _INHERITED[name].fits(value):
+                raise _invalid(name, value, _INHERITED[name].words)
+        elif name not in KOMBU_OPTIONS:
+            _check_name(name)
 
 
-def _check_value(name: str, value: Any, least: float, is_whole: bool) -> None:
-    types = (int,) if is_whole else (int, float)
-    if isinstance(value, types) and not isinstance(value, bool) and value >= least:
-        return
-    accepted = f"a {'whole ' if is_whole else ''}number from {least:g}"
-    raise InvalidSetting(
-        f"broker_transport_options[{name!r}] is {value!r}; accepted: {accepted}",
-        setting=f"broker_transport_options[{name!r}]",
+def check_is_dict(options: Any) -> None:
+    """Check that the transport options are a dict at all, which Celery takes for granted.
+
+    Raises:
+        InvalidSetting: they are not.
+    """
+    if not isinstance(options, Mapping):
+        raise InvalidSetting(
+            f"the setting {SETTING} is {options!r}; accepted: a dict of options",
+            setting=SETTING,
+            accepted="a dict of options",
+        )
+
+
+def _check_name(name: Any) -> None:
+    known = sorted({*OPTIONS, *KOMBU_OPTIONS})
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=_LIKENESS)
+    if close:
+        raise InvalidSetting(
+            f"{SETTING} has {name!r}; did you mean {close[0]!r}?",
+            setting=f"{SETTING}[{name!r}]",
+            accepted=", ".join(known),
+        )
+
+
+def _check_own(name: str, value: Any, least: float, is_whole: bool) -> None:
+    is_of_type = _is_whole if is_whole else _is_number
+    if not (is_of_type(value) and value >= least):
+        raise _invalid(name, value, f"a {'whole ' if is_whole else ''}number from {least:g}")
+
+
+def _invalid(name: str, value: Any, accepted: str) -> InvalidSetting:
+    return InvalidSetting(
+        f"{SETTING}[{name!r}] is {value!r}; accepted: {accepted}",
+        setting=f"{SETTING}[{name!r}]",
         accepted=accepted,
     )

@@ -14,6 +14,7 @@ from ..errors import InvalidSetting
 from .celery_worker import teach_celery
 from .channel import Channel
 from .eta import show_etas
+from .options import check_options
 from .pace import POLL_S
 from .poller import Poller
 from .scheduled import show_delayed
@@ -50,6 +51,7 @@ class Transport(stock.Transport):
     )
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
+        check_options(client.transport_options)
         _keep_ours_on_failover(client)
         if _is_tls(client) and not client.ssl:
             # Kombu knows one scheme that means TLS; under another one it would talk plain text.

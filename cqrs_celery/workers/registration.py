@@ -22,6 +22,7 @@ from ..store.events import DeadLetterPolicy, Subscriber
 from ..store.ports import Subscriptions
 from ..transport import wire
 from ..transport.merging import BATCH_HEADER
+from .refusing import ending_the_worker
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,13 @@ class RegistrationStep(bootsteps.StartStopStep):
         Raises:
             ConnectionError: the store, or the queue, does not answer; the worker connects anew, and
                 this is done again.
-            InvalidSetting: a handler asks for what is not there; the worker ends. A signal's
-                receiver, at an earlier time, could not end it.
+            SystemExit: a handler asks for what is not there, or the event store has no tables. A
+                signal's receiver, at an earlier time, could not end the worker.
         """
+        with ending_the_worker():
+            self._start(parent)
+
+    def _start(self, parent: Any) -> None:
         runtime = runtime_of(parent.app)
         parent.app.cqrs.check_handlers()
         if runtime.subscriptions is None:

@@ -1,17 +1,19 @@
 """Bring committed events from a SQL store to their subscribers' queues.
 
-Every worker has a relay; one of them is active, the others stand by until its connection to the
-database, or its process, ends. It reads in the order of positions, so nothing is given before what
-stands in front of it, and gives each batch in one step together with its own position. It waits to
-be woken by whoever commits, and looks by itself beside that.
+Every worker has a relay; one of them is active, by a lease in the database, the others stand by
+until that ends. It reads in the order of positions, so nothing is given before what stands in front
+of it, and gives each batch in one step together with its own position. It waits to be woken by
+whoever commits, and looks by itself beside that.
 
 What can go wrong, and what it does:
 
 - the database or the queue does not answer: it tries again.
-- the queue has lost its data: it says so, registers all subscribers again, and gives once more what
-  is not known to be handled.
-- the database is behind the queue, as after the restoring of a backup: it says so, and goes on from
-  the database's last event.
+- the relay itself is frozen, or cut off: another one takes over when its lease has ended. What the
+  former one gives then counts nothing; with a broker that is not the reliable queue, what it has in
+  its hands is sent twice.
+- the queue has lost its data, or is another one: it says so, registers all subscribers again, and
+  gives once more what is not known to be handled.
+- the store has gone back, as after the restoring of a backup: it says so, and does the same.
 """
 
 from __future__ import annotations
@@ -24,10 +26,17 @@ from typing import Any, Final
 from celery import bootsteps
 
 from ..app.relaying import WAIT_S, RelayParts
+from ..app.settings import check_confirms
 from ..dispatch.runtime import runtime_of
-from ..errors import CQRSError
+from ..errors import CQRSError, StoreError, StoreWentBack
+from ..store.events import START, Place
+from ..transport.faults import Faults
+from .refusing import ending_the_worker
 
 logger = logging.getLogger(__name__)
+
+#: What it does, as its failures are logged.
+STEP: Final = "give events to their subscribers"
 
 #: Events given in one step.
 BATCH: Final = 100
@@ -44,8 +53,8 @@ LOOK_S: Final = 1.0
 #: Seconds between two notes of what is handled, for when that happens.
 NOTE_S: Final = 10.0
 
-#: Seconds between two deletions of expired commands.
-CLEAN_S: Final = 3600.0
+#: Seconds between two deletions of expired commands; a full batch is followed by the next at once.
+CLEAN_S: Final = 60.0
 
 #: Seconds that a worker waits at its end for the relay to come to a stop.
 STOP_S: Final = 5.0
@@ -61,14 +70,16 @@ class Relay:
     """
 
     def __init__(self, parts: RelayParts, *, batch: int = BATCH, note_s: float = NOTE_S) -> None:
+        self._parts = parts
         self._store = parts.store
         self._outbox = parts.outbox
         self._destination = parts.destination
+        self._leadership = parts.leadership
         self._batch = batch
         self._note_s = note_s
         self._stop = threading.Event()
-        self._is_down = False
-        self._noted: int | None = None
+        self._faults = Faults(logger, of=f"the relay of {self._store.where}", away=CQRSError)
+        self._noted = START
 
     def stop(self) -> None:
         """Tell it to stop, after the batch that it is at."""
@@ -86,40 +97,59 @@ class Relay:
         """
         while not self._stop.is_set():
             try:
-                leadership = self._store.lead()
-                if leadership is None:
+                if not self._leadership.claim(self._destination.broker_id()):
                     self._stop.wait(STANDBY_S)
                     continue
-                with leadership:
-                    logger.info("relay active", extra={"store": self._store.where})
-                    self._relay(leadership)
+                level = logging.DEBUG if self._faults.are_there else logging.INFO
+                logger.log(level, "relay active", extra={"store": self._store.where})
+                try:
+                    self._relay()
+                finally:
+                    self._release()
             except Exception as error:  # noqa: BLE001  it is the last one that could go on
                 self._say_down(error)
                 self._stop.wait(RETRY_S)
 
-    def _relay(self, leadership: Any) -> None:
-        position = self.begin()
-        looked_at = noted_at = cleaned_at = time.monotonic()
-        while not self._stop.is_set() and leadership.holds():
-            events = self._outbox.read(position, self._batch)
+    def _release(self) -> None:
+        try:
+            self._leadership.release()
+        except CQRSError as error:
+            logger.debug("the relay's lease ends by itself: %s", error)
+
+    def _relay(self) -> None:
+        place: Place | None = None
+        looked_at = noted_at = clean_at = time.monotonic()
+        while not self._stop.is_set() and self._leadership.holds():
+            # Only who leads may say where to go on: hence one step a turn.
+            if place is None:
+                place = self.begin()
+                continue
+            try:
+                events = self._outbox.read_behind(place, self._batch)
+            except StoreWentBack:
+                place = None
+                continue
             if events:
-                found = self._destination.enqueue(position, events)
-                position = events[-1].global_position
-                if found != position:
+                found = self._destination.enqueue(self._leadership.token, place.position, events)
+                last = events[-1]
+                place = Place(last.global_position, last.event.event_id)
+                if found != place.position:
                     # Another relay was quicker, or data were lost.
-                    position = self.begin()
+                    place = None
+                    continue
             now = time.monotonic()
             if now - looked_at >= LOOK_S:
                 looked_at = now
-                if self._destination.position() != position:
-                    position = self.begin()
+                if self._destination.position() != place.position:
+                    place = None
+                    continue
             if now - noted_at >= self._note_s:
                 noted_at = now
-                self._note(position)
-            if now - cleaned_at >= CLEAN_S:
-                cleaned_at = now
-                self._store.forget_expired_commands()
-            self._is_down = False
+                self._note(place)
+            if now >= clean_at:
+                # A batch a turn: events do not wait for it.
+                clean_at = now if self._store.forget_expired_commands() else now + CLEAN_S
+            self._faults.clear(STEP)
             if len(events) < self._batch:
                 self._wait(bool(events))
 
@@ -128,60 +158,80 @@ class Relay:
         if not had_events:
             self._destination.wait(WAIT_S)
 
-    def begin(self) -> int:
-        """Return the position behind which to go on, having seen to what was lost.
+    def begin(self) -> Place:
+        """Return the place behind which to go on, having seen to what was lost.
+
+        Only for who leads: what any other relay gives counts nothing afterwards.
 
         Raises:
             StoreUnavailable: the database or the queue does not answer.
         """
-        position, noted = self._destination.position(), self._outbox.checkpoint()
-        if position is None:
-            if noted is None:
-                self._outbox.save_checkpoint(0)
-            else:
+        token, broker_id = self._leadership.token, self._destination.broker_id()
+        noted = self._leadership.checkpoint()
+        place = self._destination.take_over(token)
+        has_other_broker = self._leadership.broker_id not in ("", broker_id)
+        if place is None or has_other_broker:
+            if noted is not None:
                 logger.error(
-                    "the queue has lost its data; events are given to their subscribers again",
-                    extra={"store": self._store.where, "from_position": noted + 1},
+                    "the queue has lost its data, or is another one; events are given to their"
+                    " subscribers again from position %d on",
+                    noted.position + 1,
+                    extra={"store": self._store.where, "from_position": noted.position + 1},
                 )
-                self._destination.register_all(self._outbox.subscribers())
-            self._destination.start_at(noted or 0)
-            position = self._destination.position() or 0
-        last = self._outbox.last_position()
-        if position > last:
-            logger.error(
-                "the database is behind the queue, as after restoring a backup; events are relayed"
-                " from its last one on",
-                extra={"store": self._store.where, "queue": position, "database": last},
-            )
-            self._destination.go_back(last)
-            self._outbox.save_checkpoint(min(noted or 0, last))
-            position = last
-        return position
+                self._destination.register_all(
+                    self._outbox.subscribers(self._parts.application, self._leadership.broker_id)
+                )
+            place = self._go_to(noted or START)
+        if self._leadership.broker_id != broker_id:
+            self._leadership.keep_broker(broker_id)
+        if not self._outbox.has(place):
+            place = self._go_back(place, noted or START)
+        return place
 
-    def _note(self, position: int) -> None:
+    def _go_back(self, lost: Place, noted: Place) -> Place:
+        """Go on from what is known to be handled, since the store no longer has what was given."""
+        # What the pools and the reader know is of the state that was lost.
+        self._store.close()
+        place = noted if self._outbox.has(noted) else self._outbox.place_before(noted.position + 1)
+        logger.error(
+            "the store went back: it has no event %s at position %d any more, as after a backup was"
+            " restored or a replica promoted that lagged; events are given to their subscribers"
+            " again from position %d on",
+            lost.event_id or "(of an earlier version)",
+            lost.position,
+            place.position + 1,
+            extra={
+                "store": self._store.where,
+                "lost_position": lost.position,
+                "from_position": place.position + 1,
+            },
+        )
+        self._parts.on_went_back(place)
+        return self._go_to(place)
+
+    def _go_to(self, place: Place) -> Place:
+        self._leadership.save_checkpoint(place)
+        self._noted = place
+        self._destination.take_over(self._leadership.token, place)
+        return place
+
+    def _note(self, place: Place) -> None:
         """Note up to where everything is handled, for when the queue loses its data."""
         if not self._destination.has_leases:
             return
         lowest = self._destination.lowest_unhandled()
-        if self._destination.position() != position:
+        if self._destination.position() != place.position:
             # What looked handled may have been lost.
             return
-        handled = position if lowest is None else min(position, lowest - 1)
-        if handled > (self._noted or 0):
-            self._outbox.save_checkpoint(handled)
-            self._noted = handled
+        if lowest is not None and lowest <= place.position:
+            if lowest - 1 <= self._noted.position:
+                return
+            place = self._outbox.place_before(lowest)
+        if place.position > self._noted.position and self._leadership.save_checkpoint(place):
+            self._noted = place
 
     def _say_down(self, error: Exception) -> None:
-        level = logging.DEBUG if self._is_down else logging.WARNING
-        if not isinstance(error, CQRSError):
-            level = logging.ERROR
-        self._is_down = True
-        logger.log(
-            level,
-            "relay interrupted, tries again",
-            extra={"store": self._store.where, "why": str(error)},
-            exc_info=not isinstance(error, CQRSError),
-        )
+        self._faults.note(STEP, error)
 
 
 class RelayStep(bootsteps.StartStopStep):
@@ -200,11 +250,24 @@ class RelayStep(bootsteps.StartStopStep):
         self._thread: threading.Thread | None = None
 
     def start(self, parent: Any) -> None:
-        """Start it."""
-        runtime_of(parent.app)
-        parts = parent.app.cqrs.relay
-        if parts is None:
-            return
+        """Start it.
+
+        Raises:
+            SystemExit: the application is put together wrongly, or its relays give its events to
+                another broker (BrokerConflict); it is logged, and the worker ends.
+        """
+        with ending_the_worker():
+            runtime_of(parent.app)
+            parts = parent.app.cqrs.relay
+            if parts is None:
+                return
+            if not parts.destination.has_leases:
+                check_confirms(parent.app)
+            try:
+                parts.check_broker()
+            except StoreError as error:
+                # The relay itself says so, and waits.
+                logger.debug("the relay's broker not checked: %s", error)
         self._relay = Relay(parts)
         self._thread = threading.Thread(
             target=self._run, args=(self._relay, parts), name="cqrs-relay", daemon=True

@@ -45,6 +45,7 @@ from tests.chaos.subscriptions import (
     disturb_subscriptions,
     disturb_threads,
 )
+from tests.chaos.wear import wear_postgresql, wear_psycopg3, wear_sqlite
 from tests.nodes import RedisNode
 
 #: Steps between two empty servers. Short, so that a failure is quickly repeated with its seed.
@@ -177,9 +178,12 @@ RUNS: list[Callable[[argparse.Namespace], Iterator[Table]]] = [
     Rounds("The same, with the events in PostgreSQL", redeliver_on_postgresql, 10_000),
     Rounds("The same, with the events in memory", redeliver_in_memory, 10_000),
     Rounds("Committers killed, with the events in PostgreSQL", kill_committers, 300),
-    Rounds("Relays killed", kill_relays, 300),
+    Rounds("Relays killed", kill_relays, 60),
     Rounds("Redis killed between PostgreSQL and the subscriptions", kill_redis, 30),
     Rounds("PostgreSQL killed", kill_postgres, 30),
+    Rounds("What the events are in, the queue, and the relays broken", wear_postgresql, 34),
+    Rounds("The same, with psycopg 3", wear_psycopg3, 33),
+    Rounds("The same, with SQLite", wear_sqlite, 33),
     Rounds("Subscriptions whose workers are killed and frozen", disturb_subscriptions, 50_000),
     Rounds("The same, in pools of threads", disturb_threads, 5_000),
     Rounds("The same, in solo workers", disturb_solo, 5_000),

@@ -59,11 +59,10 @@ LONGEST_CUT = 40_000
 #: backend, for which the postmaster ends all others and recovers.
 ALL, MASTER, BACKEND = "all processes", "the postmaster", "one backend"
 
-#: Who has the relay's lock: a worker says its name when it connects.
+#: Which process, by host and number, has the relay's lease.
 _RELAYING = (
-    "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)"
-    " WHERE locktype = 'advisory' AND granted AND mode = 'ExclusiveLock'"
-    " AND application_name LIKE 'worker-%'"
+    "SELECT leader FROM cqrs_relays"
+    " WHERE lease_until_ms > extract(epoch FROM clock_timestamp()) * 1000"
 )
 
 #: How long it took until another relay was seen to be active.
@@ -173,9 +172,9 @@ class Docks:
         """Return the name of the worker whose relay is active; "" if none is."""
         with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
             cursor.execute(_RELAYING)
-            found = {row[0] for row in cursor.fetchall()}
-        # The database may not have noticed yet that one was killed.
-        return next((name for name, one in self._sessions.items() if one in found), "")
+            leading = {int(row[0].rpartition(":")[2]) for row in cursor.fetchall()}
+        # The lease of one that was killed has not ended yet.
+        return next((name for name, one in self.workers.items() if one.pid in leading), "")
 
     # ------------------------------------------------------------ waiting
 

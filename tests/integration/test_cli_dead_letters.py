@@ -107,6 +107,7 @@ def test_each_letter_is_listed_with_what_it_holds_up(app: celery.Celery) -> None
         (["--aggregate", "shop:Item:2"], ["orders"]),
         (["--exception", "NoStamp"], ["mail"]),
         (["--exception", "builtins.KeyError"], ["orders", "orders"]),
+        (["--exception", "its function failed"], ["mail", "orders", "orders"]),
         (["--newer-than", "60"], []),
         (["--older-than", "60", "--subscription", "mail"], ["mail"]),
         (["--archived"], []),
@@ -116,6 +117,21 @@ def test_letters_are_listed_by_what_they_have_in_common(
     app: celery.Celery, filters: list[str], subscriptions: list[str]
 ) -> None:
     assert [row["subscription"] for row in json_of(app, "list", *filters)] == subscriptions
+
+
+def test_a_letter_without_an_exception_is_found_by_the_reason_that_stands_in_its_place(
+    app: celery.Celery,
+) -> None:
+    # given a letter of a message that became no task
+    app.send_task("mail.lost", queue="mail")
+    with queue_of(app) as queue:
+        worker = Worker(queue, "berta", ["mail"])  # type: ignore[arg-type]
+        worker.end(bury, worker.take(), '{"reason": "unknown task"}')
+    # when it is looked for by what the table shows
+    head, _, *rows = run_cli(app, "list", "--exception", "unknown task").output.splitlines()
+    # then it is found, alone
+    assert "exception or reason" in head
+    assert ["unknown task" in row for row in rows] == [True]
 
 
 def test_a_letter_is_shown_with_its_message_and_traceback(app: celery.Celery) -> None:
@@ -239,8 +255,14 @@ def test_the_check_fails_while_anything_needs_somebody(app: celery.Celery) -> No
     result = run_cli(app, "check")
     assert result.exit_code == 1
     assert result.output.count("more than 1 wait behind it") == 2
+    as_json = run_cli(app, "check", "--json")
+    assert as_json.exit_code == 1
+    assert [
+        (row["aggregate"], row["waiting"], row["alarm"]) for row in json.loads(as_json.stdout)
+    ] == [(f"shop:Item:{n}", 2, "more than 1 wait behind it") for n in (1, 2)]
     # when they are gone
     run_cli(app, "discard", "--exception", "KeyError", "--yes")
     # then all is well
     result = run_cli(app, "check")
     assert (result.exit_code, result.output) == (0, "nothing\n")
+    assert json_of(app, "check") == []

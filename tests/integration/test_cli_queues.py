@@ -326,6 +326,34 @@ def test_a_broker_that_is_away_is_one_clear_error_without_its_password(
     assert "secret" not in result.output
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("queues",),
+        ("dead-letters", "list"),
+        ("subscriptions", "list"),
+        ("move-queues", "--to-stock"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"lease_s": 0}, "broker_transport_options['lease_s'] is 0; accepted: a number from 0.5"),
+        ({"socket_timout": 5}, "did you mean 'socket_timeout'?"),
+        ("lease_s=5", "broker_transport_options is 'lease_s=5'; accepted: a dict"),
+    ],
+)
+def test_wrong_transport_options_are_one_clear_error(
+    options: Any, text: str, command: Sequence[str]
+) -> None:
+    with application("redis://localhost:1/0", broker_transport_options=options) as app:
+        result = run_cli(app, *command)
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
+    assert text in result.output
+    assert len(result.output.splitlines()) == 1
+
+
 def test_a_broker_that_refuses_the_password_says_so_without_it(redis_factory: Any) -> None:
     node: RedisNode = redis_factory()
     node.client().config_set("requirepass", "secret")

@@ -145,12 +145,12 @@ def test_a_sql_store_forgets_a_removed_subscription_too(redis_url: str, tmp_path
     create_schema(store)
     registered: Any = runtime.subscriptions
     registered.register(Subscriber("mail.send", ("sold",), "mail", ("", "", "", "", "")))
-    assert [one.name for one in store.outbox.subscribers()] == ["mail.send"]
+    assert [one.name for one in store.outbox.subscribers("shop")] == ["mail.send"]
     # when it is removed
     result = run_cli(app, "remove", "mail", "--yes")
     # then neither the queue nor the store knows it
     assert result.exit_code == 0, result.output
     assert tasks(app) == []
-    assert list(store.outbox.subscribers()) == []
+    assert list(store.outbox.subscribers("shop")) == []
     app.close()
     pools.reset()

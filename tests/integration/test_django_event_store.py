@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 from django.db import IntegrityError, connection, connections, transaction
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
 from cqrs_celery import CQRS
 from cqrs_celery.backends.django.event_store import _InDjango
@@ -17,13 +20,15 @@ from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.sql.event_store import LeaseCheck
 from cqrs_celery.backends.sql.schema import check_schema, create_schema
 from cqrs_celery.dispatch.bus import CommandResult
-from cqrs_celery.errors import ConcurrencyError, InvalidSetting, StoreError
+from cqrs_celery.errors import ConcurrencyError, InvalidSetting, StoreError, StoreUnavailable
 from cqrs_celery.store.stream import StreamName
 from cqrs_celery.testing.event_store_contract import BOLT, NUT, EventStoreContract, append, event
 from tests import playhouse
 from tests.conftest import require_postgres
 from tests.integration.conftest import WorkerFactory
+from tests.nodes import REPOSITORY
 from tests.playhouse import NoteVisitor, Seat, TakeSeat, Visitor, visitors
+from tests.postgres import PostgresNode
 from tests.waiting import wait_until
 
 Opened = Callable[..., _InDjango]
@@ -299,6 +304,68 @@ def test_all_of_a_test_that_is_rolled_back_in_the_end_works(cqrs: CQRS) -> None:
     assert visitors() == ids(cqrs) == []
 
 
+def end_connection() -> None:
+    """Let the server end the thread's connection of Django's, which does not know it."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        [(pid,)] = cursor.fetchall()
+
+    def end() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+
+    seen_elsewhere(end)
+
+
+def demote_connection() -> None:
+    """Make the thread's connection of Django's be to a server that takes no writes any more."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+
+
+@pytest.mark.parametrize("lose", [end_connection, demote_connection], ids=["ended", "read-only"])
+def test_a_connection_that_was_lost_between_two_handlers_is_replaced(
+    cqrs: CQRS, lose: Callable[[], None]
+) -> None:
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite has no server")
+    cqrs.execute(TakeSeat(id="1", by="ann"))
+    lose()
+    cqrs.execute(TakeSeat(id="1", by="bob"))
+    lose()
+    with cqrs.session() as session:
+        assert session.connection is connections["default"]
+        Visitor.objects.create(name="cid")
+    assert visitors() == ["ann", "bob", "cid"]
+    assert ids(cqrs) == ["1", "1"]
+
+
+@pytest.mark.parametrize("lose", [end_connection, demote_connection], ids=["ended", "read-only"])
+def test_a_handler_whose_connection_is_lost_finds_the_store_unavailable(
+    cqrs: CQRS, lose: Callable[[], None]
+) -> None:
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite has no server")
+
+    def lose_it(session: Any) -> None:
+        if lose is end_connection:
+            lose()
+        else:
+            with connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION READ ONLY")
+        Visitor.objects.create(name="nobody")
+
+    # when the connection is lost in a handler, then its next statement says so: it is tried again
+    playhouse.in_between.append(lose_it)
+    with pytest.raises(StoreUnavailable, match="run a statement in the transaction: django://"):
+        cqrs.execute(TakeSeat(id="1", by="ann"))
+    # and the next handler has another one
+    playhouse.in_between.clear()
+    cqrs.execute(TakeSeat(id="1", by="bob"))
+    assert visitors() == ["bob"]
+    assert ids(cqrs) == ["1"]
+
+
 # ---------------------------------------------------------------- the store
 
 
@@ -376,6 +443,29 @@ def test_workers_handle_events_whose_commands_write_models(
     found: Any = client.store
     found.close()
     client.app.close()
+
+
+#: This file's tests where psycopg is not installed, as Django prefers it to psycopg2.
+WITHOUT_PSYCOPG = """
+import sys
+sys.modules["psycopg"] = None
+import pytest
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
+assert not is_psycopg3
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def test_all_this_holds_on_psycopg2(postgres_node: PostgresNode) -> None:
+    """Ask again with psycopg2, which Django takes where psycopg is not installed."""
+    if not is_psycopg3:
+        pytest.skip("it is what the others run on")
+    chosen = ["-k", "postgresql and not worker", "-x", "-q", "-p", "no:cacheprovider"]
+    found = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PSYCOPG, __file__, *chosen],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout[-5000:] + found.stderr[-2000:]
 
 
 def session_stream(id: str) -> StreamName:

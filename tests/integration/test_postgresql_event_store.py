@@ -13,13 +13,15 @@ from contextlib import closing, suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, inspect, text
+from sqlalchemy import Connection, Engine, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.postgresql.event_store import PostgresqlEventStore
+from cqrs_celery.backends.sql.batch import Batch
 from cqrs_celery.backends.sql.event_store import LeaseCheck, SqlEventStore
+from cqrs_celery.backends.sql.failures import Failure
 from cqrs_celery.backends.sql.schema import check_schema, create_schema
 from cqrs_celery.backends.sql.tables import metadata
 from cqrs_celery.errors import (
@@ -31,7 +33,7 @@ from cqrs_celery.errors import (
     StoreUnavailable,
     TransactionConflict,
 )
-from cqrs_celery.store.events import CommandRecord, StreamAppend
+from cqrs_celery.store.events import CommandRecord, Place, StreamAppend, Subscriber
 from cqrs_celery.store.stream import ANY_VERSION, NO_STREAM, StreamName
 from cqrs_celery.testing.event_store_contract import (
     BOLT,
@@ -42,18 +44,19 @@ from cqrs_celery.testing.event_store_contract import (
     event,
     events,
 )
+from cqrs_celery.testing.snapshot_store_contract import snapshot
 from tests.nodes import REPOSITORY
-from tests.postgres import PostgresNode
+from tests.postgres import DRIVERS, PostgresNode, with_driver
 from tests.sql_writers import LEASE, Writers, slow_and_unsteady
 from tests.waiting import wait_until
 
 Opened = Callable[..., PostgresqlEventStore]
 
 
-@pytest.fixture(scope="module")
-def database(postgres_node: PostgresNode) -> Iterator[str]:
-    """Make a database with the tables, and one of the application's own."""
-    url = postgres_node.create_database("contract")
+@pytest.fixture(scope="module", params=DRIVERS)
+def database(request: pytest.FixtureRequest, postgres_node: PostgresNode) -> Iterator[str]:
+    """Make a database with the tables, and one of the application's own; URLs of both drivers."""
+    url = with_driver(postgres_node.create_database("contract"), request.param)
     store = open_event_store(url)
     assert isinstance(store, PostgresqlEventStore)
     create_schema(store)
@@ -70,9 +73,7 @@ def opened(database: str) -> Iterator[Opened]:
     stores = []
 
     def open_it(lease_check: LeaseCheck | None = None, pool_size: int = 20) -> PostgresqlEventStore:
-        engine = create_engine(
-            database.replace("postgresql:", "postgresql+psycopg2:"), pool_size=pool_size
-        )
+        engine = create_engine(database, pool_size=pool_size)
         store = PostgresqlEventStore(engine, lease_check=lease_check, is_own_engine=True)
         stores.append(store)
         with engine.begin() as connection:
@@ -192,6 +193,23 @@ def test_a_reader_stops_in_front_of_a_gap_that_may_still_be_filled(
     assert [stored.global_position for stored in store.read_all()] == [1, 2, 3]
 
 
+def test_a_reader_at_a_gap_looks_less_and_less_often(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a transaction that may still fill a gap, and does not end
+    store, looks = opened(), []
+
+    def appending(what: str) -> set[str]:
+        looks.append(what)
+        return {"3/14"}
+
+    monkeypatch.setattr(store, "_appending", appending)
+    # when a reader waits for it for two seconds
+    assert not store._settle_gaps("read")
+    # then it has looked a few dozen times, not hundreds
+    assert 10 < len(looks) < 40
+
+
 def test_numbers_of_appends_that_were_rolled_back_are_passed(opened: Opened) -> None:
     # given three appends of which the middle one was rolled back
     answers = iter([True, False, True])
@@ -260,7 +278,7 @@ def test_two_that_make_the_tables_at_once_both_succeed(postgres_url: str) -> Non
     assert failures == []
     for store in stores:
         assert isinstance(store, PostgresqlEventStore)
-        assert check_schema(store) == "0001"
+        assert check_schema(store) == "0002"
         store.close()
 
 
@@ -469,6 +487,246 @@ def test_a_connection_that_was_lost_in_the_pool_costs_nothing(
     assert len(store.read_all()) == 2
 
 
+# ------------------------------------------------------------ a failover
+
+
+#: What a server answers that is shut down, has crashed, has become a replica, is full, or whose
+#: statement was ended while it was about to.
+AWAY = [
+    "08000", "08003", "08006", "08P01", "25006", "40003", "53100", "53200", "53300", "57014",
+    "57P01", "57P02", "57P03", "57P05", "58030",
+]  # fmt: skip
+
+
+def raised(store: SqlEventStore, code: str, said: str = "said by the test") -> Exception:
+    """Return the driver's error for an error that the server raises."""
+    statement = f"DO $$ BEGIN RAISE EXCEPTION '{said}' USING ERRCODE = '{code}'; END $$"
+    with pytest.raises(DBAPIError) as caught, store.engine.begin() as connection:
+        connection.execute(text(statement))
+    assert isinstance(caught.value.orig, Exception)
+    return caught.value.orig
+
+
+@pytest.mark.parametrize("code", AWAY)
+def test_what_a_server_answers_in_a_failover_is_tried_again(
+    store: PostgresqlEventStore, code: str
+) -> None:
+    assert store.failure(raised(store, code)) is Failure.AWAY
+
+
+def test_of_the_errors_of_one_code_those_of_a_recovery_are_tried_again(
+    store: PostgresqlEventStore,
+) -> None:
+    said = "cannot assign TransactionIds during recovery"
+    assert store.failure(raised(store, "55000", said)) is Failure.AWAY
+    said = "cannot update table because it does not have a replica identity"
+    assert store.failure(raised(store, "55000", said)) is Failure.OTHER
+    # nor is a transaction whose earlier error somebody has swallowed
+    assert store.failure(raised(store, "25P02")) is Failure.OTHER
+
+
+def test_a_driver_s_errors_without_a_code_mean_a_broken_connection(
+    store: PostgresqlEventStore,
+) -> None:
+    driver: Any = store.engine.dialect.loaded_dbapi
+    derived = type("ConnectionTimeout", (driver.OperationalError,), {})
+    for cls in (driver.OperationalError, driver.InterfaceError, driver.DatabaseError, derived):
+        assert store.failure(cls("SSL SYSCALL error: EOF detected")) is Failure.AWAY
+    for cls in (driver.ProgrammingError, driver.DataError, driver.NotSupportedError, ValueError):
+        assert store.failure(cls("no such thing")) is Failure.OTHER
+
+
+READ_ONLY = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
+
+
+def demote(store: PostgresqlEventStore) -> None:
+    """Make the connections that a store has be to a server that takes no writes any more."""
+    append(store, NUT, ANY_VERSION, event())
+    with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(READ_ONLY))
+    for pooled in store._kept._idle:
+        with pooled.dbapi_connection.cursor() as cursor:
+            cursor.execute(READ_ONLY)
+
+
+def end_connections(store: PostgresqlEventStore, node: PostgresNode) -> None:
+    """Let the server end the connections that a store has."""
+    append(store, NUT, ANY_VERSION, event())
+    store.engine.connect().close()
+    with closing(node.connect("contract")) as other, other.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE datname = 'contract' AND pid <> pg_backend_pid()"
+        )
+
+
+def row_and_event(store: PostgresqlEventStore) -> None:
+    transaction = store.begin()
+    insert_row(transaction.connection, "beside")
+    transaction.append([StreamAppend(BOLT, NO_STREAM, events(1))])
+
+
+def row_alone(store: PostgresqlEventStore) -> None:
+    transaction = store.begin()
+    insert_row(transaction.connection, "alone")
+    transaction.commit(command=command("c-1"))
+
+
+SUBSCRIBER = Subscriber("task", ("inventory.items_checked_in",), "queue", ("", "", "", "", ""))
+
+
+def register_and_unregister(store: PostgresqlEventStore) -> None:
+    store.outbox.register("shop", SUBSCRIBER)
+    store.outbox.unregister("shop", SUBSCRIBER.name, SUBSCRIBER.topics)
+
+
+def lead(store: PostgresqlEventStore) -> None:
+    leadership = store.leadership("shop", broker="redis")
+    assert leadership.claim("broker")
+    assert leadership.save_checkpoint(Place(1, "x"))
+    leadership.release()
+
+
+#: What begins with a connection that lay in a pool.
+FIRST_USES: dict[str, Callable[[PostgresqlEventStore], object]] = {
+    "append": lambda store: append(store, BOLT, NO_STREAM, event()),
+    "append of several": lambda store: append(store, BOLT, NO_STREAM, *events(3)),
+    "row and event": row_and_event,
+    "row alone": row_alone,
+    "put a snapshot": lambda store: store.snapshots().put(snapshot(stream=NUT, version=1)),
+    "remove a snapshot": lambda store: store.snapshots().remove(NUT),
+    "lead": lead,
+    "register": lambda store: store.outbox.register("shop", SUBSCRIBER),
+    "unregister": register_and_unregister,
+    "forget commands": lambda store: store.forget_expired_commands(),
+    "make the tables": create_schema,
+}
+
+READS: dict[str, Callable[[PostgresqlEventStore], object]] = {
+    "read everything": lambda store: store.read_all(),
+    "read a stream": lambda store: store.read_stream(NUT),
+    "read a history": lambda store: store.read_history(NUT),
+    "find a command": lambda store: store.find_command("c-1"),
+    "find a snapshot": lambda store: store.snapshots().find(NUT),
+    "find a snapshot with newer": lambda store: store.snapshots().find_with_newer(NUT, 1),
+    "list snapshots": lambda store: list(store.snapshots().streams("inventory", "Item")),
+    "read the outbox": lambda store: store.outbox.read(0, 10),
+    "last position": lambda store: store.outbox.last_position(),
+    "pending": lambda store: store.outbox.pending(0),
+    "checkpoint": lambda store: store.leadership("shop", broker="redis").checkpoint(),
+    "who leads": lambda store: store.leadership("shop", broker="redis").led(),
+    "subscribers": lambda store: store.outbox.subscribers("shop"),
+    "check the tables": check_schema,
+    "append again": lambda store: store._find(Batch.of([StreamAppend(NUT, NO_STREAM, events(1))])),
+}
+
+
+@pytest.mark.parametrize("use", FIRST_USES.values(), ids=FIRST_USES)
+def test_a_connection_to_a_server_that_has_become_read_only_is_replaced(
+    store: PostgresqlEventStore, use: Callable[[PostgresqlEventStore], object]
+) -> None:
+    # given a store whose connections lead to a server that was the primary once
+    demote(store)
+    # when something is written, then it is, on a connection to the primary
+    use(store)
+    # and nothing is left of the others
+    for pooled in store._kept._idle:
+        with pooled.dbapi_connection.cursor() as cursor:
+            cursor.execute("SHOW transaction_read_only")
+            assert cursor.fetchall() == [("off",)]
+    row_and_event_again = store.begin()
+    insert_row(row_and_event_again.connection, "again")
+    row_and_event_again.commit()
+    store.close()
+
+
+@pytest.mark.parametrize("use", [*FIRST_USES.values(), *READS.values()], ids=[*FIRST_USES, *READS])
+def test_a_connection_that_the_server_has_ended_meanwhile_is_replaced(
+    store: PostgresqlEventStore,
+    postgres_node: PostgresNode,
+    use: Callable[[PostgresqlEventStore], object],
+) -> None:
+    # given a store whose connections the server has ended
+    end_connections(store, postgres_node)
+    # then nobody notices
+    use(store)
+    store.close()
+
+
+def test_a_server_that_takes_no_writes_is_away_until_it_does(
+    store: PostgresqlEventStore, postgres_node: PostgresNode
+) -> None:
+    # given a database that takes no writes, as that of a replica
+    append(store, NUT, NO_STREAM, event())
+    with closing(postgres_node.connect()) as other, other.cursor() as cursor:
+        cursor.execute("ALTER DATABASE contract SET default_transaction_read_only = on")
+        try:
+            store.close()
+            # then whoever writes is told so, be it a statement of the application's own
+            for use in FIRST_USES.values():
+                if use is create_schema:
+                    continue
+                with pytest.raises(StoreUnavailable, match="read-only"):
+                    use(store)
+            assert len(store.read_all()) == 1
+        finally:
+            cursor.execute("ALTER DATABASE contract RESET default_transaction_read_only")
+    # and when it takes them again, then the store writes, on new connections
+    for name in ("append", "row alone", "lead"):
+        FIRST_USES[name](store)
+    assert rows_of(store) == ["alone"]
+
+
+def test_a_statement_of_the_application_s_own_on_a_lost_connection_is_unavailability(
+    store: PostgresqlEventStore, postgres_node: PostgresNode
+) -> None:
+    # given a transaction whose connection the server ends before the application's statement
+    transaction = store.begin()
+    end_connections(store, postgres_node)
+    # when that comes, then the error is ours: a command is tried again
+    with pytest.raises(StoreUnavailable, match=r"postgresql://127\.0\.0\.1") as lost:
+        insert_row(transaction.connection, "1")
+    assert store.failure(lost.value.__cause__ or ValueError()) is Failure.AWAY
+    transaction.rollback()
+    # and any other error is its own
+    transaction = store.begin()
+    with pytest.raises(DBAPIError, match="nowhere"):
+        transaction.connection.execute(text("INSERT INTO nowhere VALUES (1)"))
+    transaction.rollback()
+    # as is that of one that is too slow, as it would be the next time
+    transaction = store.begin()
+    transaction.connection.execute(text("SET LOCAL statement_timeout = 10"))
+    with pytest.raises(DBAPIError, match="statement timeout"):
+        transaction.connection.execute(text("SELECT pg_sleep(10)"))
+    transaction.rollback()
+    # as is one on the engine outside
+    with pytest.raises(DBAPIError), store.engine.connect() as connection:
+        connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    assert append(store, BOLT, NO_STREAM, event()).versions == (1,)
+
+
+@pytest.mark.parametrize("read", [READS["read everything"], READS["last position"]])
+def test_a_read_that_a_replica_ends_for_its_recovery_is_done_again(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, read: Callable[[SqlEventStore], object]
+) -> None:
+    # given a replica that ends what it reads, twice, since it has to catch up
+    store = opened()
+    append(store, NUT, NO_STREAM, event())
+    failures = [raised(store, "40001") for _ in range(2)]
+    for owner, name in ((store._kept, "run"), (Connection, "execute")):
+        real = getattr(owner, name)
+
+        def end_some(*args: Any, real: Any = real, **options: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return real(*args, **options)
+
+        monkeypatch.setattr(owner, name, end_some)
+    # then that is nobody's trouble
+    read(store)
+    assert not failures
+
+
 def test_appends_on_many_connections_go_on_after_a_restart_and_nothing_is_lost_or_there_twice(
     fresh_postgres_node: PostgresNode,
 ) -> None:
@@ -497,7 +755,7 @@ def test_appends_on_many_connections_go_on_after_a_restart_and_nothing_is_lost_o
                     return
             said[stream].append(new.event_id)
 
-    threads = [threading.Thread(target=work, args=(stream,)) for stream in streams]
+    threads = [threading.Thread(target=work, args=(stream,), daemon=True) for stream in streams]
     for thread in threads:
         thread.start()
 
@@ -536,7 +794,7 @@ def test_a_connection_in_use_when_others_were_lost_is_not_kept(opened: Opened) -
         waiting.start()
         wait_until(lambda: taken_of(store.engine) == 2)
         # when the store gives up all others, as after a restart
-        store.close()
+        store.forget_lost()
     waiting.join()
     # then that one is not used again either, though it is as old as they
     assert len(store.read_stream(BOLT)) == 2
@@ -546,10 +804,7 @@ def test_a_connection_in_use_when_others_were_lost_is_not_kept(opened: Opened) -
 @pytest.mark.parametrize("pool_size", [1, 2, 3])
 def test_kept_connections_leave_half_the_pool_to_others(database: str, pool_size: int) -> None:
     # given as many threads that append and read as there are connections
-    engine = create_engine(
-        database.replace("postgresql:", "postgresql+psycopg2:"),
-        pool_size=pool_size, max_overflow=0, pool_timeout=5,
-    )  # fmt: skip
+    engine = create_engine(database, pool_size=pool_size, max_overflow=0, pool_timeout=5)
     with closing(PostgresqlEventStore(engine, is_own_engine=True)) as store:
         together = threading.Barrier(pool_size)
 
@@ -571,7 +826,7 @@ def test_kept_connections_leave_half_the_pool_to_others(database: str, pool_size
 
 def test_the_applications_engine_gets_its_connections_back_as_they_were(database: str) -> None:
     # given an engine of the application's
-    engine = create_engine(database.replace("postgresql:", "postgresql+psycopg2:"), pool_size=1)
+    engine = create_engine(database, pool_size=1)
     store = open_event_store(engine=engine)
     # when the store has used it
     append(store, NUT, ANY_VERSION, event())
@@ -655,6 +910,49 @@ def test_a_command_is_remembered_for_its_time_to_live(
     assert found.outcome == '"now"'
     store.append([StreamAppend(NUT, 0, events(1))], command=CommandRecord("c-2", "1", -1))
     assert store.forget_expired_commands() == 1
+
+
+def test_a_read_that_a_replica_cancels_is_repeated(
+    store: PostgresqlEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver: Any = store.engine.dialect.loaded_dbapi
+
+    class Cancelled(driver.OperationalError):
+        pgcode = sqlstate = "40001"
+
+    # given a replica that cancels what reads rows which it is about to remove, twice
+    answers: list[Any] = [Cancelled("conflict with recovery"), Cancelled("conflict"), []]
+
+    def run(*_: Any) -> Any:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(store._kept_to_read, "run", run)
+    # then nobody hears of it
+    assert store.read_stream(BOLT) == []
+    # when it always does
+    answers[:] = [Cancelled("conflict with recovery")]
+    # then that is an error that is public
+    with pytest.raises(TransactionConflict, match="5 times in a row"):
+        store.read_stream(BOLT)
+
+
+def test_expired_commands_are_deleted_a_few_at_a_time_the_oldest_first(
+    store: PostgresqlEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given three expired commands, and one that is not
+    monkeypatch.setattr("cqrs_celery.backends.sql.event_store.FORGET_ROWS", 2)
+    for version, ttl_s in enumerate((-1, -3, -2, 60)):
+        record = CommandRecord(f"c-{version}", "1", ttl_s)
+        store.append([StreamAppend(BOLT, version, events(1))], command=record)
+    # then two are deleted, then one, then none
+    remaining = text("SELECT command_id FROM cqrs_commands ORDER BY command_id")
+    for count, left in ((2, ["c-0", "c-3"]), (1, ["c-3"]), (0, ["c-3"])):
+        assert store.forget_expired_commands() == count
+        with store.engine.connect() as connection:
+            assert connection.execute(remaining).scalars().all() == left
 
 
 def test_a_stream_is_read_from_the_replica_unless_it_was_just_written_here(

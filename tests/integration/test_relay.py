@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
+import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+from sqlalchemy import text
 
 from cqrs_celery.app.relaying import RelayParts
 from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.redis.relay_queue import RelayQueue
 from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.backends.sql.schema import create_schema
+from cqrs_celery.errors import BrokerConflict
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.queue.values import ack
-from cqrs_celery.store.events import Lease, Subscriber
+from cqrs_celery.store.events import START, Lease, Place, StoredEvent, Subscriber
 from cqrs_celery.store.stream import ANY_VERSION, StreamName
 from cqrs_celery.testing.event_store_contract import BOLT, NUT, append, event, events
 from cqrs_celery.workers.relay import Relay
+from tests.conftest import RedisFactory
+from tests.mssql import NEEDS_MSSQL, make_tables_anew
+from tests.mssql import URL as MSSQL_URL
 from tests.nodes import REPOSITORY, RedisNode
-from tests.postgres import PostgresNode
+from tests.postgres import DRIVERS, PostgresNode, with_driver
 from tests.waiting import wait_until
 
 QUEUES = ("left", "right")
@@ -54,8 +63,17 @@ class Bench:
         self.destination = RelayQueue(
             lambda: self.client, store_id=lambda: store.outbox.store_id, body=("[[", "],{},{}]")
         )
-        self.parts = RelayParts(self.store, self.store.outbox, self.destination)
+        self.parts = self.parts_of("inventory")
         self.store.on_commit = self.destination.wake
+
+    def parts_of(self, application: str) -> RelayParts:
+        """Return what a relay of an application is made of; each has a claim of its own."""
+        leadership = self.store.leadership(application, broker="redis")
+        return RelayParts(self.store, self.destination, application, leadership)
+
+    def give(self, *stored: StoredEvent, token: str = "", after: int = 0) -> int | None:
+        """Give events to the queues, as a relay with that token does."""
+        return self.destination.enqueue(token, after, stored)
 
     def subscribe(self) -> None:
         for queue in QUEUES:
@@ -63,7 +81,7 @@ class Bench:
 
     @contextmanager
     def relaying(self, count: int = 1) -> Iterator[None]:
-        relays = [Relay(self.parts, batch=10, note_s=0.05) for _ in range(count)]
+        relays = [Relay(self.parts_of("inventory"), batch=10, note_s=0.05) for _ in range(count)]
         threads = [threading.Thread(target=relay.run) for relay in relays]
         for thread in threads:
             thread.start()
@@ -75,10 +93,45 @@ class Bench:
             for thread in threads:
                 thread.join(30)
 
+    def noted(self) -> int:
+        """Return up to where everything is noted as handled."""
+        place = self.parts.leadership.checkpoint()
+        return 0 if place is None else int(place.position)
+
+    def forget(self, lost: Sequence[StoredEvent]) -> None:
+        """Delete events, as a store does that is restored from a backup of before."""
+        with self.store.engine.begin() as connection:
+            for one in lost:
+                connection.execute(
+                    text("DELETE FROM cqrs_events WHERE event_id = :event_id"),
+                    {"event_id": one.event.event_id},
+                )
+                connection.execute(
+                    text(
+                        "UPDATE cqrs_streams SET version = :version"
+                        " WHERE stream_key = :key AND version > :version"
+                    ),
+                    {"version": one.version - 1, "key": one.stream.key},
+                )
+            if self.store.engine.dialect.name == "postgresql":
+                connection.execute(
+                    text(
+                        "SELECT setval(pg_get_serial_sequence('cqrs_events', 'global_position'),"
+                        " :position, false)"
+                    ),
+                    {"position": lost[0].global_position},
+                )
+
     def wait(self) -> None:
         """Wait until everything that is committed is given."""
-        last = self.store.outbox.last_position()
-        wait_until(lambda: self.destination.position() == last, 30, "the relay")
+        last = self.store.outbox.place_before(self.store.outbox.last_position() + 1)
+        store_id = self.store.outbox.store_id
+
+        def is_given() -> bool:
+            known: Any = self.client.hget("cq:relay", store_id) or b""
+            return known.split(b"|")[:2] == [str(last.position).encode(), last.event_id.encode()]
+
+        wait_until(is_given, 30, "the relay")
 
     def take_all(self, queue: str) -> list[tuple[str, str]]:
         """Take what is on a queue; return the sequence and event id of each, in order."""
@@ -101,13 +154,17 @@ class Bench:
                 ]
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
+@pytest.fixture(params=[*DRIVERS, "sqlite", pytest.param("sqlserver", marks=NEEDS_MSSQL)])
 def bench(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[Bench]:
     url = f"sqlite:///{tmp_path / 'events.db'}"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgres_url")
+    if request.param in DRIVERS:
+        url = with_driver(request.getfixturevalue("postgres_url"), request.param)
+    if request.param == "sqlserver":
+        url = MSSQL_URL
     store = open_event_store(url)
     assert isinstance(store, SqlEventStore)
+    if request.param == "sqlserver":
+        make_tables_anew(store)
     create_schema(store)
     made = Bench(store, url, redis_url)
     made.subscribe()
@@ -141,8 +198,8 @@ def test_a_message_is_what_the_redis_store_would_have_made(bench: Bench) -> None
     [stored] = bench.store.read_all()
     assert taken.sequence == BOLT.key
     assert taken.body.startswith(
-        b'[[{"stream":"inventory:InventoryItem:bolt","position":1,"version":1,"event_id":"'
-        + stored.event.event_id.encode()
+        b'[[{"stream":"inventory:InventoryItem:bolt","position":%d,"version":1,"event_id":"%s'
+        % (stored.global_position, stored.event.event_id.encode())
     )
     assert taken.body.endswith(b"],{},{}]")
 
@@ -158,14 +215,42 @@ def test_a_relay_that_believes_to_be_active_gives_nothing_twice(bench: Bench) ->
     # given a batch that was given
     write(bench, 5)
     read = bench.store.read_all()
-    bench.destination.start_at(0)
+    bench.destination.take_over("first", START)
     last = read[-1].global_position
-    assert bench.destination.enqueue(0, read) == last
+    assert bench.give(*read, token="first") == last
     # when another relay gives it again, from where it was, and from the middle
-    assert bench.destination.enqueue(0, read) == last
-    assert bench.destination.enqueue(read[1].global_position, read[2:]) == last
+    assert bench.destination.take_over("second") == Place(last, read[-1].event.event_id)
+    assert bench.give(*read, token="second") == last
+    assert bench.give(*read[2:], token="second", after=read[1].global_position) == last
     # then it is there once
     bench.check()
+
+
+def test_what_a_relay_gives_counts_nothing_once_another_one_has_taken_over(bench: Bench) -> None:
+    # given a relay that has read what is next, and another one that has taken over since
+    write(bench, 3)
+    read = bench.store.read_all()
+    bench.destination.take_over("first", START)
+    assert bench.destination.take_over("second") == START
+    # when the first gives it
+    assert bench.give(*read, token="first") == 0
+    # then nothing is there, and the second gives it
+    assert bench.take_all("left") == []
+    assert bench.give(*read, token="second") == read[-1].global_position
+    bench.check()
+
+
+def test_a_position_of_an_earlier_version_is_gone_on_from(bench: Bench) -> None:
+    # given what a relay of an earlier version has left: a position alone
+    write(bench, 3)
+    read = bench.store.read_all()
+    bench.client.hset("cq:relay", bench.store.outbox.store_id, str(read[0].global_position))
+    # when a relay runs
+    with bench.relaying():
+        bench.wait()
+    # then it gives what stands behind it
+    given = {event_id for _, event_id in bench.take_all("left")}
+    assert given == {one.event.event_id for one in read[1:]}
 
 
 @pytest.mark.alone  # measures time
@@ -205,7 +290,7 @@ def test_a_queue_that_has_lost_its_data_gets_what_is_not_known_to_be_handled(
             taken = reliable.settle_and_take("worker", queues=[queue], count=1000, run=1000).taken
             reliable.settle_and_take("worker", [ack(one.id, one.fence) for one in taken])
         half = bench.store.outbox.last_position()
-        wait_until(lambda: bench.store.outbox.checkpoint() == half, message="the note")
+        wait_until(lambda: bench.noted() == half, message="the note")
         write(bench, 10)
         bench.wait()
     # when Redis loses everything, the subscribers too
@@ -228,21 +313,155 @@ def test_a_queue_that_loses_its_data_while_the_relay_runs_gets_it_again(bench: B
     bench.check()
 
 
-def test_a_database_that_is_behind_the_queue_goes_on_from_its_last_event(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("goes_on", [False, True], ids=["shorter", "with other events there"])
+def test_a_store_that_went_back_gives_what_is_not_known_to_be_handled_and_what_comes(
+    bench: Bench, caplog: pytest.LogCaptureFixture, goes_on: bool
 ) -> None:
-    # given a queue that has come further than the database, which was restored from a backup
+    # given a queue that has come further than the store, which has lost its last events
     write(bench, 5)
-    bench.destination.start_at(0)
-    bench.destination.go_back(1_000)
-    # when the relay begins, and more is written
-    with caplog.at_level(logging.ERROR), bench.relaying():
-        wait_until(lambda: bench.destination.position() != 1_000, message="the relay")
-        append(bench.store, BOLT, ANY_VERSION, *events(2))
+    with bench.relaying():
         bench.wait()
-    # then that is given
-    assert "the database is behind the queue" in caplog.text
-    assert len(bench.take_all("left")) == 2
+        lost = bench.store.read_all()[-2:]
+        bench.forget(lost)
+        if goes_on:
+            append(bench.store, NUT, ANY_VERSION, *events(4))
+        # when the relay runs on, or begins anew, and more is written
+        with caplog.at_level(logging.ERROR):
+            append(bench.store, BOLT, ANY_VERSION, *events(2))
+            wait_until(lambda: "the store went back" in caplog.text, message="the relay")
+            bench.wait()
+    # then it is said, and everything that the store has was given, from what is known to be handled
+    # on: the beginning. What it lost had been given, too
+    last = lost[-1]
+    assert f"no event {last.event.event_id} at position {last.global_position}" in caplog.text
+    stored = [one.event.event_id for one in bench.store.read_all()]
+    given = Counter(event_id for _, event_id in bench.take_all("left"))
+    assert given.keys() == {*stored, *(one.event.event_id for one in lost)}
+
+
+def freeze(process: subprocess.Popen[str], bench: Bench) -> None:
+    """Freeze a relay's process; on SQLite not in the middle of a write, which would hold up all."""
+    while True:
+        os.kill(process.pid, signal.SIGSTOP)
+        if bench.store.engine.dialect.name != "sqlite":
+            return
+        file = sqlite3.connect(bench.store.engine.url.database or "", timeout=0.5)
+        with closing(file), suppress(sqlite3.OperationalError):
+            file.execute("BEGIN IMMEDIATE")
+            return
+        os.kill(process.pid, signal.SIGCONT)
+
+
+def test_of_a_frozen_leader_another_relay_takes_over_and_what_it_gives_when_thawed_counts_nothing(
+    bench: Bench,
+) -> None:
+    # given a relay that leads, in a process of its own, and is frozen while it has work
+    with running(RELAY, [bench.url, bench.redis_url]) as process:
+        write(bench, 5)
+        bench.wait()
+        led = bench.parts.leadership.led()
+        assert led is not None
+        assert led.leader.endswith(f":{process.pid}")
+        writing = threading.Thread(target=write, args=(bench, 20))
+        writing.start()
+        freeze(process, bench)
+        writing.join(30)
+        # when events are committed, and another relay is there
+        with bench.relaying():
+            write(bench, 20)
+            began_at = time.monotonic()
+            bench.wait()
+            # then it goes on within 10 seconds, and after the thaw each event is there once
+            assert time.monotonic() - began_at < 10
+            os.kill(process.pid, signal.SIGCONT)
+            write(bench, 20)
+            bench.wait()
+    bench.check()
+
+
+def test_two_applications_on_one_database_have_relays_of_their_own(
+    bench: Bench, redis_factory: RedisFactory
+) -> None:
+    # given another application on the same store, with a Redis of its own and one subscriber there
+    other = Bench(bench.store, bench.url, redis_factory().url)
+    other.parts = other.parts_of("sales")
+    other.parts.register(subscriber("left"))
+    write(bench, 5)
+    # when both relay
+    relay = Relay(other.parts_of("sales"), batch=10)
+    thread = threading.Thread(target=relay.run)
+    thread.start()
+    with bench.relaying():
+        write(bench, 20)
+        bench.wait()
+        wait_until(lambda: other.destination.position() == bench.destination.position(), 30)
+    relay.stop()
+    thread.join(30)
+    # then each has everything, and one that loses its data gets its own subscribers again
+    bench.check()
+    assert {event_id for _, event_id in other.take_all("left")} == {
+        one.event.event_id for one in bench.store.read_all()
+    }
+    assert [one.name for one in bench.store.outbox.subscribers("sales")] == ["task-left"]
+    assert len(bench.store.outbox.subscribers("inventory")) == 2
+    other.client.close()
+
+
+def test_applications_with_one_broker_have_one_active_relay_and_share_what_it_remembers(
+    bench: Bench,
+) -> None:
+    # given two applications on one store and one Redis
+    broker_id = bench.destination.broker_id()
+    first, second = (bench.parts_of(name).leadership for name in ("inventory", "sales"))
+    assert second.claim(broker_id)
+    second.keep_broker(broker_id)
+    second.release()
+    # when one leads
+    assert first.claim(broker_id)
+    first.keep_broker(broker_id)
+    # then the other stands by, and knows how far all is handled
+    assert not second.claim(broker_id)
+    first.save_checkpoint(Place(7, "x"))
+    assert second.checkpoint() == Place(7, "x")
+    # and leads when the first has ended
+    first.release()
+    assert second.claim(broker_id)
+
+
+def test_a_second_broker_of_one_application_is_refused_while_relays_to_the_first_are_alive(
+    bench: Bench, redis_factory: RedisFactory
+) -> None:
+    # given an application whose relay is active
+    other = Bench(bench.store, bench.url, redis_factory().url)
+    with bench.relaying():
+        write(bench, 1)
+        bench.wait()
+        # when a worker with another broker starts, then it is told both
+        with pytest.raises(BrokerConflict, match=r"'inventory' relays the events of .* to redis"):
+            other.parts.check_broker()
+        # and one with the same starts
+        bench.parts.check_broker()
+    # when they have ended, then the broker may be moved: it gets what is not known to be handled
+    other.parts.check_broker()
+    relay = Relay(other.parts_of("inventory"), batch=10)
+    thread = threading.Thread(target=relay.run)
+    thread.start()
+    wait_until(lambda: other.destination.position() == bench.store.outbox.last_position(), 30)
+    relay.stop()
+    thread.join(30)
+    other.check()
+    other.client.close()
+
+
+def test_a_broker_that_has_lost_its_data_is_no_second_one(bench: Bench) -> None:
+    with bench.relaying():
+        write(bench, 1)
+        bench.wait()
+        # when it loses them, its id as well, and a worker starts
+        bench.client.flushall()
+        bench.parts_of("inventory").check_broker()
+        bench.wait()
+    bench.check()
 
 
 def test_a_lease_is_looked_up_where_the_message_is_held(bench: Bench) -> None:
@@ -259,6 +478,37 @@ def test_a_lease_is_looked_up_where_the_message_is_held(bench: Bench) -> None:
     assert not bench.destination.is_held(lease)
 
 
+def test_an_outage_is_logged_once_in_full_then_by_its_count_and_its_end_is_too(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a broker that does not answer a hundred times, by an error with a long traceback
+    monkeypatch.setattr("cqrs_celery.workers.relay.RETRY_S", 0.001)
+    append(bench.store, BOLT, 0, event())
+    tries = 0
+    enqueue = bench.destination.enqueue
+
+    def refuse(token: str, after_position: int, events: Sequence[StoredEvent]) -> int | None:
+        nonlocal tries
+        tries += 1
+        if tries <= 100:
+            raise ConnectionRefusedError("the broker does not answer")
+        return enqueue(token, after_position, events)
+
+    monkeypatch.setattr(bench.destination, "enqueue", refuse)
+    # when a relay has come over that
+    with caplog.at_level(logging.INFO, "cqrs_celery.workers.relay"), bench.relaying():
+        bench.wait()
+        wait_until(lambda: "again after 100 failures" in caplog.text, message="the last line")
+    # then there is one traceback, a line at the powers of two, and one at the end
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+    failures = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert [record.args[2] for record in failures if isinstance(record.args, tuple)] == [
+        1, 2, 4, 8, 16, 32, 64,
+    ]  # fmt: skip
+    assert len(caplog.records) == 9  # with one that says that it is active
+    assert bench.store.where in caplog.text
+
+
 #: A relay in a process of its own, which is killed.
 RELAY = """
 import sys
@@ -272,7 +522,8 @@ store = open_event_store(sys.argv[1])
 client = redis.Redis.from_url(sys.argv[2])
 queue = RelayQueue(lambda: client, store_id=lambda: store.outbox.store_id, body=("[[", "],{},{}]"))
 print("running", flush=True)
-Relay(RelayParts(store, store.outbox, queue), batch=10).run()
+leadership = store.leadership("inventory", broker="redis")
+Relay(RelayParts(store, queue, "inventory", leadership), batch=10).run()
 """
 
 #: A process that commits without an end, saying what it has committed.
@@ -283,15 +534,27 @@ from cqrs_celery.store.stream import ANY_VERSION, StreamName
 from cqrs_celery.testing.event_store_contract import append, events
 
 store = open_event_store(sys.argv[1])
-print("running", flush=True)
-while True:
+def write():
     stream = StreamName("inventory", "InventoryItem", str(random.randrange(5)))
     append(store, stream, ANY_VERSION, *events(random.choice((1, 3))))
+
+# To connect may take longer than the process lives after that.
+write()
+print("running", flush=True)
+while True:
+    write()
 """
 
 
 def kill_after(source: str, arguments: list[str], moment_s: float) -> None:
     """Run a program, and kill it with -9 a moment after it has begun."""
+    with running(source, arguments):
+        threading.Event().wait(moment_s)
+
+
+@contextmanager
+def running(source: str, arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """Run a program that says when it has begun; in the end it is killed with -9."""
     process = subprocess.Popen(
         [sys.executable, "-c", source, *arguments],
         cwd=REPOSITORY, stdout=subprocess.PIPE, text=True,
@@ -299,7 +562,7 @@ def kill_after(source: str, arguments: list[str], moment_s: float) -> None:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "running\n"
-        threading.Event().wait(moment_s)
+        yield process
     finally:
         process.kill()
         process.wait()

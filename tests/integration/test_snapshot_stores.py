@@ -28,7 +28,7 @@ from cqrs_celery.testing.snapshot_store_contract import (
     snapshot,
 )
 from tests.nodes import RedisNode
-from tests.postgres import PostgresNode
+from tests.postgres import DRIVERS, PostgresNode, with_driver
 
 
 def sql_store(url: str) -> SqlEventStore:
@@ -64,9 +64,9 @@ class TestSqliteSnapshotStore(SqlContract):
         store.close()
 
 
-@pytest.fixture(scope="module")
-def database(postgres_node: PostgresNode) -> Iterator[str]:
-    url = postgres_node.create_database("snapshots")
+@pytest.fixture(scope="module", params=DRIVERS)
+def database(request: pytest.FixtureRequest, postgres_node: PostgresNode) -> Iterator[str]:
+    url = with_driver(postgres_node.create_database("snapshots"), request.param)
     store = sql_store(url)
     create_schema(store)
     store.close()

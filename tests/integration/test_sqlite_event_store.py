@@ -132,7 +132,7 @@ def test_a_file_that_can_not_be_opened_is_one_clear_error(tmp_path: Path) -> Non
 
 def test_tables_that_are_there_are_left_alone(store: SqliteEventStore) -> None:
     append(store, BOLT, NO_STREAM, event())
-    assert create_schema(store) == check_schema(store) == "0001"
+    assert create_schema(store) == check_schema(store) == "0002"
     assert len(store.read_all()) == 1
 
 
@@ -174,6 +174,22 @@ def test_a_command_is_remembered_for_its_time_to_live(store: SqliteEventStore) -
     assert found.outcome == '"now"'
     store.append([StreamAppend(NUT, 0, events(1))], command=CommandRecord("c-2", "1", -1))
     assert store.forget_expired_commands() == 1
+
+
+def test_expired_commands_are_deleted_a_few_at_a_time_the_oldest_first(
+    store: SqliteEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given three expired commands, and one that is not
+    monkeypatch.setattr("cqrs_celery.backends.sql.event_store.FORGET_ROWS", 2)
+    for version, ttl_s in enumerate((-1, -3, -2, 60)):
+        record = CommandRecord(f"c-{version}", "1", ttl_s)
+        store.append([StreamAppend(BOLT, version, events(1))], command=record)
+    # then two are deleted, then one, then none
+    remaining = text("SELECT command_id FROM cqrs_commands ORDER BY command_id")
+    for count, left in ((2, ["c-0", "c-3"]), (1, ["c-3"]), (0, ["c-3"])):
+        assert store.forget_expired_commands() == count
+        with store.engine.connect() as connection:
+            assert connection.execute(remaining).scalars().all() == left
 
 
 def test_a_forked_child_makes_connections_of_its_own(store: SqliteEventStore) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from celery import Celery
@@ -22,8 +23,10 @@ from cqrs_celery.store.events import Lease, StreamAppend
 from cqrs_celery.store.stream import StreamName
 from cqrs_celery.testing.event_store_contract import events
 from tests import yard
+from tests.conftest import RedisFactory
 from tests.integration.conftest import WorkerFactory
 from tests.nodes import REPOSITORY, RedisNode, WorkerNode
+from tests.postgres import with_driver
 from tests.waiting import wait_until
 
 ALONE = ("--without-mingle", "--without-gossip")
@@ -54,7 +57,8 @@ class Place:
         create_schema(found)
 
     def start(self, **options: object) -> WorkerNode:
-        return self._workers(APPLICATION, env=self.env, arguments=ALONE, **options)
+        options.setdefault("env", self.env)
+        return self._workers(APPLICATION, arguments=ALONE, **options)
 
     def grow(self, count: int, *, seed: int = 1) -> None:
         chance = random.Random(seed)
@@ -120,12 +124,20 @@ def yards(
         place.app.close()
 
 
-@pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+@pytest.mark.parametrize(
+    ("driver", "pool"),
+    [
+        ("psycopg2", "prefork"),
+        ("psycopg2", "solo"),
+        ("psycopg2", "threads"),
+        ("psycopg", "prefork"),
+    ],
+)
 def test_a_worker_with_postgresql_handles_each_event_once_in_order(
-    yards: Yard, redis_url: str, postgres_url: str, pool: str
+    yards: Yard, redis_url: str, postgres_url: str, driver: str, pool: str
 ) -> None:
     # given a worker, and nothing to do yet
-    place = yards(redis_url, postgres_url)
+    place = yards(redis_url, with_driver(postgres_url, driver))
     place.start(pool=pool, concurrency=2 if pool != "solo" else 1)
     # when commands come
     place.grow(30)
@@ -178,6 +190,25 @@ def test_another_worker_relays_when_the_one_that_does_is_killed(
     yard.check(place.out, place.event_ids(), is_once=False)
 
 
+def test_a_worker_with_a_second_broker_ends_and_names_both(
+    yards: Yard, redis_url: str, redis_factory: RedisFactory
+) -> None:
+    # given a worker, whose relay is active
+    place = yards(redis_url)
+    first = place.start(name="first")
+    wait_until(lambda: place.status()["active_relay"], 20, "the relay")
+    # when one of the same application starts with another broker
+    other = redis_factory().url
+    second = place.start(name="second", is_started=False, env={**place.env, "YARD_BROKER": other})
+    second.start()
+    # then it ends, and says why
+    wait_until(lambda: second.status == "exited", 60, "its end")
+    assert "'yard' relays the events of sqlite:///" in second.logs()
+    for url in (redis_url, other):
+        assert f"127.0.0.1:{urlsplit(url).port}/0" in second.logs()
+    assert first.status == "running"
+
+
 def test_a_commit_asks_the_queue_whether_its_lease_is_held(yards: Yard, redis_url: str) -> None:
     place = yards(redis_url)
     stored = [StreamAppend(StreamName("yard", "YardHeap", "1"), 0, events(1))]
@@ -213,6 +244,61 @@ def test_a_broker_that_is_not_ours_gets_one_task_per_subscription(
     place.grow(20)
     place.wait(20)
     yard.check(place.out, place.event_ids())
+
+
+@pytest.mark.parametrize("pool", ["solo", "prefork"])
+@pytest.mark.parametrize("is_stock", [False, True], ids=["our broker", "another broker"])
+def test_a_broker_s_outage_does_not_fill_the_log(
+    yards: Yard, fresh_redis_node: RedisNode, pool: str, *, is_stock: bool
+) -> None:
+    # given a worker whose broker dies
+    place = yards(fresh_redis_node.url, is_stock=is_stock)
+    worker = place.start(pool=pool)
+    place.grow(1)
+    place.wait(1)
+    before = len(worker.logs().splitlines())
+    fresh_redis_node.kill()
+    # when an event is committed, which its relay tries to give in vain, for more than four seconds
+    place.app.cqrs.execute(yard.GrowHeap(id="1"))
+    wait_until(lambda: "(failure 8)" in worker.logs(), 30, worker.log_tail)
+    # then that is no more than Celery's own traceback, and one of the relay's
+    lines = worker.logs().splitlines()[before:]
+    assert len(lines) < 280, "\n".join(lines)
+    # and it is said when it is over
+    fresh_redis_node.start()
+    place.wait(2)
+    wait_until(lambda: "subscribers again after" in worker.logs(), 20, worker.log_tail)
+
+
+def refused_worker(
+    worker_factory: WorkerFactory, tmp_path: Path, broker: str, **env: str
+) -> WorkerNode:
+    """Start a worker that ends by itself; return it when it has."""
+    env |= {"YARD_BROKER": broker, "YARD_STORE": f"sqlite:///{tmp_path / 'events.db'}"}
+    worker = worker_factory(APPLICATION, env=env, arguments=ALONE, pool="solo", is_started=False)
+    worker.start()
+    wait_until(lambda: worker.status == "exited", 30, worker.log_tail)
+    assert "Traceback" not in worker.logs()
+    return worker
+
+
+def test_a_worker_without_tables_ends_with_one_line_that_says_how_to_make_them(
+    redis_url: str, worker_factory: WorkerFactory, tmp_path: Path
+) -> None:
+    logs = refused_worker(worker_factory, tmp_path, redis_url).logs().splitlines()
+    [line] = [line for line in logs if "CRITICAL" in line]
+    assert "the worker can't start: could not register" in line
+    assert "celery -A <app> cqrs schema create" in line
+    assert logs[-1] == line
+
+
+@pytest.mark.parametrize("broker", ["amqp://nobody.invalid//", ""], ids=["named", "by default"])
+def test_a_worker_on_rabbitmq_that_confirms_nothing_ends_with_one_line_that_says_what_to_set(
+    worker_factory: WorkerFactory, tmp_path: Path, broker: str
+) -> None:
+    logs = refused_worker(worker_factory, tmp_path, broker, YARD_CONFIRM="0").logs().splitlines()
+    [line] = [line for line in logs if "CRITICAL" in line]
+    assert "Set broker_transport_options = {'confirm_publish': True}" in line
 
 
 def test_rabbitmq_gets_one_task_per_subscription(

@@ -12,9 +12,9 @@ CREATE TABLE cqrs_schema (
 CREATE TABLE cqrs_streams (
     stream_id BIGINT NOT NULL IDENTITY,
     stream_key CHAR(64) COLLATE Latin1_General_100_BIN2 NOT NULL,
-    application NVARCHAR(max) NOT NULL,
-    aggregate_type NVARCHAR(max) NOT NULL,
-    aggregate_id NVARCHAR(max) NOT NULL,
+    application NVARCHAR(max) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    aggregate_type NVARCHAR(max) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    aggregate_id NVARCHAR(max) COLLATE Latin1_General_100_BIN2 NOT NULL,
     version BIGINT NOT NULL,
     CONSTRAINT cqrs_streams_pkey PRIMARY KEY (stream_id),
     CONSTRAINT cqrs_streams_key UNIQUE (stream_key)
@@ -26,7 +26,7 @@ CREATE TABLE cqrs_events (
     stream_id BIGINT NOT NULL,
     version BIGINT NOT NULL,
     event_id NVARCHAR(200) COLLATE Latin1_General_100_BIN2 NOT NULL,
-    type NVARCHAR(max) NOT NULL,
+    type NVARCHAR(max) COLLATE Latin1_General_100_BIN2 NOT NULL,
     type_version INTEGER NOT NULL,
     payload NVARCHAR(max) NOT NULL,
     metadata NVARCHAR(max) NOT NULL,
@@ -90,6 +90,42 @@ CREATE UNIQUE INDEX cqrs_events_row_version ON cqrs_events (row_version);
 INSERT INTO cqrs_schema (version_num) OUTPUT inserted.version_num VALUES ('0001');
 
 -- schema
+-- Running upgrade 0001 -> 0002
+
+CREATE TABLE cqrs_relays (
+    application NVARCHAR(200) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    broker_id NVARCHAR(64) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    broker NVARCHAR(max) NOT NULL,
+    leader NVARCHAR(max) NOT NULL,
+    token NVARCHAR(64) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    lease_until_ms BIGINT NOT NULL,
+    position BIGINT NULL,
+    event_id NVARCHAR(200) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    CONSTRAINT cqrs_relays_pkey PRIMARY KEY (application)
+);
+
+-- schema
+CREATE TABLE cqrs_relay_subscribers (
+    application NVARCHAR(200) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    name NVARCHAR(200) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    subscriber NVARCHAR(max) NOT NULL,
+    registered_at DATETIME2(6) NOT NULL,
+    CONSTRAINT cqrs_relay_subscribers_pkey PRIMARY KEY (application, name)
+);
+
+-- schema
+INSERT INTO cqrs_relay_subscribers (application, name, subscriber, registered_at) SELECT '', name, subscriber, registered_at FROM cqrs_subscribers;
+
+-- schema
+DROP TABLE cqrs_subscribers;
+
+-- schema
+ALTER TABLE cqrs_store ADD history NVARCHAR(64) COLLATE Latin1_General_100_BIN2 NOT NULL DEFAULT '';
+
+-- schema
+UPDATE cqrs_schema SET version_num='0002' WHERE cqrs_schema.version_num = '0001';
+
+-- schema
 COMMIT;
 
 -- append
@@ -99,7 +135,7 @@ WHERE cqrs_commands.command_id = ? AND cqrs_commands.expires_at > ?
 
 -- append
 SELECT cqrs_streams.stream_key, cqrs_streams.stream_id, cqrs_streams.version
-FROM cqrs_streams WITH (UPDLOCK, HOLDLOCK, ROWLOCK)
+FROM cqrs_streams WITH (UPDLOCK, HOLDLOCK, ROWLOCK, FORCESEEK)
 WHERE cqrs_streams.stream_key IN (?, ?) ORDER BY cqrs_streams.stream_key
 
 -- append
@@ -107,14 +143,17 @@ INSERT INTO cqrs_streams (stream_key, application, aggregate_type, aggregate_id,
 
 -- append
 SELECT cqrs_streams.stream_key, cqrs_streams.stream_id, cqrs_streams.version
-FROM cqrs_streams WITH (UPDLOCK, HOLDLOCK, ROWLOCK)
+FROM cqrs_streams WITH (UPDLOCK, HOLDLOCK, ROWLOCK, FORCESEEK)
 WHERE cqrs_streams.stream_key IN (?) ORDER BY cqrs_streams.stream_key
 
 -- append
 UPDATE cqrs_streams SET version=? WHERE cqrs_streams.stream_id = ?
 
 -- append
-INSERT INTO cqrs_events (stream_id, version, event_id, type, type_version, payload, metadata, recorded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO cqrs_events (stream_id, version, event_id, type, type_version, payload, metadata, recorded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+
+-- append
+INSERT INTO cqrs_events (stream_id, version, event_id, type, type_version, payload, metadata, recorded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 
 -- append
 SELECT CAST(cqrs_events.row_version AS BIGINT) AS position
@@ -140,15 +179,21 @@ FROM cqrs_streams
 WHERE cqrs_streams.stream_key = ?) AND cqrs_events.version > ? ORDER BY cqrs_events.version
 
 -- read_all
-SELECT cqrs_streams.application, cqrs_streams.aggregate_type, cqrs_streams.aggregate_id, page.position, page.version, page.event_id, page.type, page.type_version, page.payload, page.metadata, page.recorded_at
-FROM (SELECT TOP 1000 CAST(cqrs_events.row_version AS BIGINT) AS position, cqrs_events.version AS version, cqrs_events.event_id AS event_id, cqrs_events.type AS type, cqrs_events.type_version AS type_version, cqrs_events.payload AS payload, cqrs_events.metadata AS metadata, cqrs_events.recorded_at AS recorded_at, cqrs_events.stream_id AS stream_id
-FROM cqrs_events
-WHERE convert(BINARY(8), CAST(? AS BIGINT)) < cqrs_events.row_version AND min_active_rowversion() > cqrs_events.row_version ORDER BY cqrs_events.row_version) AS page JOIN cqrs_streams ON cqrs_streams.stream_id = page.stream_id ORDER BY page.position
+DECLARE @end BINARY(8) = MIN_ACTIVE_ROWVERSION(); SELECT cqrs_streams.application, cqrs_streams.aggregate_type, cqrs_streams.aggregate_id, CAST(page.row_version AS BIGINT) AS position, page.version, page.event_id, page.type, page.type_version, page.payload, page.metadata, page.recorded_at FROM (SELECT TOP (?) row_version, stream_id, version, event_id, type, type_version, payload, metadata, recorded_at FROM cqrs_events WITH (FORCESEEK) WHERE row_version > ? AND row_version < @end ORDER BY row_version) AS page JOIN cqrs_streams ON cqrs_streams.stream_id = page.stream_id ORDER BY page.row_version
 
 -- find_command
 SELECT cqrs_commands.position, cqrs_commands.outcome
 FROM cqrs_commands
 WHERE cqrs_commands.command_id = ? AND cqrs_commands.expires_at > ?
+
+-- last_position
+SELECT TOP 1 CAST(cqrs_events.row_version AS BIGINT) AS row_version
+FROM cqrs_events ORDER BY cqrs_events.row_version DESC
+
+-- pending
+SELECT count(*) AS count_1, min(cqrs_events.recorded_at) AS min_1
+FROM cqrs_events
+WHERE cqrs_events.row_version > ?
 
 -- find_snapshot
 SELECT cqrs_snapshots.version, cqrs_snapshots.schema_version, cqrs_snapshots.taken_at, cqrs_snapshots.payload AS payload
@@ -169,7 +214,7 @@ WHERE cqrs_streams.stream_key = ?) AND cqrs_events.version > coalesce((SELECT sn
 FROM snapshot), 0) ORDER BY version
 
 -- snapshots
-SELECT TOP 500 cqrs_streams.stream_id, cqrs_streams.aggregate_id
+SELECT TOP 500 cqrs_streams.stream_id, cqrs_streams.application, cqrs_streams.aggregate_type, cqrs_streams.aggregate_id
 FROM cqrs_streams JOIN cqrs_snapshots ON cqrs_snapshots.stream_id = cqrs_streams.stream_id
 WHERE cqrs_streams.application = ? AND cqrs_streams.aggregate_type = ? AND cqrs_streams.stream_id > ? ORDER BY cqrs_streams.stream_id
 
@@ -197,10 +242,47 @@ FROM cqrs_snapshots
 WHERE cqrs_snapshots.stream_id = ?
 
 -- replace_snapshot
-UPDATE cqrs_snapshots SET version=?, schema_version=?, payload=?, taken_at=? WHERE cqrs_snapshots.stream_id = ? AND (cqrs_snapshots.schema_version != ? OR cqrs_snapshots.version <= ?)
+UPDATE cqrs_snapshots SET version=?, schema_version=?, payload=?, taken_at=? OUTPUT inserted.stream_id WHERE cqrs_snapshots.stream_id = ? AND (cqrs_snapshots.schema_version != ? OR cqrs_snapshots.version <= ?)
 
 -- remove_snapshot
-DELETE FROM cqrs_snapshots WHERE cqrs_snapshots.stream_id = (SELECT cqrs_streams.stream_id
+DELETE FROM cqrs_snapshots OUTPUT deleted.stream_id WHERE cqrs_snapshots.stream_id = (SELECT cqrs_streams.stream_id
 FROM cqrs_streams
 WHERE cqrs_streams.stream_key = ?)
+
+-- register
+DELETE FROM cqrs_relay_subscribers WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ?
+
+-- register
+UPDATE cqrs_relay_subscribers SET subscriber=?, registered_at=? OUTPUT inserted.application, inserted.name WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ?
+
+-- register
+INSERT INTO cqrs_relay_subscribers (application, name, subscriber, registered_at) VALUES (?, ?, ?, ?)
+
+-- forget_expired_commands
+DELETE FROM cqrs_commands OUTPUT deleted.command_id WHERE cqrs_commands.command_id IN (SELECT TOP 4000 cqrs_commands.command_id
+FROM cqrs_commands
+WHERE cqrs_commands.expires_at <= ? ORDER BY cqrs_commands.expires_at) AND cqrs_commands.expires_at <= ?
+
+-- claim_relay
+UPDATE cqrs_relays SET leader=?, token=?, lease_until_ms=(datediff_big(ms, '19700101', sysutcdatetime()) + ?) WHERE cqrs_relays.application = ? AND cqrs_relays.lease_until_ms <= datediff_big(ms, '19700101', sysutcdatetime()) AND NOT (EXISTS (SELECT cqrs_relays_1.application
+FROM cqrs_relays AS cqrs_relays_1
+WHERE cqrs_relays_1.application != ? AND cqrs_relays_1.broker_id = ? AND cqrs_relays_1.broker_id != ? AND cqrs_relays_1.lease_until_ms > datediff_big(ms, '19700101', sysutcdatetime())))
+
+-- renew_relay
+UPDATE cqrs_relays SET lease_until_ms=(datediff_big(ms, '19700101', sysutcdatetime()) + ?) WHERE cqrs_relays.application = ? AND cqrs_relays.token = ?
+
+-- save_checkpoint
+UPDATE cqrs_relays SET position=?, event_id=? WHERE cqrs_relays.application = ? AND cqrs_relays.token = ?
+
+-- save_checkpoint
+UPDATE cqrs_relays SET position=?, event_id=? WHERE cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND cqrs_relays.application != ?
+
+-- keep_broker
+UPDATE cqrs_relays SET broker_id=?, broker=? WHERE cqrs_relays.application = ? AND cqrs_relays.token = ?
+
+-- keep_broker
+UPDATE cqrs_relays SET broker_id=?, broker=? WHERE cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND cqrs_relays.broker = ?
+
+-- release_relay
+UPDATE cqrs_relays SET lease_until_ms=? WHERE cqrs_relays.application = ? AND cqrs_relays.token = ?
 

@@ -485,13 +485,34 @@ def test_a_tier_that_is_away_fails_no_command(store, caplog):
     assert {record.message for record in caplog.records} == {"cache passed over"}
 
 
+def test_what_was_kept_of_a_history_that_the_store_went_back_from_is_not_taken(store, states):
+    # given an aggregate that is cached, and a store that goes back and on to the same version
+    history = ["first"]
+    repository = Repository(
+        store, Serializer("shop"), cache=AggregateCache(states, history=lambda: history[0])
+    )
+    counter = saved(repository, 1, 2)
+    store.__init__()
+    saved(Repository(store, Serializer("shop")), 3, 4)
+    assert repository.get(Counter, "42").counts == [1, 2]
+    # when that is noted, then it is loaded anew
+    history[0] = "second"
+    assert repository.get(Counter, "42").counts == [3, 4]
+    # and one that was loaded before and is saved after it does not count for one of now
+    counter.__ledger__.history = "first"
+    AggregateCache(states, history=lambda: history[0]).put(
+        counter, repository.stream_of(Counter, "42")
+    )
+    assert repository.get(Counter, "42").counts == [3, 4]
+
+
 # Settings
 
 
 def cache_of(**settings):
     app = Celery("shop", broker="memory://", set_as_current=False)
     app.conf.update(cqrs_event_store="memory://", **settings)
-    return open_cache(app, read_settings(app))
+    return open_cache(app, read_settings(app), MemoryEventStore())
 
 
 def test_the_cache_is_off_unless_it_is_set():

@@ -15,6 +15,7 @@ import cqrs_celery
 from cqrs_celery import errors
 from cqrs_celery.app import settings
 from cqrs_celery.transport.channel import Channel
+from cqrs_celery.transport.options import OPTIONS
 from tests.nodes import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
@@ -126,6 +127,10 @@ def test_the_settings_page_has_exactly_the_options_of_the_transport() -> None:
     assert {name for name, _ in defaults} == ours
     for name, default in defaults:
         assert float(default) == getattr(Channel, name), name
+    accepted = re.findall(r"^\| `(\w+)` \|(?:[^|]*\|){2}[^|]*from ([\d.]+) \|", own, re.MULTILINE)
+    assert {name: float(least) for name, least in accepted} == {
+        name: least for name, (least, _) in OPTIONS.items()
+    }
     named = set(re.findall(r"`(\w+)`", stock))
     options = set(Channel.from_transport_options) - ours
     assert options - named == set(), "missing"
@@ -151,6 +156,16 @@ def test_the_tree_of_errors_is_the_one_in_the_modules_docstring() -> None:
     drawn = page.partition("```text\n")[2].partition("```")[0].rstrip()
     lines = (errors.__doc__ or "").split("\n\n")[1].splitlines()
     assert drawn == "\n".join(re.sub(r"(\w+) .*", r"\1", line) for line in lines)
+
+
+def test_the_dead_letters_page_has_exactly_the_reasons_that_the_code_gives() -> None:
+    page = (DOCS / "explanation" / "dead-letters.md").read_text(encoding="utf-8")
+    table = page.partition("| reason | what was found |")[2].partition("\n\n")[0]
+    given = r"""(?:"reason": ?|\._say\(|set_aside\(\w+, |with_reason\()"([a-z][a-z :]+)"""
+    sources = sorted((REPOSITORY / "cqrs_celery").rglob("*.py"))
+    found = {reason for path in sources for reason in re.findall(given, path.read_text())}
+    assert len(found) > 10
+    assert set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) == found
 
 
 def test_the_public_api_page_has_every_public_name() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from cqrs_celery.errors import (
     HandlerNotFound,
     HandlerSignatureError,
     InvalidSetting,
+    InvalidText,
     MalformedMessage,
     RegistrationError,
     ReservedFieldName,
@@ -592,6 +594,38 @@ def test_a_key_that_came_with_a_message_is_checked_too(cqrs: CQRS) -> None:
         deposit.apply(({**plain, "idempotency_key": 17},)).get()
 
 
+@pytest.mark.parametrize("bad", ["a\0b", "a\ud800b"], ids=["nul", "half of a pair"])
+def test_an_id_that_no_store_can_hold_is_refused_when_it_is_given(cqrs: CQRS, bad: str) -> None:
+    cqrs.execute(OpenAccount(id="1"))
+    for use in (
+        # by whoever sends, before anything is sent
+        lambda: cqrs.execute(Deposit(id="1", amount=5), idempotency_key=bad),
+        lambda: Deposit(id="1", amount=5).delay(idempotency_key=bad),
+        lambda: Deposit(id="1", amount=5).apply_async(task_id=bad),
+        lambda: cqrs.execute(Deposit(id=bad, amount=5)),
+        # by a session, before anything is recorded
+        lambda: cqrs.session().find(Account, bad),
+        lambda: cqrs.session().get(Account, bad),
+        lambda: cqrs.session().add(Account(bad)),
+    ):
+        with pytest.raises(InvalidText, match=r"has (a NUL|half of a surrogate pair)") as refused:
+            use()
+        assert refused.value.text == bad
+    with pytest.raises((InvalidText, MalformedMessage), match=r"NUL|surrogates not allowed"):
+        Deposit(id=bad, amount=5).delay()
+    assert history(cqrs, "1") == ["bank.account_opened"]
+
+
+def test_an_id_that_no_store_can_hold_is_refused_where_it_arrives(cqrs: CQRS) -> None:
+    cqrs.execute(OpenAccount(id="1"))
+    plain = {"type": "bank.deposit", "version": 1, "data": {"id": "1", "amount": 5}}
+    with pytest.raises(MalformedMessage, match="has a NUL"):
+        deposit.apply(({**plain, "idempotency_key": "a\0b"},)).get()
+    with pytest.raises(InvalidText, match="the command's id has a NUL"):
+        deposit.apply((plain,), task_id="a\0b").get()
+    assert history(cqrs, "1") == ["bank.account_opened"]
+
+
 def test_a_conflict_repeats_the_handler_with_fresh_state(cqrs: CQRS) -> None:
     # given somebody who commits while the handler runs, once
     cqrs.execute(OpenAccount(id="1"))
@@ -865,10 +899,11 @@ def test_a_decorator_takes_only_its_kind_of_message(decorator: Any, text: str) -
     ("settings", "setting", "text"),
     [
         ({"cqrs_event_stor": "broker"}, "cqrs_event_stor", "did you mean 'cqrs_event_store'"),
+        ({"CQRS_CACHE": "memory"}, "CQRS_CACHE", "did you mean 'cqrs_cache'"),
         (
             {"cqrs_event_store": "mysql://bob:secret@h/d"},
             "cqrs_event_store",
-            "is 'mysql://…'; accepted: 'broker', 'memory://', postgresql://…",
+            "is 'mysql://…'; accepted: 'broker', 'memory://', 'postgresql://…'",
         ),
         (
             {"cqrs_event_store_read_url": "postgresql://bob:secret@h/d"},
@@ -879,6 +914,17 @@ def test_a_decorator_takes_only_its_kind_of_message(decorator: Any, text: str) -
         ({"cqrs_application": ""}, "cqrs_application", "is ''; accepted: letters"),
         ({"cqrs_command_id_ttl_s": "14"}, "cqrs_command_id_ttl_s", "is '14'; accepted: a whole"),
         ({"cqrs_command_id_ttl_s": 60}, "cqrs_command_id_ttl_s", "is 60; .* from 604800"),
+        (
+            {"cqrs_command_id_ttl_s": 60},
+            "cqrs_command_id_ttl_s",
+            "from 604800, which is cqrs_dead_letter_ttl_s",
+        ),
+        (
+            {"cqrs_dead_letter_ttl_s": 2_000_000},
+            "cqrs_dead_letter_ttl_s",
+            "is 2000000; .* up to cqrs_command_id_ttl_s, which is 1209600 by default: set both",
+        ),
+        ({"broker_transport_options": "x=1"}, "broker_transport_options", "a dict of options"),
         ({"accept_content": ["pickle"]}, "accept_content", "a list with 'json' in it"),
         ({"task_protocol": 1}, "task_protocol", "is 1; accepted: 2"),
         (
@@ -909,6 +955,54 @@ def test_a_wrong_setting_names_itself_and_what_is_accepted(
         _ = application(**settings).runtime
     assert caught.value.setting == setting
     assert caught.value.accepted
+
+
+@pytest.mark.parametrize("broker", ["amqp://h//", "pyamqp://h//", "amqps://h//", "py-amqp"])
+@pytest.mark.parametrize("options", [{}, {"confirm_publish": False}, {"max_retries": 3}])
+def test_a_relay_over_rabbitmq_is_refused_unless_it_confirms(
+    tmp_path: Path, broker: str, options: dict[str, Any]
+) -> None:
+    # given an application with a relay over RabbitMQ
+    app = Celery("shop", broker=broker if "/" in broker else None, set_as_current=False)
+    if broker == "py-amqp":
+        app.conf.broker_transport = "pyamqp"
+    app.conf.cqrs_event_store = f"sqlite:///{tmp_path / 'events.db'}"
+    app.conf.broker_transport_options = options
+    cqrs = CQRS(app)
+    # when it is used, then it is told what to set
+    with pytest.raises(InvalidSetting, match=r"{'confirm_publish': True}") as caught:
+        _ = cqrs.store
+    assert caught.value.setting == "broker_transport_options['confirm_publish']"
+    # and with that, it works
+    app.conf.broker_transport_options = {**options, "confirm_publish": True}
+    assert cqrs.relay is None
+    assert cqrs.store is not None
+    assert cqrs.relay is not None
+
+
+@pytest.mark.parametrize(
+    ("broker", "store"),
+    [("memory://", "sqlite:///{}"), ("amqp://h//", "memory://"), (None, "sqlite:///{}")],
+    ids=["another broker", "no relay", "no broker"],
+)
+def test_what_sends_nothing_over_rabbitmq_needs_no_confirmation(
+    tmp_path: Path, broker: str | None, store: str
+) -> None:
+    app = Celery("shop", broker=broker, set_as_current=False)
+    app.conf.cqrs_event_store = store.format(tmp_path / "events.db")
+    assert CQRS(app).store is not None
+
+
+def test_with_a_namespace_settings_have_its_prefix_and_others_are_left_alone() -> None:
+    def configured(**settings: Any) -> Celery:
+        app = Celery("shop", set_as_current=False)
+        app.config_from_object(SimpleNamespace(**settings), namespace="CELERY")
+        return app
+
+    settings = {"CELERY_CQRS_CACHE": "memory", "CQRS_CACHE": "another library's", "CQRS_X": 1}
+    assert CQRS(configured(**settings)).settings.cache == "memory"
+    with pytest.raises(InvalidSetting, match="did you mean 'CELERY_CQRS_CACHE'"):
+        _ = CQRS(configured(CELERY_CQRS_CACH="memory")).settings
 
 
 def test_an_application_that_names_no_store_keeps_events_in_the_broker() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ def test_an_engine_of_the_application_s_own_is_used_as_it_is(tmp_path: Path) -> 
         ("postgres://h/d", ("psycopg2",), "postgresql+psycopg2"),
         ("postgresql+psycopg://h/d", ("psycopg2", "psycopg"), "postgresql+psycopg"),
         ("mssql://h/d", ("pyodbc",), "mssql+pyodbc"),
-        ("sqlserver://h/d", ("mssql_python",), "mssql+mssqlpython"),
+        ("sqlserver://h/d", ("mssql_python", "pyodbc"), "mssql+pyodbc"),
         ("sqlite:///events.db", ("sqlite3",), "sqlite+pysqlite"),
     ],
 )
@@ -71,6 +72,22 @@ def test_a_missing_driver_says_how_to_install_it(
     with pytest.raises(MissingDependency) as missing:
         parse_url(url, setting="the URL")
     assert install in str(missing.value)
+
+
+def test_a_driver_whose_errors_have_no_numbers_is_refused_by_url_and_by_engine() -> None:
+    # given mssql-python, whatever is installed
+    module = SimpleNamespace(paramstyle="qmark", version="1.16.0", pooling=lambda **_: None)
+    engine = create_engine("mssql+mssqlpython://bob:s3cret@h/d", module=module)
+    givens: list[dict[str, Any]] = [
+        {"url": "mssql+mssqlpython://bob:s3cret@h/d"},
+        {"url": "sqlserver+mssqlpython://bob:s3cret@h/d"},
+        {"engine": engine},
+    ]
+    for given in givens:
+        # then it says why, and what to use
+        with pytest.raises(InvalidSetting, match=r"no number.*use mssql\+pyodbc") as refused:
+            open_event_store(**given)
+        assert "s3cret" not in str(refused.value)
 
 
 def test_missing_sqlalchemy_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
+import kombu.connection
 import pytest
 from celery import Celery
+from kombu.transport import redis as stock
+from kombu.transport import virtual
 
 from cqrs_celery import CQRS, Command, Event, command_handler, subscribes
 from cqrs_celery.errors import InvalidSetting, RegistrationError
 from cqrs_celery.transport.channel import Channel
-from cqrs_celery.transport.options import OPTIONS, check_options
+from cqrs_celery.transport.options import KOMBU_OPTIONS, OPTIONS, check_options
+from cqrs_celery.transport.sentinel import SentinelChannel
 from cqrs_celery.transport.transport import Transport
 from cqrs_celery.workers.registration import subscriber_of
 
@@ -49,28 +55,73 @@ def test_a_task_option_that_would_do_nothing_is_refused(option: str, text: str) 
     [
         ("lease_s", 0), ("lease_s", "30"), ("lease_s", True), ("lease_s", None),
         ("max_deliveries", 0), ("max_deliveries", 2.5), ("max_run", 0), ("dedup_ttl_s", -1),
+        ("queue_order_strategy", "sortde"), ("queue_order_strategy", None),
+        ("priority_steps", 5), ("priority_steps", []), ("priority_steps", ["0"]),
+        ("priority_steps", [3, 0]), ("socket_timeout", "5"), ("socket_timeout", 0),
+        ("socket_connect_timeout", -1), ("socket_keepalive_options", [1]),
+        ("max_connections", "10"), ("max_connections", 0), ("health_check_interval", None),
+        ("global_keyprefix", None), ("sep", ""), ("client_name", 5), ("deadletter_queue", True),
+        ("sentinel_kwargs", "none"),
     ],
 )  # fmt: skip
 def test_a_transport_option_that_can_t_be_names_what_is_accepted(option: str, value: Any) -> None:
-    with pytest.raises(InvalidSetting, match="accepted: a ") as refused:
-        check_options({option: value}, known=Channel.from_transport_options)
+    with pytest.raises(InvalidSetting, match="accepted: ") as refused:
+        check_options({option: value})
     assert refused.value.setting == f"broker_transport_options['{option}']"
+    assert repr(value) in str(refused.value)
+    assert refused.value.accepted in str(refused.value)
 
 
-def test_a_misspelt_transport_option_names_the_one_that_was_meant() -> None:
-    with pytest.raises(InvalidSetting, match="did you mean 'lease_s'"):
-        check_options({"leases_s": 30}, known=Channel.from_transport_options)
+@pytest.mark.parametrize("options", [None, "lease_s=5", ["lease_s"]])
+def test_transport_options_that_are_no_dict_are_refused(options: Any) -> None:
+    with pytest.raises(InvalidSetting, match="accepted: a dict") as refused:
+        check_options(options)
+    assert refused.value.setting == "broker_transport_options"
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("leases_s", "lease_s"), ("socket_timout", "socket_timeout"),
+        ("visibilty_timeout", "visibility_timeout"), ("global_key_prefix", "global_keyprefix"),
+        ("max_retry", "max_retries"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_transport_option_names_the_one_that_was_meant(
+    misspelt: str, meant: str
+) -> None:
+    with pytest.raises(InvalidSetting, match=f"did you mean '{meant}'"):
+        check_options({misspelt: 30})
 
 
 def test_options_of_kombu_and_of_others_are_let_pass() -> None:
     check_options(
-        {"max_connections": 5, "max_retries": 3, "whatever": 1},
-        known=Channel.from_transport_options,
-    )
+        {
+            "max_connections": 5, "max_retries": 3, "polling_interval": 0.1, "master_name": "shop",
+            "socket_timeout": None, "socket_connect_timeout": 0.5, "priority_steps": (0, 5),
+            "confirm_publish": True, "whatever": 1,
+        }
+    )  # fmt: skip
 
 
 def test_every_option_has_a_default_that_it_accepts() -> None:
-    check_options({name: getattr(Channel, name) for name in OPTIONS}, known=())
+    names = Channel.from_transport_options
+    check_options({name: getattr(Channel, name) for name in names})
+
+
+def test_every_option_that_kombu_reads_is_known() -> None:
+    sources = [inspect.getsource(module) for module in (kombu.connection, stock, virtual.base)]
+    pattern = r"""transport_opt(?:ion)?s(?:\.get\(\s*|\[)['"](\w+)"""
+    read = {name for source in sources for name in re.findall(pattern, source)}
+    assert {"health_check_interval", "max_retries", "polling_interval"} <= read
+    assert read <= KOMBU_OPTIONS
+    assert set(SentinelChannel.from_transport_options) <= {*KOMBU_OPTIONS, *OPTIONS}
+
+
+def test_a_wrong_transport_option_is_refused_before_anything_connects() -> None:
+    options = {"queue_order_strategy": "sortde"}
+    with pytest.raises(InvalidSetting, match="'sortde'; accepted: 'round_robin'"):
+        _ = connection(broker_url="redis://nowhere", broker_transport_options=options).transport
 
 
 def connection(**settings: Any) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from cqrs_celery import (
     CQRS,
@@ -18,10 +19,14 @@ from cqrs_celery import (
     applies,
     command_handler,
     open_event_store,
+    subscribes,
 )
 from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.backends.sqlite.event_store import SqliteEventStore
 from cqrs_celery.dispatch.bus import CommandResult
+from cqrs_celery.dispatch.definitions import definitions
+from cqrs_celery.dispatch.envelope import pack_event
+from cqrs_celery.dispatch.handler import task_of
 from cqrs_celery.errors import ConcurrencyError, SessionError
 
 
@@ -63,6 +68,11 @@ def take_seat(command: TakeSeat, session: Session) -> str:
 @command_handler(NoteVisitor)
 def note_visitor(command: NoteVisitor, session: Session) -> None:
     insert(session, command.name)
+
+
+@subscribes(SeatTaken, subscription="theatre.seated")
+def seated(event: SeatTaken, session: Session) -> None:
+    insert(session, f"seated {event.by}")
 
 
 def insert(session: Session, name: str) -> None:
@@ -108,6 +118,27 @@ def test_a_row_without_an_event_is_written_once_for_its_command(cqrs: CQRS) -> N
     assert visitors(cqrs) == ["ann"]
 
 
+def test_a_row_without_an_event_is_written_once_for_a_command_that_was_sent(cqrs: CQRS) -> None:
+    # given a command whose message comes twice
+    definition = definitions.handler_of(NoteVisitor)
+    assert definition is not None
+    task = task_of(cqrs.app, definition)
+    for is_repeated in (False, True):
+        result = task.apply((NoteVisitor(name="ann"),), task_id="task-1").get()
+        assert result["is_repeated"] is is_repeated
+    assert visitors(cqrs) == ["ann"]
+
+
+def test_a_subscription_s_row_is_written_once_for_each_event(cqrs: CQRS) -> None:
+    # given two events, each of which comes twice
+    for by in ("ann", "bob"):
+        cqrs.execute(TakeSeat(id="1", by=by))
+    [definition] = definitions.subscribers_of(SeatTaken)
+    for stored in [*cqrs.store.read_all()] * 2:
+        task_of(cqrs.app, definition).apply((pack_event(stored),)).get()
+    assert visitors(cqrs) == ["ann", "bob", "seated ann", "seated bob"]
+
+
 def test_a_session_that_fails_to_commit_has_ended_with_its_rows(cqrs: CQRS) -> None:
     # given a session with a row, and a seat that somebody else takes
     session = cqrs.session()
@@ -122,6 +153,11 @@ def test_a_session_that_fails_to_commit_has_ended_with_its_rows(cqrs: CQRS) -> N
     assert visitors(cqrs) == ["bob"]
     with pytest.raises(SessionError, match="has ended"):
         session.commit()
+
+
+def test_a_statement_that_the_database_does_not_understand_is_no_outage(cqrs: CQRS) -> None:
+    with pytest.raises(OperationalError, match="syntax error"), cqrs.session() as session:
+        session.connection.execute(text("INSERT VALUES"))
 
 
 def test_a_session_that_is_left_by_an_error_rolls_its_rows_back(cqrs: CQRS) -> None:

@@ -89,6 +89,9 @@ class _Inside(_Reaching, SqlEventStore):
         super().__init__(engine)
         self.where = outer.where
 
+    # What the database ends is the whole transaction, which is not ours to repeat.
+    attempts = 1
+
     def _reading(self, engine: Engine) -> Engine:
         return engine
 

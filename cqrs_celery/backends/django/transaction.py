@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from django.db import Error as DjangoError
 from django.db import connections, transaction
 
 from ...errors import StoreError
 from ...store.events import CommandRecord, Committed
 from ..sql.batch import Batch
+from ..sql.connecting import STATEMENT
+from ..sql.failures import meaning_of
 from ..sql.transaction import SqlTransaction
+from .connections import is_in_transaction
 
 if TYPE_CHECKING:
     from .event_store import _InDjango
@@ -36,11 +40,39 @@ class DjangoTransaction(SqlTransaction):
         self._alias = store.alias
         self.connection: Any = connections[store.alias]
         self._atomic: Any = None
-        if is_enclosing or not store.is_in_transaction:
-            atomic = transaction.atomic(using=store.alias)
+        self._is_lost = False
+        is_outermost = not store.is_in_transaction
+        if is_enclosing or is_outermost:
+            if is_outermost:
+                self._replace_lost()
+            atomic = ExitStack()
             with store.reach("begin a transaction"):
-                atomic.__enter__()
+                atomic.enter_context(transaction.atomic(using=store.alias))
+            atomic.enter_context(self.connection.execute_wrapper(self._watched))
             self._atomic = atomic
+
+    def _replace_lost(self) -> None:
+        """Close a connection that was kept from earlier, if the server serves it no more.
+
+        Django opens another one when it needs it.
+        """
+        kept = self.connection.connection
+        if kept is not None and not self._store.serves(kept):
+            self.connection.close()
+
+    def _watched(self, execute: Any, *arguments: Any) -> Any:
+        """Run a statement of Django's; raise StoreUnavailable if the server is away."""
+        try:
+            return execute(*arguments)
+        except DjangoError as error:
+            reason = error.__cause__
+            if reason is None or not self._store.is_away(reason):
+                raise
+            self._is_lost = True
+            raise meaning_of(self._store, STATEMENT, reason) from error
+
+    def _discard(self) -> None:
+        self._is_lost = True
 
     def _write(self, batch: Batch, command: CommandRecord | None) -> Committed:
         # Where the transaction is another's, a refusal shall cost no more than the append.
@@ -70,3 +102,5 @@ class DjangoTransaction(SqlTransaction):
         if self._atomic is not None:
             atomic, self._atomic = self._atomic, None
             atomic.__exit__(_Undone, _Undone(), None)
+        if self._is_lost and not is_in_transaction(self._alias):
+            self.connection.close()

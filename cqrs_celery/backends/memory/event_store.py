@@ -18,7 +18,14 @@ from ...store.events import (
     StoredEvent,
     StreamAppend,
 )
-from ...store.refusals import check_appends, command_repeated, version_conflict
+from ...store.refusals import (
+    check_appends,
+    check_command,
+    check_stream,
+    check_text,
+    command_repeated,
+    version_conflict,
+)
 from ...store.stream import ANY_VERSION, StreamName
 from .snapshot_store import MemorySnapshotStore
 
@@ -56,6 +63,7 @@ class MemoryEventStore:
     ) -> Committed:
         """Append events to their streams, all or none; see `EventStore.append`."""
         check_appends(appends)
+        check_command(command)
         event_ids = tuple(event.event_id for append in appends for event in append.events)
         with self._lock:
             if event_ids in self._commits:
@@ -77,6 +85,7 @@ class MemoryEventStore:
         self, stream: StreamName, *, after_version: int = 0, limit: int | None = None
     ) -> Sequence[StoredEvent]:
         """Return a stream's events in order; see `EventStore.read_stream`."""
+        check_stream(stream)
         end = None if limit is None else after_version + limit
         with self._lock:
             return self._streams.get(stream, [])[after_version:end]
@@ -88,6 +97,7 @@ class MemoryEventStore:
 
     def find_command(self, command_id: str) -> CommandOutcome | None:
         """Return what a command recorded when it committed; see `EventStore.find_command`."""
+        check_text(command_id, "the command's id")
         with self._lock:
             return self._outcome(command_id)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
+from ...store.refusals import check_stream
 from ...store.snapshot import Snapshot
 from ...store.stream import StreamName
 
@@ -18,10 +19,12 @@ class MemorySnapshotStore:
 
     def find(self, stream: StreamName) -> Snapshot | None:
         """Return a stream's snapshot; see `SnapshotStore.find`."""
+        check_stream(stream)
         return self._snapshots.get(stream)
 
     def put(self, snapshot: Snapshot) -> bool:
         """Keep a snapshot unless there is a newer one; see `SnapshotStore.put`."""
+        check_stream(snapshot.stream)
         with self._lock:
             last = self._snapshots.get(snapshot.stream)
             if last is not None and not last.is_superseded_by(snapshot):
@@ -31,6 +34,7 @@ class MemorySnapshotStore:
 
     def remove(self, stream: StreamName) -> bool:
         """Delete a stream's snapshot; see `SnapshotStore.remove`."""
+        check_stream(stream)
         return self._snapshots.pop(stream, None) is not None
 
     def streams(self, application: str, aggregate_type: str) -> Iterable[StreamName]:

@@ -12,21 +12,31 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Engine, Text, cast, text
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Engine,
+    Text,
+    cast,
+    extract,
+    func,
+    text,
+)
 
-from ...errors import StoreUnavailable
 from ...messages.metadata import Metadata
 from ...store.events import CommandOutcome, CommandRecord, Committed, Lease, NewEvent
+from ...store.refusals import check_text
 from ...store.stream import StreamName
 from ..sql.batch import Batch, CommandRefused, VersionRefused
 from ..sql.event_store import SqlEventStore, encode, reading_from
 from ..sql.failures import Failure
-from ..sql.leading import Leadership
 from .driver import prepare_driver
 from .prepared import KeptConnections, Statement, code_of, function, run_once
 from .snapshot_store import PostgresqlSnapshotStore
@@ -37,8 +47,10 @@ LOCK_CLASS: Final = 1_668_444_019
 #: Seconds that a reader waits at a gap, at most, before it returns what stands in front of it.
 GAP_WAIT_S: Final = 2.0
 
-#: Seconds between two looks at who may still fill it.
+#: Seconds between two looks at who may still fill it: at first, and at most. An append is short as
+#: a rule, and one that is not will be a while.
 GAP_LOOK_S: Final = 0.002
+GAP_LOOK_MOST_S: Final = 0.1
 
 _APPEND: Final = function(
     "cqrs_append_v1",
@@ -100,21 +112,16 @@ _FIND_COMMAND: Final = Statement(
     "SELECT position, outcome FROM cqrs_commands WHERE command_id = $1 AND expires_at > now()",
 )
 
-#: The transactions that append now, but for one's own.
+#: The transactions that append now, but for one's own. One that was prepared for a two-phase commit
+#: holds the lock, too, and has no pid.
 _APPENDING: Final = text(
     "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'advisory' AND granted"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     " AND classid = :lock_class AND objid = 'cqrs_events'::regclass AND objsubid = 1"
-    " AND pid <> pg_backend_pid()"
+    " AND pid IS DISTINCT FROM pg_backend_pid()"
 ).bindparams(lock_class=LOCK_CLASS)
 
 _LAST: Final = text("SELECT max(global_position) FROM cqrs_events")
-
-#: Another number than that of appends, for the same table.
-_LEAD: Final = text(
-    f"SELECT pg_try_advisory_lock(({LOCK_CLASS + 2}::bigint << 32)"
-    " | 'cqrs_events'::regclass::oid::bigint)"
-)
 
 _LOCK: Final = text(
     f"SELECT pg_advisory_xact_lock_shared(({LOCK_CLASS}::bigint << 32)"
@@ -137,8 +144,14 @@ class _Row(msgspec.Struct):
 
 _NO_COMMAND: Final = (None, None, None)
 
-#: Classes of SQLSTATE, and single ones, by what they mean.
-_AWAY: Final = ("08", "53", "57P", "58", "28", "3D")
+#: A statement was ended: by a timeout, by somebody's request, or as the server shuts down.
+QUERY_CANCELED: Final = "57014"
+
+#: Classes of SQLSTATE, and single ones, by what they mean. 25006: the server takes no writes, since
+#: it has become a replica, or is one yet; 57014: it has ended a statement, as it does when it shuts
+#: down or waits for a standby in vain; 40003: nobody knows whether it did. Not 25P02: there the
+#: application has swallowed an error.
+_AWAY: Final = ("08", "53", "57P", "58", "28", "3D", "25006", QUERY_CANCELED, "40003")
 _BEATEN: Final = ("40001", "40P01", "55P03")
 _SCHEMA: Final = ("42P01", "42883", "42703", "3F000")
 
@@ -167,11 +180,35 @@ class PostgresqlEventStore(SqlEventStore):
             return Failure.BEATEN
         if code in _SCHEMA:
             return Failure.SCHEMA
-        if code.startswith(_AWAY) or (
-            not code and type(error).__name__ in {"OperationalError", "InterfaceError"}
-        ):
+        if code.startswith(_AWAY) or (not code and _is_of_the_connection(error)):
             return Failure.AWAY
-        return Failure.OTHER
+        # "cannot … during recovery": a code of many meanings, the others for good.
+        is_recovering = code == "55000" and "recovery" in str(error)
+        return Failure.AWAY if is_recovering else Failure.OTHER
+
+    def is_away(self, error: BaseException) -> bool:
+        """Say whether a statement of the application's own failed since the server is away.
+
+        One that the server has ended may have been too slow for a `statement_timeout`, and would be
+        again and again.
+        """
+        return super().is_away(error) and code_of(error) != QUERY_CANCELED
+
+    def serves(self, connection: Any) -> bool:
+        """Say whether the server still serves a connection of the driver's, and lets it write."""
+        before = connection.autocommit
+        try:
+            # Otherwise the driver would begin a transaction.
+            connection.autocommit = True
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute("SHOW transaction_read_only")
+                    (is_read_only,) = cursor.fetchone()
+            finally:
+                connection.autocommit = before
+        except self.engine.dialect.loaded_dbapi.Error:
+            return False
+        return bool(is_read_only == "off")
 
     def _reading(self, engine: Engine) -> Engine:
         # A single statement needs no BEGIN and no ROLLBACK around it.
@@ -190,9 +227,9 @@ class PostgresqlEventStore(SqlEventStore):
     def _lock(self, connection: Connection) -> None:
         connection.execute(_LOCK)
 
-    def lead(self) -> Leadership | None:
-        """Return what makes a relay the active one; None if another one is."""
-        return self.lead_by_lock(_LEAD)
+    def now_ms(self) -> ColumnElement[int]:
+        """Return the time by the server's clock, in milliseconds since 1970."""
+        return cast(extract("epoch", func.clock_timestamp()) * 1000, BigInteger)
 
     # ------------------------------------------------------------ append
 
@@ -207,10 +244,19 @@ class PostgresqlEventStore(SqlEventStore):
             raise _refusal(error) from error
         return _committed(rows)
 
+    def forget_lost(self) -> None:
+        """Let no connection be used again that was made before now: one of them was lost."""
+        super().forget_lost()
+        self._kept.close()
+        self._kept_to_read.close()
+
     def close(self) -> None:
         """Give back connections; the store may be used again and makes new ones."""
         self._kept.close()
         self._kept_to_read.close()
+        # Where connections were lost, the server may have gone back to an earlier state, or be
+        # another one: numbers that were settled may come again.
+        self._settled = 0
         super().close()
 
     def forget_connections(self) -> None:
@@ -238,13 +284,7 @@ class PostgresqlEventStore(SqlEventStore):
         self, kept: KeptConnections, what: str, statement: Statement, *arguments: Any
     ) -> list[Any]:
         """Run a statement that reads; a connection that was lost meanwhile is replaced once."""
-        try:
-            with self.reach(what):
-                return kept.run(statement, arguments)
-        except StoreUnavailable:
-            self.close()
-        with self.reach(what):
-            return kept.run(statement, arguments)
+        return self.read_repeatedly(what, partial(kept.run, statement, arguments))
 
     def _rows_of_stream(
         self, stream: StreamName, after_version: int, limit: int | None
@@ -273,6 +313,7 @@ class PostgresqlEventStore(SqlEventStore):
 
     def find_command(self, command_id: str) -> CommandOutcome | None:
         """Return what a command recorded when it committed; see `EventStore.find_command`."""
+        check_text(command_id, "the command's id")
         what = f"look up the command {command_id}"
         rows = self._run(self._kept, what, _FIND_COMMAND, command_id)
         return CommandOutcome(*rows[0]) if rows else None
@@ -315,10 +356,12 @@ class PostgresqlEventStore(SqlEventStore):
         last = self._rows(_LAST, what, self._primary_reader)[0][0] or 0
         # Whoever took a number below that holds the lock now, or has ended, and is seen.
         appending = self._appending(what)
+        wait_s = GAP_LOOK_S
         while appending:
             if time.monotonic() > deadline:
                 return False
-            time.sleep(GAP_LOOK_S)
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, GAP_LOOK_MOST_S)
             appending &= self._appending(what)
         self._settled = max(self._settled, last)
         return True
@@ -378,6 +421,17 @@ def _jsonb(data: bytes) -> bytes:
     if b"\\u" in data and (b"\\u0000" in data or b"\\ud" in data or b"\\uD" in data):
         return encode(data.decode())
     return data
+
+
+def _is_of_the_connection(error: BaseException) -> bool:
+    """Say whether a driver's error without a code comes from a connection that broke.
+
+    psycopg2 has a bare DatabaseError for some; both drivers derive from the others.
+    """
+    names = {base.__name__ for base in type(error).__mro__}
+    return bool(names & {"OperationalError", "InterfaceError"}) or (
+        type(error).__name__ == "DatabaseError"
+    )
 
 
 def _refusal(error: Any) -> Exception:

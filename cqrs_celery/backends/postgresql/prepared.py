@@ -89,7 +89,7 @@ class KeptConnections:
 
     def _run_on(self, pooled: Any, statement: Statement, arguments: Sequence[Any]) -> list[Any]:
         prepared: dict[Any, Any] = pooled.info
-        with pooled.dbapi_connection.cursor() as cursor:
+        with _cursor(pooled.dbapi_connection) as cursor:
             try:
                 text = prepared.get(statement.name)
                 if text is None:
@@ -113,8 +113,11 @@ class KeptConnections:
             return pooled
 
     def _give_back(self, pooled: Any, epoch: int) -> None:
-        # One of before a `close` may have been lost with those that were closed.
-        if epoch == self._epoch and len(self._idle) < self._most:
+        if epoch != self._epoch:
+            # It is of before a `close`, and may have been lost with those that were closed. Its
+            # pool may be gone, too: given back to that, it would stay open.
+            pooled.invalidate()
+        elif len(self._idle) < self._most:
             self._idle.append(pooled)
         else:
             self._return(pooled)
@@ -158,13 +161,25 @@ def _text(statement: Statement) -> str:
     return _PARAMETER.sub(lambda found: f"%s::{types[int(found[1]) - 1]}", statement.text)
 
 
+def _cursor(connection: Any) -> Any:
+    """Return a cursor that puts values into a statement's text, as psycopg2's do.
+
+    psycopg 3 prepares by itself, under names that it counts: behind a pooler that changes servers
+    between statements, such a name may be another client's, of another statement.
+    """
+    cursor = connection.cursor()
+    if hasattr(cursor, "mogrify"):
+        return cursor
+    from psycopg import ClientCursor
+
+    return ClientCursor(connection)
+
+
 def _prepare(cursor: Any, statement: Statement) -> str:
     """Return the text that runs a statement, which the server has parsed by then."""
-    if not hasattr(cursor, "mogrify"):
-        return _text(statement)  # psycopg prepares by itself what comes again
-    # psycopg2 sends texts: the server knows what it has parsed by a name.
     types, text = statement.types, statement.text
-    # Behind a pooler, another release of this library may have prepared its own.
+    # The server knows what it has parsed by a name. Behind a pooler, another release of this
+    # library may have prepared its own.
     name = f"{statement.name}_{hash_of(text)}"
     cursor.execute(f"PREPARE {name} ({', '.join(types)}) AS {text}")
     return f"EXECUTE {name}({', '.join(f'%s::{one}' for one in types)})"

@@ -27,7 +27,15 @@ from ...store.events import (
     StreamAppend,
     Subscriber,
 )
-from ...store.refusals import check_appends, command_repeated, lease_lost, version_conflict
+from ...store.refusals import (
+    check_appends,
+    check_command,
+    check_stream,
+    check_text,
+    command_repeated,
+    lease_lost,
+    version_conflict,
+)
 from ...store.stream import StreamName
 from .reaching import reaching
 from .records import record_of, stored_event
@@ -77,6 +85,7 @@ class RedisEventStore:
     ) -> Committed:
         """Append events to their streams and deliver them, all or none; see `EventStore.append`."""
         check_appends(appends)
+        check_command(command)
         metadata = appends[0].events[0].metadata
         record = command or CommandRecord("", "", 0)
         args: list[Any] = [
@@ -120,6 +129,7 @@ class RedisEventStore:
         self, stream: StreamName, *, after_version: int = 0, limit: int | None = None
     ) -> Sequence[StoredEvent]:
         """Return a stream's events in order; see `EventStore.read_stream`."""
+        check_stream(stream)
         if limit is not None and limit <= 0:
             return []
         last = -1 if limit is None else after_version + limit - 1
@@ -141,6 +151,7 @@ class RedisEventStore:
 
     def find_command(self, command_id: str) -> CommandOutcome | None:
         """Return what a command recorded when it committed; see `EventStore.find_command`."""
+        check_text(command_id, "the command's id")
         with self._reach(f"look up the command {command_id}"):
             value = self._client().get(f"{self._prefix}cq:command:{command_id}")
         if value is None:

@@ -9,30 +9,26 @@ from __future__ import annotations
 
 import json
 import logging
-import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import redis
 
 from ...errors import StoreUnavailable
 from ...queue.reliable_queue import key_of
 from ...queue.scripts import load
-from ...store.events import Lease, StoredEvent, Subscriber
+from ...store.events import Lease, Place, StoredEvent, Subscriber
 from .background import BackgroundCall
 from .event_store import Body, RedisEventStore, inside_json
 from .records import record_of
+from .unhandled import OldestUnhandled
 
 logger = logging.getLogger(__name__)
 
 _relay = load("relay", __package__ + ".scripts")
-
-#: Bodies looked at in one round trip.
-BODIES: Final = 100
-
-#: How an event's body begins, and where its position is.
-_POSITION = re.compile(rb'[\[{",:]*"stream":"(?:[^"\\]|\\.)*","position":(\d+)')
+_take_over = load("relay_take_over", __package__ + ".scripts")
 
 
 class RelayQueue:
@@ -71,7 +67,8 @@ class RelayQueue:
         self._prefix = prefix
         self._before = f'{body[0]}{{"stream":'
         self._after = body[1]
-        self._where = where
+        self.where = where
+        self._oldest = OldestUnhandled(client, self._key)
         self._registry = RedisEventStore(client, prefix=prefix, where=where)
 
     # ------------------------------------------------------------ relay
@@ -80,26 +77,53 @@ class RelayQueue:
         """Return up to where events were given; None if Redis does not know of any."""
         with self._reach("look up how far the relay has come"):
             found = cast("bytes | None", self._client().hget(self._key("relay"), self._store_id()))
-        return None if found is None else int(found)
+        return None if found is None else int(found.partition(b"|")[0])
 
-    def start_at(self, position: int) -> None:
-        """Begin behind a position, unless Redis knows of one."""
+    def broker_id(self) -> str:
+        """Return what tells this broker from all others; made when it is first asked for.
+
+        It is lost with the broker's data, and its URL is no part of it.
+        """
+        with self._reach("look up the broker's id"):
+            client: Any = self._client()
+            key = self._key("broker")
+            found = client.get(key)
+            if found is None:
+                client.set(key, secrets.token_hex(16), nx=True)
+                found = client.get(key)
+        return cast("bytes", found).decode()
+
+    def take_over(self, token: str, place: Place | None = None) -> Place | None:
+        """Become the one whose events count.
+
+        Args:
+            token: the relay's claim.
+            place: to go on behind; None for what is known here.
+
+        Returns:
+            The place behind which to go on; None if Redis does not know of any.
+        """
+        # Where another relay took over in between, or data were lost.
+        self._oldest.reset()
+        to: list[Any] = ["", ""] if place is None else [*place]
         with self._reach("begin to relay"):
-            self._client().hsetnx(self._key("relay"), self._store_id(), str(position))
+            args = [self._prefix, self._store_id(), token, *to]
+            found = _take_over(self._client(), [self._key("id")], args)
+        return None if found is None else Place(int(found[0]), found[1].decode())
 
-    def go_back(self, position: int) -> None:
-        """Go on behind a position, whatever Redis knows."""
-        with self._reach("relay again"):
-            self._client().hset(self._key("relay"), self._store_id(), str(position))
-
-    def enqueue(self, after_position: int, events: Sequence[StoredEvent]) -> int | None:
+    def enqueue(self, token: str, after_position: int, events: Sequence[StoredEvent]) -> int | None:
         """Give events to their subscribers, if those before them were the last that were given.
+
+        Args:
+            token: the relay's claim; nothing is given if another one has taken over.
+            after_position: of the event before.
+            events: in order.
 
         Returns:
             The position now; None if Redis does not know of any. Nothing was given if it is not
             that of the last event.
         """
-        args: list[Any] = [self._prefix, self._store_id(), after_position]
+        args: list[Any] = [self._prefix, self._store_id(), token, after_position]
         for stored in events:
             event, key = stored.event, stored.stream.key
             numbers = f',"position":{stored.global_position},"version":{stored.version},'
@@ -126,20 +150,15 @@ class RelayQueue:
         """Return the position of the oldest event that some subscriber has not handled.
 
         Returns:
-            None if there is none, and 1 if it can't be told, because other stores' events are in
+            None if there is none. One before it where the look would take too long: it is gone on
+            with at the next one; and 1 if it can't be told, because other stores' events are in
             these queues too.
         """
         with self._reach("look for the oldest event that is not handled"):
             client: Any = self._client()
             if client.hlen(self._key("relay")) > 1 or client.exists(self._key("all")):
                 return 1
-            ids = sorted(int(one) for one, _ in client.hscan_iter(self._key("refs"), count=1000))
-            for at in range(0, len(ids), BODIES):
-                # Ids increase with positions; messages that are no events lie between them.
-                for body in client.hmget(self._key("body"), ids[at : at + BODIES]):
-                    if found := _POSITION.match(body or b""):
-                        return int(found[1])
-        return None
+            return self._oldest.look()
 
     # ------------------------------------------------------------ waking
 
@@ -210,6 +229,6 @@ class RelayQueue:
             yield
         except redis.RedisError as error:
             raise StoreUnavailable(
-                f"could not {what}: {self._where} does not answer ({error}). Start it, or correct"
+                f"could not {what}: {self.where} does not answer ({error}). Start it, or correct"
                 " its URL."
             ) from error

@@ -13,6 +13,7 @@ import redis
 
 from ...queue.scripts import load
 from ...store.events import StoredEvent
+from ...store.refusals import check_stream
 from ...store.snapshot import Snapshot
 from ...store.stream import StreamName
 from .reaching import reaching
@@ -49,6 +50,7 @@ class RedisSnapshotStore:
 
     def find(self, stream: StreamName) -> Snapshot | None:
         """Return a stream's snapshot; see `SnapshotStore.find`."""
+        check_stream(stream)
         with reaching(self._where, f"look for the snapshot of {stream}"):
             found = self._client().hget(self._key(*stream[:2]), stream.aggregate_id)
         return _snapshot(stream, cast(bytes, found)) if found else None
@@ -57,6 +59,7 @@ class RedisSnapshotStore:
         self, stream: StreamName, schema_version: int
     ) -> tuple[Snapshot | None, Sequence[StoredEvent]]:
         """Return a snapshot and the events behind it; see `SnapshotsBesideEvents`."""
+        check_stream(stream)
         with reaching(self._where, f"read {stream} from its snapshot on"):
             found, *records = _read(
                 self._client(),
@@ -74,6 +77,7 @@ class RedisSnapshotStore:
 
     def put(self, snapshot: Snapshot) -> bool:
         """Keep a snapshot unless there is a newer one; see `SnapshotStore.put`."""
+        check_stream(snapshot.stream)
         stream = snapshot.stream
         taken_us = (snapshot.taken_at - _EPOCH) // _US
         head = f"{snapshot.schema_version}\x1f{snapshot.version}\x1f{taken_us}\x1f"
@@ -94,6 +98,7 @@ class RedisSnapshotStore:
 
     def remove(self, stream: StreamName) -> bool:
         """Delete a stream's snapshot; see `SnapshotStore.remove`."""
+        check_stream(stream)
         with reaching(self._where, f"remove the snapshot of {stream}"):
             return bool(self._client().hdel(self._key(*stream[:2]), stream.aggregate_id))
 

@@ -37,13 +37,10 @@ class Batch:
         """Return the batch of an append.
 
         Raises:
-            ValueError: there is nothing to append, a stream is there twice, or a text has a NUL,
-                which no SQL database takes.
+            ValueError: there is nothing to append, or a stream is there twice.
+            InvalidText: an id or a name has a NUL, which no SQL database takes.
         """
         check_appends(appends)
-        for append in appends:
-            if "\0" in append.stream.aggregate_id:
-                raise ValueError(f"the id of {append.stream!r} has a NUL; a SQL store takes none")
         return cls(
             appends,
             tuple(append.stream.key for append in appends),
@@ -88,4 +85,18 @@ def beaten(batch: Batch, reason: BaseException) -> ConcurrencyError:
         stream=str(append.stream),
         expected=append.expected_version,
         found=append.expected_version,
+    )
+
+
+def beaten_repeatedly(
+    what: str, where: str, attempts: int, reason: BaseException
+) -> TransactionConflict:
+    """Return the error for what the database ended each time that it was tried."""
+    times = "once" if attempts == 1 else f"{attempts} times in a row"
+    return TransactionConflict(
+        f"could not {what}: {where} ended it {times} for the sake of other transactions"
+        f" ({reason}). Nothing was written. Repeat it.",
+        stream="",
+        expected=0,
+        found=0,
     )

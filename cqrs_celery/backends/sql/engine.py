@@ -40,10 +40,10 @@ DRIVERS: Final = {
         Driver(
             "pyodbc",
             "pyodbc",
-            "pip install 'cqrs-celery[sqlserver]', and the system's libodbc (on Debian: apt-get"
-            " install unixodbc) with a driver for SQL Server",
+            "pip install 'cqrs-celery[sqlserver]' mssql-python, of which the latter brings"
+            " Microsoft's ODBC driver as a file, and the system's libodbc (on Debian: apt-get"
+            " install unixodbc)",
         ),
-        Driver("mssqlpython", "mssql_python", "pip install mssql-python"),
     ),
     "sqlite": (Driver("pysqlite", "sqlite3", "a Python that was built with SQLite"),),
 }
@@ -75,6 +75,8 @@ def parse_url(text: str, *, setting: str) -> URL:
     if backend not in DRIVERS:
         raise _invalid(setting, f"it begins with {backend}://")
     known = {one.name: one for one in DRIVERS[backend]}
+    if (refusal := driver_refusal(backend, driver)) is not None:
+        raise _invalid(setting, refusal)
     if driver and driver not in known:
         raise _invalid(setting, f"its driver is {driver}; known are {', '.join(known)}")
     wanted = [known[driver]] if driver else list(known.values())
@@ -85,6 +87,22 @@ def parse_url(text: str, *, setting: str) -> URL:
         f"no driver for {backend} is installed: {' or '.join(one.module for one in wanted)} was"
         f" looked for. Install it: {wanted[0].install}"
     )
+
+
+def driver_refusal(backend: str, driver: str) -> str | None:
+    """Return why a driver can't be used that SQLAlchemy knows; None if nothing is known of it.
+
+    Args:
+        backend: the engine, as mssql.
+        driver: the driver, as pyodbc.
+    """
+    if (backend, driver) == ("mssql", "mssqlpython"):
+        return (
+            "its driver is mssql-python, whose errors carry no number, so that a repeated append, a"
+            " deadlock and a server that is away can't be told from other errors; use mssql+pyodbc,"
+            " whose option `driver` can name the ODBC driver that mssql-python has brought"
+        )
+    return None
 
 
 def _invalid(setting: str, found: str) -> InvalidSetting:
@@ -106,6 +124,9 @@ def make_engine(url: URL) -> Engine:
     is_sqlite = url.get_backend_name() == "sqlite"
     if is_sqlite:
         options["connect_args"] = {"timeout": SQLITE_BUSY_S, "factory": ForkSafeConnection}
+    if url.get_driver_name() == "psycopg" and "prepare_threshold" not in url.query:
+        # The names of what it prepares by itself are the server's, which a pooler may change.
+        options["connect_args"] = {"prepare_threshold": None}
     if not is_sqlite or url.database not in (None, "", ":memory:"):
         options.update(pool_size=POOL_SIZE, max_overflow=0, pool_timeout=POOL_TIMEOUT_S)
     try:

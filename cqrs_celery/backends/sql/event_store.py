@@ -11,25 +11,29 @@ leave a number out. Delivery is the relay's.
 
 from __future__ import annotations
 
+import math
 import os
+import secrets
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
-from operator import itemgetter
-from typing import Any, Final, cast
+from operator import itemgetter, methodcaller
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from sqlalchemy import (
     ColumnElement,
     CompoundSelect,
     Connection,
+    Delete,
     Engine,
     Select,
     Table,
     TextClause,
+    Update,
     bindparam,
     delete,
     insert,
@@ -51,29 +55,46 @@ from ...store.events import (
     StoredEvent,
     StreamAppend,
 )
-from ...store.refusals import command_repeated, lease_lost, version_conflict
+from ...store.refusals import (
+    check_command,
+    check_stream,
+    check_text,
+    command_repeated,
+    lease_lost,
+    version_conflict,
+)
 from ...store.stream import ANY_VERSION, StreamName
-from .batch import Batch, CommandRefused, VersionRefused, beaten
+from .batch import Batch, CommandRefused, VersionRefused, beaten, beaten_repeatedly
+from .connecting import age, connect
 from .engine import where
 from .failures import AlreadyThere, Failure, TransactionBeaten, reaching
 from .leading import Leadership
 from .outbox import SqlOutbox
 from .snapshot_store import SqlSnapshotStore
-from .tables import commands, events, streams
+from .tables import commands, events, identity, streams
 from .transaction import SqlTransaction
+
+R = TypeVar("R")
 
 #: Tells whether a worker still holds its message.
 LeaseCheck = Callable[[Lease], bool]
 
-#: How often a transaction is repeated that the database ended for the sake of another one, or that
-#: met another one's row.
+#: How often a transaction or a statement is tried that the database ends for the sake of another
+#: transaction, or that meets another one's row.
 ATTEMPTS: Final = 5
 
 #: Rows in one INSERT: SQL Server takes 2,100 values a statement.
 INSERT_ROWS: Final = 200
 
+#: Expired commands that one transaction deletes, at most. From 5,000 on, SQL Server takes a lock on
+#: the whole table in place of locks on rows.
+FORGET_ROWS: Final = 4_000
+
 #: Seconds for which a stream that was written here, or found changed, is not read from a replica.
 FRESH_S: Final = 10.0
+
+#: Seconds for which the store's history is taken for what it was.
+HISTORY_S: Final = 1.0
 
 #: Streams of which that is remembered.
 FRESH_STREAMS: Final = 10_000
@@ -109,6 +130,9 @@ class SqlEventStore:
         outbox: what the relay needs.
     """
 
+    #: How often `attempt` tries.
+    attempts = ATTEMPTS
+
     #: Whether an event's data come back byte for byte, rather than as the same JSON.
     keeps_bytes = True
 
@@ -130,6 +154,7 @@ class SqlEventStore:
         self.on_commit: Callable[[], object] | None = None
         self.outbox = SqlOutbox(self)
         self._fresh: dict[StreamName, float] = {}
+        self._history = "", -math.inf
         # A row's columns are in the order of _stored's parameters.
         self._columns = (
             self._position().label("position"),
@@ -172,6 +197,10 @@ class SqlEventStore:
         """Return an engine whose connections are for single statements that read."""
         return engine
 
+    def now_ms(self) -> ColumnElement[int]:
+        """Return the time by the database's clock, in milliseconds since 1970."""
+        raise NotImplementedError
+
     def _position(self) -> ColumnElement[int]:
         """Return the position of an event."""
         return events.c.global_position
@@ -184,6 +213,10 @@ class SqlEventStore:
         """Return the condition that an event stands behind a position."""
         return events.c.global_position > position
 
+    def _up_to(self, position: int) -> ColumnElement[bool]:
+        """Return the condition that an event stands at a position or in front of it."""
+        return events.c.global_position <= position
+
     def _as_text(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return JSON as a text."""
         return column
@@ -191,6 +224,27 @@ class SqlEventStore:
     def _key(self, stream: StreamName) -> str:
         """Return what a stream is found by."""
         return stream.key
+
+    def changed(self, connection: Connection, statement: Update | Delete) -> int:
+        """Run a statement that changes rows; returns how many it has changed."""
+        return connection.execute(statement).rowcount
+
+    def serves(self, connection: Any) -> bool:
+        """Say whether the server still serves a connection of the driver's, and lets it write."""
+        try:
+            self.engine.dialect.do_ping(connection)
+        except self.engine.dialect.loaded_dbapi.Error:
+            return False
+        return True
+
+    def is_away(self, error: BaseException) -> bool:
+        """Say whether a statement of the application's own failed since the server is away."""
+        return self.failure(error) is Failure.AWAY
+
+    def forget_lost(self) -> None:
+        """Let no connection be used again that was made before now: one of them was lost."""
+        age(self.engine)
+        age(self._reader)
 
     def on_begin(self, connection: Connection) -> None:
         """Do what a transaction needs that begins with statements of the application's own."""
@@ -227,6 +281,7 @@ class SqlEventStore:
             SchemaError: the tables are missing or of another version.
         """
         batch = Batch.of(appends)
+        check_command(command)
         if command is None:
             command = batch.as_command
         may_reconnect = True
@@ -242,7 +297,6 @@ class SqlEventStore:
                 if not may_reconnect:
                     raise
                 may_reconnect = False
-                self.close()
             except (VersionRefused, CommandRefused, AlreadyThere, TransactionBeaten) as refusal:
                 known = self.settle(batch, command, refusal, may_repeat=attempt < ATTEMPTS)
                 if known is not None:
@@ -301,34 +355,43 @@ class SqlEventStore:
         """
         return SqlTransaction(self)
 
+    def transact(self, what: str, work: Callable[[Connection], R]) -> R:
+        """Do something in a transaction of its own; again, while others are in its way.
+
+        Args:
+            what: is being done: "register shop.till".
+            work: does it, on the connection that it is given.
+
+        Returns:
+            What `work` does, once that is committed.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+            SchemaError: the tables are missing or of another version.
+            TransactionConflict: other transactions were in its way as often as it was tried.
+        """
+
+        def do() -> R:
+            with connect(self) as connection, connection.begin():
+                self.on_begin(connection)
+                return work(connection)
+
+        return self.attempt(what, do)
+
     def committed(self, batch: Batch) -> None:
         """Do what follows a commit."""
         self._note(batch)
         if self.on_commit is not None:
             self.on_commit()
 
-    def lead(self) -> Leadership | None:
-        """Return what makes a relay the active one; None if another one is.
+    def leadership(self, application: str, *, broker: str) -> Leadership:
+        """Return what makes a process's relay the active one of an application.
 
-        Raises:
-            StoreUnavailable: the server does not answer.
+        Args:
+            application: whose relay.
+            broker: names what it relays to, without credentials.
         """
-        raise NotImplementedError
-
-    def lead_by_lock(self, statement: TextClause) -> Leadership | None:
-        """Lead by a lock that belongs to a connection; the statement says whether it was given."""
-        with self.reach("become the active relay"):
-            connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            leadership = Leadership(connection)
-            try:
-                is_ours = connection.execute(statement).scalar()
-            except BaseException:
-                leadership.release()
-                raise
-        if is_ours:
-            return leadership
-        connection.close()
-        return None
+        return Leadership(self, application, broker=broker)
 
     def check_lease(self, lease: Lease | None) -> None:
         """Check that a lease is held, as far as can be told.
@@ -367,7 +430,7 @@ class SqlEventStore:
         """Append in a transaction that is open, with statements that every engine knows.
 
         Statements: one to lock and read the streams; one to change them, two if some are new; one
-        for up to 200 events; one for the position; two for a command.
+        for up to 200 events, on SQL Server for each; one for the position; two for a command.
         """
         self._lock(connection)
         if command is not None:
@@ -405,7 +468,7 @@ class SqlEventStore:
                 for key, version in zip(keys, versions, strict=True)
             ],
         )
-        self._insert(connection, events, rows)
+        self._insert_events(connection, rows)
         last = rows[-1]
         position = connection.execute(
             select(self._position().label("position")).where(
@@ -470,6 +533,10 @@ class SqlEventStore:
             "recorded_at": self._time(event.timestamp),
         }
 
+    def _insert_events(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert events, whose positions increase in the order of the rows."""
+        self._insert(connection, events, rows)
+
     def _insert(
         self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]
     ) -> None:
@@ -480,23 +547,24 @@ class SqlEventStore:
         """Return where an append ended whose events are there; None if they are not."""
         keys = [self._key(append.stream) for append in batch.appends]
         found: dict[str, tuple[int, int]] = {}
-        with self.reach(str(batch)), self._primary_reader.connect() as connection:
-            for at in range(0, len(keys), INSERT_ROWS):
-                part = slice(at, at + INSERT_ROWS)
-                statement = (
-                    select(events.c.event_id, self._position(), events.c.version)
-                    .join(streams, streams.c.stream_id == events.c.stream_id)
-                    .where(
-                        streams.c.stream_key.in_(keys[part]),
-                        events.c.event_id.in_(batch.last_ids[part]),
-                    )
+        for at in range(0, len(keys), INSERT_ROWS):
+            part = slice(at, at + INSERT_ROWS)
+            statement = (
+                select(events.c.event_id, self._position(), events.c.version)
+                .join(streams, streams.c.stream_id == events.c.stream_id)
+                .where(
+                    streams.c.stream_key.in_(keys[part]),
+                    events.c.event_id.in_(batch.last_ids[part]),
                 )
-                if batch.last_versions:
-                    versions = sorted(set(batch.last_versions[part]))
-                    statement = statement.where(events.c.version.in_(versions))
-                for event_id, position, version in connection.execute(statement):
-                    found[event_id] = position, version
-        if len(found) < len(batch.last_ids):
+            )
+            if batch.last_versions:
+                versions = sorted(set(batch.last_versions[part]))
+                statement = statement.where(events.c.version.in_(versions))
+            for event_id, position, version in self._rows(
+                statement, str(batch), self._primary_reader
+            ):
+                found[event_id] = position, version
+        if not found.keys() >= set(batch.last_ids):
             return None
         numbers = [found[event_id] for event_id in batch.last_ids]
         return Committed(numbers[-1][0], tuple(version for _, version in numbers))
@@ -510,6 +578,7 @@ class SqlEventStore:
 
         From a replica, if there is one, and the stream was not just written here.
         """
+        check_stream(stream)
         if limit is not None and limit <= 0:
             return []
         return self._stored(stream, self._rows_of_stream(stream, after_version, limit))
@@ -519,6 +588,7 @@ class SqlEventStore:
 
         From a replica where `read_stream` reads from it.
         """
+        check_stream(stream)
         return [
             (
                 version,
@@ -615,6 +685,7 @@ class SqlEventStore:
 
     def find_command(self, command_id: str) -> CommandOutcome | None:
         """Return what a command recorded when it committed; see `EventStore.find_command`."""
+        check_text(command_id, "the command's id")
         rows = self._rows(
             self._select_command(command_id),
             f"look up the command {command_id}",
@@ -623,14 +694,56 @@ class SqlEventStore:
         return CommandOutcome(rows[0][0], rows[0][1]) if rows else None
 
     def forget_expired_commands(self) -> int:
-        """Delete the commands that have expired; returns their number. The relay does this.
+        """Delete commands that have expired, `FORGET_ROWS` at most; the relay does this.
+
+        Returns:
+            The number of those deleted. Call it again until that is 0.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+            TransactionConflict: other transactions were in its way again and again.
+        """
+        is_expired = commands.c.expires_at <= self._time(datetime.now(UTC))
+        first = (
+            select(commands.c.command_id)
+            .where(is_expired)
+            .order_by(commands.c.expires_at)
+            .limit(FORGET_ROWS)
+        )
+        # Looked at twice: one of them may be recorded anew before its row is locked.
+        statement = delete(commands).where(commands.c.command_id.in_(first), is_expired)
+        return self.transact(
+            "delete expired commands", lambda connection: self.changed(connection, statement)
+        )
+
+    def history(self) -> str:
+        """Return what tells the store's history from those that it went back from.
+
+        What is known is a second old at most.
 
         Raises:
             StoreUnavailable: the server does not answer.
         """
-        now = self._time(datetime.now(UTC))
-        with self.reach("delete expired commands"), self.engine.begin() as connection:
-            return connection.execute(delete(commands).where(commands.c.expires_at <= now)).rowcount
+        known, read_at = self._history
+        if time.monotonic() - read_at < HISTORY_S:
+            return known
+        read_at = time.monotonic()
+        rows = self._rows(
+            select(identity.c.history), "look up the store's history", self._primary_reader
+        )
+        known = str(rows[0][0]) if rows else ""
+        self._history = known, read_at
+        return known
+
+    def begin_new_history(self) -> None:
+        """Note that the store went back: what was known of its streams counts no more.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        change = update(identity).values(history=secrets.token_hex(16))
+        self.transact("begin a new history", methodcaller("execute", change))
+        self._history = "", -math.inf
 
     def snapshots(self) -> SqlSnapshotStore:
         """Return the store of the streams' snapshots, in the same database."""
@@ -659,13 +772,49 @@ class SqlEventStore:
     ) -> Sequence[Any]:
         """Run a statement that reads; a connection that was lost in the pool is replaced once."""
         reader = reader or self._reader
-        try:
-            with self.reach(what), reader.connect() as connection:
+
+        def read() -> Sequence[Any]:
+            with reader.connect() as connection:
                 return connection.execute(statement, parameters).all()
+
+        return self.read_repeatedly(what, read)
+
+    def read_repeatedly(self, what: str, read: Callable[[], R]) -> R:
+        """Read, once more if a connection was lost in the pool, and while others are in the way.
+
+        A replica ends what is read there if it can't catch up otherwise.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+            TransactionConflict: other transactions were in its way as often as it was tried.
+        """
+        try:
+            return self.attempt(what, read)
         except StoreUnavailable:
-            reader.dispose()
-        with self.reach(what), reader.connect() as connection:
-            return connection.execute(statement, parameters).all()
+            return self.attempt(what, read)
+
+    def attempt(self, what: str, do: Callable[[], R]) -> R:
+        """Do something; again, while the database ends it for the sake of another transaction.
+
+        Args:
+            what: is being done: "read Order-42".
+            do: does it, all or nothing.
+
+        Returns:
+            What `do` does.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+            TransactionConflict: other transactions were in its way as often as it was tried.
+        """
+        for attempt in range(1, self.attempts + 1):
+            try:
+                with self.reach(what):
+                    return do()
+            except (AlreadyThere, TransactionBeaten) as error:
+                reason = error
+                time.sleep(0.001 * attempt)
+        raise beaten_repeatedly(what, self.where, self.attempts, reason) from reason
 
     def reach(self, what: str) -> AbstractContextManager[None]:
         """Turn the driver's errors into ours for as long as something is done; see `reaching`."""

@@ -19,7 +19,7 @@ from ...errors import SchemaError, StoreError, StoreUnavailable
 class Failure(Enum):
     """Be what a driver's error means."""
 
-    #: The server does not answer, or takes no more.
+    #: The server does not answer, takes no more, or is not the one that writes (any more).
     AWAY = auto()
     #: A table, a column or a function is not there.
     SCHEMA = auto()
@@ -46,6 +46,9 @@ class Dialect(Protocol):
 
     def failure(self, error: BaseException) -> Failure:
         """Return what a driver's error means."""
+
+    def forget_lost(self) -> None:
+        """Throw away connections that may be lost, as one of them is."""
 
 
 def driver_error(error: BaseException) -> BaseException:
@@ -77,10 +80,14 @@ def reaching(dialect: Dialect, what: str, drivers: type[Exception]) -> Iterator[
             " threads share the store, or give it an engine with a larger pool."
         ) from error
     except (SQLAlchemyError, drivers) as error:
-        raise _meant(dialect, what, driver_error(error)) from error
+        meaning = meaning_of(dialect, what, driver_error(error))
+        if isinstance(meaning, StoreUnavailable):
+            dialect.forget_lost()
+        raise meaning from error
 
 
-def _meant(dialect: Dialect, what: str, error: BaseException) -> Exception:
+def meaning_of(dialect: Dialect, what: str, error: BaseException) -> Exception:
+    """Return the error of ours that a driver's error means; see `reaching`."""
     failure, said = dialect.failure(error), _said(error)
     if failure is Failure.BEATEN:
         return TransactionBeaten(said)
@@ -88,8 +95,8 @@ def _meant(dialect: Dialect, what: str, error: BaseException) -> Exception:
         return AlreadyThere(said)
     if failure is Failure.AWAY:
         return StoreUnavailable(
-            f"could not {what}: {dialect.where} does not answer ({said}). Start it, or correct its"
-            " URL."
+            f"could not {what}: {dialect.where} does not answer, or can't do it now ({said}). Start"
+            " it, or correct its URL, which must lead to the server that takes writes."
         )
     if failure is Failure.SCHEMA:
         return schema_missing(dialect.where, f"could not {what} ({said})")

@@ -9,7 +9,7 @@ from ...errors import InvalidSetting
 from ..postgresql.event_store import PostgresqlEventStore
 from ..sqlite.event_store import SqliteEventStore, prepare_engine
 from ..sqlserver.event_store import SqlServerEventStore
-from .engine import make_engine, parse_url
+from .engine import driver_refusal, make_engine, parse_url
 from .event_store import LeaseCheck, SqlEventStore
 
 _STORES: dict[str, type[SqlEventStore]] = {
@@ -37,6 +37,11 @@ def open_sql_store(
             f"the engine is for {backend}; an event store can be in {accepted}",
             setting="engine",
             accepted=accepted,
+        )
+    refusal = driver_refusal(backend, engine.dialect.driver)
+    if refusal is not None:
+        raise InvalidSetting(
+            f"the engine can't be used: {refusal}", setting="engine", accepted="mssql+pyodbc://…"
         )
     read_engine = None
     if read_url is not None:

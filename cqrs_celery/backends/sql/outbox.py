@@ -1,9 +1,8 @@
-"""Be the outbox: the events' table, read in order by a relay; and what the relay must remember.
+"""Be the outbox: the events' table, read in order by a relay; and who gets its events.
 
 How far the relay has come is the queue's to know, where the queue is our own: enqueuing and
-remembering are one step there. What is here is for when the queue has lost its data: up to where
-every subscriber has handled everything, and who the subscribers are. With any other broker, it is
-how far the relay has sent.
+remembering are one step there. Who the subscribers are is here as well, for when the queue has lost
+its data. What the relay's leader remembers is in `leading`.
 """
 
 from __future__ import annotations
@@ -14,17 +13,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
 
-from ...store.events import StoredEvent, Subscriber
-from .failures import AlreadyThere
-from .tables import checkpoints, events, identity, subscribers
+from ...errors import StoreWentBack
+from ...store.events import START, Place, StoredEvent, Subscriber
+from .failures import schema_missing
+from .tables import events, identity, relays, subscribers
 
 if TYPE_CHECKING:
     from .event_store import SqlEventStore
 
-#: The name of the relay's checkpoint.
-RELAY: Final = "relay"
+#: The application of subscribers that were registered before applications were told apart.
+EVERY_APPLICATION: Final = ""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Subscriber).decode
@@ -55,91 +55,159 @@ class SqlOutbox:
             SchemaError: there are no tables.
             StoreUnavailable: the server does not answer.
         """
-        return str(self._first("look up the store's id", select(identity.c.store_id))[0])
+        row = self._first("look up the store's id", select(identity.c.store_id))
+        if row is None:
+            raise schema_missing(self.store.where, "found no id of the store, expected one")
+        return str(row[0])
 
     def read(self, after_position: int, limit: int) -> Sequence[StoredEvent]:
         """Return events in order, none of which may be overtaken any more."""
         return self.store.read_all(after_position=after_position, limit=limit)
 
+    def read_behind(self, place: Place, limit: int) -> Sequence[StoredEvent]:
+        """Return the events behind a place, in order, if it is still the same one.
+
+        Args:
+            place: where the reader has come to.
+            limit: the most to return.
+
+        Raises:
+            StoreWentBack: the store has another event there, or none.
+            StoreUnavailable: the server does not answer.
+        """
+        if not place.position:
+            return self.read(0, limit)
+        found = self.read(place.position - 1, limit + 1)
+        if found and found[0].global_position == place.position:
+            if place.event_id in ("", found[0].event.event_id):
+                return found[1:]
+        elif self.has(place):
+            # A replica that has not got there yet.
+            return ()
+        raise StoreWentBack(
+            f"could not read on behind position {place.position}, where the event"
+            f" {place.event_id or 'of an earlier version'} was: {self.store.where} has another one"
+            " there, or none. It is in an earlier state than it was, as after a backup was restored"
+            " or a replica promoted that lagged.",
+            position=place.position,
+            event_id=place.event_id,
+        )
+
+    def has(self, place: Place) -> bool:
+        """Say whether the store has the event of a place there; asked of the primary.
+
+        A place without an event's id is there if the store has come so far.
+        """
+        if not place.position:
+            return True
+        at = self.place_before(place.position + 1)
+        if not place.event_id:
+            return self.last_position() >= place.position
+        return at == place
+
+    def place_before(self, position: int) -> Place:
+        """Return the place of the last event in front of a position; `START` without one.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        found = self._first(
+            f"look up the last event before position {position}",
+            select(self.store._position(), events.c.event_id)
+            .where(self.store._up_to(position - 1))
+            .order_by(self.store._order().desc())
+            .limit(1),
+        )
+        return START if found is None else Place(int(found[0]), found[1])
+
+    def recorded_at(self, place: Place) -> datetime | None:
+        """Return when the event of a place was recorded; None in front of the first one."""
+        if not place.position:
+            return None
+        found = self.read(place.position - 1, 1)
+        return found[0].event.timestamp if found else None
+
     def last_position(self) -> int:
         """Return the position of the last event; 0 if there is none."""
-        row = self._first("look up the last position", select(func.max(self.store._position())))
-        return int(row[0] or 0)
+        last = select(self.store._position()).order_by(self.store._order().desc()).limit(1)
+        row = self._first("look up the last position", last)
+        return int(row[0]) if row else 0
 
     def pending(self, after_position: int) -> Pending:
         """Return what stands behind a position."""
         statement = select(func.count(), func.min(events.c.recorded_at)).where(
-            self.store._position() > after_position
+            self.store._after(after_position)
         )
         count, oldest = self._first("count what is pending", statement)
         if oldest is not None and oldest.tzinfo is None:
             oldest = oldest.replace(tzinfo=UTC)
         return Pending(count, oldest)
 
-    # ------------------------------------------------------------ checkpoint
-
-    def checkpoint(self) -> int | None:
-        """Return the relay's checkpoint; None if no relay has ever run."""
-        statement = select(checkpoints.c.position).where(checkpoints.c.name == RELAY)
-        row = self._first("look up the relay's checkpoint", statement)
-        return None if row is None else int(row[0])
-
-    def save_checkpoint(self, position: int) -> None:
-        """Remember the relay's checkpoint."""
-        values = {"position": position, "updated_at": self.store._time(datetime.now(UTC))}
-        with self.store.reach("save the relay's checkpoint"), self.store.engine.begin() as one:
-            changed = one.execute(
-                update(checkpoints).where(checkpoints.c.name == RELAY).values(**values)
-            )
-            if not changed.rowcount:
-                one.execute(insert(checkpoints).values(name=RELAY, **values))
-
     # ------------------------------------------------------------ subscribers
 
-    def subscribers(self) -> list[Subscriber]:
-        """Return all subscribers."""
+    def subscribers(self, application: str, broker_id: str = "") -> list[Subscriber]:
+        """Return the subscribers of an application, and of those whose relays have its broker.
+
+        Args:
+            application: whose.
+            broker_id: the broker; empty for the application's own alone.
+        """
+        sharing = select(relays.c.application).where(
+            relays.c.broker_id == broker_id, relays.c.broker_id != ""
+        )
         rows = self.store._rows(
-            select(self.store._as_text(subscribers.c.subscriber)),
+            select(self.store._as_text(subscribers.c.subscriber)).where(
+                or_(
+                    subscribers.c.application.in_((application, EVERY_APPLICATION)),
+                    subscribers.c.application.in_(sharing),
+                )
+            ),
             "read the subscribers",
             self.store._primary_reader,
         )
         return [_decode(row[0]) for row in rows]
 
-    def register(self, subscriber: Subscriber) -> None:
-        """Remember a subscriber, in place of what was known under its name."""
+    def register(self, application: str, subscriber: Subscriber) -> None:
+        """Remember a subscriber of an application, in place of what was known under its name."""
         values = {
             "subscriber": _encode(subscriber).decode(),
             "registered_at": self.store._time(datetime.now(UTC)),
         }
-        change = update(subscribers).where(subscribers.c.name == subscriber.name).values(**values)
-        for is_last in (False, True):
-            try:
-                with (
-                    self.store.reach(f"register {subscriber.name}"),
-                    self.store.engine.begin() as one,
-                ):
-                    if not one.execute(change).rowcount:
-                        one.execute(insert(subscribers).values(name=subscriber.name, **values))
-                return
-            except AlreadyThere:
-                # Another worker was quicker.
-                if is_last:
-                    raise
+        key = {"application": application, "name": subscriber.name}
 
-    def unregister(self, name: str, topics: Sequence[str]) -> int:
+        def put(connection: Connection) -> None:
+            connection.execute(delete(subscribers).where(_is(EVERY_APPLICATION, subscriber.name)))
+            is_it = _is(application, subscriber.name)
+            if not self.store.changed(
+                connection, update(subscribers).where(is_it).values(**values)
+            ):
+                connection.execute(insert(subscribers).values(**key, **values))
+
+        self.store.transact(f"register {subscriber.name}", put)
+
+    def unregister(self, application: str, name: str, topics: Sequence[str]) -> int:
         """Remove a subscriber from topics, altogether if none is left; returns from how many."""
-        for known in self.subscribers():
+        for known in self.subscribers(application):
             if known.name != name:
                 continue
             left = tuple(topic for topic in known.topics if topic not in topics)
             if left:
-                self.register(known._replace(topics=left))
+                self.register(application, known._replace(topics=left))
             else:
-                with self.store.reach(f"unregister {name}"), self.store.engine.begin() as one:
-                    one.execute(delete(subscribers).where(subscribers.c.name == name))
+                self._remove(application, name)
             return len(known.topics) - len(left)
         return 0
+
+    def _remove(self, application: str, name: str) -> None:
+        removal = delete(subscribers).where(
+            or_(_is(application, name), _is(EVERY_APPLICATION, name))
+        )
+        self.store.transact(f"unregister {name}", lambda connection: connection.execute(removal))
 
     def _first(self, what: str, statement: Any) -> Any:
         rows = self.store._rows(statement, what, self.store._primary_reader)
         return rows[0] if rows else None
+
+
+def _is(application: str, name: str) -> ColumnElement[bool]:
+    return and_(subscribers.c.application == application, subscribers.c.name == name)

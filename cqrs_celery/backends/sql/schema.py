@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Column, MetaData, String, Table, select
+from sqlalchemy import Column, Connection, MetaData, String, Table, select
 
 from ...errors import MissingDependency
 from .event_store import SqlEventStore
@@ -36,17 +36,17 @@ def create_schema(store: SqlEventStore) -> str:
     Raises:
         MissingDependency: Alembic is not installed.
         StoreUnavailable: the server does not answer.
+        TransactionConflict: other transactions were in its way again and again.
         StoreError: the database refuses it, for want of a right as a rule.
     """
     command, config = _alembic()
-    with (
-        _alembic_lock,
-        store.reach("create the event store's tables"),
-        store.engine.begin() as connection,
-    ):
-        store.on_begin(connection)
+
+    def upgrade(connection: Connection) -> None:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+    with _alembic_lock:
+        store.transact("create the event store's tables", upgrade)
     return newest_version()
 
 
@@ -57,8 +57,8 @@ def check_schema(store: SqlEventStore) -> str:
         SchemaError: they are missing, or of another version.
         StoreUnavailable: the server does not answer.
     """
-    with store.reach("look for the tables"), store.engine.connect() as connection:
-        found = connection.execute(select(_version.c.version_num)).scalar()
+    rows = store._rows(select(_version.c.version_num), "look for the tables", store._primary_reader)
+    found = rows[0][0] if rows else None
     if found != newest_version():
         raise schema_missing(
             store.where, f"found version {found or 'none'}, expected {newest_version()}"

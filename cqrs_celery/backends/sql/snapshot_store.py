@@ -6,7 +6,7 @@ a dict remembers what came first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -29,18 +29,14 @@ from sqlalchemy import (
     update,
 )
 
-from ...errors import StoreError
 from ...store.events import StoredEvent
+from ...store.refusals import check_stream
 from ...store.snapshot import Snapshot
 from ...store.stream import StreamName
-from .failures import AlreadyThere, TransactionBeaten
 from .tables import events, snapshots, streams
 
 if TYPE_CHECKING:
     from .event_store import SqlEventStore
-
-#: How often a snapshot is put that others were in the way of.
-ATTEMPTS: Final = 5
 
 #: Streams in one page.
 PAGE: Final = 500
@@ -55,6 +51,9 @@ class SqlSnapshotStore:
     Args:
         store: the event store of the same streams, whose connections it uses.
     """
+
+    #: They go back with the events when their database does.
+    is_beside_events = True
 
     def __init__(self, store: SqlEventStore) -> None:
         self._store = store
@@ -113,6 +112,7 @@ class SqlSnapshotStore:
 
     def find(self, stream: StreamName) -> Snapshot | None:
         """Return a stream's snapshot; see `SnapshotStore.find`."""
+        check_stream(stream)
         rows = self._store._rows(
             self._select,
             f"look for the snapshot of {stream}",
@@ -124,6 +124,7 @@ class SqlSnapshotStore:
         self, stream: StreamName, schema_version: int
     ) -> tuple[Snapshot | None, Sequence[StoredEvent]]:
         """Return a snapshot and the events behind it; see `SnapshotsBesideEvents`."""
+        check_stream(stream)
         rows = self._rows_with_newer(stream, f"read {stream} from its snapshot on", schema_version)
         if not rows or not _is_snapshot(rows[0]):
             return None, self._store._stored(stream, rows)
@@ -148,15 +149,17 @@ class SqlSnapshotStore:
 
     def put(self, snapshot: Snapshot) -> bool:
         """Keep a snapshot unless there is a newer one; see `SnapshotStore.put`."""
+        check_stream(snapshot.stream)
         what = f"keep the snapshot of {snapshot.stream}"
-        return self._written(what, partial(self._put, snapshot))
+        return self._store.transact(what, partial(self._put, snapshot))
 
     def remove(self, stream: StreamName) -> bool:
         """Delete a stream's snapshot; see `SnapshotStore.remove`."""
+        check_stream(stream)
         statement = delete(snapshots).where(snapshots.c.stream_id == self._id_of(stream))
-        return self._written(
+        return self._store.transact(
             f"remove the snapshot of {stream}",
-            lambda connection: bool(connection.execute(statement).rowcount),
+            lambda connection: bool(self._store.changed(connection, statement)),
         )
 
     def _put(self, snapshot: Snapshot, connection: Connection) -> bool:
@@ -178,31 +181,19 @@ class SqlSnapshotStore:
             snapshots.c.version <= snapshot.version,
         )
         statement = update(snapshots).where(is_of_stream, is_older).values(**values)
-        return bool(connection.execute(statement).rowcount)
-
-    def _written(self, what: str, write: Callable[[Connection], bool]) -> bool:
-        """Write in a transaction, again if another one was in its way; returns what `write` does.
-
-        Raises:
-            StoreUnavailable: the server does not answer.
-            StoreError: another one was in its way again and again.
-        """
-        store = self._store
-        for _ in range(ATTEMPTS):
-            try:
-                with store.reach(what), store.engine.begin() as connection:
-                    store.on_begin(connection)
-                    return write(connection)
-            except (AlreadyThere, TransactionBeaten) as error:
-                reason = error
-        raise StoreError(f"could not {what}: {store.where} refused it again and again ({reason})")
+        return bool(self._store.changed(connection, statement))
 
     def streams(self, application: str, aggregate_type: str) -> Iterator[StreamName]:
         """Return the streams of a type that have snapshots; see `SnapshotStore.streams`."""
         last = -1
         while True:
             rows = self._store._rows(
-                select(streams.c.stream_id, streams.c.aggregate_id)
+                select(
+                    streams.c.stream_id,
+                    streams.c.application,
+                    streams.c.aggregate_type,
+                    streams.c.aggregate_id,
+                )
                 .join(snapshots, snapshots.c.stream_id == streams.c.stream_id)
                 .where(
                     streams.c.application == application,
@@ -213,9 +204,12 @@ class SqlSnapshotStore:
                 .limit(PAGE),
                 f"look for snapshots of {aggregate_type}",
             )
-            for stream_id, aggregate_id in rows:
+            for stream_id, *parts in rows:
                 last = stream_id
-                yield StreamName(application, aggregate_type, aggregate_id)
+                stream = StreamName(*parts)
+                # SQL Server does not compare spaces at the end.
+                if stream[:2] == (application, aggregate_type):
+                    yield stream
             if len(rows) < PAGE:
                 return
 

@@ -3,14 +3,16 @@
 cqrs_streams       one row a stream, with its version; its row lock is the stream's
 cqrs_events        one row an event, in the order of positions; the relay's outbox
 cqrs_commands      the commands that have committed, until they expire
-cqrs_checkpoints   how far the relay, and projections, have come
+cqrs_checkpoints   how far projections have come
+cqrs_relays        one row an application: who leads its relays, to which broker, how far they are
 cqrs_snapshots     the newest snapshot of a stream
-cqrs_subscribers   who gets which events, for the relay
-cqrs_store         one row, with what tells this store from all others
+cqrs_relay_subscribers  who gets which events, for the relay
+cqrs_store         one row, with what tells this store from all others, and its history from those
+                   that it went back from
 
 Texts that identify are compared byte by byte, also on SQL Server, whose own order would take `bolt`
-for `BOLT`. There a stream's key is the hash of its name, since its indexes are short and it takes
-`bolt` for `bolt ` whatever the order.
+for `BOLT`. In any order, SQL Server takes `bolt` for `bolt `. So a stream's key there is the hash
+of its name, which also suits its short indexes, and no other key ends with a space: see `closed`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     DateTime,
+    Dialect,
     Integer,
     MetaData,
     PrimaryKeyConstraint,
@@ -29,7 +32,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 from sqlalchemy.dialects.mssql import CHAR, DATETIME2, NVARCHAR
-from sqlalchemy.types import UserDefinedType
+from sqlalchemy.types import TypeDecorator, UserDefinedType
 
 #: The order of SQL Server that compares code by code.
 BINARY: Final = "Latin1_General_100_BIN2"
@@ -47,14 +50,48 @@ class JsonbText(UserDefinedType[str]):
         return "JSONB"
 
 
+def closed(key: str) -> str:
+    """Return a key that SQL Server tells from all others: it does not compare spaces at the end.
+
+    A key that ends with a space gets a backslash behind it. So does one that ends with a backslash,
+    so that no two keys become one.
+    """
+    return f"{key}\\" if key.endswith((" ", "\\")) else key
+
+
+class ClosedText(TypeDecorator[str]):
+    """SQL Server's NVARCHAR for a key, which is stored as `closed` returns it."""
+
+    impl = NVARCHAR
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Return the key as it is stored."""
+        return None if value is None else closed(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
+        """Return the key that is stored."""
+        return value[:-1] if value is not None and value.endswith("\\") else value
+
+
 def key_type(length: int) -> Any:
     """Return the type of a text that is unique; `length` holds for SQL Server."""
+    return Text().with_variant(ClosedText(length, collation=BINARY), "mssql")
+
+
+def id_type(length: int) -> Any:
+    """Return the type of a text that identifies and has no index; `length` is for SQL Server."""
     return Text().with_variant(NVARCHAR(length, collation=BINARY), "mssql")
 
 
 def hash_type() -> Any:
     """Return the type of a stream's key, a hash on SQL Server."""
     return Text().with_variant(CHAR(64, collation=BINARY), "mssql")
+
+
+def name_type() -> Any:
+    """Return the type of a part of a name, of any length."""
+    return Text().with_variant(NVARCHAR("max", collation=BINARY), "mssql")  # type: ignore[arg-type]
 
 
 def text_type() -> Any:
@@ -82,9 +119,9 @@ streams: Final = Table(
     metadata,
     Column("stream_id", number_type(), autoincrement=True, nullable=False),
     Column("stream_key", hash_type(), nullable=False),
-    Column("application", text_type(), nullable=False),
-    Column("aggregate_type", text_type(), nullable=False),
-    Column("aggregate_id", text_type(), nullable=False),
+    Column("application", name_type(), nullable=False),
+    Column("aggregate_type", name_type(), nullable=False),
+    Column("aggregate_id", name_type(), nullable=False),
     Column("version", BigInteger(), nullable=False),
     PrimaryKeyConstraint("stream_id", name="cqrs_streams_pkey"),
     UniqueConstraint("stream_key", name="cqrs_streams_key"),
@@ -99,8 +136,8 @@ events: Final = Table(
     Column("global_position", number_type(), autoincrement=True, nullable=False),
     Column("stream_id", BigInteger(), nullable=False),
     Column("version", BigInteger(), nullable=False),
-    Column("event_id", key_type(200), nullable=False),
-    Column("type", text_type(), nullable=False),
+    Column("event_id", id_type(200), nullable=False),
+    Column("type", name_type(), nullable=False),
     Column("type_version", Integer(), nullable=False),
     Column("payload", json_type(), nullable=False),
     Column("metadata", json_type(), nullable=False),
@@ -131,7 +168,8 @@ checkpoints: Final = Table(
 snapshots: Final = Table(
     "cqrs_snapshots",
     metadata,
-    Column("stream_id", BigInteger(), nullable=False),
+    # Else SQL Server takes the only whole number of the key for one that it gives itself.
+    Column("stream_id", BigInteger(), autoincrement=False, nullable=False),
     Column("version", BigInteger(), nullable=False),
     Column("schema_version", Integer(), nullable=False),
     Column("payload", json_type(), nullable=False),
@@ -139,18 +177,37 @@ snapshots: Final = Table(
     PrimaryKeyConstraint("stream_id", name="cqrs_snapshots_pkey"),
 )
 
-subscribers: Final = Table(
-    "cqrs_subscribers",
+# A lease ends at a time of the database's own clock, in milliseconds since 1970, which each engine
+# can count and compare.
+relays: Final = Table(
+    "cqrs_relays",
     metadata,
-    Column("name", key_type(400), nullable=False),
+    Column("application", key_type(200), nullable=False),
+    Column("broker_id", key_type(64), nullable=False),
+    Column("broker", text_type(), nullable=False),
+    Column("leader", text_type(), nullable=False),
+    Column("token", key_type(64), nullable=False),
+    Column("lease_until_ms", BigInteger(), nullable=False),
+    Column("position", BigInteger(), nullable=True),
+    Column("event_id", key_type(200), nullable=False),
+    PrimaryKeyConstraint("application", name="cqrs_relays_pkey"),
+)
+
+# Whose application is empty were registered before applications were told apart.
+subscribers: Final = Table(
+    "cqrs_relay_subscribers",
+    metadata,
+    Column("application", key_type(200), nullable=False),
+    Column("name", key_type(200), nullable=False),
     Column("subscriber", json_type(), nullable=False),
     Column("registered_at", time_type(), nullable=False),
-    PrimaryKeyConstraint("name", name="cqrs_subscribers_pkey"),
+    PrimaryKeyConstraint("application", "name", name="cqrs_relay_subscribers_pkey"),
 )
 
 identity: Final = Table(
     "cqrs_store",
     metadata,
     Column("store_id", key_type(64), nullable=False),
+    Column("history", key_type(64), nullable=False, server_default=""),
     PrimaryKeyConstraint("store_id", name="cqrs_store_pkey"),
 )

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
-from ...errors import StoreError, TransactionConflict
+from ...errors import StoreError, StoreUnavailable, TransactionConflict
 from ...store.events import CommandRecord, Committed, Lease, StreamAppend
-from ...store.refusals import command_repeated
+from ...store.refusals import check_command, command_repeated
 from .batch import Batch, CommandRefused, VersionRefused, beaten
+from .connecting import connect, discard, watch
 from .failures import AlreadyThere, TransactionBeaten
 
 if TYPE_CHECKING:
@@ -22,12 +23,14 @@ class SqlTransaction:
 
     Attributes:
         connection: SQLAlchemy's, for statements of one's own. Committing it is not for its user.
+            Where the server is away, a statement raises StoreUnavailable, and any other error of
+            SQLAlchemy's otherwise.
     """
 
     def __init__(self, store: SqlEventStore) -> None:
         self._store = store
         with store.reach("begin a transaction"):
-            self.connection: Connection = store.engine.connect()
+            self.connection: Connection = watch(connect(store), store)
             self.connection.begin()
             store.on_begin(self.connection)
 
@@ -47,10 +50,11 @@ class SqlTransaction:
             TransactionConflict: the database ended the transaction for the sake of another one.
                 Nothing is repeated here: the rows beside it are not ours to write.
         """
-        batch = Batch.of(appends)
-        command = command or batch.as_command
         store = self._store
         try:
+            batch = Batch.of(appends)
+            check_command(command)
+            command = command or batch.as_command
             with store.reach(str(batch)):
                 committed = self._write(batch, command)
                 store.check_lease(lease)
@@ -65,6 +69,9 @@ class SqlTransaction:
             return known
         except TransactionBeaten as reason:
             raise beaten(batch, reason) from reason
+        except StoreUnavailable:
+            self._discard()
+            raise
         finally:
             self.rollback()
 
@@ -78,6 +85,7 @@ class SqlTransaction:
         """
         store = self._store
         try:
+            check_command(command)
             with store.reach("commit"):
                 if command is not None:
                     self._remember(command)
@@ -96,6 +104,9 @@ class SqlTransaction:
                 expected=0,
                 found=0,
             ) from refusal
+        except StoreUnavailable:
+            self._discard()
+            raise
         finally:
             self.rollback()
 
@@ -115,6 +126,8 @@ class SqlTransaction:
                 self.connection.close()
         except (StoreError, TransactionBeaten):
             # The connection is lost, and with it the transaction.
-            if not self.connection.closed:
-                self.connection.invalidate()
-                self.connection.close()
+            self._discard()
+
+    def _discard(self) -> None:
+        """Close the connection for good: the server that it leads to is away."""
+        discard(self.connection)

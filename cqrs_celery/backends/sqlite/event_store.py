@@ -6,7 +6,6 @@ returns.
 
 from __future__ import annotations
 
-import fcntl
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -14,15 +13,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, Select, event
+from sqlalchemy import BigInteger, ColumnElement, Connection, Engine, Select, cast, event, func
 
 from ...store.events import CommandRecord, Committed, Lease, NewEvent
 from ...store.stream import ANY_VERSION
 from ..sql.batch import Batch, CommandRefused, VersionRefused
 from ..sql.event_store import SqlEventStore, encode
 from ..sql.failures import Failure
-from ..sql.leading import FileLeadership, Leadership
 from .forking import between_forks
+
+#: The Julian day at the beginning of 1970, and the milliseconds of a day.
+JULIAN_1970: Final = 2440587.5
+DAY_MS: Final = 86_400_000
 
 _COMMAND: Final = "SELECT 1 FROM cqrs_commands WHERE command_id = ? AND expires_at > ?"
 _STREAM: Final = "SELECT stream_id, version FROM cqrs_streams WHERE stream_key = ?"
@@ -60,15 +62,9 @@ class SqliteEventStore(SqlEventStore):
         """The database's file."""
         return Path(str(self.engine.url.database))
 
-    def lead(self) -> Leadership | None:
-        """Return what makes a relay the active one; None if another one is."""
-        file = Path(f"{self.file}.relay").open("w")  # noqa: SIM115  it stays
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
-        return FileLeadership(file)
+    def now_ms(self) -> ColumnElement[int]:
+        """Return the time by the machine's clock, in milliseconds since 1970."""
+        return cast((func.julianday("now") - JULIAN_1970) * DAY_MS, BigInteger)
 
     def reach(self, what: str) -> AbstractContextManager[None]:
         """Turn the driver's errors into ours, and keep forks waiting, while something is done."""
@@ -78,6 +74,14 @@ class SqliteEventStore(SqlEventStore):
         """Give back connections; the store may be used again and makes new ones."""
         with between_forks:
             super().close()
+
+    def is_away(self, error: BaseException) -> bool:
+        """Say no: there is no server, and the driver has one error for bad SQL and for a lock."""
+        return False
+
+    def serves(self, connection: Any) -> bool:
+        """Say yes: a file has no server that could go away."""
+        return True
 
     def on_begin(self, connection: Connection) -> None:
         """Become the writer at once."""

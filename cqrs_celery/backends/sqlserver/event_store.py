@@ -12,56 +12,131 @@ The streams of an append are locked by hints: SQL Server has no FOR UPDATE.
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, Select, and_, cast, func, literal_column, text
+from sqlalchemy import (
+    BINARY,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Delete,
+    Select,
+    Update,
+    bindparam,
+    cast,
+    column,
+    func,
+    text,
+)
+from sqlalchemy.dialects.mssql import ROWVERSION
 
 from ...store.stream import StreamName
-from ..sql.event_store import SqlEventStore
+from ..sql.event_store import SqlEventStore, reading_from
 from ..sql.failures import Failure
-from ..sql.leading import Leadership
-from ..sql.tables import streams
+from ..sql.tables import events, streams
 
 #: Locks each row that is read, and the place of each that is missing, until the transaction ends.
-LOCK_HINT: Final = "WITH (UPDLOCK, HOLDLOCK, ROWLOCK)"
+#: Always by seeks in an index: a scan, the cheaper plan for a small table, would lock every stream,
+#: and two plans that take locks in two orders could deadlock.
+LOCK_HINT: Final = "WITH (UPDLOCK, HOLDLOCK, ROWLOCK, FORCESEEK)"
 
-_ROW_VERSION: Final[ColumnElement[Any]] = literal_column("cqrs_events.row_version")
+#: A column that the other engines do not have. It knows its table, for statements of nothing else.
+_ROW_VERSION: Final[ColumnElement[Any]] = column("row_version", ROWVERSION(), _selectable=events)  # type: ignore[no-untyped-call]
 
-_LEAD: Final = text(
-    "SET NOCOUNT ON; DECLARE @answer int; EXEC @answer = sp_getapplock @Resource = 'cqrs_relay',"
-    " @LockMode = 'Exclusive', @LockOwner = 'Session', @LockTimeout = 0;"
-    " SELECT CASE WHEN @answer >= 0 THEN 1 ELSE 0 END"
-)
+#: Reads events in the order of row versions. The end is looked up before the statement that reads:
+#: inside it, it could be later than what that sees under READ_COMMITTED_SNAPSHOT, and events
+#: committed in between would be passed for ever. The page is cut from the index before the join.
+_READ_ALL: Final = text(
+    "DECLARE @end BINARY(8) = MIN_ACTIVE_ROWVERSION();"
+    " SELECT cqrs_streams.application, cqrs_streams.aggregate_type, cqrs_streams.aggregate_id,"
+    " CAST(page.row_version AS BIGINT) AS position, page.version, page.event_id, page.type,"
+    " page.type_version, page.payload, page.metadata, page.recorded_at"
+    " FROM (SELECT TOP (:limit) row_version, stream_id, version, event_id, type, type_version,"
+    " payload, metadata, recorded_at FROM cqrs_events WITH (FORCESEEK)"
+    " WHERE row_version > :after AND row_version < @end ORDER BY row_version) AS page"
+    " JOIN cqrs_streams ON cqrs_streams.stream_id = page.stream_id ORDER BY page.row_version"
+).bindparams(bindparam("after", type_=BINARY(8)), bindparam("limit", type_=BigInteger()))
 
-#: SQL Server's numbers of errors, by what they mean.
-_TAKEN: Final = ("2627", "2601")
-_BEATEN: Final = ("1205", "3960", "1222")
-_SCHEMA: Final = ("208", "207", "2812")
+#: What SQL Server's numbers of errors mean.
+_FAILURES: Final = {
+    # A unique key.
+    2627: Failure.TAKEN,
+    2601: Failure.TAKEN,
+    # A deadlock, a lock that was not granted in time, a row that has changed since the snapshot.
+    1205: Failure.BEATEN,
+    1222: Failure.BEATEN,
+    3960: Failure.BEATEN,
+    # A table, a column or a procedure.
+    208: Failure.SCHEMA,
+    207: Failure.SCHEMA,
+    2812: Failure.SCHEMA,
+    # The database can't be opened, or the login not be served yet.
+    4060: Failure.AWAY,
+    4221: Failure.AWAY,
+    18401: Failure.AWAY,
+    # The server is paused, shuts down, or has ended the session.
+    596: Failure.AWAY,
+    6005: Failure.AWAY,
+    17142: Failure.AWAY,
+    # A replica is not, or no longer, the one to write to.
+    976: Failure.AWAY,
+    983: Failure.AWAY,
+    3906: Failure.AWAY,
+    # Azure: the database moves, or is busy.
+    10928: Failure.AWAY,
+    10929: Failure.AWAY,
+    40197: Failure.AWAY,
+    40501: Failure.AWAY,
+    40613: Failure.AWAY,
+    49918: Failure.AWAY,
+    49919: Failure.AWAY,
+    49920: Failure.AWAY,
+}
+
+#: What SQLSTATE means where no number says more.
+_STATES: Final = {
+    "40001": Failure.BEATEN,
+    "42S02": Failure.SCHEMA,
+    "42S22": Failure.SCHEMA,
+    "HYT00": Failure.AWAY,
+    "HYT01": Failure.AWAY,
+    "IM002": Failure.AWAY,
+    "28000": Failure.AWAY,
+    "01000": Failure.AWAY,
+}
+
+#: The number of one error; an ODBC driver writes it behind the text, which may have numbers too.
+_NUMBER: Final = re.compile(r"\((\d+)\)(?= \(SQL|; \[|$)")
 
 
 class SqlServerEventStore(SqlEventStore):
     """Be an EventStore in SQL Server, from version 2016."""
 
     def failure(self, error: BaseException) -> Failure:
-        """Return what a driver's error means, by SQLSTATE and SQL Server's number in its text."""
-        arguments = list(error.args)
-        state = str(arguments[0]) if len(arguments) > 1 else ""
-        said = str(error)
-        for numbers, failure in (
-            (_TAKEN, Failure.TAKEN),
-            (_BEATEN, Failure.BEATEN),
-            (_SCHEMA, Failure.SCHEMA),
-        ):
-            if any(f"({number})" in said for number in numbers):
-                return failure
-        if state == "40001":
-            return Failure.BEATEN
-        is_away = state.startswith("08") or state in {"HYT00", "HYT01", "IM002", "28000", "01000"}
-        return Failure.AWAY if is_away else Failure.OTHER
+        """Return what a driver's error means, by SQL Server's numbers in its text, or SQLSTATE."""
+        for number in _NUMBER.findall(str(error.args[-1]) if error.args else ""):
+            found = _FAILURES.get(int(number))
+            if found is not None:
+                return found
+        state = str(error.args[0]) if len(error.args) > 1 else ""
+        if state.startswith("08"):
+            return Failure.AWAY
+        return _STATES.get(state, Failure.OTHER)
 
-    def lead(self) -> Leadership | None:
-        """Return what makes a relay the active one; None if another one is."""
-        return self.lead_by_lock(_LEAD)
+    def now_ms(self) -> ColumnElement[int]:
+        """Return the time by the server's clock, in milliseconds since 1970."""
+        return func.datediff_big(text("ms"), text("'19700101'"), func.sysutcdatetime())
+
+    def changed(self, connection: Connection, statement: Update | Delete) -> int:
+        """Run a statement that changes rows; returns how many it has changed.
+
+        The rows themselves are counted: where NOCOUNT is on, by the server's or the login's own
+        options, a driver says -1.
+        """
+        keys = statement.table.primary_key
+        return len(connection.execute(statement.returning(*keys)).all())
 
     def _position(self) -> ColumnElement[int]:
         return cast(_ROW_VERSION, BigInteger)
@@ -70,12 +145,33 @@ class SqlServerEventStore(SqlEventStore):
         return _ROW_VERSION
 
     def _after(self, position: int) -> ColumnElement[bool]:
-        floor = func.convert(text("BINARY(8)"), cast(position, BigInteger))
-        end = func.min_active_rowversion()
-        return and_(floor < _ROW_VERSION, end > _ROW_VERSION)
+        # The column itself is compared: what is cast can't be sought in its index.
+        return self._order() > _row_version(position)
+
+    def _rows_of_all(self, after_position: int, limit: int) -> Sequence[Any]:
+        # Never from a replica: MIN_ACTIVE_ROWVERSION there knows nothing of the primary's
+        # transactions.
+        return self._rows(
+            _READ_ALL, reading_from(after_position), self._primary_reader,
+            after=_row_version(after_position), limit=limit,
+        )  # fmt: skip
+
+    def _insert_events(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        # One by one: in which order the rows of one INSERT get their row versions is not promised,
+        # neither for VALUES nor for SELECT … ORDER BY, which orders numbers of IDENTITY alone.
+        for row in rows:
+            self._insert(connection, events, [row])
+
+    def _up_to(self, position: int) -> ColumnElement[bool]:
+        return self._order() <= _row_version(position)
 
     def _key(self, stream: StreamName) -> str:
         return hashlib.sha256(stream.key.encode()).hexdigest()
 
     def _locked(self, statement: Select[Any]) -> Select[Any]:
         return statement.with_hint(streams, LOCK_HINT, "mssql")
+
+
+def _row_version(position: int) -> bytes:
+    """Return the row version that is a position."""
+    return position.to_bytes(8, "big")

@@ -1,0 +1,119 @@
+"""Find the oldest event that some subscriber has not handled, without reading the whole backlog.
+
+Bodies have increasing numbers, and so have the positions of events in them. What is handled stays
+handled, so each number is looked at once: a look goes on where the last one ended. Where to begin,
+the first look finds by one pass over all that is there, a slice a time.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import redis
+
+#: Seconds that a look may take.
+LOOK_S: Final = 0.25
+
+#: Numbers looked at in one round trip.
+SLICE: Final = 1_000
+
+#: How an event's body begins, and where its position is.
+_POSITION: Final = re.compile(rb'[\[{",:]*"stream":"(?:[^"\\]|\\.)*","position":(\d+)')
+
+
+class OldestUnhandled:
+    """Be a cursor over the bodies that some message still needs; not for several threads.
+
+    Args:
+        client: returns a redis client that gives bytes.
+        key: returns the key of a name.
+        look_s: seconds that a look may take.
+    """
+
+    def __init__(
+        self,
+        client: Callable[[], redis.Redis],
+        key: Callable[[str], str],
+        *,
+        look_s: float = LOOK_S,
+    ) -> None:
+        self._client = client
+        self._key = key
+        self._look_s = look_s
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, as where the server may have lost data."""
+        self._server = ""
+        # No event before this number is unhandled; None until the pass over all is done.
+        self._next: int | None = None
+        self._cursor = 0
+        self._lowest = 0
+        self._position = 1
+
+    def look(self) -> int | None:
+        """Return the position of the oldest event that is not handled.
+
+        Returns:
+            A position in front of which everything is handled: that of the oldest one, or, where
+            the look did not come so far, one before it. None if there is none.
+
+        Raises:
+            redis.RedisError: the server does not answer.
+        """
+        client: Any = self._client()
+        server = _server_of(client)
+        if not server or server != self._server:
+            # Another server, or one that was started anew, may have less than it had.
+            self.reset()
+            self._server = server
+        # Where that can't be told, each look goes over all.
+        deadline = time.monotonic() + (self._look_s if server else math.inf)
+        last = int(client.get(self._key("id")) or 0)
+        if not self._lowest:
+            # What comes later has a higher number.
+            self._lowest = last + 1
+        if self._next is None and not self._pass(client, deadline):
+            return self._position
+        return self._go_on(client, last, deadline)
+
+    def _pass(self, client: Any, deadline: float) -> bool:
+        """Go over all that is there; returns whether that is done."""
+        while True:
+            self._cursor, found = client.hscan(self._key("refs"), self._cursor, count=SLICE)
+            self._lowest = min([self._lowest, *map(int, found)])
+            if self._cursor == 0:
+                self._next = self._lowest
+                return True
+            if time.monotonic() > deadline:
+                return False
+
+    def _go_on(self, client: Any, last: int, deadline: float) -> int | None:
+        while cast(int, self._next) <= last:
+            first = cast(int, self._next)
+            numbers = range(first, min(first + SLICE, last + 1))
+            needed = client.hmget(self._key("refs"), numbers)
+            for number, count in zip(numbers, needed, strict=True):
+                if count is None:
+                    continue
+                body = client.hget(self._key("body"), number)
+                if found := _POSITION.match(body or b""):
+                    self._next, self._position = number, int(found[1])
+                    return self._position
+                # A message that is no event, or one that was handled just now.
+            self._next = first + len(numbers)
+            if time.monotonic() > deadline:
+                return self._position
+        return None
+
+
+def _server_of(client: Any) -> str:
+    """Return what tells a server's process from any other; empty if it may not be asked."""
+    try:
+        return str(client.info("server").get("run_id", ""))
+    except redis.ResponseError:
+        return ""

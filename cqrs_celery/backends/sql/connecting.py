@@ -1,0 +1,84 @@
+"""Get connections on which a transaction can begin, and throw away those on which none can.
+
+A connection may have lain in a pool since before its server was restarted, or became a replica:
+then every write on it fails, for ever. Reading and appending find that out by trying, and repeat
+what they did. A transaction in which the application writes first can't be repeated here, so its
+connection is asked before: one round trip, which an append alone does not pay.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import ExceptionContext
+
+from .failures import meaning_of
+
+if TYPE_CHECKING:
+    from .event_store import SqlEventStore
+
+#: What was tried, in the error of a statement of the application's own.
+STATEMENT = "run a statement in the transaction"
+
+#: The option of a connection on which the application's own statements run, in a transaction of
+#: the store that it names.
+_STORE = "cqrs_store"
+
+
+def connect(store: SqlEventStore) -> Connection:
+    """Return a connection that the server serves; one that it does not is replaced, once.
+
+    Raises:
+        Exception: the driver's, or SQLAlchemy's: there is no server, or no connection came free.
+    """
+    connection = store.engine.connect()
+    if store.serves(connection.connection.dbapi_connection):
+        return connection
+    discard(connection)
+    store.forget_lost()
+    return store.engine.connect()
+
+
+def age(engine: Engine) -> None:
+    """Let an engine make each connection of its pool anew, before its next use.
+
+    Those in use go on, unlike after `Engine.dispose`, which leaves them in a pool that is nobody's:
+    given back there, they stay open.
+    """
+    pool: Any = engine.pool
+    # So does SQLAlchemy itself, when a connection turns out to be lost.
+    pool._invalidate_time = time.time()
+
+
+def discard(connection: Connection) -> None:
+    """Close a connection for good, rather than give it back to its pool."""
+    if not connection.closed:
+        connection.invalidate()
+        connection.close()
+
+
+def watch(connection: Connection, store: SqlEventStore) -> Connection:
+    """Turn errors of the application's statements into ours, where the server is away.
+
+    All others stay SQLAlchemy's. A connection to a server that is away is not used again.
+    """
+    _listen_to(store.engine)
+    return connection.execution_options(**{_STORE: store})
+
+
+def _listen_to(engine: Engine) -> None:
+    if not event.contains(engine, "handle_error", _translate):
+        event.listen(engine, "handle_error", _translate)
+
+
+def _translate(context: ExceptionContext) -> Exception | None:
+    connection: Any = context.connection
+    store = None if connection is None else connection.get_execution_options().get(_STORE)
+    error = context.original_exception
+    if store is None or not store.is_away(error):
+        return None
+    # SQLAlchemy then throws away this connection, and all that are as old.
+    context.is_disconnect = True
+    return meaning_of(store, STATEMENT, error)

@@ -1,0 +1,36 @@
+"""`celery -A app cqrs commands`: look after what is remembered of commands."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from celery.bin.base import CeleryCommand
+
+
+@click.group(name="commands", help="Look after the commands that a SQL event store remembers.")
+def commands() -> None:
+    """Gather the commands."""
+
+
+@commands.command(cls=CeleryCommand, name="purge")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def purge(context: click.Context, as_json: bool) -> None:
+    """Delete the ids of commands that are remembered no longer than cqrs_command_id_ttl_s.
+
+    The relay does it each minute; this is for where no worker runs.
+    """
+    app: Any = context.obj.app
+    cqrs = getattr(app, "cqrs", None)
+    if cqrs is None:
+        raise click.UsageError(f"{app.main} has no CQRS: make one with CQRS(app)")
+    store = cqrs.store
+    forget = getattr(store, "forget_expired_commands", None)
+    if forget is None:
+        raise click.UsageError(f"the event store of {app.main} forgets them itself: {store!r}")
+    deleted = 0
+    while batch := forget():
+        deleted += batch
+    click.echo(json.dumps({"deleted": deleted}) if as_json else f"deleted {deleted:,} command ids")

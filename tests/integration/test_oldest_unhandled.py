@@ -1,0 +1,116 @@
+"""The oldest event that is not handled is found without reading the backlog."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from cqrs_celery.backends.redis.unhandled import OldestUnhandled
+
+EVENT = b'[[{"stream":"shop:Order:7","position":%d,"version":1}'
+
+
+class Bodies:
+    """Bodies of events and of other messages, as publishing and settling leave them."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+        self.positions: dict[int, int | None] = {}
+        self.last = 0
+
+    def publish(self, position: int | None) -> None:
+        self.last += 1
+        body = EVENT % position if position else b"{}"
+        self.client.hset("cq:refs", str(self.last), 2)
+        self.client.hset("cq:body", str(self.last), body)
+        self.client.set("cq:id", self.last)
+        self.positions[self.last] = position
+
+    def handle(self, number: int) -> None:
+        self.client.hdel("cq:refs", str(number))
+        self.client.hdel("cq:body", str(number))
+        del self.positions[number]
+
+    def oldest(self) -> int | None:
+        left = [position for position in self.positions.values() if position]
+        return min(left, default=None)
+
+
+@pytest.fixture
+def bodies(redis_url: str) -> Iterator[Bodies]:
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+        yield Bodies(client)
+
+
+def test_whatever_is_published_and_handled_the_oldest_one_is_found(bodies: Bodies) -> None:
+    chance = random.Random(12)
+    cursor = OldestUnhandled(lambda: bodies.client, "cq:{}".format)
+    position = 0
+    for _ in range(300):
+        for _ in range(chance.randrange(8)):
+            position += chance.randrange(1, 4)
+            bodies.publish(position if chance.random() < 0.7 else None)
+        # most are handled in order, some are left for long
+        for number in list(bodies.positions)[: chance.randrange(12)]:
+            if chance.random() < 0.8:
+                bodies.handle(number)
+        assert cursor.look() == bodies.oldest()
+        if chance.random() < 0.05:
+            cursor.reset()
+
+
+def test_a_look_that_may_take_no_time_goes_on_where_the_last_one_ended(bodies: Bodies) -> None:
+    # given more than is read in one round trip, of which the first half is handled
+    for position in range(1, 3001):
+        bodies.publish(position)
+    for number in range(1, 1501):
+        bodies.handle(number)
+    cursor = OldestUnhandled(lambda: bodies.client, "cq:{}".format, look_s=0)
+    # when it is looked at in slices, then no answer is behind the oldest, and it comes to it
+    answers: list[int | None] = []
+    while not answers or answers[-1] != 1501:
+        answers.append(cursor.look())
+        assert answers[-1] is not None
+        assert answers[-1] <= 1501
+        assert len(answers) < 100
+    assert len(answers) > 1
+
+
+def test_a_backlog_is_read_once_and_not_at_each_look(bodies: Bodies) -> None:
+    # given a backlog that has been looked over
+    for position in range(1, 5001):
+        bodies.publish(position)
+    cursor = OldestUnhandled(lambda: bodies.client, "cq:{}".format)
+    assert cursor.look() == 1
+    before = commands(bodies.client)
+    # when it is looked at again, and the oldest is handled in between
+    bodies.handle(1)
+    assert cursor.look() == 2
+    # then a handful of commands was enough
+    assert commands(bodies.client) - before < 12
+
+
+def commands(client: redis.Redis) -> int:
+    return int(client.info("stats")["total_commands_processed"])
+
+
+def test_a_server_that_has_lost_data_is_looked_over_anew(bodies: Bodies) -> None:
+    # given a server on which everything was handled
+    for position in range(1, 11):
+        bodies.publish(position)
+    cursor = OldestUnhandled(lambda: bodies.client, "cq:{}".format)
+    assert cursor.look() == 1
+    for number in list(bodies.positions):
+        bodies.handle(number)
+    assert cursor.look() is None
+    # when it has lost all, and counts from the beginning
+    bodies.client.flushall()
+    bodies.last = 0
+    bodies.publish(3)
+    cursor.reset()
+    # then what is there is found
+    assert cursor.look() == 3

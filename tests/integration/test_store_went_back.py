@@ -1,0 +1,263 @@
+"""A store that is restored from a backup, or whose lagging replica is promoted, delivers all."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import psycopg2.errors
+import pytest
+import redis
+from sqlalchemy import text
+
+from cqrs_celery import Aggregate, Event, applies
+from cqrs_celery.app.relaying import RelayParts
+from cqrs_celery.app.snapshots import forget_lost
+from cqrs_celery.backends.memory.snapshot_store import MemorySnapshotStore
+from cqrs_celery.backends.opening import open_event_store
+from cqrs_celery.backends.redis.relay_queue import RelayQueue
+from cqrs_celery.backends.sql.event_store import SqlEventStore
+from cqrs_celery.backends.sql.schema import create_schema
+from cqrs_celery.errors import StoreUnavailable
+from cqrs_celery.messages.serializer import Serializer
+from cqrs_celery.queue.reliable_queue import ReliableQueue
+from cqrs_celery.session.repository import Repository
+from cqrs_celery.session.snapshots import Snapshots
+from cqrs_celery.store.events import Place, Subscriber
+from cqrs_celery.store.stream import ANY_VERSION, StreamName
+from cqrs_celery.testing.event_store_contract import append, events
+from cqrs_celery.workers.relay import Relay
+from tests.postgres import PostgresNode
+from tests.waiting import wait_until
+
+HEAD = ('{"id":"', '","again":"', '","root":"', '","parent":"', '"}')
+SUBSCRIBER = Subscriber("task", ("inventory.items_checked_in",), "queue", HEAD)
+
+
+class Line:
+    """A store, a relay, and a queue that one subscriber reads."""
+
+    def __init__(self, url: str, redis_url: str) -> None:
+        self._given: set[str] = set()
+        opened = open_event_store(url)
+        assert isinstance(opened, SqlEventStore)
+        store = self.store = opened
+        self.client = redis.Redis.from_url(redis_url)
+        queue = RelayQueue(
+            lambda: self.client, store_id=lambda: store.outbox.store_id, body=("[[", "],{},{}]")
+        )
+        leadership = store.leadership("inventory", broker="redis")
+        went_back = partial(forget_lost, store, None, "inventory")
+        self.parts = RelayParts(store, queue, "inventory", leadership, went_back)
+        self.written = 0
+
+    def write(self, count: int) -> None:
+        """Commit so many events, of streams whose names never come again."""
+        for _ in range(count):
+            self.written += 1
+            append(
+                self.store,
+                StreamName("inventory", "Item", f"{self.written}"),
+                ANY_VERSION,
+                *events(1),
+            )
+
+    @contextmanager
+    def relaying(self) -> Iterator[None]:
+        relay = Relay(self.parts, batch=10, note_s=0.1)
+        thread = threading.Thread(target=relay.run)
+        thread.start()
+        try:
+            yield
+        finally:
+            relay.stop()
+            thread.join(30)
+
+    def stored(self) -> set[str]:
+        return {one.event.event_id for one in self.store.read_all(limit=100_000)}
+
+    def given(self) -> set[str]:
+        """Return the ids of all events that were put on the queue, each of its own sequence."""
+        reliable = ReliableQueue(self.client)
+        reliable.beat("taker", 60_000, register=True)
+        for one in reliable.settle_and_take(
+            "taker", queues=["queue"], count=10_000, run=10_000
+        ).taken:
+            self._given.add(one.payload.split(b'"')[3].decode())
+        return self._given
+
+    def wait_all_given(self) -> None:
+        """Wait until everything that the store has was put on the queue."""
+        wait_until(lambda: self.stored() <= self.given(), 30, "all events to be given")
+
+
+@pytest.fixture
+def open_line(redis_url: str) -> Iterator[Callable[[str], Line]]:
+    lines = []
+
+    def open_it(url: str) -> Line:
+        lines.append(Line(url, redis_url))
+        return lines[-1]
+
+    yield open_it
+    for line in lines:
+        line.client.close()
+        line.store.close()
+
+
+def test_a_database_restored_from_a_base_backup_delivers_what_it_has_and_what_comes(
+    fresh_postgres_node: PostgresNode,
+    open_line: Callable[[str], Line],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    node = fresh_postgres_node
+    line = open_line(node.create_database("shop"))
+    create_schema(line.store)
+    line.parts.register(SUBSCRIBER)
+    with caplog.at_level(logging.ERROR), line.relaying():
+        # given a backup, and events that were delivered before and after it
+        line.write(10)
+        line.wait_all_given()
+        backup, history = node.back_up(), line.store.history()
+        line.write(10)
+        line.wait_all_given()
+        # when it is restored under the running relay, and more is written than was lost
+        node.kill()
+        node.restore(backup)
+        node.start()
+        assert len(line.stored()) == 10
+        line.write(25)
+        # then everything is delivered, it is said, and cached states of before count no more
+        line.wait_all_given()
+        assert len(line.stored()) == 35
+        wait_until(lambda: line.store.history() != history, 10, "a new history")
+    assert "the store went back: it has no event" in caplog.text
+
+
+def test_a_replica_that_lagged_is_promoted_and_delivers_what_it_has_and_what_comes(
+    fresh_postgres_node: PostgresNode,
+    open_line: Callable[[str], Line],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    primary = fresh_postgres_node
+    primary.create_database("shop")
+    replica = primary.stand_by(tmp_path / "replica")
+    try:
+        line = open_line(
+            f"postgresql+psycopg2://postgres@/shop?host=127.0.0.1:{primary.port}"
+            f"&host=127.0.0.1:{replica.port}&target_session_attrs=read-write"
+        )
+        create_schema(line.store)
+        line.parts.register(SUBSCRIBER)
+        with caplog.at_level(logging.ERROR), line.relaying():
+            # given a replica that has stopped to follow, and events that were delivered since
+            line.write(10)
+            line.wait_all_given()
+            wait_until(lambda: is_there(replica, line), 20, "the replica to have them")
+            replica.cut_off()
+            line.write(10)
+            line.wait_all_given()
+            # when the primary is lost, and the replica is promoted
+            primary.kill()
+            replica.promote()
+            wait_until(lambda: has_written(line), 30, "the new primary")
+            line.write(15)
+            # then everything that it has is delivered, and it is said
+            line.wait_all_given()
+            assert 26 <= len(line.stored()) <= 27
+        assert "the store went back: it has no event" in caplog.text
+    finally:
+        replica.teardown()
+
+
+def is_there(replica: PostgresNode, line: Line) -> bool:
+    with closing(replica.connect("shop")) as connection, connection.cursor() as cursor:
+        try:
+            cursor.execute("SELECT count(*) FROM cqrs_events")
+        except psycopg2.errors.UndefinedTable:
+            return False
+        return bool(cursor.fetchone()[0] == line.written)
+
+
+def has_written(line: Line) -> bool:
+    try:
+        line.write(1)
+    except StoreUnavailable:
+        return False
+    return True
+
+
+def test_an_sqlite_file_that_is_put_back_delivers_what_it_has_and_what_comes(
+    tmp_path: Path, open_line: Callable[[str], Line], caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "events.db"
+    line = open_line(f"sqlite:///{file}")
+    create_schema(line.store)
+    line.parts.register(SUBSCRIBER)
+    # given a copy of the file, and events that were delivered before and after it
+    with line.relaying():
+        line.write(10)
+        line.wait_all_given()
+    line.store.close()
+    shutil.copy(file, tmp_path / "copy.db")
+    with line.relaying():
+        line.write(10)
+        line.wait_all_given()
+    line.store.close()
+    # when it is put back while nothing runs, and more is written than was lost
+    shutil.copy(tmp_path / "copy.db", file)
+    assert len(line.stored()) == 10
+    line.write(25)
+    with caplog.at_level(logging.ERROR), line.relaying():
+        # then everything is delivered, and it is said
+        line.wait_all_given()
+    assert len(line.stored()) == 35
+    assert "the store went back: it has no event" in caplog.text
+
+
+class Counted(Event):
+    count: int
+
+
+class Total(Aggregate, name="WentBackTotal", snapshot_every=1):
+    sum: int = 0
+
+    def add(self, count: int) -> None:
+        self.record(Counted(count=count))
+
+    @applies(Counted)
+    def _counted(self, event: Counted) -> None:
+        self.sum += event.count
+
+
+def test_snapshots_elsewhere_that_may_hold_what_was_lost_are_deleted_and_others_stay(
+    tmp_path: Path,
+) -> None:
+    # given snapshots in another store, one of before the place where all was handled
+    store = open_event_store(f"sqlite:///{tmp_path / 'events.db'}")
+    assert isinstance(store, SqlEventStore)
+    create_schema(store)
+    snapshots = Snapshots(MemorySnapshotStore())
+    repository = Repository(store, Serializer("shop"), snapshots=snapshots)
+    for name in ("early", "late", "lost"):
+        total = Total(name)
+        total.add(1)
+        repository.save(total)
+    late = store.read_all()[1]
+    # when the last event is lost, and all up to the first one is known to be handled
+    with store.engine.begin() as connection:
+        connection.execute(text("DELETE FROM cqrs_events WHERE global_position = 3"))
+        connection.execute(text("UPDATE cqrs_streams SET version = 0 WHERE aggregate_id = 'lost'"))
+    before = store.history()
+    forget_lost(store, snapshots, "shop", Place(late.global_position, late.event.event_id))
+    # then only what was taken before that stays, and the store has another history
+    left = [stream.aggregate_id for stream in snapshots.store.streams("shop", "WentBackTotal")]
+    assert left == ["early"]
+    assert store.history() != before
+    store.close()

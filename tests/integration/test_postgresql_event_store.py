@@ -193,6 +193,20 @@ def test_a_reader_stops_in_front_of_a_gap_that_may_still_be_filled(
     assert [stored.global_position for stored in store.read_all()] == [1, 2, 3]
 
 
+def test_numbers_that_were_settled_before_connections_were_lost_are_so_no_more(
+    opened: Opened, postgres_node: PostgresNode
+) -> None:
+    # given a reader that knows of no number up to 1,000 that may still come
+    store = opened()
+    append(store, BOLT, NO_STREAM, event())
+    store._settled = 1_000
+    # when the server has ended its connections, as when it goes back to an earlier state
+    end_connections(store, postgres_node)
+    store.read_all()
+    # then it knows of none
+    assert store._settled == 0
+
+
 def test_a_reader_at_a_gap_looks_less_and_less_often(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:

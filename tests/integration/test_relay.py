@@ -428,6 +428,31 @@ def test_applications_with_one_broker_have_one_active_relay_and_share_what_it_re
     assert second.claim(broker_id)
 
 
+def test_what_a_former_leader_remembers_changes_nothing_for_other_applications_either(
+    bench: Bench,
+) -> None:
+    # given a relay that serves another application too, and one that has taken its place
+    broker_id = bench.destination.broker_id()
+    former, present, other = (
+        bench.parts_of(name).leadership for name in ("inventory", "inventory", "sales")
+    )
+    assert other.claim(broker_id)
+    other.keep_broker(broker_id)
+    other.release()
+    assert former.claim(broker_id)
+    former.keep_broker(broker_id)
+    with bench.store.engine.begin() as connection:
+        connection.execute(text("UPDATE cqrs_relays SET lease_until_ms = 0"))
+    assert present.claim(broker_id)
+    assert present.save_checkpoint(Place(5, "now"))
+    # when the former one goes on
+    assert not former.save_checkpoint(Place(9, "then"))
+    former.keep_broker("another")
+    # then nobody's row is its
+    assert other.checkpoint() == present.checkpoint() == Place(5, "now")
+    assert [led.broker_id for led in (other.led(), present.led()) if led] == [broker_id] * 2
+
+
 def test_a_second_broker_of_one_application_is_refused_while_relays_to_the_first_are_alive(
     bench: Bench, redis_factory: RedisFactory
 ) -> None:

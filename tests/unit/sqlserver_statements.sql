@@ -275,13 +275,17 @@ UPDATE cqrs_relays SET lease_until_ms=(datediff_big(ms, '19700101', sysutcdateti
 UPDATE cqrs_relays SET position=?, event_id=? WHERE cqrs_relays.application = ? AND cqrs_relays.token = ?
 
 -- save_checkpoint
-UPDATE cqrs_relays SET position=?, event_id=? WHERE cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND cqrs_relays.application != ?
+UPDATE cqrs_relays SET position=?, event_id=? WHERE cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND cqrs_relays.application != ? AND (EXISTS (SELECT own.token
+FROM cqrs_relays AS own
+WHERE own.application = ? AND own.token = ?))
 
 -- keep_broker
 UPDATE cqrs_relays SET broker_id=?, broker=? WHERE cqrs_relays.application = ? AND cqrs_relays.token = ?
 
 -- keep_broker
-UPDATE cqrs_relays SET broker_id=?, broker=? WHERE cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND cqrs_relays.broker = ?
+UPDATE cqrs_relays SET broker_id=?, broker=? WHERE cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND cqrs_relays.broker = ? AND (EXISTS (SELECT own.token
+FROM cqrs_relays AS own
+WHERE own.application = ? AND own.token = ?))
 
 -- release_relay
 UPDATE cqrs_relays SET lease_until_ms=? WHERE cqrs_relays.application = ? AND cqrs_relays.token = ?

@@ -249,13 +249,14 @@ class PostgresqlEventStore(SqlEventStore):
         super().forget_lost()
         self._kept.close()
         self._kept_to_read.close()
+        # The server may have gone back to an earlier state, or be another one: numbers that were
+        # settled may come again.
+        self._settled = 0
 
     def close(self) -> None:
         """Give back connections; the store may be used again and makes new ones."""
         self._kept.close()
         self._kept_to_read.close()
-        # Where connections were lost, the server may have gone back to an earlier state, or be
-        # another one: numbers that were settled may come again.
         self._settled = 0
         super().close()
 
@@ -284,7 +285,7 @@ class PostgresqlEventStore(SqlEventStore):
         self, kept: KeptConnections, what: str, statement: Statement, *arguments: Any
     ) -> list[Any]:
         """Run a statement that reads; a connection that was lost meanwhile is replaced once."""
-        return self.read_repeatedly(what, partial(kept.run, statement, arguments))
+        return self.attempt_anew(what, partial(kept.run, statement, arguments))
 
     def _rows_of_stream(
         self, stream: StreamName, after_version: int, limit: int | None

@@ -777,21 +777,19 @@ class SqlEventStore:
             with reader.connect() as connection:
                 return connection.execute(statement, parameters).all()
 
-        return self.read_repeatedly(what, read)
+        return self.attempt_anew(what, read)
 
-    def read_repeatedly(self, what: str, read: Callable[[], R]) -> R:
-        """Read, once more if a connection was lost in the pool, and while others are in the way.
-
-        A replica ends what is read there if it can't catch up otherwise.
+    def attempt_anew(self, what: str, do: Callable[[], R]) -> R:
+        """Do as `attempt`, once more if a connection was lost in the pool; it may be repeated.
 
         Raises:
             StoreUnavailable: the server does not answer.
             TransactionConflict: other transactions were in its way as often as it was tried.
         """
         try:
-            return self.attempt(what, read)
+            return self.attempt(what, do)
         except StoreUnavailable:
-            return self.attempt(what, read)
+            return self.attempt(what, do)
 
     def attempt(self, what: str, do: Callable[[], R]) -> R:
         """Do something; again, while the database ends it for the sake of another transaction.

@@ -1,6 +1,6 @@
 """Let one of several relays be the active one, by a lease in the database.
 
-    leadership = leadership_of(store, application, broker)
+    leadership = store.leadership("shop", broker="redis://…")
     if leadership.claim():
         while leadership.holds():
             …
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import Connection, and_, insert, select, update
 
-from ...errors import StoreUnavailable
 from ...store.events import Place
 from .tables import checkpoints, relays
 
@@ -208,7 +207,7 @@ class Leadership:
         change = update(relays).where(self._has_claim()).values(values)
         also = (
             update(relays)
-            .where(relays.c.broker_id == self.broker_id, relays.c.broker_id != "", ~self._is_mine())
+            .where(self._shares_broker(), ~self._is_mine(), self._still_has_claim())
             .values(values)
         )
         row = self._changed(what, change, also)
@@ -226,9 +225,9 @@ class Leadership:
         also = (
             update(relays)
             .where(
-                relays.c.broker_id == self.broker_id,
-                relays.c.broker_id != "",
+                self._shares_broker(),
                 relays.c.broker == self._broker,
+                self._still_has_claim(),
             )
             .values(values)
         )
@@ -242,6 +241,18 @@ class Leadership:
 
     def _has_claim(self) -> Any:
         return and_(self._is_mine(), relays.c.token == self.token)
+
+    def _shares_broker(self) -> Any:
+        return and_(relays.c.broker_id == self.broker_id, relays.c.broker_id != "")
+
+    def _still_has_claim(self) -> Any:
+        """Return the condition on other applications' rows that the claim on the own one holds."""
+        own = relays.alias("own")
+        return (
+            select(own.c.token)
+            .where(own.c.application == self._application, own.c.token == self.token)
+            .exists()
+        )
 
     def _first(self, what: str, *columns: Any) -> Any:
         store = self._store
@@ -262,13 +273,8 @@ class Leadership:
                     connection.execute(statement)
                 return connection.execute(own).first()
 
-        try:
-            return store.attempt(what, change)
-        except StoreUnavailable:
-            # It may be a former primary, where nothing can be written any more. What is repeated
-            # does the same: the claim's token is in it.
-            store.forget_lost()
-            return store.attempt(what, change)
+        # What is repeated does the same: the claim's token is in it.
+        return store.attempt_anew(what, change)
 
     def _make_row(self) -> None:
         store = self._store

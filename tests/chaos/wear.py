@@ -293,8 +293,8 @@ class Wear:
         last = outbox.place_before(outbox.last_position() + 1)
         token = self.leadership._first("look up the claim", relays.c.token)
         known: Any = self.client.hget("cq:relay", outbox.store_id)
-        wanted = f"{last.position}|{last.event_id}|{token[0] if token else ''}"
-        return bool(known == wanted.encode())
+        wanted = f"{last.position}|{last.event_id}|{token[0] if token else ''}|"
+        return bool((known or b"").startswith(wanted.encode()))
 
     # ------------------------------------------------------------ blows
 

@@ -98,6 +98,23 @@ def commands(client: redis.Redis) -> int:
     return int(client.info("stats")["total_commands_processed"])
 
 
+def test_what_was_given_before_the_relay_went_back_does_not_count(bodies: Bodies) -> None:
+    # given events that nobody has handled, and a relay that went back and gave them again
+    for position in range(6, 11):
+        bodies.publish(position)
+    cursor = OldestUnhandled(lambda: bodies.client, "cq:{}".format)
+    cursor.reset(after=bodies.last)
+    assert cursor.look() is None
+    for position in range(4, 11):
+        bodies.publish(position)
+    # then the oldest is that of those, whose position is lower though its number is not
+    assert cursor.look() == 4
+    # and a relay that takes over knows it too
+    other = OldestUnhandled(lambda: bodies.client, "cq:{}".format)
+    other.reset(after=5)
+    assert other.look() == 4
+
+
 def test_a_server_that_has_lost_data_is_looked_over_anew(bodies: Bodies) -> None:
     # given a server on which everything was handled
     for position in range(1, 11):

@@ -240,6 +240,22 @@ def test_what_a_relay_gives_counts_nothing_once_another_one_has_taken_over(bench
     bench.check()
 
 
+def test_what_is_given_again_is_not_noted_as_handled_for_what_was_given_before(
+    bench: Bench,
+) -> None:
+    # given events on the queues that nobody has handled, and a relay that went back to the start
+    write(bench, 5)
+    read = bench.store.read_all()
+    bench.destination.take_over("first", START)
+    bench.give(*read[2:], token="first")
+    bench.destination.take_over("first", START)
+    # when it gives all of them, and another relay takes over
+    bench.give(*read, token="first")
+    bench.destination.take_over("second")
+    # then the oldest that is not handled is the first
+    assert bench.destination.lowest_unhandled() == read[0].global_position
+
+
 def test_a_position_of_an_earlier_version_is_gone_on_from(bench: Bench) -> None:
     # given what a relay of an earlier version has left: a position alone
     write(bench, 3)

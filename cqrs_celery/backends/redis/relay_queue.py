@@ -103,13 +103,15 @@ class RelayQueue:
         Returns:
             The place behind which to go on; None if Redis does not know of any.
         """
-        # Where another relay took over in between, or data were lost.
-        self._oldest.reset()
         to: list[Any] = ["", ""] if place is None else [*place]
         with self._reach("begin to relay"):
             args = [self._prefix, self._store_id(), token, *to]
             found = _take_over(self._client(), [self._key("id")], args)
-        return None if found is None else Place(int(found[0]), found[1].decode())
+        if found is None:
+            return None
+        # Where another relay took over in between, or data were lost.
+        self._oldest.reset(after=int(found[2]))
+        return Place(int(found[0]), found[1].decode())
 
     def enqueue(self, token: str, after_position: int, events: Sequence[StoredEvent]) -> int | None:
         """Give events to their subscribers, if those before them were the last that were given.

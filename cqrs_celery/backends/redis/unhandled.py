@@ -1,6 +1,7 @@
 """Find the oldest event that some subscriber has not handled, without reading the whole backlog.
 
-Bodies have increasing numbers, and so have the positions of events in them. What is handled stays
+Bodies have increasing numbers, and so have the positions of events in them, but where the relay
+went back: what it gives again has higher numbers, and only those count. What is handled stays
 handled, so each number is looked at once: a look goes on where the last one ended. Where to begin,
 the first look finds by one pass over all that is there, a slice a time.
 """
@@ -46,8 +47,13 @@ class OldestUnhandled:
         self._look_s = look_s
         self.reset()
 
-    def reset(self) -> None:
-        """Begin anew, as where the server may have lost data."""
+    def reset(self, *, after: int = 0) -> None:
+        """Begin anew, as where the server may have lost data.
+
+        Args:
+            after: the number of the last body of before the relay went back.
+        """
+        self._after = after
         self._server = ""
         # No event before this number is unhandled; None until the pass over all is done.
         self._next: int | None = None
@@ -69,7 +75,7 @@ class OldestUnhandled:
         server = _server_of(client)
         if not server or server != self._server:
             # Another server, or one that was started anew, may have less than it had.
-            self.reset()
+            self.reset(after=self._after)
             self._server = server
         # Where that can't be told, each look goes over all.
         deadline = time.monotonic() + (self._look_s if server else math.inf)
@@ -85,7 +91,8 @@ class OldestUnhandled:
         """Go over all that is there; returns whether that is done."""
         while True:
             self._cursor, found = client.hscan(self._key("refs"), self._cursor, count=SLICE)
-            self._lowest = min([self._lowest, *map(int, found)])
+            numbers = (int(one) for one in found)
+            self._lowest = min([self._lowest, *(one for one in numbers if one > self._after)])
             if self._cursor == 0:
                 self._next = self._lowest
                 return True

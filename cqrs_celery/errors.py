@@ -27,13 +27,16 @@ CQRSError
 ├── SessionError                  a session was used after its end, or committed in a handler
 ├── StoreError
 │   ├── ConcurrencyError          another writer committed first
-│   │   └── TransactionConflict       the database ended the transaction for another's sake
+│   │   ├── TransactionConflict       the database ended the transaction for another's sake
+│   │   ├── StaleVersion              the caller's expected version is not the aggregate's
+│   │   └── DuplicateInstance         one aggregate is there in two instances in one session
 │   ├── DuplicateCommand          the command has committed before
 │   ├── InvalidText               an id or a name has a character that not every store can hold
 │   ├── LeaseLost                 the writer no longer holds its message
 │   ├── SchemaError               the store's tables are missing or of another version
 │   ├── StoreWentBack             the store is in an earlier state than it was
 │   └── StoreUnavailable          the store's server does not answer
+├── SubscriptionFailed            in memory: committed, but a subscription's function raised
 ├── LockTimeout                   somebody else held an aggregate's lock for too long
 └── PublishFailed                 a message could not be handed to the broker
     └── QueueFull                 a subscriber's queue had no room for it in time
@@ -232,6 +235,22 @@ class TransactionConflict(ConcurrencyError):
     """
 
 
+class StaleVersion(ConcurrencyError):
+    """An aggregate is not at the version that the caller of `get` or `save` expects.
+
+    Nothing was written. Repeating the command can't help, so no handler is repeated for it: whoever
+    chose the version must look at the aggregate again.
+    """
+
+
+class DuplicateInstance(ConcurrencyError):
+    """One aggregate is there in two instances, of which each knows only its own changes.
+
+    A mistake of the program, so no handler is repeated for it. `expected` and `found` are the
+    versions of the two. Nothing was written.
+    """
+
+
 class DuplicateCommand(StoreError):
     """Say that a command has committed before; carries the outcome that it then recorded."""
 
@@ -268,6 +287,27 @@ class StoreWentBack(StoreError):
 
 class StoreUnavailable(StoreError):
     """Say that a store's server does not answer; the driver's error is its cause."""
+
+
+class SubscriptionFailed(CQRSError):
+    """A subscription's function raised in the process that committed; the commit stands.
+
+    Only a store in memory runs subscriptions there. What the function raised is the cause. Nothing
+    is repeated: all other subscriptions have got their events.
+
+    Attributes:
+        subscription: the name of the function's task.
+        stream: of the event that it was given.
+        version: of that event.
+        position: of the last event of the commit.
+        failures: how many calls of functions failed; the first one is named.
+    """
+
+    subscription: str
+    stream: str
+    version: int
+    position: int
+    failures: int
 
 
 class LockTimeout(CQRSError):

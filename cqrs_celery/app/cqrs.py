@@ -11,7 +11,6 @@ its start.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -22,7 +21,7 @@ from celery.signals import celeryd_init
 from ..dispatch.bus import Attempt, Bus, CommandResult, record_of
 from ..dispatch.context import current_metadata
 from ..dispatch.definitions import Definition, definitions
-from ..dispatch.envelope import checked_key, command_id_of, pack_event
+from ..dispatch.envelope import checked_key, command_id_of
 from ..dispatch.handler import task_of
 from ..dispatch.locks import check_locks
 from ..dispatch.middleware import Middleware, checked
@@ -42,6 +41,7 @@ from ..transport import TRANSPORT
 from ..transport.merging import BATCH_ARGUMENT, BODY
 from ..transport.transport import SCHEMES
 from .caching import open_cache
+from .delivery import InProcessDelivery
 from .locks import open_locks
 from .no_store import NoEventStore, check_store
 from .relaying import RelayParts, open_relay
@@ -87,7 +87,6 @@ class CQRS:
         self._lock = threading.RLock()
         self._runtime: Runtime | None = None
         self.relay: RelayParts | None = None
-        self._deliveries = threading.local()
         app.cqrs = self
         add_application(app, self)
         use_sender(_CurrentApplication())
@@ -229,6 +228,8 @@ class CQRS:
         Raises:
             HandlerNotFound: no handler is declared in this process.
             ConcurrencyError: other writers committed first, again and again.
+            StaleVersion: the handler's `expected_version` is not the aggregate's; it ran once.
+            SubscriptionFailed: it is committed, in memory, and a subscription's function failed.
             LockTimeout: somebody else held the aggregate's lock all the time.
             StoreUnavailable: the store's server does not answer.
             ValueError: the key is no text, empty, or too long.
@@ -337,44 +338,11 @@ class CQRS:
     # ------------------------------------------------------------ delivery in this process
 
     def _deliver(self, events: Sequence[StoredEvent]) -> None:
-        """Hand events to this process's subscriptions, commit after commit.
+        self._delivery.deliver(events)
 
-        What a subscriber commits is delivered after what it was called for, as through a queue.
-        One that fails keeps nothing from the others; the first failure is raised in the end.
-        """
-        waiting: deque[StoredEvent] | None = getattr(self._deliveries, "waiting", None)
-        if waiting is not None:
-            waiting.extend(events)
-            return
-        waiting = self._deliveries.waiting = deque(events)
-        failures: list[Exception] = []
-        try:
-            while waiting:
-                failures += self._deliver_one(waiting.popleft())
-        finally:
-            del self._deliveries.waiting
-        if failures:
-            raise failures[0]
-
-    def _deliver_one(self, stored: StoredEvent) -> list[Exception]:
-        failures: list[Exception] = []
-        for definition in self._subscribers_of(stored):
-            task = task_of(self.app, definition)
-            task_id = f"{stored.event.event_id}:{task.name}"
-            try:
-                # Once: nothing waits here, so a retry would come too soon.
-                task.apply(
-                    (pack_event(stored),), task_id=task_id, retries=task.max_retries, throw=True
-                )
-            except Exception as error:  # noqa: BLE001
-                failures.append(error)
-        return failures
-
-    def _subscribers_of(self, stored: StoredEvent) -> list[Definition]:
-        event, serializer = stored.event, self.runtime.serializer
-        found = serializer.decode_all("event", event.type, event.type_version, event.data)
-        classes = dict.fromkeys(type(one) for one in found)
-        return list(dict.fromkeys(d for cls in classes for d in definitions.subscribers_of(cls)))
+    @cached_property
+    def _delivery(self) -> InProcessDelivery:
+        return InProcessDelivery(self.runtime)
 
     # ------------------------------------------------------------ Celery's life
 

@@ -32,7 +32,7 @@ from ..session.repository import Repository
 from ..session.session import HandlerSession, Session
 from ..store.events import CommandOutcome, CommandRecord, Committed, Lease, RecordedEvent
 from ..store.stream import StreamName
-from .conflicts import delay_s
+from .conflicts import HOPELESS, delay_s
 from .context import handling
 from .definitions import Definition, Definitions
 from .definitions import definitions as all_definitions
@@ -142,6 +142,9 @@ class Bus:
 
         Raises:
             ConcurrencyError: other writers won every time.
+            StaleVersion: the handler expects another version of an aggregate; it ran once.
+            DuplicateInstance: the session has an aggregate in two instances; it ran once.
+            SubscriptionFailed: it is committed, in memory, and a subscription's function failed.
             LockTimeout: somebody else held the aggregate's lock all the time.
             Exception: whatever the handler raised; then nothing was committed.
         """
@@ -163,7 +166,7 @@ class Bus:
                 except DuplicateCommand as error:
                     return result_of(CommandOutcome(error.position, error.outcome))
                 except ConcurrencyError as error:
-                    if number == retries:
+                    if number == retries or isinstance(error, HOPELESS):
                         raise
                     _tell_of_conflict(definition, error)
                     time.sleep(delay_s(number))
@@ -219,7 +222,7 @@ class Bus:
                 except DuplicateCommand as error:
                     return result_of(CommandOutcome(error.position, error.outcome))
                 except ConcurrencyError as error:
-                    if number == retries:
+                    if number == retries or isinstance(error, HOPELESS):
                         raise
                     _tell_of_conflict(definition, error)
                     await asyncio.sleep(delay_s(number))

@@ -13,9 +13,10 @@ from typing import Any, Literal
 from celery.exceptions import Ignore, Reject
 
 from ..errors import LeaseLost, MessageError, RegistrationError, StoreUnavailable
+from .conflicts import HOPELESS
 
 #: Never retried in place: no outcome of the handler, or none that time changes.
-NOT_RETRIED = (Ignore, Reject, LeaseLost, StoreUnavailable, MessageError)
+NOT_RETRIED = (Ignore, Reject, LeaseLost, StoreUnavailable, MessageError, *HOPELESS)
 
 #: What a subscription's dead letter does to its sequence.
 OnDeadLetter = Literal["block", "continue", "discard_after"]

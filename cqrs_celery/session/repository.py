@@ -19,16 +19,18 @@ from ..domain.lifecycle import build, mark_saved, replay
 from ..errors import (
     AggregateNotFound,
     ConcurrencyError,
+    DuplicateInstance,
     MessageError,
     SessionError,
     StoreError,
+    SubscriptionFailed,
 )
 from ..messages.metadata import NO_METADATA, Metadata
 from ..messages.serializer import Serializer
 from ..store.decoding import recorded_events, replayed_events
 from ..store.events import CommandRecord, Committed, Lease, NewEvent, StoredEvent, StreamAppend
 from ..store.ports import EnclosingStore, EventStore, StoreTransaction, TransactionalStore
-from ..store.refusals import check_text, version_conflict
+from ..store.refusals import check_text, stale_version
 from ..store.stream import StreamName
 from .cache import AggregateCache
 from .snapshots import Snapshots
@@ -196,8 +198,10 @@ class Repository:
             Where the commit ended; None if nothing was pending, and no event was written.
 
         Raises:
-            ConcurrencyError: one is not at the version expected, or is there in two instances;
-                nothing was written.
+            ConcurrencyError: another writer committed first; nothing was written.
+            StaleVersion: one is not at `expected_version`; nothing was written.
+            DuplicateInstance: one is there in two instances; nothing was written.
+            SubscriptionFailed: everything was written, and a subscription in this process failed.
             DuplicateCommand: the command has committed before; nothing was written.
             LeaseLost: the worker no longer holds its message; nothing was written.
             MalformedMessage: an event can't be written as JSON; nothing was written.
@@ -207,7 +211,7 @@ class Repository:
         for aggregate in aggregates:
             stream = self.stream_of(type(aggregate), aggregate.id)
             if expected_version not in (None, aggregate.version):
-                raise version_conflict(stream, expected=expected_version, found=aggregate.version)
+                raise stale_version(stream, expected=expected_version, found=aggregate.version)
             if aggregate.pending_events and changed.setdefault(stream, aggregate) is not aggregate:
                 raise two_instances(stream, changed[stream], aggregate)
         if not changed:
@@ -222,21 +226,32 @@ class Repository:
             )
             for stream, aggregate in changed.items()
         ]
+        failed: SubscriptionFailed | None = None
         try:
             committed = (transaction or self._store).append(appends, command=command, lease=lease)
+        except SubscriptionFailed as error:
+            failed = error
+            versions = [append.expected_version + len(append.events) for append in appends]
+            committed = Committed(error.position, tuple(versions))
         except BaseException as error:
             self._forget(changed, error)
             raise
         for aggregate, version in zip(changed.values(), committed.versions, strict=True):
             mark_saved(aggregate, version)
+        self._keep(changed)
+        if failed is not None:
+            raise failed
+        return committed
+
+    def _keep(self, changed: Mapping[StreamName, Aggregate]) -> None:
+        """Cache what was saved, and take the snapshots that are due."""
         if not self._may_keep():
-            return committed
+            return
         for stream, aggregate in changed.items():
             if self.snapshots is not None:
                 self.snapshots.after_commit(aggregate, stream)
             if self._cache is not None:
                 self._cache.put(aggregate, stream)
-        return committed
 
     def _forget(self, changed: Mapping[StreamName, Aggregate], error: BaseException) -> None:
         """Forget what is cached of aggregates that could not be saved.
@@ -252,6 +267,18 @@ class Repository:
                 is_meant = str(stream) == error.stream
                 if is_meant and self.snapshots is not None and aggregate.__snapshot_policy__:
                     self.snapshots.forget(stream, error)
+
+    def get_newest(self, cls: type[A], id: str) -> A:
+        """Return an aggregate as `get` does, from no replica that may lag behind.
+
+        Raises:
+            CQRSError: as `get` does.
+        """
+        stream = self.stream_of(cls, id)
+        read_from_primary = getattr(self._store, "read_from_primary", None)
+        if read_from_primary is not None:
+            read_from_primary(stream)
+        return self.get(cls, id)
 
     @property
     def encloses_handlers(self) -> bool:
@@ -299,9 +326,9 @@ class Repository:
         return NewEvent(pending.event_id, name, version, pending.timestamp, data, metadata)
 
 
-def two_instances(stream: StreamName, first: Aggregate, second: Aggregate) -> ConcurrencyError:
+def two_instances(stream: StreamName, first: Aggregate, second: Aggregate) -> DuplicateInstance:
     """Return the error for one aggregate that is there in two instances."""
-    return ConcurrencyError(
+    return DuplicateInstance(
         f"{stream} is there in two instances, at version {first.version} and {second.version};"
         " expected one: what one records, the other does not know. Use the one that get returns.",
         stream=str(stream),

@@ -11,11 +11,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ..domain.aggregate import Aggregate
-from ..errors import SessionError
+from ..errors import SessionError, SubscriptionFailed
 from ..messages.metadata import NO_METADATA, Metadata
 from ..store.events import CommandRecord, Committed, Lease
 from ..store.ports import StoreTransaction
-from ..store.refusals import version_conflict
+from ..store.refusals import stale_version
 from ..store.stream import StreamName
 from .repository import Repository, two_instances
 
@@ -53,16 +53,18 @@ class Session:
 
         Raises:
             AggregateNotFound: it has no events, and was not added.
-            ConcurrencyError: it is at another version.
+            StaleVersion: it is at another version.
             SessionError: the session has ended, or tracks it under another class.
             CQRSError: its history can't be replayed; see `Repository.find`.
         """
         aggregate = self._tracked_as(cls, id)
         if aggregate is None:
             aggregate = self._repository.get(cls, id)
+            if expected_version is not None and aggregate.version < expected_version:
+                aggregate = self._repository.get_newest(cls, id)
         stream = self._repository.stream_of(cls, id)
         if expected_version not in (None, aggregate.version):
-            raise version_conflict(stream, expected=expected_version, found=aggregate.version)
+            raise stale_version(stream, expected=expected_version, found=aggregate.version)
         self._tracked[stream] = aggregate
         return aggregate
 
@@ -84,7 +86,7 @@ class Session:
         """Track an aggregate that was made outside the session, so that it is committed.
 
         Raises:
-            ConcurrencyError: another instance of it is tracked.
+            DuplicateInstance: another instance of it is tracked.
             SessionError: the session has ended.
         """
         self._check_open()
@@ -135,6 +137,7 @@ class Session:
             MalformedMessage: an event can't be written as JSON; nothing was written.
             StoreUnavailable: the store's server does not answer. The commit may be repeated.
             SessionError: the session has ended, or it is a handler's.
+            SubscriptionFailed: it is committed, in memory, and a subscription's function failed.
         """
         self._check_open()
         try:
@@ -145,6 +148,9 @@ class Session:
                 lease=lease,
                 transaction=self._transaction,
             )
+        except SubscriptionFailed:
+            self._tracked.clear()
+            raise
         except BaseException:
             if self._transaction is not None:
                 self.close()

@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from ..errors import ConcurrencyError, DuplicateCommand, InvalidText, LeaseLost, LockTimeout
+from ..errors import (
+    ConcurrencyError,
+    DuplicateCommand,
+    InvalidText,
+    LeaseLost,
+    LockTimeout,
+    StaleVersion,
+)
 from .events import CommandOutcome, CommandRecord, Lease, StreamAppend
 from .stream import NO_STREAM, StreamName
 
@@ -103,6 +110,18 @@ def version_conflict(stream: StreamName, *, expected: int, found: int) -> Concur
     return ConcurrencyError(
         f"{stream} is at version {found}, {wanted}: another writer committed first, and nothing of"
         " this commit was written. Load it again and repeat the command.",
+        stream=str(stream),
+        expected=expected,
+        found=found,
+    )
+
+
+def stale_version(stream: StreamName, *, expected: int, found: int) -> StaleVersion:
+    """Return the error for an aggregate that is not at the version that the caller expects."""
+    return StaleVersion(
+        f"{stream} is at version {found}, and expected_version is {expected}: it was chosen by what"
+        " is no longer there, or by mistake. Repeating the command can't help, and nothing was"
+        " written. Look at the aggregate again, and decide anew.",
         stream=str(stream),
         expected=expected,
         found=found,

@@ -31,6 +31,7 @@ from ..dispatch.definitions import definitions
 from ..dispatch.middleware import Middleware
 from ..dispatch.tasks import CommandTask
 from ..domain.aggregate import Aggregate
+from ..errors import SubscriptionFailed
 from ..messages.message import Command, Event, Message, Query
 from ..messages.metadata import new_id
 from ..store.decoding import recorded_events
@@ -198,7 +199,7 @@ class Scenario:
         try:
             result = action()
         except Exception as raised:  # noqa: BLE001  whatever it is, it is the outcome
-            error = raised
+            error = _of_function(raised)
         stored = cqrs.store.read_all(after_position=position, limit=10**9)
         events = [one.event for one in recorded_events(stored, cqrs.runtime.serializer)]
         return Reaction(
@@ -304,3 +305,10 @@ class Reaction:
 def _listed(things: Sequence[Any]) -> str:
     words = (one if isinstance(one, str) else repr(one) for one in things)
     return "\n         ".join(words) or "nothing"
+
+
+def _of_function(error: Exception) -> Exception:
+    """Return what a subscription's function raised, or the error as it is."""
+    while isinstance(error, SubscriptionFailed) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error

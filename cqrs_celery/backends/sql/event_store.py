@@ -818,15 +818,19 @@ class SqlEventStore:
         """Turn the driver's errors into ours for as long as something is done; see `reaching`."""
         return reaching(self, what, self.engine.dialect.loaded_dbapi.Error)
 
-    def _note(self, batch: Batch) -> None:
-        """Remember which streams a replica may not know in their newest state."""
+    def read_from_primary(self, *streams: StreamName) -> None:
+        """Read streams from no replica for a while: it may not know them in their newest state."""
         if not self._has_replica:
             return
         until = time.monotonic() + FRESH_S
         if len(self._fresh) > FRESH_STREAMS:
             self._fresh.clear()
-        for append in batch.appends:
-            self._fresh[append.stream] = until
+        self._fresh.update(dict.fromkeys(streams, until))
+
+    def _note(self, batch: Batch) -> None:
+        """Remember which streams a replica may not know in their newest state."""
+        if self._has_replica:
+            self.read_from_primary(*[append.stream for append in batch.appends])
 
     def _is_fresh(self, stream: StreamName) -> bool:
         return self._has_replica and self._fresh.get(stream, 0.0) > time.monotonic()

@@ -12,6 +12,7 @@ from .domain.applies import applies
 from .messages.message import Command, Event, Message, Query
 from .messages.metadata import Metadata
 from .messages.upcasting import EventData, upcaster
+from .refusal import Refusal
 from .session.session import Session
 from .store.events import RecordedEvent
 from .store.ports import EventStore
@@ -28,6 +29,7 @@ __all__ = [
     "Metadata",
     "Query",
     "RecordedEvent",
+    "Refusal",
     "Session",
     "applies",
     "command_handler",

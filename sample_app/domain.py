@@ -6,7 +6,7 @@ it runs again whenever the item is rebuilt from its events.
 
 from __future__ import annotations
 
-from cqrs_celery import Aggregate, applies
+from cqrs_celery import Aggregate, Refusal, applies
 from sample_app.events import (
     ItemCreated,
     ItemDeactivated,
@@ -16,32 +16,33 @@ from sample_app.events import (
 )
 
 
-class Refused(Exception):
-    """Say which rule of the shop was against it."""
+class AlreadyExists(Refusal):
+    """The item has been created before."""
 
 
-class AlreadyExists(Refused):
-    """Say that the item has been created before."""
+class BlankName(Refusal):
+    """An item needs a name."""
 
 
-class BlankName(Refused):
-    """Say that an item needs a name."""
+class CountNotPositive(Refusal):
+    """Nothing, or less, can't be moved."""
+
+    count: int
 
 
-class CountNotPositive(Refused):
-    """Say that nothing, or less, can't be moved."""
+class NotEnoughInStock(Refusal):
+    """More is wanted than is there."""
+
+    wanted: int
+    found: int
 
 
-class NotEnoughInStock(Refused):
-    """Say how much was wanted and how much is there."""
+class StillInStock(Refusal):
+    """What is in stock is still traded."""
 
 
-class StillInStock(Refused):
-    """Say that what is in stock is still traded."""
-
-
-class Deactivated(Refused):
-    """Say that the item is no longer traded."""
+class Deactivated(Refusal):
+    """The item is no longer traded."""
 
 
 class InventoryItem(Aggregate):
@@ -66,7 +67,9 @@ class InventoryItem(Aggregate):
     def remove(self, count: int) -> None:
         self._check_active()
         if _checked_count(count) > self.count:
-            raise NotEnoughInStock(f"{self.id}: {count} wanted, {self.count} in stock")
+            raise NotEnoughInStock(
+                f"{self.id}: {count} wanted, {self.count} in stock", wanted=count, found=self.count
+            )
         self.record(ItemsRemoved(count=count))
 
     def deactivate(self) -> None:
@@ -104,5 +107,5 @@ def _checked_name(name: str) -> str:
 
 def _checked_count(count: int) -> int:
     if count <= 0:
-        raise CountNotPositive(f"at least 1 item can be moved, not {count}")
+        raise CountNotPositive(f"at least 1 item can be moved, not {count}", count=count)
     return count

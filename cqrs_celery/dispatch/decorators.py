@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from ..errors import RegistrationError
 from ..messages.registry import where
+from ..refusal import Refusal
 from .conflicts import (
     IF_THERE_ARE_LOCKS,
     LOCK_WAIT_S,
@@ -26,8 +27,10 @@ from .retrying import (
     Lettering,
     OnDeadLetter,
     Retrying,
+    as_tuple,
     check_choice,
     check_number,
+    check_refusals,
     exceptions,
 )
 from .signature import injections
@@ -56,7 +59,7 @@ def command_handler(
 
     The function gets the command; a parameter annotated with `Session` gets the unit of work, which
     is committed when the function returns; one with `Metadata` gets the trace. An exception is the
-    command's outcome: nothing is committed.
+    command's outcome: nothing is committed. A `Refusal` is one line in the log, and never retried.
 
     Args:
         command: the class.
@@ -93,9 +96,10 @@ def command_handler(
             function, command, retries=retry_on_conflict, lock=lock, lock_wait_s=lock_wait_s
         )
         retrying = _retrying(
-            function, retry_on, give_up_on, max_retries, retry_backoff, retry_backoff_max,
-            retry_jitter,
+            function, retry_on, (Refusal, *as_tuple(give_up_on)), max_retries, retry_backoff,
+            retry_backoff_max, retry_jitter,
         )  # fmt: skip
+        check_refusals(retrying.retry_on, where(function))
         definition = Definition(
             "command",
             (command,),

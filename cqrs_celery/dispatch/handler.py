@@ -9,6 +9,7 @@ import celery
 from celery.utils.functional import head_from_fun
 
 from .definitions import Definition
+from .retrying import as_tuple
 from .runtime import current_app, runtime_of
 from .tasks import BatchTask, CommandTask, HandlerTask, SubscriptionTask, command_queue
 
@@ -70,11 +71,10 @@ def build_task(app: celery.Celery, definition: Definition) -> celery.Task:
     if is_command:
         base = CommandTask
     # Celery warns of some options among a task class's own attributes: they are inherited.
-    configured = type(
-        base.__name__,
-        (base,),
-        {"abstract": True, **definition.retrying.task_options(), **definition.options},
-    )
+    options = {**definition.retrying.task_options(), **definition.options}
+    if is_command:
+        options["throws"] = (*CommandTask.throws, *as_tuple(options.get("throws", ())))
+    configured = type(base.__name__, (base,), {"abstract": True, **options})
     task_class = type(
         definition.function.__name__,
         (configured,),

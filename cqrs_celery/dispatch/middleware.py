@@ -29,6 +29,7 @@ import msgspec
 from ..errors import MalformedMessage, RegistrationError
 from ..messages.metadata import NO_METADATA, Metadata
 from ..messages.registry import where
+from ..refusal import Refusal
 from ..store.events import RecordedEvent
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,8 @@ def around(middleware: tuple[Middleware, ...], call: Call) -> Iterator[Call]:
 def log_calls(call: Call) -> Iterator[None]:
     """Log every call of a handler: it begins (debug), it is done (info), it failed (warning).
 
+    A command or query that is refused by a `Refusal` is logged as "handler refused" (info).
+
     The fields are `kind, message_name, handler, correlation_id`, and in the end `duration_ms`.
     """
     extra: dict[str, Any] = {
@@ -126,7 +129,10 @@ def log_calls(call: Call) -> Iterator[None]:
         yield
     except Exception as error:
         extra |= {"duration_ms": _ms_since(began), "error": f"{type(error).__name__}: {error}"}
-        logger.warning("handler failed", extra=extra)
+        if isinstance(error, Refusal) and call.kind in ("command", "query"):
+            logger.info("handler refused", extra=extra)
+        else:
+            logger.warning("handler failed", extra=extra)
         raise
     logger.info("handler done", extra={**extra, "duration_ms": _ms_since(began)})
 

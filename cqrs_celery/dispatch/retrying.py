@@ -13,6 +13,7 @@ from typing import Any, Literal
 from celery.exceptions import Ignore, Reject
 
 from ..errors import LeaseLost, MessageError, RegistrationError, StoreUnavailable
+from ..refusal import Refusal
 from .conflicts import HOPELESS
 
 #: Never retried in place: no outcome of the handler, or none that time changes.
@@ -75,13 +76,32 @@ def exceptions(option: str, given: Any, where: str) -> tuple[type[BaseException]
     Raises:
         RegistrationError: something else was given.
     """
-    found = tuple(given) if isinstance(given, Sequence) else (given,)
+    found = as_tuple(given)
     for one in found:
         if not (isinstance(one, type) and issubclass(one, BaseException)):
             raise RegistrationError(
                 f"{where} sets {option} to {given!r}; expected exception classes"
             )
     return found
+
+
+def as_tuple(given: Any) -> tuple[Any, ...]:
+    """Return an option that is given as one or several, as several."""
+    return tuple(given) if isinstance(given, Sequence) else (given,)
+
+
+def check_refusals(retry_on: tuple[type[BaseException], ...], where: str) -> None:
+    """Check that a command is not to be tried again for a refusal.
+
+    Raises:
+        RegistrationError: it is.
+    """
+    for one in retry_on:
+        if issubclass(one, Refusal):
+            raise RegistrationError(
+                f"{where} sets retry_on to {one.__qualname__}, which is a Refusal, and a refusal is"
+                " never tried again. If waiting helps, derive it from Exception instead."
+            )
 
 
 def check_number(option: str, given: Any, where: str, *, least: int = 0) -> None:

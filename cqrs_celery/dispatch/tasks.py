@@ -26,6 +26,7 @@ from ..errors import (
 )
 from ..messages.message import Command
 from ..messages.metadata import Metadata
+from ..refusal import Refusal
 from ..store.events import Lease, RecordedEvent
 from ..store.refusals import check_stream, check_text
 from ..store.stream import StreamName
@@ -154,9 +155,11 @@ class HandlerTask(celery.Task):
 
 
 class CommandTask(HandlerTask):
-    """Be the task of a command: its name is the command's, its argument the command."""
+    """The task of a command: its name is the command's, its argument the command."""
 
     abstract = True
+    #: Celery logs them at info, in one line.
+    throws = (Refusal,)
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Send a command; it is ordered with the others to its aggregate.

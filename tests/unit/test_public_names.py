@@ -30,6 +30,7 @@ PUBLIC = [
     "Metadata",
     "Query",
     "RecordedEvent",
+    "Refusal",
     "Session",
     "applies",
     "command_handler",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cqrs_celery import Event
+from cqrs_celery import Event, Refusal
 from cqrs_celery.testing import given, when
 from sample_app import expected
 from sample_app.commands import CheckInItems, CreateItem
@@ -16,7 +16,6 @@ from sample_app.domain import (
     Deactivated,
     InventoryItem,
     NotEnoughInStock,
-    Refused,
     StillInStock,
 )
 from sample_app.events import (
@@ -97,7 +96,7 @@ def test_nothing_is_done_to_a_deactivated_item(action) -> None:
 
 def test_every_refusal_is_one_of_the_shops_rules() -> None:
     for reason in (BlankName, CountNotPositive, Deactivated, NotEnoughInStock, StillInStock):
-        assert issubclass(reason, Refused)
+        assert issubclass(reason, Refusal)
 
 
 # ------------------------------------------------------------ the data
@@ -153,7 +152,7 @@ def test_the_direct_computation_follows_the_same_rules_as_the_domain() -> None:
                     item.remove(order["count"])
                 case "deactivate" if item:
                     item.deactivate()
-        except Refused:
+        except Refusal:
             pass
     # then both have the same in stock
     computed = expected.compute(read_orders()).items

@@ -36,6 +36,9 @@ CQRSError
 │   ├── SchemaError               the store's tables are missing or of another version
 │   ├── StoreWentBack             the store is in an earlier state than it was
 │   └── StoreUnavailable          the store's server does not answer
+├── NestedExecution               a handler called `execute`
+├── InsideEventLoop               `execute` or `query` was called by a coroutine
+├── HandlerCancelled              an async handler was cancelled from within
 ├── SubscriptionFailed            in memory: committed, but a subscription's function raised
 ├── LockTimeout                   somebody else held an aggregate's lock for too long
 └── PublishFailed                 a message could not be handed to the broker
@@ -287,6 +290,40 @@ class StoreWentBack(StoreError):
 
 class StoreUnavailable(StoreError):
     """Say that a store's server does not answer; the driver's error is its cause."""
+
+
+class NestedExecution(CQRSError):
+    """A handler called `execute`, or waits for what runs when it is through; nothing was done.
+
+    Attributes:
+        command: the name of the command's class.
+        handler: the function's module and name.
+    """
+
+    command: str
+    handler: str
+
+
+class InsideEventLoop(CQRSError):
+    """`execute` or `query` was called where an event loop runs, which would stand still meanwhile.
+
+    Attributes:
+        message_type: the name of the command's or query's class.
+        instead: the method to await.
+    """
+
+    message_type: str
+    instead: str
+
+
+class HandlerCancelled(CQRSError):
+    """An async handler was cancelled from within, or since its process ends; nothing was committed.
+
+    Attributes:
+        handler: the function's module and name.
+    """
+
+    handler: str
 
 
 class SubscriptionFailed(CQRSError):

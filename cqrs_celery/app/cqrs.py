@@ -23,6 +23,12 @@ from ..dispatch.context import current_metadata
 from ..dispatch.definitions import Definition, definitions
 from ..dispatch.envelope import checked_key, command_id_of
 from ..dispatch.handler import task_of
+from ..dispatch.in_process import (
+    check_nested,
+    check_no_loop,
+    sending_later,
+    sending_later_async,
+)
 from ..dispatch.locks import check_locks
 from ..dispatch.middleware import Middleware, checked
 from ..dispatch.publishing import Published, Publisher
@@ -227,6 +233,8 @@ class CQRS:
 
         Raises:
             HandlerNotFound: no handler is declared in this process.
+            NestedExecution: a handler called this.
+            InsideEventLoop: a coroutine called this.
             ConcurrencyError: other writers committed first, again and again.
             StaleVersion: the handler's `expected_version` is not the aggregate's; it ran once.
             SubscriptionFailed: it is committed, in memory, and a subscription's function failed.
@@ -235,8 +243,11 @@ class CQRS:
             ValueError: the key is no text, empty, or too long.
             Exception: what the handler raised; nothing was committed.
         """
+        check_nested(type(command).__qualname__, "execute")
+        check_no_loop("execute", command)
         bus = self.runtime.bus
-        return bus.run(bus.find(command), self._attempt(command, idempotency_key))
+        with sending_later():
+            return bus.run(bus.find(command), self._attempt(command, idempotency_key))
 
     async def execute_async(
         self, command: Command, *, idempotency_key: str | None = None
@@ -245,16 +256,20 @@ class CQRS:
 
         An async handler is awaited; a sync one, and every commit, runs in a thread.
         """
+        check_nested(type(command).__qualname__, "execute_async")
         bus = self.runtime.bus
-        return await bus.run_async(bus.find(command), self._attempt(command, idempotency_key))
+        async with sending_later_async():
+            return await bus.run_async(bus.find(command), self._attempt(command, idempotency_key))
 
     def query(self, query: Query) -> Any:
         """Ask a query's handler, in this process; returns what it returns.
 
         Raises:
             HandlerNotFound: no handler is declared in this process.
+            InsideEventLoop: a coroutine called this.
             Exception: what the handler raised.
         """
+        check_no_loop("query", query)
         return self.runtime.bus.answer(query)
 
     async def query_async(self, query: Query) -> Any:

@@ -28,6 +28,7 @@ from ..errors import (
 )
 from ..messages.metadata import Metadata
 from ..messages.serializer import Serializer
+from ..session.off_loop import off_loop
 from ..session.repository import Repository
 from ..session.session import HandlerSession, Session
 from ..store.events import CommandOutcome, CommandRecord, Committed, Lease, RecordedEvent
@@ -36,6 +37,7 @@ from .conflicts import HOPELESS, delay_s
 from .context import handling
 from .definitions import Definition, Definitions
 from .definitions import definitions as all_definitions
+from .event_loop import run_coroutine
 from .locks import CommandLock, Locks
 from .middleware import Call, Middleware, around, checked
 
@@ -179,7 +181,7 @@ class Bus:
             if Session in definition.injections.values() and not definition.is_async:
                 session.enclose()
             try:
-                with handling(attempt.metadata):
+                with handling(attempt.metadata, _name_of(definition)):
                     value = _call(definition, attempt, session)
             except Exception as error:
                 # A transaction in which something failed may answer no more.
@@ -200,7 +202,7 @@ class Bus:
         """Run a handler as `run` does, without blocking the event loop.
 
         An async handler is awaited here, and its commit runs in a thread; a sync handler runs in
-        a thread as a whole.
+        a thread as a whole. Cancelled in the middle of a commit, it ends when that has ended.
         """
         if not definition.is_async:
             return await asyncio.to_thread(self.run, definition, attempt)
@@ -211,7 +213,7 @@ class Bus:
         return result
 
     async def _run_async(self, definition: Definition, attempt: Attempt) -> CommandResult:
-        if attempt.looks_first and (found := await asyncio.to_thread(attempt.find)):
+        if attempt.looks_first and (found := await off_loop(attempt.find)):
             return result_of(found)
         retries = definition.on_conflict.retries
         async with CommandLock(self.locks, attempt.stream, definition) as lock:
@@ -233,15 +235,15 @@ class Bus:
         session = HandlerSession(self.repository, metadata=attempt.metadata)
         try:
             try:
-                with handling(attempt.metadata):
+                with handling(attempt.metadata, _name_of(definition)):
                     value = await definition.function(
                         attempt.message, **_arguments(definition, attempt, session)
                     )
             except Exception as error:
-                if _may_be_repeated(error) and (found := await asyncio.to_thread(attempt.find)):
+                if _may_be_repeated(error) and (found := await off_loop(attempt.find)):
                     return result_of(found)
                 raise
-            committed = await asyncio.to_thread(self._commit, session, attempt, value)
+            committed = await off_loop(self._commit, session, attempt, value)
         finally:
             session.close()
         return CommandResult(value=value, position=committed.position if committed else None)
@@ -256,7 +258,9 @@ class Bus:
         definition = self.find(query)
         with self._around_query(definition, query) as call:
             answer = definition.function(query)
-            call.result = asyncio.run(answer) if definition.is_async else answer
+            if definition.is_async:
+                answer = run_coroutine(answer, of=_name_of(definition))
+            call.result = answer
         return call.result
 
     async def answer_async(self, query: Any) -> Any:
@@ -321,7 +325,7 @@ def record_of(command_id: str, ttl_s: int) -> Callable[[Any], CommandRecord | No
 
 def _call(definition: Definition, attempt: Attempt, session: Session) -> Any:
     result = definition.function(attempt.message, **_arguments(definition, attempt, session))
-    return asyncio.run(result) if definition.is_async else result
+    return run_coroutine(result, of=_name_of(definition)) if definition.is_async else result
 
 
 def _arguments(definition: Definition, attempt: Attempt, session: Session) -> dict[str, Any]:

@@ -11,20 +11,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from contextlib import AbstractContextManager
-from contextvars import ContextVar, Token
 from typing import Protocol, Self
 
 from ..errors import InvalidSetting, StoreUnavailable
 from ..messages.registry import where
+from ..session.off_loop import off_loop, wait_off_loop
 from ..store.stream import StreamName
 from .conflicts import ALWAYS
 from .definitions import Definition
+from .gates import Gate, enter_gate
 
 logger = logging.getLogger(__name__)
-
-#: What is locked around what runs here: a command that a handler executes does not wait for itself.
-_held: ContextVar[frozenset[StreamName]] = ContextVar("cqrs_locks", default=frozenset())
 
 
 class Locks(Protocol):
@@ -69,9 +68,9 @@ class CommandLock:
         self._stream = stream
         self._wait_s = policy.lock_wait_s
         self._is_always = policy.lock == ALWAYS
-        self._is_wanted = bool(policy.lock and locks and stream and stream not in _held.get())
+        self._is_wanted = bool(policy.lock and locks and stream)
         self._manager: AbstractContextManager[None] | None = None
-        self._token: Token[frozenset[StreamName]] | None = None
+        self._gate: Gate | None = None
         self._guard = threading.Lock()
         self._is_given_up = False
 
@@ -79,38 +78,35 @@ class CommandLock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._unmark()
         self._release()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._unmark()
-        if self._manager is not None:
-            await asyncio.to_thread(self._release)
+        try:
+            if self._manager is not None:
+                await off_loop(self._release)
+        finally:
+            self._leave_gate()
 
     def before(self) -> None:
         """Take the lock, if it is taken always."""
         if self._is_wanted and self._is_always:
-            self._take()
-            self._mark()
+            self._take(self._wait_s)
 
     def after_conflict(self) -> None:
         """Take the lock, if it was not taken; go on without it if its server does not answer."""
         if self._is_wanted and self._manager is None:
             try:
-                self._take()
+                self._take(self._wait_s)
             except StoreUnavailable as error:
                 self._do_without(error)
-            else:
-                self._mark()
 
     async def before_async(self) -> None:
         """Take the lock as `before` does, without blocking the event loop."""
         if self._is_wanted and self._is_always:
             await self._take_async()
-            self._mark()
 
     async def after_conflict_async(self) -> None:
         """Take the lock as `after_conflict` does, without blocking the event loop."""
@@ -119,19 +115,21 @@ class CommandLock:
                 await self._take_async()
             except StoreUnavailable as error:
                 self._do_without(error)
-            else:
-                self._mark()
 
-    def _take(self) -> None:
+    def _take(self, wait_s: float) -> None:
         assert self._locks is not None  # noqa: S101
         assert self._stream is not None  # noqa: S101
-        manager = self._locks.hold(self._stream, wait_s=self._wait_s)
+        manager = self._locks.hold(self._stream, wait_s=wait_s)
         manager.__enter__()
         self._manager = manager
 
     async def _take_async(self) -> None:
+        assert self._locks is not None  # noqa: S101
+        assert self._stream is not None  # noqa: S101
+        until = time.monotonic() + self._wait_s
+        self._gate = await enter_gate(self._locks, self._stream, wait_s=self._wait_s)
         try:
-            await asyncio.to_thread(self._take_unless_given_up)
+            await wait_off_loop(self._take_unless_given_up, until)
         except asyncio.CancelledError:
             # The thread goes on waiting, and nobody else would give back what it then gets.
             with self._guard:
@@ -139,25 +137,21 @@ class CommandLock:
                 self._release()
             raise
 
-    def _take_unless_given_up(self) -> None:
-        self._take()
+    def _take_unless_given_up(self, until: float) -> None:
+        self._take(max(0.0, until - time.monotonic()))
         with self._guard:
             if self._is_given_up:
                 self._release()
+
+    def _leave_gate(self) -> None:
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.leave()
 
     def _release(self) -> None:
         manager, self._manager = self._manager, None
         if manager is not None:
             manager.__exit__(None, None, None)
-
-    def _mark(self) -> None:
-        assert self._stream is not None  # noqa: S101
-        self._token = _held.set(_held.get() | {self._stream})
-
-    def _unmark(self) -> None:
-        if self._token is not None:
-            _held.reset(self._token)
-            self._token = None
 
     def _do_without(self, error: StoreUnavailable) -> None:
         self._is_wanted = False

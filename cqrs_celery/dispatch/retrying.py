@@ -12,12 +12,22 @@ from typing import Any, Literal
 
 from celery.exceptions import Ignore, Reject
 
-from ..errors import LeaseLost, MessageError, RegistrationError, StoreUnavailable
+from ..errors import (
+    InsideEventLoop,
+    LeaseLost,
+    MessageError,
+    NestedExecution,
+    RegistrationError,
+    StoreUnavailable,
+)
 from ..refusal import Refusal
 from .conflicts import HOPELESS
 
 #: Never retried in place: no outcome of the handler, or none that time changes.
-NOT_RETRIED = (Ignore, Reject, LeaseLost, StoreUnavailable, MessageError, *HOPELESS)
+NOT_RETRIED = (
+    Ignore, Reject, LeaseLost, StoreUnavailable, MessageError, NestedExecution, InsideEventLoop,
+    *HOPELESS,
+)  # fmt: skip
 
 #: What a subscription's dead letter does to its sequence.
 OnDeadLetter = Literal["block", "continue", "discard_after"]

@@ -44,6 +44,7 @@ from .envelope import (
     unpack_events,
     unpack_message,
 )
+from .in_process import SentResult, check_nested, later, put_off, sending_later
 from .runtime import Runtime, runtime_of
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,23 @@ class HandlerTask(celery.Task):
                 raise
             raise Reject(error, requeue=True) from error
 
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Send the task's message; in eager mode inside a handler, run it when that is through."""
+        sent = later()
+        if sent is None or not self.app.conf.task_always_eager:
+            return super().apply_async(args, kwargs, **options)
+        options["task_id"] = options.get("task_id") or uuid()
+        result = SentResult(options["task_id"], self.name)
+        put_off.send(sender=self, task_id=result.id, args=args)
+        send = super().apply_async
+        sent.add(lambda: result.settle(send(args, kwargs, **options)))
+        return result
+
+    def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Run the task in this process."""
+        with sending_later():
+            return super().apply(args, kwargs, **options)
+
     def retry(self, *args: Any, **options: Any) -> Any:
         """Retry as Celery does; the message remembers when it first failed."""
         headers = {FIRST_FAILED_AT: time.time(), **(self.request.headers or {})}
@@ -184,7 +202,12 @@ class CommandTask(HandlerTask):
             return super().apply_async((packed,), {}, **options)
 
     def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Carry out a command in this process, as a task; options are those of `apply_async`."""
+        """Carry out a command in this process, as a task; options are those of `apply_async`.
+
+        Raises:
+            NestedExecution: a handler does that.
+        """
+        check_nested(self.definition.messages[0].__qualname__, "apply()")
         key = options.pop(IDEMPOTENCY_KEY, None)
         if key is not None:
             packed, _ = prepare_command(

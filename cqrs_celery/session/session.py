@@ -1,8 +1,8 @@
 """The unit of work: what a handler loads and changes is committed once, whole or not at all.
 
-A session is for one thread and one piece of work. It tracks every aggregate that it gave out or
-was given, so that one aggregate is one instance; a commit ends the tracking, and the next `get`
-reads the store again.
+A session is for one thread, or one coroutine, and one piece of work. It tracks every aggregate that
+it gave out or was given, so that one aggregate is one instance; a commit ends the tracking, and the
+next `get` reads the store again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ..store.events import CommandRecord, Committed, Lease
 from ..store.ports import StoreTransaction
 from ..store.refusals import stale_version
 from ..store.stream import StreamName
+from .off_loop import off_loop
 from .repository import Repository, two_instances
 
 A = TypeVar("A", bound=Aggregate)
@@ -59,9 +60,7 @@ class Session:
         """
         aggregate = self._tracked_as(cls, id)
         if aggregate is None:
-            aggregate = self._repository.get(cls, id)
-            if expected_version is not None and aggregate.version < expected_version:
-                aggregate = self._repository.get_newest(cls, id)
+            aggregate = self._read(cls, id, expected_version)
         stream = self._repository.stream_of(cls, id)
         if expected_version not in (None, aggregate.version):
             raise stale_version(stream, expected=expected_version, found=aggregate.version)
@@ -80,6 +79,41 @@ class Session:
             aggregate = self._repository.find(cls, id)
         if aggregate is not None:
             self._tracked[self._repository.stream_of(cls, id)] = aggregate
+        return aggregate
+
+    async def get_async(self, cls: type[A], id: str, expected_version: int | None = None) -> A:
+        """Return an aggregate as `get` does, without blocking the event loop.
+
+        Raises:
+            CQRSError: as `get` does.
+        """
+        if self._tracked_as(cls, id) is None:
+            self._track(cls, id, await off_loop(self._read, cls, id, expected_version))
+        return self.get(cls, id, expected_version)
+
+    async def find_async(self, cls: type[A], id: str) -> A | None:
+        """Return an aggregate as `find` does, without blocking the event loop.
+
+        Raises:
+            CQRSError: as `find` does.
+        """
+        if self._tracked_as(cls, id) is None:
+            found = await off_loop(self._repository.find, cls, id)
+            if found is None:
+                # Unless it was added meanwhile.
+                return self._tracked_as(cls, id)
+            self._track(cls, id, found)
+        return self.find(cls, id)
+
+    def _track(self, cls: type[A], id: str, aggregate: A) -> None:
+        """Track what was read, unless it was read or added meanwhile."""
+        if self._tracked_as(cls, id) is None:
+            self._tracked[self._repository.stream_of(cls, id)] = aggregate
+
+    def _read(self, cls: type[A], id: str, expected_version: int | None) -> A:
+        aggregate = self._repository.get(cls, id)
+        if expected_version is not None and aggregate.version < expected_version:
+            aggregate = self._repository.get_newest(cls, id)
         return aggregate
 
     def add(self, aggregate: Aggregate) -> None:

@@ -28,6 +28,7 @@ from celery.signals import task_prerun
 
 from ..app.cqrs import CQRS
 from ..dispatch.definitions import definitions
+from ..dispatch.in_process import put_off
 from ..dispatch.middleware import Middleware
 from ..dispatch.tasks import CommandTask
 from ..domain.aggregate import Aggregate
@@ -66,7 +67,9 @@ class InMemoryCQRS(CQRS):
         self.sent: list[Command] = []
         self.published: list[Message] = []
         self._is_quiet = False
+        self._put_off: set[str] = set()
         task_prerun.connect(self._on_task)
+        put_off.connect(self._on_put_off)
 
     def send_command(self, command: Command, **options: Any) -> Any:
         """Send a command, as `CQRS.send_command` does; one for another service is kept."""
@@ -92,18 +95,28 @@ class InMemoryCQRS(CQRS):
     def close(self) -> None:
         """Forget the application."""
         task_prerun.disconnect(self._on_task)
+        put_off.disconnect(self._on_put_off)
         self.app.close()
 
     def _deliver(self, events: Sequence[StoredEvent]) -> None:
         if not self._is_quiet:
             super()._deliver(events)
 
-    def _on_task(self, sender: Any = None, args: Any = (), **_: Any) -> None:
-        if isinstance(sender, CommandTask) and sender.app is self.app and args:
+    def _on_put_off(self, sender: Any = None, task_id: str = "", args: Any = (), **_: Any) -> None:
+        self._note(sender, args)
+        self._put_off.add(task_id)
+
+    def _on_task(self, sender: Any = None, task_id: str = "", args: Any = (), **_: Any) -> None:
+        if task_id in self._put_off:
+            self._put_off.remove(task_id)
+        else:
+            self._note(sender, args)
+
+    def _note(self, task: Any, args: Any) -> None:
+        if isinstance(task, CommandTask) and task.app is self.app and args:
             (given,) = args
             is_command = isinstance(given, Command)
-            command = given if is_command else self._read(given)
-            self.sent.append(command)
+            self.sent.append(given if is_command else self._read(given))
 
     def _read(self, plain: Any) -> Command:
         command: Command = self.runtime.serializer.from_plain("command", plain)

@@ -21,6 +21,7 @@ from cqrs_celery.errors import (
     ConcurrencyError,
     InvalidSetting,
     LockTimeout,
+    NestedExecution,
     RegistrationError,
     StoreUnavailable,
 )
@@ -282,11 +283,13 @@ def test_a_lock_that_is_held_too_long_names_aggregate_and_holder(
     assert len(cqrs.store.read_stream(DOOR)) == 1
 
 
-def test_a_handler_that_executes_a_command_to_its_own_aggregate_does_not_wait_for_itself(
+def test_a_handler_may_not_execute_a_command_to_the_aggregate_that_it_has_locked(
     cqrs: CQRS,
 ) -> None:
-    assert cqrs.execute(OpenDoorWithinADoor()).value == 1
+    with pytest.raises(NestedExecution, match=r"OpenDoorAlways inside the handler .*open_within"):
+        cqrs.execute(OpenDoorWithinADoor())
     assert locked(cqrs) == ["Door-front"]
+    assert cqrs.store.read_all() == []
 
 
 def test_a_cancelled_wait_leaves_no_lock_behind(cqrs: CQRS) -> None:

@@ -1,0 +1,176 @@
+"""What runs in the process that asks: whether it may, and what waits until a handler is through.
+
+A command that a handler executes in the middle of its work has a commit of its own. That stands
+whatever becomes of the handler's, is made again whenever the handler is repeated, and, if it is for
+an aggregate that the handler has loaded, is the conflict that repeats it. So `execute` is refused
+there; and in eager mode, what a handler sends runs when the handler is through, as in a worker.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from celery import states
+from celery.result import EagerResult
+from celery.utils.dispatch import Signal
+from vine import promise
+
+from ..errors import InsideEventLoop, NestedExecution
+from ..session.off_loop import off_loop
+from .context import current_handler
+from .event_loop import is_loop_running
+
+#: Sent when a task is put off, by the task, in the order of sending: the test kit listens.
+put_off = Signal(name="cqrs_put_off", providing_args={"task_id", "args"})
+
+
+def check_nested(name: str, how: str) -> None:
+    """Check that no handler runs here.
+
+    Args:
+        name: of the class of the command that is to be carried out.
+        how: it was asked for.
+
+    Raises:
+        NestedExecution: one does.
+    """
+    handler = current_handler()
+    if handler:
+        raise NestedExecution(
+            f"{how} was called for the command {name} inside the handler {handler}. Its commit"
+            " would stand whatever becomes of the handler's, and be made again whenever the handler"
+            " is repeated. Nothing was done. Change what it would change by the handler's own"
+            f" session, which commits everything at once; or send it: {name}(…).delay(). In eager"
+            " mode a chain, a group or a plain task that a handler sends runs inside of it, too.",
+            command=name,
+            handler=handler,
+        )
+
+
+def check_no_loop(verb: str, message: Any) -> None:
+    """Check that no event loop runs what is called here.
+
+    Raises:
+        InsideEventLoop: one does.
+    """
+    if is_loop_running():
+        name = type(message).__qualname__
+        raise InsideEventLoop(
+            f"{verb}({name}) was called where an event loop runs, which would stand still until it"
+            f" has returned. Nothing was done. Write: await cqrs.{verb}_async({name}(…))",
+            message_type=name,
+            instead=f"{verb}_async",
+        )
+
+
+class Later:
+    """What was sent in eager mode by handlers, in the order of sending."""
+
+    def __init__(self) -> None:
+        self._calls: deque[Callable[[], Any]] = deque()
+        self.is_over = False
+
+    def add(self, call: Callable[[], Any]) -> None:
+        """Add something to run."""
+        self._calls.append(call)
+
+    def run(self) -> Exception | None:
+        """Run everything, what comes meanwhile too; returns the first failure that is raised."""
+        failure: Exception | None = None
+        while self._calls:
+            try:
+                self._calls.popleft()()
+            except Exception as error:  # noqa: BLE001  the others run, whatever becomes of one
+                failure = failure or error
+        self.is_over = True
+        return failure
+
+
+_later: ContextVar[Later | None] = ContextVar("cqrs_later", default=None)
+
+
+def later() -> Later | None:
+    """Return what runs later where a handler sends something; None where nothing does."""
+    found = _later.get()
+    return found if found is not None and current_handler() and not found.is_over else None
+
+
+@contextmanager
+def sending_later() -> Iterator[None]:
+    """Run what handlers inside send in eager mode when the outermost of them is through.
+
+    Raises:
+        Exception: what was raised inside; else the first failure of what was sent, if Celery's
+            `task_eager_propagates` lets it through.
+    """
+    if _later.get() is not None:
+        yield
+        return
+    sent = Later()
+    token = _later.set(sent)
+    try:
+        try:
+            yield
+        except Exception:
+            sent.run()
+            raise
+        failure = sent.run()
+    finally:
+        _later.reset(token)
+    if failure is not None:
+        raise failure
+
+
+@asynccontextmanager
+async def sending_later_async() -> AsyncIterator[None]:
+    """Do as `sending_later` does, without blocking the event loop."""
+    if _later.get() is not None:
+        yield
+        return
+    sent = Later()
+    token = _later.set(sent)
+    try:
+        try:
+            yield
+        except Exception:
+            await off_loop(sent.run)
+            raise
+        failure = await off_loop(sent.run)
+    finally:
+        _later.reset(token)
+    if failure is not None:
+        raise failure
+
+
+class SentResult(EagerResult):
+    """The result of an eager task that runs later; pending until then."""
+
+    def __init__(self, id: str, name: str) -> None:
+        super().__init__(id, None, states.PENDING, name=name)
+        self.on_ready = promise()
+
+    def ready(self) -> bool:
+        """Return whether it has run."""
+        return bool(self.state != states.PENDING)
+
+    def get(self, *args: Any, **options: Any) -> Any:
+        """Return what it returned, or raise what it raised.
+
+        Raises:
+            NestedExecution: it has not run yet.
+        """
+        if not self.ready():
+            check_nested(self._name, "the result's get()")
+        return super().get(*args, **options)
+
+    wait = get
+
+    def settle(self, result: EagerResult) -> None:
+        """Take the outcome of the task that has run."""
+        self._result, self._state = result._result, result._state
+        self._traceback = result._traceback
+        self.on_ready(self)

@@ -1,26 +1,30 @@
-"""The application of the tests about refusals: stands that sell what is in stock.
+"""The application of the tests about refusals and async handlers: stands that sell their stock.
 
 A worker runs `tests.kiosk:app` on the server in KIOSK_URL.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from celery import Celery
+import redis
+from celery import Celery, current_task
 
 from cqrs_celery import (
     CQRS,
     Aggregate,
     Command,
     Event,
+    RecordedEvent,
     Refusal,
     Session,
     applies,
     command_handler,
+    subscribes,
 )
 from cqrs_celery.transport import TRANSPORT
 
@@ -49,6 +53,29 @@ class Stand(Aggregate, name="KioskStand"):
         self.left -= event.count
 
 
+class Meet(Command, name="kiosk.meet", aggregate=Stand, key="id"):
+    """Sell one, when so many handlers of the process are under way."""
+
+    id: str
+    together: int = 1
+
+
+class Dawdle(Command, name="kiosk.dawdle", aggregate=Stand, key="id"):
+    """Wait for longer than a handler may, and clean up."""
+
+    id: str
+
+
+class BuySoon(Command, name="kiosk.buy_soon", aggregate=Stand, key="id"):
+    id: str
+
+
+class SendOn(Command, name="kiosk.send_on", aggregate=Stand, key="id"):
+    """Send a command, from a coroutine that the handler has started."""
+
+    id: str
+
+
 class Buy(Command, name="kiosk.buy", aggregate=Stand, key="id"):
     id: str
     count: int = 1
@@ -68,6 +95,63 @@ def buy(command: Buy, session: Session) -> int:
     it = stand(session, command.id)
     it.sell(command.count)
     return it.left
+
+
+#: Handlers that are under way in this process, and the gate that opens when there are enough.
+under_way: list[str] = []
+gates: dict[asyncio.AbstractEventLoop, asyncio.Event] = {}
+
+
+@command_handler(Meet)
+async def meet(command: Meet, session: Session) -> str:
+    it = await session.find_async(Stand, command.id) or Stand(command.id)
+    session.add(it)
+    loop = asyncio.get_running_loop()
+    gate = gates.setdefault(loop, asyncio.Event())
+    under_way.append(command.id)
+    if len(under_way) >= command.together:
+        gate.set()
+    await gate.wait()
+    await asyncio.sleep(0.001)
+    it.sell(1)
+    assert asyncio.get_running_loop() is loop
+    assert current_task.request.id == command.id
+    return f"{os.getpid()} {len(gates)}"
+
+
+@command_handler(BuySoon)
+async def buy_soon(command: BuySoon, session: Session) -> None:
+    it = await session.find_async(Stand, command.id) or Stand(command.id)
+    session.add(it)
+    await asyncio.sleep(0.001)
+    it.sell(1)
+
+
+@command_handler(Dawdle, soft_time_limit=1)
+async def dawdle(command: Dawdle, session: Session) -> None:
+    try:
+        await asyncio.sleep(60)
+    finally:
+        await asyncio.sleep(0)
+        with redis.Redis.from_url(os.environ["KIOSK_URL"]) as data:
+            data.rpush("kiosk:cleaned up", command.id)
+
+
+@command_handler(SendOn)
+async def send_on(command: SendOn, session: Session) -> str:
+    async def send() -> str:
+        await asyncio.sleep(0)
+        return str(Buy(id=command.id).delay().id)
+
+    (sent,) = await asyncio.gather(send())
+    return sent
+
+
+@subscribes(Sold)
+async def count_sold(event: Sold, recorded: RecordedEvent[Sold]) -> None:
+    await asyncio.sleep(0.001)
+    with redis.Redis.from_url(os.environ["KIOSK_URL"]) as data:
+        data.rpush("kiosk:sold", recorded.aggregate_id)
 
 
 @contextmanager

@@ -70,6 +70,12 @@ class BuySoon(Command, name="kiosk.buy_soon", aggregate=Stand, key="id"):
     id: str
 
 
+class Linger(Command, name="kiosk.linger", aggregate=Stand, key="id"):
+    """Leave something behind in the loop."""
+
+    id: str
+
+
 class SendOn(Command, name="kiosk.send_on", aggregate=Stand, key="id"):
     """Send a command, from a coroutine that the handler has started."""
 
@@ -135,6 +141,23 @@ async def dawdle(command: Dawdle, session: Session) -> None:
         await asyncio.sleep(0)
         with redis.Redis.from_url(os.environ["KIOSK_URL"]) as data:
             data.rpush("kiosk:cleaned up", command.id)
+
+
+#: What handlers have left behind: the loop alone would forget it.
+left: set[asyncio.Task[None]] = set()
+
+
+@command_handler(Linger)
+async def linger(command: Linger) -> None:
+    async def wait() -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            with redis.Redis.from_url(os.environ["KIOSK_URL"]) as data:
+                data.rpush("kiosk:ended", command.id)
+
+    left.add(asyncio.create_task(wait()))
+    await asyncio.sleep(0)
 
 
 @command_handler(SendOn)

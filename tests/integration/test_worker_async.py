@@ -15,7 +15,7 @@ from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.backends.sql.schema import create_schema
 from tests import kiosk
 from tests.integration.conftest import WorkerFactory
-from tests.kiosk import Dawdle, Meet, SendOn
+from tests.kiosk import Dawdle, Linger, Meet, SendOn
 from tests.waiting import wait_until
 
 ALONE = ("--without-mingle", "--without-gossip")
@@ -82,6 +82,21 @@ def test_what_a_coroutine_sends_belongs_to_its_task(
     (sold,) = client.store.read_all()
     assert sold.event.metadata.correlation_id == "the-beginning"
     assert sold.event.metadata.causation_id == sent
+
+
+@pytest.mark.parametrize("pool", ["solo", "prefork", "threads", "gevent"])
+def test_a_worker_that_ends_ends_what_handlers_have_left_behind_in_the_loop(
+    pool: str, redis_url: str, client: CQRS, data: Any, worker_factory: WorkerFactory
+) -> None:
+    worker = worker_factory(
+        "from tests.kiosk import app", pool=pool, arguments=ALONE, env={"KIOSK_URL": redis_url}
+    )
+    client.send_command(Linger(id="a")).get(timeout=20)
+    assert not data.exists("kiosk:ended")
+    worker.stop()
+    assert data.lrange("kiosk:ended", 0, -1) == [b"a"]
+    assert "Traceback" not in worker.logs()
+    assert "was destroyed" not in worker.logs()
 
 
 def test_a_soft_time_limit_reaches_the_coroutine_which_cleans_up(

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 
 from ..messages.metadata import NO_METADATA, Metadata
 
-_current: ContextVar[Metadata] = ContextVar("cqrs_metadata", default=NO_METADATA)
-_handler: ContextVar[str] = ContextVar("cqrs_handler", default="")
+#: The metadata of what is being handled, and the name of its handler.
+_current: ContextVar[tuple[Metadata, str]] = ContextVar("cqrs_handling", default=(NO_METADATA, ""))
 
 
 def current_metadata() -> Metadata:
     """Return the metadata for what is recorded or sent now: who began it, what causes it."""
-    return _current.get()
+    return _current.get()[0]
 
 
 def current_handler() -> str:
     """Return module and name of the command's or subscription's function that runs; "" for none."""
-    return _handler.get()
+    return _current.get()[1]
 
 
-@contextmanager
-def handling(metadata: Metadata, handler: str) -> Iterator[None]:
-    """Make everything recorded and sent inside carry this metadata, and know its handler."""
-    token, name = _current.set(metadata), _handler.set(handler)
-    try:
-        yield
-    finally:
-        _handler.reset(name)
-        _current.reset(token)
+class handling:  # noqa: N801  used as a function is
+    """A context in which everything recorded and sent carries the metadata of what is handled.
+
+    Args:
+        metadata: of what is recorded and sent.
+        handler: module and name of the function that runs.
+    """
+
+    __slots__ = "_handling", "_token"
+
+    def __init__(self, metadata: Metadata, handler: str) -> None:
+        self._handling = metadata, handler
+
+    def __enter__(self) -> None:
+        self._token = _current.set(self._handling)
+
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._token)

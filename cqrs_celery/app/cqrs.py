@@ -47,7 +47,7 @@ from ..transport import TRANSPORT
 from ..transport.merging import BATCH_ARGUMENT, BODY
 from ..transport.transport import SCHEMES
 from .caching import open_cache
-from .delivery import InProcessDelivery
+from .in_process_delivery import InProcessDelivery
 from .locks import open_locks
 from .no_store import NoEventStore, check_store
 from .relaying import RelayParts, open_relay

@@ -6,19 +6,6 @@ from contextvars import ContextVar
 
 from ..messages.metadata import NO_METADATA, Metadata
 
-#: The metadata of what is being handled, and the name of its handler.
-_current: ContextVar[tuple[Metadata, str]] = ContextVar("cqrs_handling", default=(NO_METADATA, ""))
-
-
-def current_metadata() -> Metadata:
-    """Return the metadata for what is recorded or sent now: who began it, what causes it."""
-    return _current.get()[0]
-
-
-def current_handler() -> str:
-    """Return module and name of the command's or subscription's function that runs; "" for none."""
-    return _current.get()[1]
-
 
 class handling:  # noqa: N801  used as a function is
     """A context in which everything recorded and sent carries the metadata of what is handled.
@@ -28,13 +15,29 @@ class handling:  # noqa: N801  used as a function is
         handler: module and name of the function that runs.
     """
 
-    __slots__ = "_handling", "_token"
+    __slots__ = "_token", "handler", "metadata"
 
     def __init__(self, metadata: Metadata, handler: str) -> None:
-        self._handling = metadata, handler
+        self.metadata = metadata
+        self.handler = handler
 
     def __enter__(self) -> None:
-        self._token = _current.set(self._handling)
+        self._token = _current.set(self)
 
     def __exit__(self, *_: object) -> None:
         _current.reset(self._token)
+        # What it has started may go on, in a copy of this context.
+        self.handler = ""
+
+
+_current: ContextVar[handling] = ContextVar("cqrs_handling", default=handling(NO_METADATA, ""))  # noqa: B039  never changed
+
+
+def current_metadata() -> Metadata:
+    """Return the metadata for what is recorded or sent now: who began it, what causes it."""
+    return _current.get().metadata
+
+
+def current_handler() -> str:
+    """Return module and name of the command's or subscription's function that runs; "" for none."""
+    return _current.get().handler

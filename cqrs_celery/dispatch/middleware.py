@@ -113,7 +113,7 @@ def around(middleware: tuple[Middleware, ...], call: Call) -> Iterator[Call]:
 def log_calls(call: Call) -> Iterator[None]:
     """Log every call of a handler: it begins (debug), it is done (info), it failed (warning).
 
-    A command or query that is refused by a `Refusal` is logged as "handler refused" (info).
+    A command or query that is refused by a `Refusal` is no failure: it is logged at info.
 
     The fields are `kind, message_name, handler, correlation_id`, and in the end `duration_ms`.
     """
@@ -130,7 +130,14 @@ def log_calls(call: Call) -> Iterator[None]:
     except Exception as error:
         extra |= {"duration_ms": _ms_since(began), "error": f"{type(error).__name__}: {error}"}
         if isinstance(error, Refusal) and call.kind in ("command", "query"):
-            logger.info("handler refused", extra=extra)
+            logger.info(
+                "handler %s of %s refused after %s ms: %s",
+                call.handler,
+                call.name,
+                extra["duration_ms"],
+                extra["error"],
+                extra=extra,
+            )
         else:
             logger.warning("handler failed", extra=extra)
         raise

@@ -199,6 +199,26 @@ def test_outside_of_handlers_everything_may_be_executed(cqrs: CQRS) -> None:
     assert chain(lay.si(Lay()), lay.si(Lay())).apply_async().get()["value"] == 4
 
 
+def test_what_a_handler_has_started_may_execute_when_the_handler_has_returned(
+    cqrs: CQRS,
+) -> None:
+    # given an async handler that starts something, and does not wait for it
+    async def go_on(gate: asyncio.Event) -> Any:
+        await gate.wait()
+        return (await cqrs.execute_async(Lay())).value
+
+    async def run() -> Any:
+        gate, started = asyncio.Event(), []
+        world.inside = lambda: started.append(asyncio.create_task(go_on(gate)))
+        await cqrs.execute_async(VisitSoon())
+        # when the handler has returned, and that goes on
+        gate.set()
+        return await started[0]
+
+    # then it executes a command
+    assert asyncio.run(run()) == 2
+
+
 # ------------------------------------------------------------ sent, in eager mode
 
 

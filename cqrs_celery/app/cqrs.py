@@ -318,10 +318,7 @@ class CQRS:
     def _attempt(self, command: Command, key: str | None) -> Attempt:
         name = self.runtime.serializer.name_of(type(command))
         command_id = new_id() if key is None else command_id_of(name, checked_key(key))
-        current = current_metadata()
-        metadata = Metadata(
-            correlation_id=current.correlation_id or command_id, causation_id=command_id
-        )
+        metadata = Metadata.caused_by(command_id, current_metadata())
         stream = stream_of(command, self.settings.application)
         if key is None:
             return Attempt(command, metadata, stream=stream)

@@ -209,7 +209,11 @@ class CommandTask(HandlerTask):
         # What begins a trace is the command, not one of its sendings.
         root_id = "" if self.request.root_id == self.request.id else self.request.root_id
         command, metadata = unpack_command(
-            argument, runtime.serializer, command_id=command_id, root_id=root_id or ""
+            argument,
+            runtime.serializer,
+            command_id=command_id,
+            root_id=root_id or "",
+            parent_id=self.request.parent_id or "",
         )
         attempt = Attempt(
             command,
@@ -334,10 +338,7 @@ class BatchTask(SubscriptionTask):
 
 
 def _caused_by(recorded: RecordedEvent[Any]) -> Metadata:
-    return Metadata(
-        correlation_id=recorded.metadata.correlation_id or recorded.event_id,
-        causation_id=recorded.event_id,
-    )
+    return Metadata.caused_by(recorded.event_id, recorded.metadata, is_stored=True)
 
 
 def prepare_command(

@@ -74,6 +74,9 @@ STRANGE_IDS: Final = [
 #: Texts that PostgreSQL, or UTF-8, has no form for.
 NOT_KEPT: Final = ["a\0b", "a\ud800b"]
 
+#: The ids of an event's trace, by the beginnings of their names.
+TRACE: Final = ["correlation", "causation", "causation_parent"]
+
 #: Ids that a careless store takes for one: by case, by trailing space, by Unicode's two ways.
 LOOKALIKES: Final = [("bolt", "BOLT"), ("bolt", "bolt "), ("caf\u00e9", "cafe\u0301"), ("1", "01")]
 
@@ -339,12 +342,12 @@ class EventStoreContract:
         assert list(store.read_all()) == []
 
     @pytest.mark.parametrize("bad", NOT_KEPT, ids=["nul", "half of a pair"])
-    @pytest.mark.parametrize("place", ["aggregate", "event", "type", "correlation", "causation"])
+    @pytest.mark.parametrize("place", ["aggregate", "event", "type", *TRACE])
     def test_an_id_that_not_every_store_can_hold_is_refused_and_nothing_is_written(
         self, store: EventStore, place: str, bad: str
     ) -> None:
         stream = BOLT._replace(aggregate_id=bad) if place == "aggregate" else BOLT
-        trace = {f"{place}_id": bad} if place in ("correlation", "causation") else {}
+        trace = {f"{place}_id": bad} if place in TRACE else {}
         strange = event(metadata=Metadata(**trace), type=bad if place == "type" else "shop.sold")
         if place == "event":
             strange = msgspec.structs.replace(strange, event_id=bad)
@@ -532,7 +535,11 @@ class EventStoreContract:
 
     @pytest.mark.parametrize(
         "metadata",
-        [Metadata(), Metadata(correlation_id="c-1", causation_id="naïve: 🔩 \"'")],
+        [
+            Metadata(),
+            Metadata(correlation_id="c-1", causation_id="naïve: 🔩 \"'"),
+            Metadata(correlation_id="c-1", causation_id="c-2", causation_parent_id="c-0"),
+        ],
     )
     def test_metadata_is_kept(self, store: EventStore, metadata: Metadata) -> None:
         append(store, BOLT, NO_STREAM, event(metadata=metadata))

@@ -779,6 +779,9 @@ def test_the_trace_flows_from_command_to_event_to_subscriber_to_command_to_event
     )
     assert charged.event.metadata.correlation_id == "withdrawal"
     assert charged.event.metadata.causation_id not in ("", "withdrawal")
+    # and the second command's event says which event caused that command
+    assert charged.event.metadata.causation_parent_id == withdrawn.event.event_id
+    assert withdrawn.event.metadata.causation_parent_id == ""
     # and the handler was given the same
     assert log.traces == [withdrawn.event.metadata]
 

@@ -111,14 +111,14 @@ class Registry:
         _check_version(version, cls)
         entry = Registered(kind, name, version, cls, tuple(aliases))
         other = self._by_key.get((kind, name, version))
-        if other and not _is_same(other.cls, cls):
+        if other and not is_same(other.cls, cls):
             raise DuplicateRegistration(
                 f"the {kind} name {name!r}, version {version}, is claimed by {where(other.cls)} and"
                 f" by {where(cls)}. Give one of them another name or version:"
                 f' class {cls.__name__}(…, name="…")'
             )
         self._check_aliases(entry)
-        for key in [k for k, e in self._aliases.items() if _is_same(e.cls, cls)]:
+        for key in [k for k, e in self._aliases.items() if is_same(e.cls, cls)]:
             del self._aliases[key]
         self._by_key[kind, name, version] = entry
         for alias in entry.aliases:
@@ -137,7 +137,7 @@ class Registry:
             if alias == entry.name:
                 raise RegistrationError(f"{where(entry.cls)} has its own name among its aliases")
         for other, alias in claims:
-            if other and not _is_same(other.cls, entry.cls):
+            if other and not is_same(other.cls, entry.cls):
                 raise DuplicateRegistration(
                     f"the {entry.kind} name {alias!r} is claimed by {where(other.cls)} and by"
                     f" {where(entry.cls)}, by one of them as an alias. What was stored under it"
@@ -156,7 +156,7 @@ class Registry:
         _check_version(upcaster.version, upcaster.function)
         key = upcaster.kind, upcaster.name, upcaster.version
         other = self._upcasters.get(key)
-        if other and not _is_same(other.function, upcaster.function):
+        if other and not is_same(other.function, upcaster.function):
             raise DuplicateRegistration(
                 f"the {upcaster.kind} {upcaster.name!r}, version {upcaster.version}, is upcast by"
                 f" {where(other.function)} and by {where(upcaster.function)}; expected"
@@ -297,7 +297,8 @@ def _spellings(full_name: str, application: str) -> tuple[str, ...]:
     return (full_name,)
 
 
-def _is_same(one: Any, other: Any) -> bool:
+def is_same(one: Any, other: Any) -> bool:
+    """Return whether two classes or functions are one in the code, as after a module's reload."""
     return bool(one.__module__ == other.__module__ and one.__qualname__ == other.__qualname__)
 
 

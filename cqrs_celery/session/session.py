@@ -187,8 +187,8 @@ class Session:
         if tracked is not None and not isinstance(tracked, cls):
             raise SessionError(
                 f"{stream} is tracked as {type(tracked).__qualname__}, and was asked for as"
-                f" {cls.__qualname__}: two aggregate classes have one name. Give one of them"
-                f' another: class {cls.__name__}(Aggregate, name="…")'
+                f" {cls.__qualname__}: a session has one instance of an aggregate, of one class."
+                " Use the class by which it was got first."
             )
         return tracked
 

@@ -313,7 +313,7 @@ def test_two_types_with_one_id_are_two(repository):
 
 
 def test_a_cached_aggregate_asks_no_snapshot_store_and_takes_no_snapshot_too_soon(store, states):
-    class Snapshotted(Counter, name="CacheCounter", snapshot_every=10):
+    class Snapshotted(Counter, alias_of=Counter, snapshot_every=10):
         pass
 
     asked: list[str] = []
@@ -339,7 +339,7 @@ def test_a_cached_aggregate_asks_no_snapshot_store_and_takes_no_snapshot_too_soo
 
 
 def test_a_class_that_can_not_be_cached_is_loaded_and_told_of_once(store, states, caplog):
-    class Loose(Counter, name="CacheCounter"):
+    class Loose(Counter, alias_of=Counter):
         @applies(CacheCounted)
         def _counted(self, event: CacheCounted) -> None:
             self.extra = object()
@@ -352,10 +352,10 @@ def test_a_class_that_can_not_be_cached_is_loaded_and_told_of_once(store, states
 
 
 def test_one_of_another_schema_version_or_shape_is_not_taken(repository, store):
-    class Next(Counter, name="CacheCounter", snapshot_version=2):
+    class Next(Counter, alias_of=Counter, snapshot_version=2):
         pass
 
-    class Wider(Counter, name="CacheCounter"):
+    class Wider(Counter, alias_of=Counter):
         more: int = 0
 
     for other in (Next, Wider):

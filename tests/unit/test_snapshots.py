@@ -44,11 +44,11 @@ class Plain(Aggregate, name="SnapshotCounter"):
         self.last = [*self.last, event.count][-3:]
 
 
-class Counter(Plain, name="SnapshotCounter", snapshot_every=100):
+class Counter(Plain, alias_of=Plain, snapshot_every=100):
     pass
 
 
-class NextCounter(Plain, name="SnapshotCounter", snapshot_every=100, snapshot_version=2):
+class NextCounter(Plain, alias_of=Plain, snapshot_every=100, snapshot_version=2):
     pass
 
 
@@ -332,7 +332,7 @@ def test_policies_of_time(policy, facts, is_due):
 
 
 def test_a_policy_of_age_goes_by_the_snapshots_time(store, kept):
-    class Aged(Plain, name="SnapshotCounter", snapshot_policy=OlderThan(3600, at_least_events=1)):
+    class Aged(Plain, alias_of=Plain, snapshot_policy=OlderThan(3600, at_least_events=1)):
         pass
 
     now = datetime(2026, 1, 1, tzinfo=UTC)
@@ -353,7 +353,7 @@ def test_a_policy_of_load_time_gets_the_seconds_of_the_load(repository, kept):
             seen.append(facts)
             return False
 
-    class Timed(Plain, name="SnapshotCounter", snapshot_policy=Seeing()):
+    class Timed(Plain, alias_of=Plain, snapshot_policy=Seeing()):
         pass
 
     commit(repository, 1, cls=Timed)
@@ -363,10 +363,10 @@ def test_a_policy_of_load_time_gets_the_seconds_of_the_load(repository, kept):
 
 
 def test_of_several_policies_one_suffices_and_a_subclass_inherits_them(repository, kept):
-    class Both(Plain, name="SnapshotCounter", snapshot_every=3, snapshot_policy=SlowToLoad(1e9)):
+    class Both(Plain, alias_of=Plain, snapshot_every=3, snapshot_policy=SlowToLoad(1e9)):
         pass
 
-    class Below(Both, name="SnapshotCounter"):
+    class Below(Both, alias_of=Plain):
         pass
 
     commit(repository, 1, 1, 1, cls=Below)

@@ -49,6 +49,18 @@ class Definition:
     lettering: Lettering = field(default_factory=Lettering)
     batch: int = 0
 
+    def renew(self) -> bool:
+        """Take the classes that have taken the place of its own; returns whether there are such.
+
+        That is so after the module of the messages was reloaded, and the handler's was not.
+        """
+        current = tuple(map(registry.current, self.messages))
+        is_old = current != self.messages
+        if is_old:
+            # What was built on the definition, such as tasks, goes on with it.
+            object.__setattr__(self, "messages", current)
+        return is_old
+
     @property
     def is_async(self) -> bool:
         """Whether its function must be awaited."""
@@ -82,7 +94,7 @@ class Definitions:
         self._by_key: dict[tuple[Any, ...], Definition] = {}
         self._listeners: list[WeakMethod[Callable[[Definition], None]]] = []
         self._names: dict[Definition, frozenset[str]] = {}
-        self._generation = -1
+        self._generation = self._renewed_at = -1
 
     def add(self, definition: Definition) -> None:
         """Declare a handler.
@@ -93,6 +105,7 @@ class Definitions:
             RegistrationError: another function of the subscription says otherwise of its order or
                 its dead letters.
         """
+        self._renew()
         keys = list(_keys(definition))
         for key in keys:
             other = self._by_key.get(key)
@@ -134,13 +147,29 @@ class Definitions:
         """Call a method with every handler that is declared from now on, while its object lives."""
         self._listeners.append(WeakMethod(listener))
 
+    def _renew(self) -> None:
+        """Renew the definitions after the registration of messages, which may be a reload."""
+        self._renewed_at = registry.generation
+        if any([definition.renew() for definition in dict.fromkeys(self._by_key.values())]):
+            known = dict.fromkeys(self._by_key.values())
+            self._by_key = {key: one for one in known for key in _keys(one)}
+            self._names = {}
+
     def all(self) -> list[Definition]:
         """Return the handlers in the order of their declaration."""
+        if self._renewed_at != registry.generation:
+            self._renew()
         return list(dict.fromkeys(self._by_key.values()))
 
     def handler_of(self, message: type[Any]) -> Definition | None:
         """Return the handler of a command or query class; None if nobody declared one."""
-        return self._by_key.get((message.__kind__, message))
+        if self._renewed_at != registry.generation:
+            self._renew()
+        found = self._by_key.get((message.__kind__, message))
+        if found is None and registry.has_reloaded:
+            # It may be of the former class, which somebody has imported from the module.
+            found = self._by_key.get((message.__kind__, registry.current(message)))
+        return found
 
     def topics_of(self, definition: Definition) -> list[type[Any]]:
         """Return the classes of events and messages that a subscription's function gets.
@@ -178,6 +207,7 @@ class Definitions:
 
     def subscribers_of(self, event: type[Any]) -> list[Definition]:
         """Return the subscriptions' functions that get a class of events or messages."""
+        event = registry.current(event)
         return [d for d in self.all() if d.kind == "event" and event in self.topics_of(d)]
 
 

@@ -35,7 +35,7 @@ from ..errors import (
 from ..messages.message import Event
 from ..messages.metadata import new_id, utc_now
 from ..messages.registry import where
-from .applies import appliers_of
+from .applies import applier_of, appliers_of
 from .snapshot_policy import AnyOf, EveryEvents, SnapshotPolicy
 from .type_names import claim
 
@@ -215,9 +215,7 @@ def apply(aggregate: Aggregate, event: Event) -> None:
         UnhandledEvent: it has none, and its class is strict.
     """
     appliers = aggregate.__appliers__
-    name = appliers.get(type(event)) or next(
-        (appliers[cls] for cls in type(event).__mro__ if cls in appliers), None
-    )
+    name = appliers.get(type(event)) or applier_of(appliers, type(event))
     if name is None:
         if aggregate.__strict__:
             raise UnhandledEvent(

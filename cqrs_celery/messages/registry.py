@@ -89,6 +89,8 @@ class Registry:
         self._found: dict[tuple[str, str, int, str], Registered | Upcaster] = {}
         #: Grows with every registration, so that what was found out before is found to be old.
         self.generation = 0
+        #: Whether a class has taken another's place, as when a module was reloaded.
+        self.has_reloaded = False
 
     def add(
         self, kind: str, name: str, version: int, cls: type[Any], aliases: Sequence[str] = ()
@@ -121,11 +123,24 @@ class Registry:
         for key in [k for k, e in self._aliases.items() if is_same(e.cls, cls)]:
             del self._aliases[key]
         self._by_key[kind, name, version] = entry
+        self.has_reloaded |= other is not None
         for alias in entry.aliases:
             self._aliases[kind, alias] = entry
         self._found = {}
         self.generation += 1
         return entry
+
+    def current(self, cls: Any) -> Any:
+        """Return the class that has taken a class's place, as when its module was reloaded.
+
+        Returns:
+            The class itself, if none has.
+        """
+        entry = vars(cls).get("__registered__")
+        if entry is None:
+            return cls
+        other = self._by_key.get((entry.kind, entry.name, entry.version))
+        return other.cls if other is not None and is_same(other.cls, cls) else cls
 
     def _check_aliases(self, entry: Registered) -> None:
         claims = [(self._aliases.get((entry.kind, entry.name)), entry.name)]
@@ -286,7 +301,9 @@ class Registry:
     def subclasses(self, base: type[Any]) -> Iterator[Registered]:
         """Yield every registered class that is the base or below it."""
         for entry in list(self._by_key.values()):
-            if issubclass(entry.cls, base):
+            if issubclass(entry.cls, base) or (
+                self.has_reloaded and any(self.current(one) is base for one in entry.cls.__mro__)
+            ):
                 yield entry
 
 

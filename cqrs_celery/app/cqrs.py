@@ -10,9 +10,11 @@ its start.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
 
@@ -29,7 +31,7 @@ from ..dispatch.middleware import Middleware, checked
 from ..dispatch.publishing import Published, Publisher
 from ..dispatch.runtime import Runtime, add_application, current_app
 from ..dispatch.tasks import send_unhandled, stream_of
-from ..errors import ConfigurationError, InvalidSetting
+from ..errors import ConfigurationError, DuplicateRegistration, InvalidSetting
 from ..messages.message import Command, Message, Query
 from ..messages.metadata import Metadata, new_id
 from ..messages.sender import use_sender
@@ -39,22 +41,22 @@ from ..session.session import Session
 from ..store.events import StoredEvent
 from ..store.ports import EventStore, SnapshotStore
 from ..transport import TRANSPORT
-from ..transport.merging import BATCH_ARGUMENT, BODY
+from ..transport.merging import BODY
 from ..transport.transport import SCHEMES
 from .caching import open_cache
 from .locks import open_locks
 from .no_store import NoEventStore, check_store
 from .relaying import RelayParts, open_relay
-from .settings import BROKER, IN_A_TASK, Settings, check_broker, check_tasks, read_settings
+from .settings import BROKER, Settings, check_broker, check_tasks, read_settings
 from .snapshots import (
     add_snapshot_task,
     check_snapshots,
     forget_lost,
     open_snapshots,
-    snapshot_queue,
 )
 from .stores import open_store
 from .topics import open_subscriptions, open_topics
+from .worker_queues import choose_queues
 
 
 class CQRS:
@@ -70,6 +72,7 @@ class CQRS:
 
     Raises:
         RegistrationError: something among the middleware is none.
+        DuplicateRegistration: the Celery application has one already; it is `app.cqrs`.
     """
 
     def __init__(
@@ -80,6 +83,9 @@ class CQRS:
         snapshots: SnapshotStore | None = None,
         middleware: Iterable[Middleware] = (),
     ) -> None:
+        frame = sys._getframe(1)
+        self._made_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        _check_is_first(app, self._made_at)
         self.app = app
         self._given_store = store
         self._given_snapshots = snapshots
@@ -195,10 +201,13 @@ class CQRS:
         Raises:
             InvalidSetting: something is missing.
             RegistrationError: an aggregate that has snapshots can't have any.
+            DuplicateRegistration: two tasks have one name.
         """
         check_store(self.store, definitions.all())
         for definition in definitions.all():
             check_locks(self.runtime.bus.locks, definition)
+            if definition.kind != "query":
+                task_of(self.app, definition)
         if self.runtime.bus.repository.snapshots is not None:
             check_snapshots()
 
@@ -383,7 +392,10 @@ class CQRS:
     def _on_finalized(self, sender: Any = None, **_: Any) -> None:
         add_snapshot_task(self.app)
         for definition in definitions.all():
-            self._on_declared(definition)
+            # What a signal's receiver raises, Celery logs, and goes on. Whoever uses the task is
+            # told, and a worker that starts.
+            with suppress(DuplicateRegistration):
+                self._on_declared(definition)
 
     def _on_declared(self, definition: Definition) -> None:
         if self.app.finalized and definition.kind != "query":
@@ -393,27 +405,19 @@ class CQRS:
         """Check the settings, and consume the queues of all handlers unless -Q says which."""
         if instance is None or instance.app is not self.app:
             return
-        try:
-            runtime = self.runtime
-        except ConfigurationError:
-            return  # a step of the worker's finds it again, and can end that
-        for definition in definitions.all():
-            if definition.kind != "query":
-                runtime.app.amqp.queues.select_add(task_of(self.app, definition).home_queue)
-        if self.settings.snapshots == IN_A_TASK:
-            runtime.app.amqp.queues.select_add(snapshot_queue(self.settings.application))
-        self._tell_batches()
+        # A step of the worker's finds it again, and can end that.
+        with suppress(ConfigurationError):
+            choose_queues(self.runtime.app, self.settings)
 
-    def _tell_batches(self) -> None:
-        """Let the queues of functions that take many events say so, however they were chosen."""
-        queues = self.app.amqp.queues
-        for definition in definitions.all():
-            name = task_of(self.app, definition).home_queue if definition.batch else ""
-            if name in queues.consume_from:
-                queue = queues.consume_from[name]
-                told = queue.queue_arguments or {}
-                most = max(definition.batch, told.get(BATCH_ARGUMENT, 0))
-                queue.queue_arguments = {**told, BATCH_ARGUMENT: most}
+
+def _check_is_first(app: celery.Celery, here: str) -> None:
+    first = getattr(app, "cqrs", None)
+    if isinstance(first, CQRS):
+        raise DuplicateRegistration(
+            f"CQRS(app) was called twice for Celery's app {app.main!r}, at {first._made_at} and at"
+            f" {here}: a second one would have an event store of its own. Use app.cqrs, which is"
+            " the first, and give it there what it needs."
+        )
 
 
 class _CurrentApplication:
@@ -421,5 +425,6 @@ class _CurrentApplication:
 
     def send_command(self, command: Any, **options: Any) -> Any:
         """Send a command by the current application."""
-        app = current_app(type(command).__qualname__)
+        cls: Any = type(command)
+        app = current_app(cls.__qualname__, cls.__registered__.name)
         return app.cqrs.send_command(command, **options)

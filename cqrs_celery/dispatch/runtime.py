@@ -8,7 +8,7 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import celery
 
-from ..errors import NotConfigured
+from ..errors import ConfigurationError, NotConfigured
 from ..messages.serializer import Serializer
 from ..store.events import DeadLetterPolicy
 from ..store.ports import EventStore, Subscriptions
@@ -69,8 +69,15 @@ def runtime_of(app: celery.Celery, what: str = "this") -> Runtime:
     return source.runtime  # type: ignore[no-any-return]
 
 
-def current_app(what: str) -> celery.Celery:
-    """Return the CQRS application to use here: Celery's current one, else the newest.
+def current_app(what: str, name: str = "") -> celery.Celery:
+    """Return the CQRS application to use here.
+
+    Of several in one process, that is the one that the name begins with; without such, or if there
+    are several of that name, Celery's current one, else the newest.
+
+    Args:
+        what: names in errors what needs it.
+        name: of the command or subscription for which it is, as registered.
 
     Raises:
         NotConfigured: there is none in this process.
@@ -81,5 +88,19 @@ def current_app(what: str) -> celery.Celery:
             f"{what} needs a CQRS app, but there is none in this process: make one with CQRS(app),"
             " or import the module that does"
         )
+    if len(applications) == 1:
+        return applications[0]
+    application, dot, _ = name.partition(".")
+    named = [app for app in applications if dot and _name_of(app) == application]
+    candidates = named or applications
     current = celery.current_app._get_current_object()
-    return current if current in _applications else applications[-1]
+    return current if current in candidates else candidates[-1]
+
+
+def _name_of(app: celery.Celery) -> str:
+    source = _applications[app]()
+    try:
+        return str(source.settings.application) if source is not None else ""
+    except ConfigurationError:
+        # Whoever uses that application is told so.
+        return str(app.main or "")

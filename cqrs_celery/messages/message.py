@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final, Literal, dataclass_transform, get_args
 import msgspec
 
 from ..errors import RegistrationError, ReservedFieldName
+from .class_options import check_class_options, check_fixed
 from .registry import Registered, registry, where
 from .sender import current_sender
 
@@ -42,6 +43,10 @@ class MessageMeta(msgspec.StructMeta):
         **options: Any,
     ) -> Any:
         """Make the class and register it; a class with `kind` is a base and is not registered."""
+        if kind is None:
+            check_class_options(
+                f"{namespace.get('__module__')}.{namespace.get('__qualname__', cls_name)}", options
+            )
         options = {"frozen": True, "kw_only": True, **options}
         if unknown_fields is not None:
             options = {**options, **_unknown_options(cls_name, unknown_fields)}
@@ -61,6 +66,8 @@ class MessageMeta(msgspec.StructMeta):
                     " Rename the field.",
                     field=field,
                 )
+        config = cls.__struct_config__
+        check_fixed(where(cls), {name: getattr(config, name) for name in _INHERITED})
         _check_aliases(cls, aliases)
         if cls.__kind__ == "query" and (version != 1 or unknown_fields is not None):
             raise RegistrationError(
@@ -77,6 +84,9 @@ class MessageMeta(msgspec.StructMeta):
     def __init__(cls, cls_name: str, bases: tuple[type, ...], namespace: dict[str, Any], **_: Any):
         super().__init__(cls_name, bases, namespace)
 
+
+#: The fixed options that a class may have from a msgspec.Struct among its bases.
+_INHERITED: Final = ("array_like", "eq", "tag")
 
 #: What may become of fields that a class does not have.
 UnknownFields = Literal["ignore", "refuse", "keep"]

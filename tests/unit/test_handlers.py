@@ -1010,8 +1010,8 @@ def test_with_a_namespace_settings_have_its_prefix_and_others_are_left_alone() -
 
 def test_an_application_that_names_no_store_keeps_events_in_the_broker() -> None:
     app = Celery("shop", broker="reliable-redis://localhost:1", set_as_current=False)
-    assert CQRS(app).settings.event_store == "broker"
-    assert CQRS(app).settings.application == "shop"
+    settings = CQRS(app).settings
+    assert (settings.event_store, settings.application) == ("broker", "shop")
 
 
 def test_a_command_without_cqrs_app_raises_at_once() -> None:

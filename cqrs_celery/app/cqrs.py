@@ -44,6 +44,7 @@ from ..transport import TRANSPORT
 from ..transport.merging import BODY
 from ..transport.transport import SCHEMES
 from .caching import open_cache
+from .delivery import check_delivery, refusing_undelivered
 from .locks import open_locks
 from .no_store import NoEventStore, check_store
 from .relaying import RelayParts, open_relay
@@ -65,7 +66,7 @@ class CQRS:
     Args:
         app: the Celery application; its configuration holds the settings.
         store: keeps the events, in place of what `cqrs_event_store` names: any object that fulfils
-            the `EventStore` port.
+            the `EventStore` port, and delivers, if there are subscriptions to events.
         snapshots: keeps the aggregates' snapshots, in place of where the events are: any object
             that fulfils the `SnapshotStore` port.
         middleware: around every handler, the first one outermost; see `dispatch.middleware`.
@@ -145,6 +146,7 @@ class CQRS:
             serializer,
             snapshots=open_snapshots(self.app, settings, store, self._given_snapshots),
             cache=open_cache(self.app, settings, store),
+            check=refusing_undelivered(store),
         )
         relay = self.relay = open_relay(
             self.app,
@@ -196,7 +198,7 @@ class CQRS:
     def check_handlers(self) -> None:
         """Check that there is what the declared handlers and aggregates ask for.
 
-        That is an event store, locks, and aggregates whose state snapshots can hold.
+        That is an event store that delivers, locks, and aggregates whose state snapshots can hold.
 
         Raises:
             InvalidSetting: something is missing.
@@ -204,6 +206,7 @@ class CQRS:
             DuplicateRegistration: two tasks have one name.
         """
         check_store(self.store, definitions.all())
+        check_delivery(self.store)
         for definition in definitions.all():
             check_locks(self.runtime.bus.locks, definition)
             if definition.kind != "query":

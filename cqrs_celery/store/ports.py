@@ -46,7 +46,11 @@ class Subscriptions(Protocol):
 class EventStore(Protocol):
     """Keep events: append atomically, read a stream in order, read everything in order.
 
-    An event that was appended is delivered to every subscriber; that is the engine's to see to.
+    An event that was appended is delivered to every subscriber; that is the engine's to see to. It
+    shows how: by `register` and `unregister`, if it delivers within its append (see
+    `Subscriptions`); by an `outbox` and `leadership`, if a relay delivers; by `delivers = True`, if
+    it has means of its own. A wrapper forwards them. One that shows nothing is refused where there
+    are subscribers.
 
     Positions increase in the order in which events may be read. In memory and in Redis they have no
     gaps; in a SQL database an append that was refused or rolled back may leave numbers out. No

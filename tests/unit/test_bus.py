@@ -247,7 +247,11 @@ def test_a_second_handler_is_refused_and_both_are_named():
 @both_ways
 @pytest.mark.parametrize("message", [Total(), TotalSoon(), Count(id="7"), CountSoon(id="7")])
 def test_middleware_is_entered_in_its_order_and_left_in_reverse(message, how):
-    cqrs = cqrs_with(recording("first"), recording("second"), store=MemoryEventStore())
+    cqrs = cqrs_with(
+        recording("first"),
+        recording("second"),
+        store=MemoryEventStore(on_commit=lambda events: None),
+    )
     ask(cqrs, message, how)
     told = [one for one in log if one.startswith(("first", "second"))]
     assert told == ["first in", "second in", "second out", "first out"]
@@ -361,7 +365,11 @@ def test_middleware_is_around_all_repetitions_and_the_commit(how):
         log.clear()
         conflict = ConcurrencyError("another writer", stream="s", expected=0, found=1)
         failing.append(conflict)
-        ask(cqrs_with(recording("m"), store=MemoryEventStore()), message, how)
+        ask(
+            cqrs_with(recording("m"), store=MemoryEventStore(on_commit=lambda events: None)),
+            message,
+            how,
+        )
         assert log == ["m in", "handler nowhere", "handler nowhere", "m out"]
 
 

@@ -54,6 +54,11 @@ class MemoryEventStore:
         self._commits: dict[tuple[str, ...], Committed] = {}
         self._snapshots = MemorySnapshotStore()
 
+    @property
+    def delivers(self) -> bool:
+        """Whether a commit's events are given to anybody."""
+        return self._on_commit is not None
+
     def append(
         self,
         appends: Sequence[StreamAppend],

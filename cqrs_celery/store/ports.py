@@ -103,12 +103,15 @@ class EventStore(Protocol):
             StoreUnavailable: the server does not answer.
         """
 
-    def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
+    def read_all(
+        self, *, after_position: int = 0, limit: int | None = None
+    ) -> Sequence[StoredEvent]:
         """Return the store's events in the order of their positions.
 
         Args:
             after_position: the first one returned is the next event behind this position.
-            limit: the most to return.
+            limit: the most to return; None for all, however many: for a store that is large, give
+                one, and go on behind the last position until a page is empty.
 
         Returns:
             Oldest first, and none left out; empty at the end, which is in front of the first event

@@ -288,7 +288,11 @@ def result_of(found: CommandOutcome) -> CommandResult:
 
 def _tell_of_conflict(definition: Definition, error: ConcurrencyError) -> None:
     logger.warning(
-        "conflict, handler repeated",
+        "conflict on %s (expected version %s, found %s), handler %s is repeated",
+        error.stream,
+        error.expected,
+        error.found,
+        definition.function.__qualname__,
         extra={"handler": definition.function.__qualname__, "stream": error.stream},
     )
 

@@ -102,7 +102,10 @@ class HandlerTask(celery.Task):
         is_worker = not (self.request.called_directly or self.request.is_eager)
         if is_worker and not self._is_held:
             logger.error(
-                "lease lost, not started", extra={"task": self.name, "task_id": self.request.id}
+                "lease lost, not started: task %s[%s]",
+                self.name,
+                self.request.id,
+                extra={"task": self.name, "task_id": self.request.id},
             )
             raise NoLongerHeld("its lease was lost before it was started")
         try:
@@ -111,7 +114,10 @@ class HandlerTask(celery.Task):
             if not is_worker:
                 raise
             logger.error(
-                "lease lost, commit refused",
+                "lease lost, commit refused: task %s[%s]: %s",
+                self.name,
+                self.request.id,
+                error,
                 extra={
                     "task": self.name,
                     "task_id": self.request.id,
@@ -291,7 +297,13 @@ class SubscriptionTask(HandlerTask):
             found = unpack_events(argument, runtime.serializer)
             fitting = [one for one in found if one.event.__registered__.name in names]
             if len(fitting) < len(found) or not found:
-                logger.debug("event passed over", extra={"task": self.name, "parts": len(found)})
+                logger.debug(
+                    "event passed over by %s: %d of its %d parts are not for it",
+                    self.name,
+                    len(found) - len(fitting),
+                    len(found),
+                    extra={"task": self.name, "parts": len(found)},
+                )
             taken += fitting
         return taken
 

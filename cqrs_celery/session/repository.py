@@ -133,7 +133,10 @@ class Repository:
             raise
         except Exception as error:  # noqa: BLE001  from the start, it comes again or not
             logger.warning(
-                "cached aggregate does not go with its events, evicted",
+                "cached state of %s does not go with its events, evicted: %s: %s",
+                stream,
+                type(error).__name__,
+                error,
                 extra={"stream": str(stream), "why": f"{type(error).__name__}: {error}"},
             )
             cache.remove(stream)

@@ -149,7 +149,11 @@ def letter(hand: Hand, one: Taken, reason: dict[str, object], log: pytest.LogCap
     return record.getMessage()
 
 
-FAILED = {"reason": "its function failed", "exception": "builtins.KeyError", "error": "'shelf'"}
+FAILED: dict[str, object] = {
+    "reason": "its function failed",
+    "exception": "builtins.KeyError",
+    "error": "'shelf'",
+}
 
 
 def test_a_dead_letter_is_an_error_in_the_log_that_says_which_why_and_what_to_do(

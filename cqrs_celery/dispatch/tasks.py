@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -181,10 +181,23 @@ class CommandTask(HandlerTask):
                 pair.
         """
         command = _only(self, args, kwargs)
-        packed, options = prepare_command(command, self.runtime, options)
+        repeat_with = _repeat_with(options)
+        packed, options = prepare_command(command, self.runtime, {**options, **repeat_with})
         route(self.app, self.name, options, home_queue=self.home_queue)
-        with publishing(self.app, options["task_id"], self.name):
+        with publishing(self.app, options["task_id"], self.name, repeat_with):
             return super().apply_async((packed,), {}, **options)
+
+    def delay(
+        self,
+        *args: Any,
+        task_id: str | None = None,
+        idempotency_key: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Send a command; see `apply_async`, of which these are the options."""
+        given = {"task_id": task_id, IDEMPOTENCY_KEY: idempotency_key}
+        options = {name: value for name, value in given.items() if value is not None}
+        return self.apply_async(args, kwargs, **options)
 
     def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Carry out a command in this process, as a task; options are those of `apply_async`."""
@@ -420,34 +433,50 @@ def stream_of(command: Command, application: str) -> StreamName | None:
     return stream
 
 
+def _repeat_with(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that make one of two sendings of a command."""
+    ids = {"task_id": options.get("task_id") or uuid()}
+    key = options.get(IDEMPOTENCY_KEY)
+    return ids if key is None else {**ids, IDEMPOTENCY_KEY: key}
+
+
 @contextmanager
-def publishing(app: celery.Celery, message_id: str, name: str) -> Iterator[None]:
-    """Turn a server that does not take a message into `PublishFailed`, with the message's id."""
+def publishing(
+    app: celery.Celery, message_id: str, name: str, repeat_with: dict[str, str]
+) -> Iterator[None]:
+    """Turn a server that does not take a message into `PublishFailed`.
+
+    Args:
+        app: sends it.
+        message_id: its id.
+        name: its task's.
+        repeat_with: the arguments with which it is to be sent again.
+    """
+
+    def not_sent(server: str, setting: str, error: Exception) -> PublishFailed:
+        again = ", ".join(f"{name}={value!r}" for name, value in repeat_with.items())
+        return PublishFailed(
+            f"{name} [{message_id}] was not sent: the {server} does not answer"
+            f" ({' '.join(str(error).split())}). Start it, or correct {setting}; then send it again"
+            f" with {again}: the error has that as repeat_with.",
+            message_id=message_id,
+            repeat_with=repeat_with,
+        )
+
     try:
         yield
     except OperationalError as error:
-        raise _not_sent(message_id, name, "broker", "broker_url", error) from error
+        raise not_sent("broker", "broker_url", error) from error
     except Exception as error:
         # Celery subscribes to the result before it publishes, and gives up with a RuntimeError.
         if app.conf.task_always_eager or not _is_result_backend_away(app, error):
             raise
-        raise _not_sent(message_id, name, "result backend", "result_backend", error) from error
+        raise not_sent("result backend", "result_backend", error) from error
 
 
 def _is_result_backend_away(app: celery.Celery, error: Exception) -> bool:
     errors = getattr(app.backend, "connection_errors", ())
     return isinstance(error, errors) or isinstance(error.__cause__, errors)
-
-
-def _not_sent(
-    message_id: str, name: str, server: str, setting: str, error: Exception
-) -> PublishFailed:
-    return PublishFailed(
-        f"{name} [{message_id}] was not sent: the {server} does not answer"
-        f" ({' '.join(str(error).split())}). Start it, or correct {setting}; then send it again"
-        " with the same task_id.",
-        message_id=message_id,
-    )
 
 
 def _only(task: celery.Task, args: Any, kwargs: Any) -> Any:
@@ -484,7 +513,8 @@ def send_unhandled(command: Command, runtime: Runtime, options: dict[str, Any]) 
     if runtime.app.conf.task_always_eager:
         raise runtime.bus.missing(command)
     name = runtime.serializer.name_of(type(command))
-    packed, options = prepare_command(command, runtime, options)
+    repeat_with = _repeat_with(options)
+    packed, options = prepare_command(command, runtime, {**options, **repeat_with})
     route(runtime.app, name, options, home_queue=command_queue(name))
-    with publishing(runtime.app, options["task_id"], name):
+    with publishing(runtime.app, options["task_id"], name, repeat_with):
         return runtime.app.send_task(name, (packed,), **options)

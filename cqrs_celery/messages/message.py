@@ -209,18 +209,22 @@ class Command(Message, kind="command"):
             order in which they were sent, one at a time.
     """
 
-    def delay(self, *, idempotency_key: str | None = None) -> Any:
+    def delay(self, *, idempotency_key: str | None = None, task_id: str | None = None) -> Any:
         """Send the command to its handler, wherever that runs; returns a Celery AsyncResult.
 
         Args:
             idempotency_key: see `apply_async`.
+            task_id: of this sending, for one that was refused with `PublishFailed`, whose
+                `repeat_with` has it; None for a new one.
 
         Raises:
             NotConfigured: no CQRS app exists in this process.
             PublishFailed: the broker did not take it.
             ValueError: the key is no text of 1 to 200 characters.
         """
-        return self.apply_async(idempotency_key=idempotency_key)
+        if task_id is None:
+            return self.apply_async(idempotency_key=idempotency_key)
+        return self.apply_async(idempotency_key=idempotency_key, task_id=task_id)
 
     def apply_async(self, *, idempotency_key: str | None = None, **options: Any) -> Any:
         """Send the command with Celery's own options, as `countdown` or `priority`.

@@ -176,7 +176,7 @@ class Bus:
             if Session in definition.injections.values() and not definition.is_async:
                 session.enclose()
             try:
-                with handling(attempt.metadata):
+                with handling(attempt.metadata), session.watching():
                     value = _call(definition, attempt, session)
             except Exception as error:
                 # A transaction in which something failed may answer no more.
@@ -230,7 +230,7 @@ class Bus:
         session = HandlerSession(self.repository, metadata=attempt.metadata)
         try:
             try:
-                with handling(attempt.metadata):
+                with handling(attempt.metadata), session.watching():
                     value = await definition.function(
                         attempt.message, **_arguments(definition, attempt, session)
                     )

@@ -38,6 +38,7 @@ from ..messages.registry import where
 from .applies import applier_of, appliers_of
 from .snapshot_policy import AnyOf, EveryEvents, SnapshotPolicy
 from .type_names import claim
+from .watching import note_recording
 
 _RESERVED: Final = ("id", "version", "pending_events", "record")
 _TYPE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
@@ -198,6 +199,8 @@ class Aggregate:
                 " Record events where they are decided; an @applies method only sets attributes."
             )
         apply(self, event)
+        if not ledger.pending:
+            note_recording(self)
         ledger.pending.append(PendingEvent(event, new_id(), utc_now()))
 
     def __repr__(self) -> str:

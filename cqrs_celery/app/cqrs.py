@@ -57,6 +57,7 @@ from .snapshots import (
 )
 from .stores import open_store
 from .topics import open_subscriptions, open_topics
+from .unconsumed import open_unconsumed
 from .worker_queues import choose_queues
 
 
@@ -164,6 +165,7 @@ class CQRS:
             settings.command_id_ttl_s,
             settings.dead_letters,
             subscriptions=open_subscriptions(self.app, store, relay, is_reliable=self._is_reliable),
+            sent=open_unconsumed(self.app, is_reliable=self._is_reliable),
         )
 
     def _open_store(self, settings: Settings) -> EventStore:
@@ -215,6 +217,17 @@ class CQRS:
             check_snapshots()
 
     # ------------------------------------------------------------ use
+
+    def autodiscover(self, packages: Iterable[str] | None = None, *, force: bool = False) -> None:
+        """Import the modules `handlers` and `subscriptions` of packages, when a worker starts.
+
+        Args:
+            packages: their names; None for those of Django's INSTALLED_APPS.
+            force: True to import them now, as for `execute` in a process that is no worker.
+        """
+        names = None if packages is None else list(packages)
+        for module in ("handlers", "subscriptions"):
+            self.app.autodiscover_tasks(names, related_name=module, force=force)
 
     def session(self) -> Session:
         """Return a unit of work, for use outside a handler; `with` commits it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import celery
@@ -13,6 +13,13 @@ from ..messages.serializer import Serializer
 from ..store.events import DeadLetterPolicy
 from ..store.ports import EventStore, Subscriptions
 from .bus import Bus
+
+
+class SentQueues(Protocol):
+    """Whoever wants to know to which queues commands were sent."""
+
+    def note_sent(self, queue: str, name: str) -> None:
+        """Note that a command of a name was sent to a queue; costs nothing that counts."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Runtime:
         dead_letters: what its subscriptions' dead letters do, where these don't say otherwise.
         subscriptions: where workers say who gets which events and messages; None where nobody is
             told, as with a broker that has no topics.
+        sent: is told to which queues commands were sent; None for nobody.
     """
 
     app: celery.Celery
@@ -37,6 +45,7 @@ class Runtime:
     command_id_ttl_s: int
     dead_letters: DeadLetterPolicy
     subscriptions: Subscriptions | None = None
+    sent: SentQueues | None = None
 
     @property
     def application(self) -> str:
@@ -51,6 +60,11 @@ _applications: WeakKeyDictionary[celery.Celery, ReferenceType[Any]] = WeakKeyDic
 def add_application(app: celery.Celery, source: Any) -> None:
     """Make a Celery application's `CQRS` known; it is asked for its `runtime` when needed."""
     _applications[app] = ref(source)
+
+
+def has_application(app: celery.Celery) -> bool:
+    """Say whether a Celery application has a `CQRS`."""
+    return app in _applications
 
 
 def runtime_of(app: celery.Celery, what: str = "this") -> Runtime:

@@ -182,10 +182,13 @@ class CommandTask(HandlerTask):
         """
         command = _only(self, args, kwargs)
         repeat_with = _repeat_with(options)
-        packed, options = prepare_command(command, self.runtime, {**options, **repeat_with})
+        runtime = self.runtime
+        packed, options = prepare_command(command, runtime, {**options, **repeat_with})
         route(self.app, self.name, options, home_queue=self.home_queue)
         with publishing(self.app, options["task_id"], self.name, repeat_with):
-            return super().apply_async((packed,), {}, **options)
+            result = super().apply_async((packed,), {}, **options)
+        _note_sent(runtime, options, self.name)
+        return result
 
     def delay(
         self,
@@ -517,4 +520,12 @@ def send_unhandled(command: Command, runtime: Runtime, options: dict[str, Any]) 
     packed, options = prepare_command(command, runtime, {**options, **repeat_with})
     route(runtime.app, name, options, home_queue=command_queue(name))
     with publishing(runtime.app, options["task_id"], name, repeat_with):
-        return runtime.app.send_task(name, (packed,), **options)
+        result = runtime.app.send_task(name, (packed,), **options)
+    _note_sent(runtime, options, name)
+    return result
+
+
+def _note_sent(runtime: Runtime, options: Mapping[str, Any], name: str) -> None:
+    queue = options.get("queue")
+    if runtime.sent is not None and type(queue) is str:
+        runtime.sent.note_sent(queue, name)

@@ -17,6 +17,7 @@ import msgspec
 
 from ..errors import RegistrationError, ReservedFieldName
 from .class_options import check_class_options, check_fixed
+from .pydantic_schema import core_schema_of, json_schema_of
 from .registry import Registered, registry, where
 from .sender import current_sender
 
@@ -175,6 +176,16 @@ class Message(msgspec.Struct, metaclass=MessageMeta, kind="message", frozen=True
     __aggregate__: ClassVar[type | None] = None
     __key__: ClassVar[str | None] = None
     __keeps_unknown__: ClassVar[bool] = False
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Return what makes Pydantic and FastAPI take a message; they ask for it."""
+        return core_schema_of(cls)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        """Return the JSON schema that stands in OpenAPI."""
+        return json_schema_of(cls)
 
     def __json__(self) -> dict[str, Any]:
         """Return the plain values that Celery's JSON encoder writes for a message."""

@@ -16,7 +16,7 @@ CAPABILITIES = "register and unregister; or outbox and leadership; or delivers =
 
 
 def delivers(store: EventStore) -> bool:
-    """Say whether what is committed to a store reaches its subscribers."""
+    """Return whether what is committed to a store reaches its subscribers."""
     has = any(hasattr(store, name) for name in ("register", "outbox"))
     return has or bool(getattr(store, "delivers", False)) or isinstance(store, NoEventStore)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -15,8 +16,8 @@ from ..transport.clients import BrokerClient
 
 logger = logging.getLogger(__name__)
 
-#: Seconds to wait for the broker's answer; nobody waits for it.
-ANSWER_S: Final = 5.0
+#: Seconds to wait for the broker's answer; only a process that ends waits for it.
+ANSWER_S: Final = 1.0
 
 
 class UnconsumedQueues:
@@ -42,10 +43,10 @@ class UnconsumedQueues:
         """
         if queue not in self._seen:
             self._seen.add(queue)
-            look = threading.Thread(
-                target=self.look, args=(queue, name), name="cqrs-unconsumed", daemon=True
-            )
-            look.start()
+            # No daemon: a script that sends and ends is told, too.
+            look = threading.Thread(target=self.look, args=(queue, name), name="cqrs-unconsumed")
+            with contextlib.suppress(RuntimeError):  # the interpreter ends: no thread can begin
+                look.start()
 
     def look(self, queue: str, name: str) -> None:
         """Warn if no live worker consumes a queue; raises nothing."""

@@ -63,7 +63,7 @@ def add_application(app: celery.Celery, source: Any) -> None:
 
 
 def has_application(app: celery.Celery) -> bool:
-    """Say whether a Celery application has a `CQRS`."""
+    """Return whether a Celery application has a `CQRS`."""
     return app in _applications
 
 
@@ -87,7 +87,8 @@ def current_app(what: str, name: str = "") -> celery.Celery:
     """Return the CQRS application to use here.
 
     Of several in one process, that is the one that the name begins with; without such, or if there
-    are several of that name, Celery's current one, else the newest.
+    are several of that name, Celery's current one, else the newest. While a test has an application
+    in memory as Celery's current one, it is that, so that nothing leaves the test.
 
     Args:
         what: names in errors what needs it.
@@ -104,11 +105,18 @@ def current_app(what: str, name: str = "") -> celery.Celery:
         )
     if len(applications) == 1:
         return applications[0]
+    current = celery.current_app._get_current_object()
+    if current in _applications and _takes_everything(current):
+        return current
     application, dot, _ = name.partition(".")
     named = [app for app in applications if dot and _name_of(app) == application]
     candidates = named or applications
-    current = celery.current_app._get_current_object()
     return current if current in candidates else candidates[-1]
+
+
+def _takes_everything(app: celery.Celery) -> bool:
+    """Return whether commands of other names are an application's, too, as in a test."""
+    return bool(getattr(_applications[app](), "takes_everything", False))
 
 
 def _name_of(app: celery.Celery) -> str:

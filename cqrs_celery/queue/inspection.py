@@ -151,7 +151,7 @@ class QueueInspector:
         return int(seconds) * 1000 + int(micros) // 1000
 
     def is_consumed(self, queue: str) -> bool:
-        """Say whether a consumer whose lease lasts takes from a queue; two round trips."""
+        """Return whether a consumer whose lease lasts takes from a queue; two round trips."""
         now = self.now_ms()
         live = self._redis.zrangebyscore(self._queue.key("consumers"), f"({now}", "+inf")
         pipeline = self._redis.pipeline(transaction=False)

@@ -60,6 +60,9 @@ class InMemoryCQRS(CQRS):
         published: the messages that were published, in order.
     """
 
+    #: Commands of other applications are kept here, too, and never sent by those.
+    takes_everything = True
+
     def __init__(self, app: celery.Celery, *, middleware: Iterable[Middleware] = ()) -> None:
         super().__init__(app, middleware=middleware)
         self.sent: list[Command] = []

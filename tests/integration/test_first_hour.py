@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from cqrs_celery.app.unconsumed import UnconsumedQueues
 from tests import depot
 from tests.depot import FillBox
 from tests.integration.conftest import WorkerFactory
-from tests.nodes import WorkerNode
+from tests.nodes import REPOSITORY, WorkerNode
 from tests.waiting import wait_until
 
 #: An application whose CQRS was forgotten.
@@ -123,3 +125,23 @@ def test_a_sender_is_told_once_that_nobody_takes_its_commands(
         caplog.clear()
         unconsumed.look("depot.commands", "depot.fill_box")
         assert not caplog.messages
+
+
+SENDER = """
+    import logging, sys
+    from tests import depot
+
+    logging.basicConfig(format="%(message)s")
+    cqrs = depot.client(sys.argv[1])
+    depot.FillBox(id="sent", count=1).delay()
+"""
+
+
+def test_a_script_that_sends_and_ends_is_told_too(redis_url: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SENDER), redis_url],
+        capture_output=True, text=True, timeout=60, check=True, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert done.stderr.startswith(
+        "depot.fill_box was sent to the queue depot.commands, which no live worker consumes"
+    )

@@ -17,6 +17,7 @@ from cqrs_celery.dispatch.definitions import definitions
 from cqrs_celery.dispatch.runtime import current_app
 from cqrs_celery.dispatch.tasks import route
 from cqrs_celery.errors import DuplicateRegistration
+from cqrs_celery.testing.scenario import in_memory
 
 
 class Planted(Event, name="garden.planted"):
@@ -227,3 +228,15 @@ def test_a_command_of_an_application_that_is_not_here_is_sent_by_the_current_one
     assert current_app("Mow", Mow.__registered__.name) is garden.app
     farm.app.set_current()
     assert current_app("Mow", Mow.__registered__.name) is farm.app
+
+
+def test_nothing_leaves_a_test_that_plays_in_memory() -> None:
+    # given an application in use, and a test whose application has another name
+    garden = application("garden")
+    with in_memory("scene") as scene:
+        # when a command of the first one's name is sent in the test
+        Plant(id="rose").delay()
+        # then it stays there
+        assert scene.sent == [Plant(id="rose")]
+        assert len(scene.store.read_all()) == 1
+    assert not garden.store.read_all()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,3 +220,33 @@ def test_without_names_djangos_apps_are_meant(app: Celery, monkeypatch: pytest.M
         ((None,), {"related_name": "handlers", "force": False}),
         ((None,), {"related_name": "subscriptions", "force": False}),
     ]
+
+
+DJANGO = """
+    import os, sys
+    import django
+    from django.conf import settings
+
+    settings.configure(INSTALLED_APPS=["hour_shop", "hour_empty"])
+    os.environ["DJANGO_SETTINGS_MODULE"] = "hour_settings"
+    django.setup()
+
+    from celery import Celery
+    from cqrs_celery import CQRS
+
+    app = Celery("hour", broker="memory://")
+    CQRS(app).autodiscover()
+    app.loader.import_default_modules()
+    print(*sorted(name for name in sys.modules if name.startswith("hour_")))
+"""
+
+
+def test_handlers_of_djangos_apps_are_found(package: str, tmp_path: Path) -> None:
+    (tmp_path / "hour_settings.py").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(DJANGO)],
+        capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == [
+        "hour_empty", package, f"{package}.handlers", f"{package}.subscriptions"
+    ], done.stderr  # fmt: skip

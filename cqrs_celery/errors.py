@@ -359,9 +359,14 @@ class LockTimeout(CQRSError):
 
 
 class PublishFailed(CQRSError):
-    """Say which message could not be handed to the broker; the driver's error is its cause."""
+    """A message could not be handed to the broker; the driver's error is the cause.
+
+    `repeat_with` has the keyword arguments with which it is sent again without having its effect
+    twice, if it was sent after all: `command.delay(**error.repeat_with)`.
+    """
 
     message_id: str
+    repeat_with: dict[str, str]
 
 
 class QueueFull(PublishFailed):

@@ -10,8 +10,10 @@ its start.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
 
@@ -34,7 +36,7 @@ from ..dispatch.middleware import Middleware, checked
 from ..dispatch.publishing import Published, Publisher
 from ..dispatch.runtime import Runtime, add_application, current_app
 from ..dispatch.tasks import send_unhandled, stream_of
-from ..errors import ConfigurationError, InvalidSetting
+from ..errors import ConfigurationError, DuplicateRegistration, InvalidSetting
 from ..messages.message import Command, Message, Query
 from ..messages.metadata import Metadata, new_id
 from ..messages.sender import use_sender
@@ -44,23 +46,25 @@ from ..session.session import Session
 from ..store.events import StoredEvent
 from ..store.ports import EventStore, SnapshotStore
 from ..transport import TRANSPORT
-from ..transport.merging import BATCH_ARGUMENT, BODY
+from ..transport.merging import BODY
 from ..transport.transport import SCHEMES
 from .caching import open_cache
+from .delivery import check_delivery, refusing_undelivered
 from .in_process_delivery import InProcessDelivery
 from .locks import open_locks
 from .no_store import NoEventStore, check_store
 from .relaying import RelayParts, open_relay
-from .settings import BROKER, IN_A_TASK, Settings, check_broker, check_tasks, read_settings
+from .settings import BROKER, Settings, check_broker, check_tasks, read_settings
 from .snapshots import (
     add_snapshot_task,
     check_snapshots,
     forget_lost,
     open_snapshots,
-    snapshot_queue,
 )
 from .stores import open_store
 from .topics import open_subscriptions, open_topics
+from .unconsumed import open_unconsumed
+from .worker_queues import choose_queues
 
 
 class CQRS:
@@ -69,13 +73,14 @@ class CQRS:
     Args:
         app: the Celery application; its configuration holds the settings.
         store: keeps the events, in place of what `cqrs_event_store` names: any object that fulfils
-            the `EventStore` port.
+            the `EventStore` port, and delivers, if there are subscriptions to events.
         snapshots: keeps the aggregates' snapshots, in place of where the events are: any object
             that fulfils the `SnapshotStore` port.
         middleware: around every handler, the first one outermost; see `dispatch.middleware`.
 
     Raises:
         RegistrationError: something among the middleware is none.
+        DuplicateRegistration: the Celery application has one already; it is `app.cqrs`.
     """
 
     def __init__(
@@ -86,6 +91,9 @@ class CQRS:
         snapshots: SnapshotStore | None = None,
         middleware: Iterable[Middleware] = (),
     ) -> None:
+        frame = sys._getframe(1)
+        self._made_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        _check_is_first(app, self._made_at)
         self.app = app
         self._given_store = store
         self._given_snapshots = snapshots
@@ -144,6 +152,7 @@ class CQRS:
             serializer,
             snapshots=open_snapshots(self.app, settings, store, self._given_snapshots),
             cache=open_cache(self.app, settings, store),
+            check=refusing_undelivered(store),
         )
         relay = self.relay = open_relay(
             self.app,
@@ -161,6 +170,7 @@ class CQRS:
             settings.command_id_ttl_s,
             settings.dead_letters,
             subscriptions=open_subscriptions(self.app, store, relay, is_reliable=self._is_reliable),
+            sent=open_unconsumed(self.app, is_reliable=self._is_reliable),
         )
 
     def _open_store(self, settings: Settings) -> EventStore:
@@ -195,19 +205,34 @@ class CQRS:
     def check_handlers(self) -> None:
         """Check that there is what the declared handlers and aggregates ask for.
 
-        That is an event store, locks, and aggregates whose state snapshots can hold.
+        That is an event store that delivers, locks, and aggregates whose state snapshots can hold.
 
         Raises:
             InvalidSetting: something is missing.
             RegistrationError: an aggregate that has snapshots can't have any.
+            DuplicateRegistration: two tasks have one name.
         """
         check_store(self.store, definitions.all())
+        check_delivery(self.store)
         for definition in definitions.all():
             check_locks(self.runtime.bus.locks, definition)
+            if definition.kind != "query":
+                task_of(self.app, definition)
         if self.runtime.bus.repository.snapshots is not None:
             check_snapshots()
 
     # ------------------------------------------------------------ use
+
+    def autodiscover(self, packages: Iterable[str] | None = None, *, force: bool = False) -> None:
+        """Import the modules `handlers` and `subscriptions` of packages, when a worker starts.
+
+        Args:
+            packages: their names; None for those of Django's INSTALLED_APPS.
+            force: True to import them now, as for `execute` in a process that is no worker.
+        """
+        names = None if packages is None else list(packages)
+        for module in ("handlers", "subscriptions"):
+            self.app.autodiscover_tasks(names, related_name=module, force=force)
 
     def session(self) -> Session:
         """Return a unit of work, for use outside a handler; `with` commits it.
@@ -334,10 +359,7 @@ class CQRS:
     def _attempt(self, command: Command, key: str | None) -> Attempt:
         name = self.runtime.serializer.name_of(type(command))
         command_id = new_id() if key is None else command_id_of(name, checked_key(key))
-        current = current_metadata()
-        metadata = Metadata(
-            correlation_id=current.correlation_id or command_id, causation_id=command_id
-        )
+        metadata = Metadata.caused_by(command_id, current_metadata())
         stream = stream_of(command, self.settings.application)
         if key is None:
             return Attempt(command, metadata, stream=stream)
@@ -369,7 +391,10 @@ class CQRS:
     def _on_finalized(self, sender: Any = None, **_: Any) -> None:
         add_snapshot_task(self.app)
         for definition in definitions.all():
-            self._on_declared(definition)
+            # What a signal's receiver raises, Celery logs, and goes on. Whoever uses the task is
+            # told, and a worker that starts.
+            with suppress(DuplicateRegistration):
+                self._on_declared(definition)
 
     def _on_declared(self, definition: Definition) -> None:
         if self.app.finalized and definition.kind != "query":
@@ -379,27 +404,19 @@ class CQRS:
         """Check the settings, and consume the queues of all handlers unless -Q says which."""
         if instance is None or instance.app is not self.app:
             return
-        try:
-            runtime = self.runtime
-        except ConfigurationError:
-            return  # a step of the worker's finds it again, and can end that
-        for definition in definitions.all():
-            if definition.kind != "query":
-                runtime.app.amqp.queues.select_add(task_of(self.app, definition).home_queue)
-        if self.settings.snapshots == IN_A_TASK:
-            runtime.app.amqp.queues.select_add(snapshot_queue(self.settings.application))
-        self._tell_batches()
+        # A step of the worker's finds it again, and can end that.
+        with suppress(ConfigurationError):
+            choose_queues(self.runtime.app, self.settings)
 
-    def _tell_batches(self) -> None:
-        """Let the queues of functions that take many events say so, however they were chosen."""
-        queues = self.app.amqp.queues
-        for definition in definitions.all():
-            name = task_of(self.app, definition).home_queue if definition.batch else ""
-            if name in queues.consume_from:
-                queue = queues.consume_from[name]
-                told = queue.queue_arguments or {}
-                most = max(definition.batch, told.get(BATCH_ARGUMENT, 0))
-                queue.queue_arguments = {**told, BATCH_ARGUMENT: most}
+
+def _check_is_first(app: celery.Celery, here: str) -> None:
+    first = getattr(app, "cqrs", None)
+    if isinstance(first, CQRS):
+        raise DuplicateRegistration(
+            f"CQRS(app) was called twice for Celery's app {app.main!r}, at {first._made_at} and at"
+            f" {here}: a second one would have an event store of its own. Use app.cqrs, which is"
+            " the first, and give it there what it needs."
+        )
 
 
 class _CurrentApplication:
@@ -407,5 +424,6 @@ class _CurrentApplication:
 
     def send_command(self, command: Any, **options: Any) -> Any:
         """Send a command by the current application."""
-        app = current_app(type(command).__qualname__)
+        cls: Any = type(command)
+        app = current_app(cls.__qualname__, cls.__registered__.name)
         return app.cqrs.send_command(command, **options)

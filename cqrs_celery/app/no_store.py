@@ -57,7 +57,9 @@ class NoEventStore:
         """
         self._refuse()
 
-    def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
+    def read_all(
+        self, *, after_position: int = 0, limit: int | None = None
+    ) -> Sequence[StoredEvent]:
         """Refuse.
 
         Raises:

@@ -14,7 +14,7 @@ from celery.bin.base import CeleryCommand
 from ..errors import MissingDependency
 from ..messages.compression import expand
 from ..queue.dead_letters import DeadLetters
-from ..queue.values import DeadLetter
+from ..queue.values import DeadLetter, LetterPolicy
 from ..transport import wire
 from .broker import broker_channel, is_reply_queue
 from .stored import head_of, parsed
@@ -27,6 +27,10 @@ _ANSWERS = {
     "tried": "is being tried already",
     "archived": "is archived: say --archived",
 }
+
+
+#: The alarm of a letter that is not archived, and has no crowd behind it.
+BLOCKS = "blocks its sequence: retry it, or discard it"
 
 
 class Row(NamedTuple):
@@ -186,22 +190,38 @@ def discard(context: click.Context, /, **options: Any) -> None:
 
 
 @dead_letters.command(cls=CeleryCommand, name="check")
+@click.option(
+    "--older-than",
+    "older_than_s",
+    type=float,
+    default=0.0,
+    metavar="SECONDS",
+    help="Pass over letters that block, but first failed since.",
+)
+@click.option(
+    "--waiting",
+    "least_waiting",
+    type=int,
+    default=0,
+    metavar="NUMBER",
+    help="Pass over letters that block, but have fewer messages behind them.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def check(context: click.Context, as_json: bool) -> None:
+def check(context: click.Context, older_than_s: float, least_waiting: int, as_json: bool) -> None:
     """Say what needs somebody; the exit code is 1 if anything does.
 
-    That is an archived letter, or one with more behind it than `cqrs_dead_letter_crowd`.
+    That is a letter that blocks its sequence, within the bounds; and, whatever these are, one that
+    is archived, or has more behind it than `cqrs_dead_letter_crowd`.
     """
     alarms = []
     with broker_channel(context) as channel:
         letters = channel.queue.letters
         for row, letter in _find(context, letters, Filter()):
-            policy = letters.policy(letter.queue)
-            if row.state == "archived":
-                alarms.append((row, "archived: retry it with --archived, or discard it"))
-            elif policy is not None and row.waiting > policy.crowd:
-                alarms.append((row, f"more than {policy.crowd} wait behind it"))
+            alarm = _alarm(row, letters.policy(letter.queue))
+            is_within = row.age_s >= older_than_s and row.waiting >= least_waiting
+            if alarm and (is_within or alarm != BLOCKS):
+                alarms.append((row, alarm))
     rows = [
         {"id": row.id, "subscription": row.subscription, "aggregate": row.aggregate,
          "waiting": row.waiting, "alarm": text}
@@ -216,6 +236,18 @@ def check(context: click.Context, as_json: bool) -> None:
         )
     if alarms:
         context.exit(1)
+
+
+def _alarm(row: Row, policy: LetterPolicy | None) -> str:
+    """Return why a letter needs somebody; empty if it does not."""
+    if row.state == "archived":
+        return "archived: retry it with --archived, or discard it"
+    if policy is None:
+        return ""
+    if row.waiting > policy.crowd:
+        return f"more than {policy.crowd} wait behind it"
+    is_blocking = row.aggregate and row.state == "dead" and policy.kind != "continue"
+    return BLOCKS if is_blocking else ""
 
 
 def _order(

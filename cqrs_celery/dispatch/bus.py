@@ -181,7 +181,7 @@ class Bus:
             if Session in definition.injections.values() and not definition.is_async:
                 session.enclose()
             try:
-                with handling(attempt.metadata, _name_of(definition)):
+                with handling(attempt.metadata, _name_of(definition)), session.watching():
                     value = _call(definition, attempt, session)
             except Exception as error:
                 # A transaction in which something failed may answer no more.
@@ -235,7 +235,7 @@ class Bus:
         session = HandlerSession(self.repository, metadata=attempt.metadata)
         try:
             try:
-                with handling(attempt.metadata, _name_of(definition)):
+                with handling(attempt.metadata, _name_of(definition)), session.watching():
                     value = await definition.function(
                         attempt.message, **_arguments(definition, attempt, session)
                     )
@@ -295,7 +295,11 @@ def result_of(found: CommandOutcome) -> CommandResult:
 
 def _tell_of_conflict(definition: Definition, error: ConcurrencyError) -> None:
     logger.warning(
-        "conflict, handler repeated",
+        "conflict on %s (expected version %s, found %s), handler %s is repeated",
+        error.stream,
+        error.expected,
+        error.found,
+        definition.function.__qualname__,
         extra={"handler": definition.function.__qualname__, "stream": error.stream},
     )
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from ..errors import RegistrationError
 from ..messages.registry import where
 from ..refusal import Refusal
+from . import consuming  # noqa: F401  connects itself to a worker's start
 from .conflicts import (
     IF_THERE_ARE_LOCKS,
     LOCK_WAIT_S,

@@ -49,6 +49,18 @@ class Definition:
     lettering: Lettering = field(default_factory=Lettering)
     batch: int = 0
 
+    def renew(self) -> bool:
+        """Take the classes that have taken the place of its own; returns whether there are such.
+
+        That is so after the module of the messages was reloaded, and the handler's was not.
+        """
+        current = tuple(map(registry.current, self.messages))
+        is_old = current != self.messages
+        if is_old:
+            # What was built on the definition, such as tasks, goes on with it.
+            object.__setattr__(self, "messages", current)
+        return is_old
+
     @property
     def is_async(self) -> bool:
         """Whether its function must be awaited."""
@@ -82,17 +94,18 @@ class Definitions:
         self._by_key: dict[tuple[Any, ...], Definition] = {}
         self._listeners: list[WeakMethod[Callable[[Definition], None]]] = []
         self._names: dict[Definition, frozenset[str]] = {}
-        self._generation = -1
+        self._generation = self._renewed_at = -1
 
     def add(self, definition: Definition) -> None:
         """Declare a handler.
 
         Raises:
             DuplicateRegistration: another function handles the command or query, takes the event
-                in the same subscription, or has the same name in it.
+                in the same subscription, has the same name in it, or has a task of the same name.
             RegistrationError: another function of the subscription says otherwise of its order or
                 its dead letters.
         """
+        self._renew()
         keys = list(_keys(definition))
         for key in keys:
             other = self._by_key.get(key)
@@ -102,18 +115,40 @@ class Definitions:
                     f" {where(definition.function)}; expected one. Remove one of them"
                     + (", or give it a subscription." if definition.kind == "event" else ".")
                 )
+        self._check_task_name(definition)
         self._check_agreement(definition)
         for key in [k for k, d in self._by_key.items() if d.place == definition.place]:
             if self._by_key[key].messages == definition.messages:
                 del self._by_key[key]
         self._by_key.update(dict.fromkeys(keys, definition))
         self._names = {}
+        try:
+            self._tell(definition)
+        except DuplicateRegistration:
+            for key in keys:
+                del self._by_key[key]
+            raise
+
+    def _tell(self, definition: Definition) -> None:
         for reference in list(self._listeners):
             listener = reference()
             if listener is None:
                 self._listeners.remove(reference)
             else:
                 listener(definition)
+
+    def _check_task_name(self, definition: Definition) -> None:
+        """Refuse a task's name that is taken, whatever the application is called.
+
+        A name with the application in it and one without are alike in that application alone, where
+        `task_of` finds it.
+        """
+        for other in dict.fromkeys(self._by_key.values()):
+            if "query" in (other.kind, definition.kind) or other.place == definition.place:
+                continue
+            name = definition.task_name("")
+            if other.task_name("") == name:
+                raise task_name_taken(name.lstrip("."), other, definition)
 
     def _check_agreement(self, definition: Definition) -> None:
         for other in self.all() if definition.subscription else ():
@@ -134,13 +169,31 @@ class Definitions:
         """Call a method with every handler that is declared from now on, while its object lives."""
         self._listeners.append(WeakMethod(listener))
 
+    def _renew(self) -> None:
+        """Renew the definitions after the registration of messages, which may be a reload."""
+        self._renewed_at = registry.generation
+        known = dict.fromkeys(self._by_key.values())
+        # All of them, not up to the first that was renewed.
+        renewed = [definition.renew() for definition in known]
+        if any(renewed):
+            self._by_key = {key: one for one in known for key in _keys(one)}
+            self._names = {}
+
     def all(self) -> list[Definition]:
         """Return the handlers in the order of their declaration."""
+        if self._renewed_at != registry.generation:
+            self._renew()
         return list(dict.fromkeys(self._by_key.values()))
 
     def handler_of(self, message: type[Any]) -> Definition | None:
         """Return the handler of a command or query class; None if nobody declared one."""
-        return self._by_key.get((message.__kind__, message))
+        if self._renewed_at != registry.generation:
+            self._renew()
+        found = self._by_key.get((message.__kind__, message))
+        if found is None and registry.has_reloaded:
+            # It may be of the former class, which somebody has imported from the module.
+            found = self._by_key.get((message.__kind__, registry.current(message)))
+        return found
 
     def topics_of(self, definition: Definition) -> list[type[Any]]:
         """Return the classes of events and messages that a subscription's function gets.
@@ -178,6 +231,7 @@ class Definitions:
 
     def subscribers_of(self, event: type[Any]) -> list[Definition]:
         """Return the subscriptions' functions that get a class of events or messages."""
+        event = registry.current(event)
         return [d for d in self.all() if d.kind == "event" and event in self.topics_of(d)]
 
 
@@ -197,6 +251,22 @@ def _claim(definition: Definition, key: tuple[Any, ...]) -> str:
     if key[0] == "task":
         return f"the name {key[2]!r} in subscription {key[1] or key[2]!r}"
     return f"{key[2].__qualname__} in subscription {key[1]!r}"
+
+
+def task_name_taken(name: str, one: Definition, other: Definition) -> DuplicateRegistration:
+    """Return the error for two handlers whose tasks would have one name; names both."""
+    return DuplicateRegistration(
+        f"the task name {name!r} is claimed by {_role(one)}, {where(one.function)}, and by"
+        f" {_role(other)}, {where(other.function)}: one of them would never run. Rename the"
+        " command, the function, or the subscription of one of them."
+    )
+
+
+def _role(definition: Definition) -> str:
+    if definition.kind != "event":
+        return f"the handler of the {definition.kind} {definition.messages[0].__qualname__}"
+    name = definition.subscription or definition.function.__name__
+    return f"a function of the subscription {name!r}"
 
 
 #: What was declared in this process.

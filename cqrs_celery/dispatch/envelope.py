@@ -58,7 +58,7 @@ def pack_command(command: Any, serializer: Serializer) -> dict[str, Any]:
 
 
 def unpack_command(
-    plain: Any, serializer: Serializer, *, command_id: str, root_id: str = ""
+    plain: Any, serializer: Serializer, *, command_id: str, root_id: str = "", parent_id: str = ""
 ) -> tuple[Any, Metadata]:
     """Return the command in a task's argument, and the metadata for what it brings about.
 
@@ -67,6 +67,7 @@ def unpack_command(
         serializer: decodes it.
         command_id: causes what follows, and begins it where nothing did before.
         root_id: Celery's, for a command that came as a part of a chain, group or chord.
+        parent_id: Celery's, of the task that sent it or that was before it in the chain.
 
     Raises:
         UnknownMessageType: its name and version are not registered.
@@ -74,8 +75,22 @@ def unpack_command(
     """
     command = serializer.from_plain("command", plain)
     came_with = plain.get("metadata") if isinstance(plain, dict) else None
-    correlation_id = (came_with or {}).get("correlation_id") or root_id or command_id
-    return command, Metadata(correlation_id=correlation_id, causation_id=command_id)
+    if came_with:
+        trace = _trace(came_with, plain)
+    else:
+        trace = Metadata(correlation_id=root_id, causation_id=parent_id)
+    return command, Metadata.caused_by(command_id, trace)
+
+
+def _trace(came_with: Any, plain: dict[str, Any]) -> Metadata:
+    try:
+        return msgspec.convert(came_with, Metadata)
+    except msgspec.ValidationError as error:
+        raise MalformedMessage(
+            f"a {plain['type']} came without a trace that can be read: {error}",
+            name=plain["type"],
+            version=plain["version"],
+        ) from error
 
 
 def key_of(plain: Any) -> str | None:
@@ -121,8 +136,7 @@ def pack_message(message: Any, serializer: Serializer, *, message_id: str) -> di
     Raises:
         MalformedMessage: a field holds a value that JSON has no form for.
     """
-    correlation_id = current_metadata().correlation_id or message_id
-    metadata = Metadata(correlation_id=correlation_id, causation_id=message_id)
+    metadata = Metadata.caused_by(message_id, current_metadata())
     plain = serializer.to_plain(message)
     return {**plain, MESSAGE_ID: message_id, "metadata": msgspec.to_builtins(metadata)}
 
@@ -139,15 +153,7 @@ def unpack_message(plain: dict[str, Any], serializer: Serializer) -> tuple[Any, 
         UnknownMessageType: its name and version are not registered.
         MalformedMessage: it does not fit its type.
     """
-    message = serializer.from_plain("message", plain)
-    try:
-        return message, msgspec.convert(plain.get("metadata"), Metadata)
-    except msgspec.ValidationError as error:
-        raise MalformedMessage(
-            f"a message came without a trace that can be read: {error}",
-            name=plain["type"],
-            version=plain["version"],
-        ) from error
+    return serializer.from_plain("message", plain), _trace(plain.get("metadata"), plain)
 
 
 def pack_event(stored: StoredEvent) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from typing import Any
 import celery
 from celery.utils.functional import head_from_fun
 
-from .definitions import Definition
+from ..errors import DuplicateRegistration
+from ..messages.registry import where
+from .definitions import Definition, definitions, task_name_taken
 from .retrying import as_tuple
 from .runtime import current_app, runtime_of
 from .tasks import BatchTask, CommandTask, HandlerTask, SubscriptionTask, command_queue
@@ -40,8 +42,11 @@ class Handler:
         Raises:
             NotConfigured: there is no CQRS app in this process.
         """
-        app = current_app(self.definition.function.__qualname__)
-        return task_of(app, self.definition)
+        definition = self.definition
+        is_event = definition.kind == "event"
+        name = definition.subscription if is_event else definition.messages[0].__registered__.name
+        app = current_app(definition.function.__qualname__, name)
+        return task_of(app, definition)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -53,7 +58,11 @@ class Handler:
 
 
 def task_of(app: celery.Celery, definition: Definition) -> celery.Task:
-    """Return a handler's task in an application, made where it is missing."""
+    """Return a handler's task in an application, made where it is missing.
+
+    Raises:
+        DuplicateRegistration: another handler, or another task of the application, has its name.
+    """
     name = definition.task_name(runtime_of(app).application)
     task = app.tasks.get(name)
     if task is None or getattr(task, "definition", None) is not definition:
@@ -61,10 +70,30 @@ def task_of(app: celery.Celery, definition: Definition) -> celery.Task:
     return task
 
 
+def _check_name(app: celery.Celery, definition: Definition, name: str) -> None:
+    task = app.tasks.get(name)
+    if task is None:
+        return
+    other = getattr(task, "definition", None)
+    if other is None:
+        function = getattr(task, "__wrapped__", None) or type(task)
+        raise DuplicateRegistration(
+            f"the task name {name!r} is claimed by the Celery task {where(function)} and by"
+            f" {where(definition.function)}: one of them would never run. Rename one of them."
+        )
+    if other.place != definition.place and other in definitions.all():
+        raise task_name_taken(name, other, definition)
+
+
 def build_task(app: celery.Celery, definition: Definition) -> celery.Task:
-    """Make a handler's task in an application."""
+    """Make a handler's task in an application.
+
+    Raises:
+        DuplicateRegistration: another handler, or another task of the application, has its name.
+    """
     application = runtime_of(app).application
     name = definition.task_name(application)
+    _check_name(app, definition, name)
     is_command = definition.kind == "command"
     home = command_queue(name) if is_command else definition.subscription_name(application)
     base: type[HandlerTask] = BatchTask if definition.batch else SubscriptionTask

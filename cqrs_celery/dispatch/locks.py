@@ -155,7 +155,12 @@ class CommandLock:
 
     def _do_without(self, error: StoreUnavailable) -> None:
         self._is_wanted = False
-        logger.warning("no lock to be had, handler repeated without", extra={"why": str(error)})
+        logger.warning(
+            "no lock of %s to be had, handler repeated without: %s",
+            self._stream,
+            error,
+            extra={"stream": str(self._stream), "why": str(error)},
+        )
 
 
 def check_locks(locks: Locks | None, definition: Definition) -> None:

@@ -123,25 +123,31 @@ def log_calls(call: Call) -> Iterator[None]:
         "handler": call.handler,
         "correlation_id": call.metadata.correlation_id,
     }
-    logger.debug("handler begins", extra=extra)
+    logger.debug("handler %s of %s begins", call.handler, call.name, extra=extra)
     began = time.perf_counter()
     try:
         yield
     except Exception as error:
         extra |= {"duration_ms": _ms_since(began), "error": f"{type(error).__name__}: {error}"}
         if isinstance(error, Refusal) and call.kind in ("command", "query"):
-            logger.info(
-                "handler %s of %s refused after %s ms: %s",
-                call.handler,
-                call.name,
-                extra["duration_ms"],
-                extra["error"],
-                extra=extra,
-            )
+            level, ended = logging.INFO, "refused"
         else:
-            logger.warning("handler failed", extra=extra)
+            level, ended = logging.WARNING, "failed"
+        logger.log(
+            level,
+            "handler %s of %s %s after %s ms: %s",
+            call.handler,
+            call.name,
+            ended,
+            extra["duration_ms"],
+            extra["error"],
+            extra=extra,
+        )
         raise
-    logger.info("handler done", extra={**extra, "duration_ms": _ms_since(began)})
+    extra["duration_ms"] = _ms_since(began)
+    logger.info(
+        "handler %s of %s done in %s ms", call.handler, call.name, extra["duration_ms"], extra=extra
+    )
 
 
 def time_calls(observe: Callable[[Call, float], None]) -> Middleware:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple, Protocol
 
-from ..errors import InvalidSetting, MalformedMessage
+from ..errors import InvalidSetting, MalformedMessage, PublishFailed
 from ..messages.message import Message
 from ..messages.metadata import new_id
 from .context import current_metadata
@@ -86,16 +86,20 @@ class Publisher:
         if self._topics is None or self._runtime.app.conf.task_always_eager:
             return self._send(message, packed, capacity)
         name = self._runtime.serializer.name_of(type(message))
-        count = self._topics.publish(
-            topic_of(type(message), self._runtime.serializer),
-            _json(name, packed).join(self._body),
-            message_id=_inside_json(own_id),
-            root_id=_inside_json(packed["metadata"]["correlation_id"]),
-            parent_id=_inside_json(current_metadata().causation_id),
-            sequence=sequence_of(message, name),
-            capacity=capacity or 0,
-            timeout_s=timeout_s,
-        )
+        try:
+            count = self._topics.publish(
+                topic_of(type(message), self._runtime.serializer),
+                _json(name, packed).join(self._body),
+                message_id=_inside_json(own_id),
+                root_id=_inside_json(packed["metadata"]["correlation_id"]),
+                parent_id=_inside_json(current_metadata().causation_id),
+                sequence=sequence_of(message, name),
+                capacity=capacity or 0,
+                timeout_s=timeout_s,
+            )
+        except PublishFailed as error:
+            error.repeat_with = {"message_id": own_id}
+            raise
         return Published(own_id, count)
 
     def _send(self, message: Message, packed: dict[str, Any], capacity: int | None) -> Published:
@@ -113,7 +117,7 @@ class Publisher:
         queues = set()
         for definition in subscribers:
             task = task_of(app, definition)
-            with publishing(app, own_id, task.name):
+            with publishing(app, own_id, task.name, {"message_id": own_id}):
                 task.apply_async((packed,), task_id=f"{own_id}:{task.name}")
             queues.add(task.home_queue)
         return Published(own_id, len(queues))

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import celery
 
-from ..errors import NotConfigured
+from ..errors import ConfigurationError, NotConfigured
 from ..messages.serializer import Serializer
 from ..store.events import DeadLetterPolicy
 from ..store.ports import EventStore, Subscriptions
 from .bus import Bus
+
+
+class SentQueues(Protocol):
+    """Whoever wants to know to which queues commands were sent."""
+
+    def note_sent(self, queue: str, name: str) -> None:
+        """Note that a command of a name was sent to a queue; costs nothing that counts."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Runtime:
         dead_letters: what its subscriptions' dead letters do, where these don't say otherwise.
         subscriptions: where workers say who gets which events and messages; None where nobody is
             told, as with a broker that has no topics.
+        sent: is told to which queues commands were sent; None for nobody.
     """
 
     app: celery.Celery
@@ -37,6 +45,7 @@ class Runtime:
     command_id_ttl_s: int
     dead_letters: DeadLetterPolicy
     subscriptions: Subscriptions | None = None
+    sent: SentQueues | None = None
 
     @property
     def application(self) -> str:
@@ -51,6 +60,11 @@ _applications: WeakKeyDictionary[celery.Celery, ReferenceType[Any]] = WeakKeyDic
 def add_application(app: celery.Celery, source: Any) -> None:
     """Make a Celery application's `CQRS` known; it is asked for its `runtime` when needed."""
     _applications[app] = ref(source)
+
+
+def has_application(app: celery.Celery) -> bool:
+    """Return whether a Celery application has a `CQRS`."""
+    return app in _applications
 
 
 def runtime_of(app: celery.Celery, what: str = "this") -> Runtime:
@@ -69,8 +83,16 @@ def runtime_of(app: celery.Celery, what: str = "this") -> Runtime:
     return source.runtime  # type: ignore[no-any-return]
 
 
-def current_app(what: str) -> celery.Celery:
-    """Return the CQRS application to use here: Celery's current one, else the newest.
+def current_app(what: str, name: str = "") -> celery.Celery:
+    """Return the CQRS application to use here.
+
+    Of several in one process, that is the one that the name begins with; without such, or if there
+    are several of that name, Celery's current one, else the newest. While a test has an application
+    in memory as Celery's current one, it is that, so that nothing leaves the test.
+
+    Args:
+        what: names in errors what needs it.
+        name: of the command or subscription for which it is, as registered.
 
     Raises:
         NotConfigured: there is none in this process.
@@ -81,5 +103,26 @@ def current_app(what: str) -> celery.Celery:
             f"{what} needs a CQRS app, but there is none in this process: make one with CQRS(app),"
             " or import the module that does"
         )
+    if len(applications) == 1:
+        return applications[0]
     current = celery.current_app._get_current_object()
-    return current if current in _applications else applications[-1]
+    if current in _applications and _takes_everything(current):
+        return current
+    application, dot, _ = name.partition(".")
+    named = [app for app in applications if dot and _name_of(app) == application]
+    candidates = named or applications
+    return current if current in candidates else candidates[-1]
+
+
+def _takes_everything(app: celery.Celery) -> bool:
+    """Return whether commands of other names are an application's, too, as in a test."""
+    return bool(getattr(_applications[app](), "takes_everything", False))
+
+
+def _name_of(app: celery.Celery) -> str:
+    source = _applications[app]()
+    try:
+        return str(source.settings.application) if source is not None else ""
+    except ConfigurationError:
+        # Whoever uses that application is told so.
+        return str(app.main or "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,7 +104,10 @@ class HandlerTask(celery.Task):
         is_worker = not (self.request.called_directly or self.request.is_eager)
         if is_worker and not self._is_held:
             logger.error(
-                "lease lost, not started", extra={"task": self.name, "task_id": self.request.id}
+                "lease lost, not started: task %s[%s]",
+                self.name,
+                self.request.id,
+                extra={"task": self.name, "task_id": self.request.id},
             )
             raise NoLongerHeld("its lease was lost before it was started")
         try:
@@ -113,7 +116,10 @@ class HandlerTask(celery.Task):
             if not is_worker:
                 raise
             logger.error(
-                "lease lost, commit refused",
+                "lease lost, commit refused: task %s[%s]: %s",
+                self.name,
+                self.request.id,
+                error,
                 extra={
                     "task": self.name,
                     "task_id": self.request.id,
@@ -196,10 +202,26 @@ class CommandTask(HandlerTask):
                 pair.
         """
         command = _only(self, args, kwargs)
-        packed, options = prepare_command(command, self.runtime, options)
+        repeat_with = _repeat_with(options)
+        runtime = self.runtime
+        packed, options = prepare_command(command, runtime, {**options, **repeat_with})
         route(self.app, self.name, options, home_queue=self.home_queue)
-        with publishing(self.app, options["task_id"], self.name):
-            return super().apply_async((packed,), {}, **options)
+        with publishing(self.app, options["task_id"], self.name, repeat_with):
+            result = super().apply_async((packed,), {}, **options)
+        _note_sent(runtime, options, self.name)
+        return result
+
+    def delay(
+        self,
+        *args: Any,
+        task_id: str | None = None,
+        idempotency_key: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Send a command; see `apply_async`, of which these are the options."""
+        given = {"task_id": task_id, IDEMPOTENCY_KEY: idempotency_key}
+        options = {name: value for name, value in given.items() if value is not None}
+        return self.apply_async(args, kwargs, **options)
 
     def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Carry out a command in this process, as a task; options are those of `apply_async`.
@@ -235,7 +257,11 @@ class CommandTask(HandlerTask):
         # What begins a trace is the command, not one of its sendings.
         root_id = "" if self.request.root_id == self.request.id else self.request.root_id
         command, metadata = unpack_command(
-            argument, runtime.serializer, command_id=command_id, root_id=root_id or ""
+            argument,
+            runtime.serializer,
+            command_id=command_id,
+            root_id=root_id or "",
+            parent_id=self.request.parent_id or "",
         )
         attempt = Attempt(
             command,
@@ -313,7 +339,13 @@ class SubscriptionTask(HandlerTask):
             found = unpack_events(argument, runtime.serializer)
             fitting = [one for one in found if one.event.__registered__.name in names]
             if len(fitting) < len(found) or not found:
-                logger.debug("event passed over", extra={"task": self.name, "parts": len(found)})
+                logger.debug(
+                    "event passed over by %s: %d of its %d parts are not for it",
+                    self.name,
+                    len(found) - len(fitting),
+                    len(found),
+                    extra={"task": self.name, "parts": len(found)},
+                )
             taken += fitting
         return taken
 
@@ -360,10 +392,7 @@ class BatchTask(SubscriptionTask):
 
 
 def _caused_by(recorded: RecordedEvent[Any]) -> Metadata:
-    return Metadata(
-        correlation_id=recorded.metadata.correlation_id or recorded.event_id,
-        causation_id=recorded.event_id,
-    )
+    return Metadata.caused_by(recorded.event_id, recorded.metadata, is_stored=True)
 
 
 def prepare_command(
@@ -433,34 +462,50 @@ def stream_of(command: Command, application: str) -> StreamName | None:
     return stream
 
 
+def _repeat_with(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that make one of two sendings of a command."""
+    ids = {"task_id": options.get("task_id") or uuid()}
+    key = options.get(IDEMPOTENCY_KEY)
+    return ids if key is None else {**ids, IDEMPOTENCY_KEY: key}
+
+
 @contextmanager
-def publishing(app: celery.Celery, message_id: str, name: str) -> Iterator[None]:
-    """Turn a server that does not take a message into `PublishFailed`, with the message's id."""
+def publishing(
+    app: celery.Celery, message_id: str, name: str, repeat_with: dict[str, str]
+) -> Iterator[None]:
+    """Turn a server that does not take a message into `PublishFailed`.
+
+    Args:
+        app: sends it.
+        message_id: its id.
+        name: its task's.
+        repeat_with: the arguments with which it is to be sent again.
+    """
+
+    def not_sent(server: str, setting: str, error: Exception) -> PublishFailed:
+        again = ", ".join(f"{name}={value!r}" for name, value in repeat_with.items())
+        return PublishFailed(
+            f"{name} [{message_id}] was not sent: the {server} does not answer"
+            f" ({' '.join(str(error).split())}). Start it, or correct {setting}; then send it again"
+            f" with {again}: the error has that as repeat_with.",
+            message_id=message_id,
+            repeat_with=repeat_with,
+        )
+
     try:
         yield
     except OperationalError as error:
-        raise _not_sent(message_id, name, "broker", "broker_url", error) from error
+        raise not_sent("broker", "broker_url", error) from error
     except Exception as error:
         # Celery subscribes to the result before it publishes, and gives up with a RuntimeError.
         if app.conf.task_always_eager or not _is_result_backend_away(app, error):
             raise
-        raise _not_sent(message_id, name, "result backend", "result_backend", error) from error
+        raise not_sent("result backend", "result_backend", error) from error
 
 
 def _is_result_backend_away(app: celery.Celery, error: Exception) -> bool:
     errors = getattr(app.backend, "connection_errors", ())
     return isinstance(error, errors) or isinstance(error.__cause__, errors)
-
-
-def _not_sent(
-    message_id: str, name: str, server: str, setting: str, error: Exception
-) -> PublishFailed:
-    return PublishFailed(
-        f"{name} [{message_id}] was not sent: the {server} does not answer"
-        f" ({' '.join(str(error).split())}). Start it, or correct {setting}; then send it again"
-        " with the same task_id.",
-        message_id=message_id,
-    )
 
 
 def _only(task: celery.Task, args: Any, kwargs: Any) -> Any:
@@ -497,7 +542,16 @@ def send_unhandled(command: Command, runtime: Runtime, options: dict[str, Any]) 
     if runtime.app.conf.task_always_eager:
         raise runtime.bus.missing(command)
     name = runtime.serializer.name_of(type(command))
-    packed, options = prepare_command(command, runtime, options)
+    repeat_with = _repeat_with(options)
+    packed, options = prepare_command(command, runtime, {**options, **repeat_with})
     route(runtime.app, name, options, home_queue=command_queue(name))
-    with publishing(runtime.app, options["task_id"], name):
-        return runtime.app.send_task(name, (packed,), **options)
+    with publishing(runtime.app, options["task_id"], name, repeat_with):
+        result = runtime.app.send_task(name, (packed,), **options)
+    _note_sent(runtime, options, name)
+    return result
+
+
+def _note_sent(runtime: Runtime, options: Mapping[str, Any], name: str) -> None:
+    queue = options.get("queue")
+    if runtime.sent is not None and type(queue) is str:
+        runtime.sent.note_sent(queue, name)

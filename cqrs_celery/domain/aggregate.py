@@ -35,8 +35,10 @@ from ..errors import (
 from ..messages.message import Event
 from ..messages.metadata import new_id, utc_now
 from ..messages.registry import where
-from .applies import appliers_of
+from .applies import applier_of, appliers_of
 from .snapshot_policy import AnyOf, EveryEvents, SnapshotPolicy
+from .type_names import claim
+from .watching import note_recording
 
 _RESERVED: Final = ("id", "version", "pending_events", "record")
 _TYPE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
@@ -85,7 +87,9 @@ class Aggregate:
     copy. Upper-case ones are constants and stay shared.
 
     Class arguments:
-        name: its type, as it is stored and as streams are named; the class's name by default.
+        name: its type, as it is stored and as streams are named; the class's name by default. No
+            two classes of a process have one type.
+        alias_of: another class, whose type and streams it shares.
         strict: refuse events that no method applies; a subclass inherits it.
         snapshot_every: take a snapshot when so many events have come since the last one.
         snapshot_policy: says otherwise when; see `cqrs_celery.domain.snapshot_policy`.
@@ -107,6 +111,7 @@ class Aggregate:
         cls,
         *,
         name: str | None = None,
+        alias_of: type[Aggregate] | None = None,
         strict: bool | None = None,
         snapshot_every: int | None = None,
         snapshot_policy: SnapshotPolicy | None = None,
@@ -121,7 +126,9 @@ class Aggregate:
                     f" ({', '.join(_RESERVED)}). Rename it.",
                     field=reserved,
                 )
-        cls.__aggregate_type__ = cls.__name__ if name is None else name
+        if name is None:
+            name = getattr(alias_of, "__aggregate_type__", cls.__name__)
+        cls.__aggregate_type__ = name
         if not _TYPE_NAME.fullmatch(cls.__aggregate_type__):
             raise RegistrationError(
                 f"{where(cls)} has the name {cls.__aggregate_type__!r}; expected letters, digits,"
@@ -140,6 +147,7 @@ class Aggregate:
             cls.__snapshot_version__ = snapshot_version
         cls.__appliers__ = appliers_of(cls)
         cls.__mutable_defaults__ = _mutable_defaults(cls)
+        claim(cls, name, alias_of)
 
     def __init__(self, id: str) -> None:
         if not issubclass(type(id), str):
@@ -191,6 +199,8 @@ class Aggregate:
                 " Record events where they are decided; an @applies method only sets attributes."
             )
         apply(self, event)
+        if not ledger.pending:
+            note_recording(self)
         ledger.pending.append(PendingEvent(event, new_id(), utc_now()))
 
     def __repr__(self) -> str:
@@ -208,9 +218,7 @@ def apply(aggregate: Aggregate, event: Event) -> None:
         UnhandledEvent: it has none, and its class is strict.
     """
     appliers = aggregate.__appliers__
-    name = appliers.get(type(event)) or next(
-        (appliers[cls] for cls in type(event).__mro__ if cls in appliers), None
-    )
+    name = appliers.get(type(event)) or applier_of(appliers, type(event))
     if name is None:
         if aggregate.__strict__:
             raise UnhandledEvent(

@@ -7,12 +7,12 @@ inherits the methods of its bases; its own come first.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, overload
 
 from ..errors import HandlerSignatureError, RegistrationError
 from ..messages.message import Event
-from ..messages.registry import where
+from ..messages.registry import registry, where
 
 A = TypeVar("A")
 E = TypeVar("E", bound=Event)
@@ -79,6 +79,21 @@ def appliers_of(cls: type[Any]) -> dict[type[Event], str]:
                 own[event_type] = name
         found |= own
     return found
+
+
+def applier_of(appliers: Mapping[type[Event], str], event_type: type[Event]) -> str | None:
+    """Return the method, by its name, that applies an event of a type; None if there is none.
+
+    Args:
+        appliers: what `appliers_of` returns.
+        event_type: of the event; where a module was reloaded, it may be another class than the one
+            that a method was declared for.
+    """
+    if not registry.has_reloaded:
+        return next((appliers[cls] for cls in event_type.__mro__ if cls in appliers), None)
+    current = {registry.current(cls): name for cls, name in appliers.items()}
+    classes = map(registry.current, event_type.__mro__)
+    return next((current[cls] for cls in classes if cls in current), None)
 
 
 def _check_signature(method: Any) -> None:

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Final, Literal, dataclass_transform, get_args
 import msgspec
 
 from ..errors import RegistrationError, ReservedFieldName
+from .class_options import check_class_options, check_fixed
+from .pydantic_schema import core_schema_of, json_schema_of
 from .registry import Registered, registry, where
 from .sender import current_sender
 
@@ -42,6 +44,10 @@ class MessageMeta(msgspec.StructMeta):
         **options: Any,
     ) -> Any:
         """Make the class and register it; a class with `kind` is a base and is not registered."""
+        if kind is None:
+            check_class_options(
+                f"{namespace.get('__module__')}.{namespace.get('__qualname__', cls_name)}", options
+            )
         options = {"frozen": True, "kw_only": True, **options}
         if unknown_fields is not None:
             options = {**options, **_unknown_options(cls_name, unknown_fields)}
@@ -61,6 +67,8 @@ class MessageMeta(msgspec.StructMeta):
                     " Rename the field.",
                     field=field,
                 )
+        config = cls.__struct_config__
+        check_fixed(where(cls), {name: getattr(config, name) for name in _INHERITED})
         _check_aliases(cls, aliases)
         if cls.__kind__ == "query" and (version != 1 or unknown_fields is not None):
             raise RegistrationError(
@@ -77,6 +85,9 @@ class MessageMeta(msgspec.StructMeta):
     def __init__(cls, cls_name: str, bases: tuple[type, ...], namespace: dict[str, Any], **_: Any):
         super().__init__(cls_name, bases, namespace)
 
+
+#: The fixed options that a class may have from a msgspec.Struct among its bases.
+_INHERITED: Final = ("array_like", "eq", "tag")
 
 #: What may become of fields that a class does not have.
 UnknownFields = Literal["ignore", "refuse", "keep"]
@@ -166,6 +177,16 @@ class Message(msgspec.Struct, metaclass=MessageMeta, kind="message", frozen=True
     __key__: ClassVar[str | None] = None
     __keeps_unknown__: ClassVar[bool] = False
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Return what makes Pydantic and FastAPI take a message; they ask for it."""
+        return core_schema_of(cls)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        """Return the JSON schema that stands in OpenAPI."""
+        return json_schema_of(cls)
+
     def __json__(self) -> dict[str, Any]:
         """Return the plain values that Celery's JSON encoder writes for a message."""
         entry = self.__registered__
@@ -199,18 +220,22 @@ class Command(Message, kind="command"):
             order in which they were sent, one at a time.
     """
 
-    def delay(self, *, idempotency_key: str | None = None) -> Any:
+    def delay(self, *, idempotency_key: str | None = None, task_id: str | None = None) -> Any:
         """Send the command to its handler, wherever that runs; returns a Celery AsyncResult.
 
         Args:
             idempotency_key: see `apply_async`.
+            task_id: of this sending, for one that was refused with `PublishFailed`, whose
+                `repeat_with` has it; None for a new one.
 
         Raises:
             NotConfigured: no CQRS app exists in this process.
             PublishFailed: the broker did not take it.
             ValueError: the key is no text of 1 to 200 characters.
         """
-        return self.apply_async(idempotency_key=idempotency_key)
+        if task_id is None:
+            return self.apply_async(idempotency_key=idempotency_key)
+        return self.apply_async(idempotency_key=idempotency_key, task_id=task_id)
 
     def apply_async(self, *, idempotency_key: str | None = None, **options: Any) -> Any:
         """Send the command with Celery's own options, as `countdown` or `priority`.

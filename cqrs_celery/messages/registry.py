@@ -89,6 +89,8 @@ class Registry:
         self._found: dict[tuple[str, str, int, str], Registered | Upcaster] = {}
         #: Grows with every registration, so that what was found out before is found to be old.
         self.generation = 0
+        #: Whether a class has taken another's place, as when a module was reloaded.
+        self.has_reloaded = False
 
     def add(
         self, kind: str, name: str, version: int, cls: type[Any], aliases: Sequence[str] = ()
@@ -111,21 +113,34 @@ class Registry:
         _check_version(version, cls)
         entry = Registered(kind, name, version, cls, tuple(aliases))
         other = self._by_key.get((kind, name, version))
-        if other and not _is_same(other.cls, cls):
+        if other and not is_same(other.cls, cls):
             raise DuplicateRegistration(
                 f"the {kind} name {name!r}, version {version}, is claimed by {where(other.cls)} and"
                 f" by {where(cls)}. Give one of them another name or version:"
                 f' class {cls.__name__}(…, name="…")'
             )
         self._check_aliases(entry)
-        for key in [k for k, e in self._aliases.items() if _is_same(e.cls, cls)]:
+        for key in [k for k, e in self._aliases.items() if is_same(e.cls, cls)]:
             del self._aliases[key]
         self._by_key[kind, name, version] = entry
+        self.has_reloaded |= other is not None
         for alias in entry.aliases:
             self._aliases[kind, alias] = entry
         self._found = {}
         self.generation += 1
         return entry
+
+    def current(self, cls: Any) -> Any:
+        """Return the class that has taken a class's place, as when its module was reloaded.
+
+        Returns:
+            The class itself, if none has.
+        """
+        entry = vars(cls).get("__registered__")
+        if entry is None:
+            return cls
+        other = self._by_key.get((entry.kind, entry.name, entry.version))
+        return other.cls if other is not None and is_same(other.cls, cls) else cls
 
     def _check_aliases(self, entry: Registered) -> None:
         claims = [(self._aliases.get((entry.kind, entry.name)), entry.name)]
@@ -137,7 +152,7 @@ class Registry:
             if alias == entry.name:
                 raise RegistrationError(f"{where(entry.cls)} has its own name among its aliases")
         for other, alias in claims:
-            if other and not _is_same(other.cls, entry.cls):
+            if other and not is_same(other.cls, entry.cls):
                 raise DuplicateRegistration(
                     f"the {entry.kind} name {alias!r} is claimed by {where(other.cls)} and by"
                     f" {where(entry.cls)}, by one of them as an alias. What was stored under it"
@@ -156,7 +171,7 @@ class Registry:
         _check_version(upcaster.version, upcaster.function)
         key = upcaster.kind, upcaster.name, upcaster.version
         other = self._upcasters.get(key)
-        if other and not _is_same(other.function, upcaster.function):
+        if other and not is_same(other.function, upcaster.function):
             raise DuplicateRegistration(
                 f"the {upcaster.kind} {upcaster.name!r}, version {upcaster.version}, is upcast by"
                 f" {where(other.function)} and by {where(upcaster.function)}; expected"
@@ -286,7 +301,9 @@ class Registry:
     def subclasses(self, base: type[Any]) -> Iterator[Registered]:
         """Yield every registered class that is the base or below it."""
         for entry in list(self._by_key.values()):
-            if issubclass(entry.cls, base):
+            if issubclass(entry.cls, base) or (
+                self.has_reloaded and any(self.current(one) is base for one in entry.cls.__mro__)
+            ):
                 yield entry
 
 
@@ -297,7 +314,8 @@ def _spellings(full_name: str, application: str) -> tuple[str, ...]:
     return (full_name,)
 
 
-def _is_same(one: Any, other: Any) -> bool:
+def is_same(one: Any, other: Any) -> bool:
+    """Return whether two classes or functions are one in the code, as after a module's reload."""
     return bool(one.__module__ == other.__module__ and one.__qualname__ == other.__qualname__)
 
 

@@ -150,6 +150,15 @@ class QueueInspector:
         seconds, micros = self._redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
+    def is_consumed(self, queue: str) -> bool:
+        """Return whether a consumer whose lease lasts takes from a queue; two round trips."""
+        now = self.now_ms()
+        live = self._redis.zrangebyscore(self._queue.key("consumers"), f"({now}", "+inf")
+        pipeline = self._redis.pipeline(transaction=False)
+        for name in live:
+            pipeline.sismember(self._queue.key(f"queues_of:{name.decode()}"), queue)
+        return any(pipeline.execute())
+
     def names(self) -> list[str]:
         """Return the queues that are declared, or hold something, sorted."""
         found = set(self._queue.queues())

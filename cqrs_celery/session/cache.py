@@ -79,7 +79,12 @@ class TieredCache:
         try:
             return action()
         except CQRSError as error:
-            logger.warning("cache passed over", extra={"stream": str(stream), "why": str(error)})
+            logger.warning(
+                "cache passed over for %s: %s",
+                stream,
+                error,
+                extra={"stream": str(stream), "why": str(error)},
+            )
             return None
 
 
@@ -125,7 +130,7 @@ class AggregateCache:
         except SnapshotError:
             return None
         except Exception as error:  # noqa: BLE001  whatever it is, the events are there
-            logger.warning("cached aggregate not restored", extra=_facts(stream, error))
+            _warn("cached state of %s not restored: %s", stream, error)
             return None
         ledger = aggregate.__ledger__
         ledger.snapshot_version = entry.snapshot_version
@@ -152,21 +157,22 @@ class AggregateCache:
             self._tell_once(type(aggregate), stream, error)
             self.remove(stream)
         except Exception as error:  # noqa: BLE001  it has been loaded, or saved
-            logger.warning("aggregate not cached", extra=_facts(stream, error))
+            _warn("state of %s not cached: %s", stream, error)
 
     def remove(self, stream: StreamName) -> None:
         """Forget an aggregate."""
         try:
             self._states.remove(stream)
         except Exception as error:  # noqa: BLE001  what is left is brought forward
-            logger.warning("aggregate not removed from the cache", extra=_facts(stream, error))
+            _warn("state of %s not removed from the cache: %s", stream, error)
 
     def _tell_once(self, cls: type[Aggregate], stream: StreamName, error: CQRSError) -> None:
         """Say that a class can't be cached, the first time alone: it is so at every load."""
         if cls not in self._told:
             self._told.add(cls)
-            logger.warning("aggregate can't be cached", extra=_facts(stream, error))
+            _warn("%s can't be cached, nor others of its class: %s", stream, error)
 
 
-def _facts(stream: StreamName, error: Exception) -> dict[str, str]:
-    return {"stream": str(stream), "why": f"{type(error).__name__}: {error}"}
+def _warn(text: str, stream: StreamName, error: Exception) -> None:
+    why = f"{type(error).__name__}: {error}"
+    logger.warning(text, stream, why, extra={"stream": str(stream), "why": why})

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from typing import TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 from ..domain.aggregate import Aggregate, PendingEvent
 from ..domain.lifecycle import build, mark_saved, replay
@@ -48,6 +48,7 @@ class Repository:
         serializer: turns events into what is stored, and names the application.
         snapshots: of aggregates that have them; None for none.
         cache: of aggregates; None for none.
+        check: called with the events' classes before each append; what it raises refuses that.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class Repository:
         *,
         snapshots: Snapshots | None = None,
         cache: AggregateCache | None = None,
+        check: Callable[[Iterable[type[Any]]], None] | None = None,
     ) -> None:
         self._store = store
+        self._check = check
         self._serializer = serializer
         self._cache = cache
         self.snapshots = snapshots
@@ -132,7 +135,10 @@ class Repository:
             raise
         except Exception as error:  # noqa: BLE001  from the start, it comes again or not
             logger.warning(
-                "cached aggregate does not go with its events, evicted",
+                "cached state of %s does not go with its events, evicted: %s: %s",
+                stream,
+                type(error).__name__,
+                error,
                 extra={"stream": str(stream), "why": f"{type(error).__name__}: {error}"},
             )
             cache.remove(stream)
@@ -218,6 +224,8 @@ class Repository:
             if transaction is not None:
                 transaction.commit(command=command, lease=lease)
             return None
+        if self._check is not None:
+            self._check(type(one.event) for each in changed.values() for one in each.pending_events)
         appends = [
             StreamAppend(
                 stream,

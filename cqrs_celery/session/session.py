@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ..domain.aggregate import Aggregate
+from ..domain.watching import Watching
 from ..errors import SessionError, SubscriptionFailed
 from ..messages.metadata import NO_METADATA, Metadata
 from ..store.events import CommandRecord, Committed, Lease
@@ -227,8 +228,8 @@ class Session:
         if tracked is not None and not isinstance(tracked, cls):
             raise SessionError(
                 f"{stream} is tracked as {type(tracked).__qualname__}, and was asked for as"
-                f" {cls.__qualname__}: two aggregate classes have one name. Give one of them"
-                f' another: class {cls.__name__}(Aggregate, name="…")'
+                f" {cls.__qualname__}: a session has one instance of an aggregate, of one class."
+                " Use the class by which it was got first."
             )
         return tracked
 
@@ -254,6 +255,8 @@ class HandlerSession(Session):
     as the command's: so it may not.
     """
 
+    _watching: Watching | None = None
+
     def commit(
         self, *, command: CommandRecord | None = None, lease: Lease | None = None
     ) -> Committed | None:
@@ -271,6 +274,31 @@ class HandlerSession(Session):
         self.commit()
         return self
 
+    def watching(self) -> Watching:
+        """Return the context in which the handler is called: what it records must come here."""
+        self._watching = Watching()
+        return self._watching
+
+    def _check_added(self) -> None:
+        """Check that whatever has recorded something in the handler is tracked, or committed.
+
+        Raises:
+            SessionError: an aggregate was made, and not added: its events would be lost.
+        """
+        if self._watching is None:
+            return
+        known = set(map(id, self._tracked.values())) if self._watching.found else ()
+        for aggregate in self._watching.found:
+            if aggregate.pending_events and id(aggregate) not in known:
+                events = [type(pending.event).__qualname__ for pending in aggregate.pending_events]
+                stream = self._repository.stream_of(type(aggregate), aggregate.id)
+                raise SessionError(
+                    f"{stream} recorded {', '.join(events)} in a handler, and is not in its"
+                    " session, so that would be lost. Add what the handler makes:"
+                    " session.add(aggregate); and use what session.get returns. Nothing was"
+                    " committed."
+                )
+
     def enclose(self) -> None:
         """Begin the transaction before the handler is called, if the store's is to enclose it.
 
@@ -286,7 +314,13 @@ class HandlerSession(Session):
         """Commit as `Session.commit` does, for whoever ran the handler, and end the session.
 
         Ended it is only if the commit succeeded: after StoreUnavailable it may be repeated.
+
+        Raises:
+            SessionError: an aggregate that the handler made, and that recorded something, was not
+                added.
+            CQRSError: as `Session.commit` does.
         """
+        self._check_added()
         committed = super().commit(command=command, lease=lease)
         self.close()
         return committed

@@ -90,10 +90,10 @@ class Snapshots:
             data = bytes(decompress(snapshot.data))
             aggregate = restore(cls, stream.aggregate_id, snapshot.version, data)
         except SnapshotError as error:
-            logger.info("snapshot does not fit", extra=_told(stream, error))
+            _tell(logging.INFO, "snapshot of %s does not fit: %s", stream, error)
             return Restored()
         except Exception as error:  # noqa: BLE001  whatever it is, the events are there
-            logger.warning("snapshot not restored", extra=_told(stream, error))
+            _tell(logging.WARNING, "snapshot of %s not restored: %s", stream, error)
             return Restored()
         ledger = aggregate.__ledger__
         ledger.snapshot_version = snapshot.version
@@ -123,7 +123,7 @@ class Snapshots:
                 self._asked[stream] = True
             self._note(aggregate, aggregate.version, self._clock())
         except Exception as error:  # noqa: BLE001  the command has committed, it may not fail now
-            logger.warning("snapshot not taken", extra=_told(stream, error))
+            _tell(logging.WARNING, "snapshot of %s not taken: %s", stream, error)
 
     def is_due(self, aggregate: Aggregate) -> bool:
         """Say whether an aggregate's policy wants a snapshot; without one, none is wanted."""
@@ -160,18 +160,22 @@ class Snapshots:
         is_kept = self.store.put(snapshot)
         self._note(aggregate, snapshot.version, taken_at)
         logger.debug(
-            "snapshot taken",
+            "snapshot of %s taken at version %d",
+            stream,
+            snapshot.version,
             extra={"stream": str(stream), "version": snapshot.version, "is_kept": is_kept},
         )
         return is_kept
 
     def forget(self, stream: StreamName, why: Exception) -> None:
         """Delete a snapshot that does not go with its stream's events."""
-        logger.warning("snapshot does not go with its events, removed", extra=_told(stream, why))
+        _tell(
+            logging.WARNING, "snapshot of %s does not go with its events, removed: %s", stream, why
+        )
         try:
             self.store.remove(stream)
         except Exception as error:  # noqa: BLE001  the events are there
-            logger.warning("snapshot not removed", extra=_told(stream, error))
+            _tell(logging.WARNING, "snapshot of %s not removed: %s", stream, error)
 
     def _note(self, aggregate: Aggregate, version: int, taken_at: datetime) -> None:
         ledger = aggregate.__ledger__
@@ -179,5 +183,6 @@ class Snapshots:
         ledger.snapshot_taken_at = taken_at
 
 
-def _told(stream: StreamName, error: Exception) -> dict[str, str]:
-    return {"stream": str(stream), "why": f"{type(error).__name__}: {error}"}
+def _tell(level: int, text: str, stream: StreamName, error: Exception) -> None:
+    why = f"{type(error).__name__}: {error}"
+    logger.log(level, text, stream, why, extra={"stream": str(stream), "why": why})

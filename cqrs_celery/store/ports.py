@@ -46,7 +46,11 @@ class Subscriptions(Protocol):
 class EventStore(Protocol):
     """Keep events: append atomically, read a stream in order, read everything in order.
 
-    An event that was appended is delivered to every subscriber; that is the engine's to see to.
+    An event that was appended is delivered to every subscriber; that is the engine's to see to. It
+    shows how: by `register` and `unregister`, if it delivers within its append (see
+    `Subscriptions`); by an `outbox` and `leadership`, if a relay delivers; by `delivers = True`, if
+    it has means of its own. A wrapper forwards them. One that shows nothing is refused where there
+    are subscribers.
 
     Positions increase in the order in which events may be read. In memory and in Redis they have no
     gaps; in a SQL database an append that was refused or rolled back may leave numbers out. No
@@ -99,12 +103,15 @@ class EventStore(Protocol):
             StoreUnavailable: the server does not answer.
         """
 
-    def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
+    def read_all(
+        self, *, after_position: int = 0, limit: int | None = None
+    ) -> Sequence[StoredEvent]:
         """Return the store's events in the order of their positions.
 
         Args:
             after_position: the first one returned is the next event behind this position.
-            limit: the most to return.
+            limit: the most to return; None for all, however many: for a store that is large, give
+                one, and go on behind the last position until a page is empty.
 
         Returns:
             Oldest first, and none left out; empty at the end, which is in front of the first event

@@ -47,6 +47,7 @@ def check_appends(appends: Sequence[StreamAppend]) -> None:
         for event in append.events:
             trace = event.metadata
             texts += event.event_id, event.type, trace.correlation_id, trace.causation_id
+            texts.append(trace.causation_parent_id)
         if not _is_kept("".join(texts)):
             for text in texts:
                 check_text(text, f"an id or a name in the append to {append.stream!r}")

@@ -74,6 +74,9 @@ STRANGE_IDS: Final = [
 #: Texts that PostgreSQL, or UTF-8, has no form for.
 NOT_KEPT: Final = ["a\0b", "a\ud800b"]
 
+#: The ids of an event's trace, by the beginnings of their names.
+TRACE: Final = ["correlation", "causation", "causation_parent"]
+
 #: Ids that a careless store takes for one: by case, by trailing space, by Unicode's two ways.
 LOOKALIKES: Final = [("bolt", "BOLT"), ("bolt", "bolt "), ("caf\u00e9", "cafe\u0301"), ("1", "01")]
 
@@ -170,6 +173,14 @@ class EventStoreContract:
         assert [len(page) for page in pages] == [3, 3, 1]
         assert [position for page in pages for position in page] == positions(store)
         self.check_positions(store, 7)
+
+    def test_everything_is_read_however_much_it_is(self, store: EventStore) -> None:
+        append(store, BOLT, NO_STREAM, *events(1_500))
+        append(store, NUT, NO_STREAM, *events(1_001))
+        assert len(store.read_all()) == 2_501
+        self.check_positions(store, 2_501)
+        assert len(store.read_all(after_position=self.place(store, 500))) == 2_001
+        assert len(store.read_all(limit=2_400)) == 2_400
 
     def test_an_event_reads_the_same_from_its_stream_and_from_everything(
         self, store: EventStore
@@ -339,12 +350,12 @@ class EventStoreContract:
         assert list(store.read_all()) == []
 
     @pytest.mark.parametrize("bad", NOT_KEPT, ids=["nul", "half of a pair"])
-    @pytest.mark.parametrize("place", ["aggregate", "event", "type", "correlation", "causation"])
+    @pytest.mark.parametrize("place", ["aggregate", "event", "type", *TRACE])
     def test_an_id_that_not_every_store_can_hold_is_refused_and_nothing_is_written(
         self, store: EventStore, place: str, bad: str
     ) -> None:
         stream = BOLT._replace(aggregate_id=bad) if place == "aggregate" else BOLT
-        trace = {f"{place}_id": bad} if place in ("correlation", "causation") else {}
+        trace = {f"{place}_id": bad} if place in TRACE else {}
         strange = event(metadata=Metadata(**trace), type=bad if place == "type" else "shop.sold")
         if place == "event":
             strange = msgspec.structs.replace(strange, event_id=bad)
@@ -532,7 +543,11 @@ class EventStoreContract:
 
     @pytest.mark.parametrize(
         "metadata",
-        [Metadata(), Metadata(correlation_id="c-1", causation_id="naïve: 🔩 \"'")],
+        [
+            Metadata(),
+            Metadata(correlation_id="c-1", causation_id="naïve: 🔩 \"'"),
+            Metadata(correlation_id="c-1", causation_id="c-2", causation_parent_id="c-0"),
+        ],
     )
     def test_metadata_is_kept(self, store: EventStore, metadata: Metadata) -> None:
         append(store, BOLT, NO_STREAM, event(metadata=metadata))
@@ -662,7 +677,7 @@ def versions(stored: Sequence[StoredEvent]) -> list[int]:
 
 def positions(store: EventStore) -> list[int]:
     """Return the positions of all events."""
-    return [each.global_position for each in store.read_all(limit=100_000)]
+    return [each.global_position for each in store.read_all()]
 
 
 def fields(error: ConcurrencyError) -> tuple[str, int, int]:

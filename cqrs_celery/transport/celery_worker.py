@@ -186,7 +186,11 @@ def _asking(original: Any) -> Any:
 
         def accept(*facts: Any) -> Any:
             if not request.message.channel.begin(request.message.delivery_tag):
-                logger.info("not begun: its message went back", extra={"task": str(request)})
+                logger.info(
+                    "task %s not begun: its message went back",
+                    request,
+                    extra={"task": str(request)},
+                )
                 # A greenlet ends in silence with this one; a thread's future keeps any.
                 raise getattr(sys.modules.get("greenlet"), "GreenletExit", NotBegun)
             return accept_callback(*facts)

@@ -249,7 +249,6 @@ class Channel(PublishingChannel):
             holder = self.holder
             return wire.decode(taken, tag, holder.name, held_until=holder.held_until(tag))
         except wire.UnreadableEnvelope as error:
-            logger.error("unreadable message became a dead letter: %s", error)
             self.holder.hand.bury(
                 tag, reason={"reason": "unreadable envelope", "error": str(error)}
             )
@@ -410,7 +409,9 @@ class Channel(PublishingChannel):
             message = stock.loads(stock.bytes_to_str(payload["data"]))
             wire.check_broadcast(message)
         except (TypeError, ValueError, RecursionError):
-            logger.warning("unreadable fanout message dropped", extra={"channel": name})
+            logger.warning(
+                "unreadable fanout message of channel %s dropped", name, extra={"channel": name}
+            )
             return None
         return self._deliver_fanout_message(message, name.split("/", 1)[0])
 

@@ -25,6 +25,7 @@ from ..queue.values import (
     later,
     requeue,
 )
+from .letter_log import log_letter
 
 logger = logging.getLogger(__name__)
 
@@ -301,6 +302,8 @@ class Hand:
             if taken is not None:
                 why = json.dumps(reason, default=str)
                 self._settle_unsure(tag, bury(taken.id, taken.fence, why))
+        if taken is not None:
+            log_letter(taken, reason)
         self._tell()
 
     def _ack_batch(self, tag: str, *, is_sure: bool) -> None:
@@ -322,7 +325,10 @@ class Hand:
         members = self._batches.pop(tag, ())
         if members:
             logger.warning(
-                "batch failed, its messages are handled one by one",
+                "batch of %d messages of queue %s failed (%s), they are handled one by one",
+                len(members),
+                self._held[members[0]].queue,
+                (reason or {}).get("reason") or "no reason was given",
                 extra={"messages": len(members), "reason": (reason or {}).get("reason")},
             )
         # The last one of a sequence first: each returns to its place, and counts.

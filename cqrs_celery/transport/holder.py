@@ -30,6 +30,9 @@ from .hand import Hand, Lost
 
 logger = logging.getLogger(__name__)
 
+#: Tasks that a line of the log names at most.
+TASKS_LOGGED = 10
+
 #: Seconds after which the thread sends a settlement that the loop has not sent.
 FLUSH_AFTER_S = 0.05
 
@@ -319,8 +322,13 @@ class Holder:
 
     def _recover(self) -> None:
         for one in self.queue.recover(most_tries=self.hand.max_deliveries):
-            logger.warning(
-                "recovered a lost consumer's messages",
+            logger.log(
+                logging.ERROR if one.dead_letters else logging.WARNING,
+                "recovered %d messages of the lost consumer %s; %d of them, delivered too often,"
+                " became dead letters",
+                one.messages,
+                one.consumer,
+                one.dead_letters,
                 extra={
                     "consumer": one.consumer,
                     "messages": one.messages,
@@ -330,7 +338,9 @@ class Holder:
 
     def _log_hung(self) -> None:
         logger.error(
-            "event loop hangs, lease not renewed",
+            "event loop of consumer %s hangs, its lease is not renewed (%d messages held)",
+            self.name,
+            len(self.hand),
             extra={"consumer": self.name, "held": len(self.hand)},
         )
 
@@ -364,12 +374,18 @@ class Holder:
         self._tell_queue()
 
     def _log_lost(self, lost: Lost) -> None:
+        tasks = [wire.task_of(taken) for taken in lost.held]
         logger.error(
-            "lease lost: its messages were given to others",
+            "lease lost: its messages were given to others; consumer %s held %d (%s), and %d were"
+            " settled too late",
+            self.name,
+            len(lost.held),
+            ", ".join(tasks[:TASKS_LOGGED]) + ("…" if len(tasks) > TASKS_LOGGED else "") or "none",
+            len(lost.settled),
             extra={
                 "consumer": self.name,
                 "messages": [taken.id for taken in lost.held],
-                "tasks": [wire.task_of(taken) for taken in lost.held],
+                "tasks": tasks,
                 "settled_too_late": [settlement.id for settlement in lost.settled],
             },
         )
@@ -397,7 +413,11 @@ class Holder:
         except redis.RedisError:
             # The thread tries again; if it can't, the lease ends and others recover it all.
             _unfinished.add(self)
-            logger.warning("messages not given back yet", extra={"consumer": self.name})
+            logger.warning(
+                "messages of consumer %s not given back yet: tries again, or its lease ends",
+                self.name,
+                extra={"consumer": self.name},
+            )
 
     def _leave_if_done(self) -> None:
         """Leave the queue if nothing is held and nothing has to be sent, and it was not left yet.

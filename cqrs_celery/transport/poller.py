@@ -90,7 +90,11 @@ class Poller(stock.MultiChannelPoller):
                 channel.maybe_refresh_binding_expiry()
             except channel.ResponseError:
                 # Such as that of a full server, where taking and settling go on.
-                logger.warning("bindings not refreshed, trying again", exc_info=True)
+                logger.warning(
+                    "bindings of consumer %s not refreshed, tries again",
+                    channel.holder.name,
+                    exc_info=True,
+                )
 
     def maybe_check_subclient_health(self) -> None:
         """Give up connections on which redis-py misses answers; see `check_subscription` too."""

@@ -159,7 +159,8 @@ class PublishingChannel(stock.Channel):
         answer = self.queue.settle_and_take(delivery.consumer, [settlement])
         if answer.refused:
             logger.warning(
-                "retry dropped: the lease was lost, another worker has the message",
+                "retry dropped: the lease was lost, another worker has message %d",
+                delivery.message_id,
                 extra={"consumer": delivery.consumer, "message_id": delivery.message_id},
             )
 

@@ -15,11 +15,13 @@ _LEVELS = {
     "closed": logging.CRITICAL,
 }
 _TEXTS = {
-    "redriven": "dead letter tried again",
-    "discarded": "dead letter deleted, its time is over",
-    "archived": "dead letter archived, its time is over; its sequence stays closed until"
-    " `cqrs dead-letters retry --archived` or `discard`",
-    "closed": "an archived dead letter keeps its sequence closed",
+    "redriven": "dead letter %d of queue %s is tried again, %d wait behind it",
+    "discarded": "dead letter %d of queue %s deleted, its time is over; %d waited behind it",
+    "archived": "dead letter %d of queue %s archived, its time is over, and %d wait behind it; its"
+    " sequence stays closed until `celery -A <app> cqrs dead-letters retry --archived` or"
+    " `discard`",
+    "closed": "archived dead letter %d of queue %s keeps its sequence closed, %d wait behind it:"
+    " `celery -A <app> cqrs dead-letters retry --archived` or `discard`",
 }
 
 
@@ -39,6 +41,12 @@ def look_after(letters: DeadLetters) -> None:
 
 def _tell(one: LookedAfter) -> None:
     facts = {"queue": one.queue, "message_id": one.id, "waiting": one.waiting}
-    logger.log(_LEVELS[one.deed], _TEXTS[one.deed], extra=facts)
+    logger.log(_LEVELS[one.deed], _TEXTS[one.deed], one.id, one.queue, one.waiting, extra=facts)
     if one.is_crowded:
-        logger.critical("too many messages wait behind a dead letter", extra=facts)
+        logger.critical(
+            "too many messages (%d) wait behind dead letter %d of queue %s",
+            one.waiting,
+            one.id,
+            one.queue,
+            extra=facts,
+        )

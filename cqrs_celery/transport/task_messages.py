@@ -172,7 +172,7 @@ _NO_OPTIONS = dict.fromkeys(_Options.__struct_fields__)
 
 
 def set_aside(message: Any, reason: str, error: BaseException, errors: tuple[Any, ...]) -> None:
-    """Make a dead letter of a delivered message, and log which one and why.
+    """Make a dead letter of a delivered message, which is logged with its reason.
 
     Args:
         message: Kombu's, not settled.
@@ -183,15 +183,24 @@ def set_aside(message: Any, reason: str, error: BaseException, errors: tuple[Any
     why = getattr(message, REASON, None) or {"reason": reason}
     text = f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS]
     setattr(message, REASON, {**why, "error": text})
-    logger.error(
-        "message became a dead letter: %s, task %s[%s] of queue %s: %s",
-        why["reason"],
-        *(ascii(message.headers.get(name))[:100].strip("'") for name in ("task", "id")),
-        ascii(message.delivery_info.get("queue") or message.delivery_info.get("routing_key")),
-        ascii(text)[:500],
-        extra={"reason": why["reason"], "error": text},
-    )
+    # The reliable queue keeps a dead letter of it, and logs that; what others do is theirs.
+    if not hasattr(message.channel, "ack_unsure"):
+        logger.error(
+            "message rejected: %s, task %s of queue %s: %s",
+            why["reason"],
+            _task_of(message),
+            ascii(message.delivery_info.get("queue") or message.delivery_info.get("routing_key")),
+            ascii(text)[:500],
+            extra={"reason": why["reason"], "error": text},
+        )
     message.reject_log_error(logger, errors)
+
+
+def _task_of(message: Any) -> str:
+    name, task_id = (
+        ascii((message.headers or {}).get(name))[:100].strip("'") for name in ("task", "id")
+    )
+    return f"{name}[{task_id}]"
 
 
 def is_elsewhere(error: BaseException, errors: tuple[Any, ...]) -> bool:
@@ -224,7 +233,10 @@ def keeping_alive(original: Any) -> Any:
                 if is_elsewhere(error, consumer.connection_errors):
                     raise
                 if message.acknowledged:
-                    logger.exception("a message was settled, and then its worker failed")
+                    logger.exception(
+                        "the message of task %s was settled, and then its worker failed",
+                        _task_of(message),
+                    )
                 else:
                     set_aside(message, "malformed task message", error, consumer.connection_errors)
 
@@ -302,7 +314,7 @@ def _failing_softly(target: Any) -> Any:
         except Exception:
             from billiard.einfo import ExceptionInfo
 
-            logger.exception("a task failed outside of its function")
+            logger.exception("task %s[%s] failed outside of its function", *args[:2])
             return 1, ExceptionInfo(), 0.0
 
     return run

@@ -118,6 +118,7 @@ class Topics:
                 f"{topic} [{message_id}] was not published: {self._where} has reached its maxmemory"
                 f" ({error}). Give it more memory, or publish with a capacity.",
                 message_id=message_id,
+                repeat_with={"message_id": message_id},
             ) from error
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise PublishFailed(
@@ -126,6 +127,7 @@ class Topics:
                 " times more. Start it, or correct broker_url; then publish again with the same"
                 " message_id.",
                 message_id=message_id,
+                repeat_with={"message_id": message_id},
             ) from error
 
 
@@ -137,6 +139,7 @@ def _queue_full(
         f" messages wait, expected fewer than {capacity} within {timeout_s:g} s. Nobody got it."
         " Start more workers for that queue, wait longer, or allow more.",
         message_id=message_id,
+        repeat_with={"message_id": message_id},
         queue=full.queue,
         capacity=capacity,
         found=full.found,

@@ -56,26 +56,35 @@ class RegistrationStep(bootsteps.StartStopStep):
         try:
             self._register(runtime, runtime.subscriptions)
         except StoreUnavailable as error:
-            logger.error("subscriptions not registered, tries again", extra={"why": str(error)})
+            logger.error(
+                "subscriptions of %s not registered, tries again: %s",
+                runtime.application,
+                error,
+                extra={"why": str(error)},
+            )
             # To Celery, any other error is one that no worker outlives.
             raise ConnectionError(str(error)) from error
         if parent.app.cqrs.relay is not None:
             parent.app.cqrs.relay.is_registered.set()
 
     def _register(self, runtime: Runtime, subscriptions: Subscriptions) -> None:
+        registered: dict[str, list[str]] = {}
+        new: dict[str, int] = {}
         for definition in definitions.all():
             if definition.kind == "event":
                 subscriber = subscriber_of(definition, runtime)
-                new = subscriptions.register(subscriber)
-                logger.info(
-                    "subscription registered",
-                    extra={
-                        "task": subscriber.name,
-                        "queue": subscriber.queue,
-                        "topics": subscriber.topics,
-                        "new_topics": new,
-                    },
-                )
+                count = subscriptions.register(subscriber)
+                registered.setdefault(subscriber.queue, []).extend(subscriber.topics)
+                new[subscriber.queue] = new.get(subscriber.queue, 0) + count
+        for queue, topics in registered.items():
+            logger.info(
+                "subscription %s registered (%d event type%s, %d new)",
+                queue,
+                len(topics),
+                "" if len(topics) == 1 else "s",
+                new[queue],
+                extra={"queue": queue, "topics": topics, "new_topics": new[queue]},
+            )
 
 
 def subscriber_of(definition: Definition, runtime: Runtime) -> Subscriber:

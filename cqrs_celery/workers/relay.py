@@ -101,7 +101,8 @@ class Relay:
                     self._stop.wait(STANDBY_S)
                     continue
                 level = logging.DEBUG if self._faults.are_there else logging.INFO
-                logger.log(level, "relay active", extra={"store": self._store.where})
+                where = self._store.where
+                logger.log(level, "the relay of %s is active", where, extra={"store": where})
                 try:
                     self._relay()
                 finally:

@@ -387,7 +387,7 @@ def read_books(cqrs: CQRS) -> dict[str, list[tuple[int, str]]]:
     """Return what handlers have committed, by aggregate, in the order of the commits."""
     found: dict[str, list[tuple[int, str]]] = defaultdict(list)
     position = 0
-    while events := cqrs.store.read_all(after_position=position):
+    while events := cqrs.store.read_all(after_position=position, limit=1000):
         for stored in events:
             if stored.event.type == "post.booked":
                 data = json.loads(stored.event.data)

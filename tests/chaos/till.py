@@ -88,7 +88,7 @@ def withdraw(command: Withdraw, session: Session) -> int:
 def read_book(command: ReadBook) -> dict[str, list[int]]:
     book: dict[str, list[int]] = {}
     position = 0
-    while events := app.cqrs.store.read_all(after_position=position):
+    while events := app.cqrs.store.read_all(after_position=position, limit=1000):
         for stored in events:
             by = json.loads(stored.event.data)["by"]
             book.setdefault(stored.stream.aggregate_id, []).append(by)

@@ -473,7 +473,7 @@ class Witness:
                 if (said.group, said.facts["message_id"]) not in late:
                     self._complain("commit refused without a reason", str(said))
             self.seen["retries refused"] += said.text.startswith("retry dropped")
-            self.seen["not started"] += said.text == "lease lost, not started"
+            self.seen["not started"] += said.text.startswith("lease lost, not started")
 
 
 def _was_open(attempt: Attempt, at: float) -> bool:

@@ -43,7 +43,7 @@ class Counter(Aggregate, name="TierCounter"):
         self.count += 1
 
 
-class SnapshotCounter(Counter, name="TierCounter", snapshot_every=100):
+class SnapshotCounter(Counter, alias_of=Counter, snapshot_every=100):
     pass
 
 

@@ -266,3 +266,42 @@ def test_the_check_fails_while_anything_needs_somebody(app: celery.Celery) -> No
     result = run_cli(app, "check")
     assert (result.exit_code, result.output) == (0, "nothing\n")
     assert json_of(app, "check") == []
+
+
+def test_the_check_fails_for_every_letter_that_blocks_its_sequence(app: celery.Celery) -> None:
+    # given two letters with others behind them, of which many are allowed
+    with queue_of(app) as queue:
+        queue.letters.set_policy("orders", LetterPolicy(crowd=1000))
+    # when that is checked, then both need somebody; the one that holds up nothing does not
+    result = run_cli(app, "check", "--json")
+    assert result.exit_code == 1
+    assert [(row["aggregate"], row["alarm"]) for row in json.loads(result.stdout)] == [
+        (f"shop:Item:{n}", "blocks its sequence: retry it, or discard it") for n in (1, 2)
+    ]
+
+
+def test_bounds_say_what_the_check_passes_over(app: celery.Celery) -> None:
+    # given a letter with two behind it, and one with none
+    with queue_of(app) as queue:
+        queue.letters.set_policy("orders", LetterPolicy(crowd=1000))
+        app.send_task("shop.pack", (1,), headers={"cqrs_sequence": "shop:Item:3"})
+        worker = Worker(queue, "bert", ["orders"])  # type: ignore[arg-type]
+        worker.end(bury, worker.take(), json.dumps({"reason": "too new"}))
+    # then the second is passed over if somebody asks for more behind it, or for older ones
+    for bounds in (["--waiting", "1"], ["--older-than", "3600"]):
+        result = run_cli(app, "check", "--json", *bounds)
+        assert result.exit_code == 1
+        found = [row["aggregate"] for row in json.loads(result.stdout)]
+        assert found == ["shop:Item:1", "shop:Item:2"], bounds
+    # and with bounds that none passes, all is well
+    assert json_of(app, "check", "--waiting", "3") == []
+    # but a crowd is one, whatever the bounds are
+    with queue_of(app) as queue:
+        queue.letters.set_policy("orders", LetterPolicy(crowd=1))
+    assert run_cli(app, "check", "--waiting", "3").exit_code == 1
+
+
+def test_a_letter_of_a_queue_that_goes_on_without_it_is_no_alarm(app: celery.Celery) -> None:
+    with queue_of(app) as queue:
+        queue.letters.set_policy("orders", LetterPolicy("continue", crowd=1000))
+    assert json_of(app, "check") == []

@@ -18,7 +18,7 @@ from celery import Celery
 
 from cqrs_celery import CQRS, Aggregate, Command, Event, Session, command_handler
 from cqrs_celery.backends.redis import locks as locks_module
-from cqrs_celery.backends.redis.locks import RedisLocks
+from cqrs_celery.backends.redis.locks import EXPIRE_S, RedisLocks
 from cqrs_celery.errors import LockTimeout, StoreUnavailable
 from cqrs_celery.store.stream import StreamName
 from tests.nodes import RedisNode
@@ -151,7 +151,7 @@ def test_a_holder_past_its_time_harms_nobody_and_says_so(
         client.set(KEY, "the next one")
     # when it ends, then the next one's lock stays
     assert client.get(KEY) == b"the next one"
-    assert "lock expired before its end" in caplog.messages
+    assert caplog.messages == [f"lock of {BOLT} expired before its end, after {EXPIRE_S} s"]
 
 
 def test_an_exception_in_the_block_gives_the_lock_back(locks: RedisLocks) -> None:
@@ -186,7 +186,7 @@ def test_a_lock_whose_server_is_away_says_so_and_one_lost_on_the_way_does_no_har
     # given a holder; when the server goes away, then its block ends as it would have
     with caplog.at_level(logging.WARNING), locks.hold(BOLT, wait_s=0):
         fresh_redis_node.kill()
-    assert "lock not released, it will expire" in caplog.messages
+    assert f"lock of {BOLT} not released, it will expire within" in caplog.text
     # and the next one is told
     with pytest.raises(StoreUnavailable, match=r"could not lock Item-bolt.*does not answer"):
         locks.hold(BOLT, wait_s=1).__enter__()

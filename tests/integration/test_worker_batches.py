@@ -90,7 +90,8 @@ def test_the_bad_one_is_found_and_holds_up_its_own_sack_alone(
     assert queue.count(LEDGER).blocked == 10
     # once with the others and once alone
     assert len(tried(data, "ledger:s2:11")) == 2
-    assert "its messages are handled one by one" in worker.logs()
+    told = "messages of queue mill.ledger failed (its function failed), they are handled one by one"
+    assert told in worker.logs()
     # when it can be handled, then the rest follows
     data.delete("broken")
     assert queue.letters.redrive(LEDGER, letter.id) == "done"

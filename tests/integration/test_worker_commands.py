@@ -213,6 +213,9 @@ def test_the_trace_flows_through_a_worker(cqrs: CQRS, data: redis.Redis) -> None
     assert filled.event.metadata.causation_id == "the-beginning"
     assert overflow.event.metadata.correlation_id == "the-beginning"
     assert overflow.event.metadata.causation_id not in ("", "the-beginning")
+    # and the second command's event says which event caused that command
+    assert filled.event.metadata.causation_parent_id == ""
+    assert overflow.event.metadata.causation_parent_id == filled.event.event_id
 
 
 def test_commands_make_chains_groups_and_chords(cqrs: CQRS, data: redis.Redis) -> None:
@@ -225,6 +228,10 @@ def test_commands_make_chains_groups_and_chords(cqrs: CQRS, data: redis.Redis) -
     # and all of them are traced to the chain's beginning
     history = cqrs.store.read_stream(StreamName("depot", "DepotBox", "chained"))
     assert len({stored.event.metadata.correlation_id for stored in history}) == 1
+    # and each is caused by the one before
+    traces = [stored.event.metadata for stored in history]
+    causes = [trace.causation_id for trace in traces]
+    assert [trace.causation_parent_id for trace in traces] == ["", *causes[:-1]]
     # when they are a group, and a chord's head, then all run, and then its body
     grouped = group(fill(FillBox(id=f"grouped-{n}", count=n)) for n in (1, 2, 3)).apply_async()
     assert [value["value"] for value in grouped.get(timeout=10)] == [1, 2, 3]

@@ -177,8 +177,12 @@ def test_a_message_that_cannot_be_read_becomes_a_dead_letter_with_its_reason_and
     assert dict(zip(POISON, reasons, strict=True)) == {
         name: why for name, (_, why, _) in POISON.items()
     }
-    for letter, (_, _, content) in zip(found, POISON.values(), strict=True):
+    for letter, (_, why, content) in zip(found, POISON.values(), strict=True):
         assert content in letter.payload
+        # and the worker's log has said of each, once, which it is and why
+        told = f"message {letter.id} of queue {letter.queue} became a dead letter: {why}"
+        wait_until(lambda told=told: told in worker.logs(), 10, told)  # type: ignore[misc]
+        assert worker.logs().count(told.partition(":")[0]) == 1
     # and the worker goes on
     assert_goes_on(cqrs, data, worker)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -138,14 +139,25 @@ def test_a_sender_and_an_executor_are_told_that_the_server_is_away(
     assert caught.value.message_id == "filling-1"
     with pytest.raises(PublishFailed, match="the result backend does not answer") as caught:
         cqrs.send_command(fill)
-    assert caught.value.message_id in str(caught.value)
+    # and with what to repeat it
+    error = caught.value
+    assert error.repeat_with == {"task_id": error.message_id}
+    assert str(error).endswith(
+        "). Start it, or correct result_backend; then send it again with"
+        f" task_id='{error.message_id}': the error has that as repeat_with."
+    )
+    chosen = {"task_id": "t-1", "idempotency_key": "note-1"}
+    for send in (fill.delay, partial(cqrs.app.tasks["depot.fill_box"].delay, fill)):
+        with pytest.raises(PublishFailed) as caught:
+            send(**chosen)
+        assert caught.value.repeat_with == chosen
     # when one is executed, then the error says what could not be done
     with pytest.raises(StoreUnavailable, match=r"read DepotBox-away: redis://.* does not answer"):
         cqrs.execute(FillBox(id="away"))
     # when the server is back, and the command is sent again under its id, by mistake twice
     fresh_redis_node.start()
     for _ in range(2):
-        cqrs.send_command(FillBox(id="away"), task_id="filling-1")
+        FillBox(id="away").delay(task_id="filling-1")
     start_worker(pool="solo")
     cqrs.send_command(FillBox(id="away", count=2)).get(timeout=20)
     # then it has its effect once

@@ -201,7 +201,7 @@ def test_where_letters_are_discarded_the_rest_follows_in_time(
 
     wait_for(data, "dust", "one", [2, 3])
     assert letters(queue, "mill.dust") == []
-    wait_until(lambda: "dead letter deleted" in worker.logs(), 10, "the log to say so")
+    wait_until(lambda: "deleted, its time is over; " in worker.logs(), 10, "the log to say so")
 
 
 def test_a_strictly_sequential_subscription_sees_all_commits_in_their_order(

@@ -7,14 +7,19 @@ from collections.abc import Iterator
 import pytest
 
 from cqrs_celery.dispatch.definitions import definitions
+from cqrs_celery.domain import type_names
 from cqrs_celery.messages.registry import registry
 
 
 @pytest.fixture(autouse=True)
 def own_declarations() -> Iterator[None]:
-    """Remove the handlers and upcasters that were defined inside the test."""
+    """Remove the handlers, upcasters and aggregates that were defined inside the test."""
     handlers, upcasters = set(definitions._by_key), set(registry._upcasters)
+    aggregates = set(type_names._owners)
     yield
+    for name, cls in list(type_names._owners.items()):
+        if name not in aggregates and _is_local(cls):
+            del type_names._owners[name]
     for key, definition in list(definitions._by_key.items()):
         if key not in handlers and _is_local(definition.function):
             del definitions._by_key[key]

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from cqrs_celery.domain.lifecycle import build, mark_saved, replay
 from cqrs_celery.errors import (
     AggregateError,
     AggregateNotConstructible,
+    DuplicateRegistration,
     EventOutOfOrder,
     ForeignEvent,
     HandlerSignatureError,
@@ -46,7 +48,7 @@ class AggregateItemMoved(Event):
     to: str
 
 
-class Item(Aggregate):
+class Item(Aggregate, name="AggregateItem"):
     name: str = ""
     count: int = 0
 
@@ -170,7 +172,7 @@ def test_without_an_id_nothing_is_recorded_and_both_types_are_named():
         item.record(AggregateItemsCheckedIn())
     # then
     assert (error.value.aggregate_type, error.value.event_type) == (
-        "Item",
+        "AggregateItem",
         "AggregateItemsCheckedIn",
     )
     assert item.pending_events == ()
@@ -344,9 +346,61 @@ def test_the_type_is_the_class_s_name_or_the_given_one():
     class Child(Named):
         pass
 
-    assert Item.__aggregate_type__ == "Item"
+    assert Item.__aggregate_type__ == "AggregateItem"
     assert Named.__aggregate_type__ == "inventory.item-2"
     assert Child.__aggregate_type__ == "Child"
+
+
+def test_two_classes_of_one_type_are_refused_and_both_are_named():
+    class Ledger(Aggregate):
+        pass
+
+    with pytest.raises(DuplicateRegistration) as refused:
+
+        class Book(Aggregate, name="Ledger"):
+            pass
+
+    # then the text names both with file and line, and what to write
+    here = r"tests\.unit\.test_aggregate\.test_two\w+\.<locals>\.{} \(.*test_aggregate\.py:\d+\)"
+    assert re.fullmatch(
+        r"the aggregate type 'Ledger' is claimed by " + here.format("Ledger")
+        + " and by " + here.format("Book") + ": their aggregates would share streams\\. Give one of"
+        r" them another name: class Book\(…, name='…'\)\. If both are meant to read the same"
+        r" streams, say so: class Book\(…, alias_of=Ledger\)",
+        str(refused.value),
+    )  # fmt: skip
+
+
+def test_a_class_may_be_made_again_as_a_reloaded_module_does():
+    def define() -> type[Aggregate]:
+        class Reloaded(Aggregate):
+            pass
+
+        return Reloaded
+
+    assert define().__aggregate_type__ == define().__aggregate_type__
+
+
+def test_a_class_may_share_anothers_streams_if_it_says_so():
+    class Full(Aggregate):
+        pass
+
+    class Slim(Aggregate, alias_of=Full):
+        pass
+
+    assert Slim.__aggregate_type__ == "Full"
+    # and the type is still the first one's alone
+    with pytest.raises(DuplicateRegistration, match="Full"):
+        type("Third", (Aggregate,), {}, name="Full")
+
+
+@pytest.mark.parametrize(("options", "found"), [
+    ({"alias_of": int}, "alias_of = <class 'int'>"),
+    ({"alias_of": Item, "name": "Another"}, "the type 'Another'"),
+])  # fmt: skip
+def test_an_alias_of_no_aggregate_or_under_another_name_is_refused(options, found):
+    with pytest.raises(RegistrationError, match=f"{found}.*expected a class of aggregates"):
+        type("Alias", (Aggregate,), {}, **options)
 
 
 @pytest.mark.parametrize("name", ["", "with space", "a:b", "ü", "a/b"])
@@ -421,7 +475,7 @@ def test_upper_case_names_are_constants_and_stay_shared():
 def test_its_text_says_which_aggregate_it_is_and_where_it_stands():
     item = Item("42")
     item.record(AggregateItemsCheckedIn())
-    assert repr(item) == "<Item-42 at version 0, 1 pending>"
+    assert repr(item) == "<AggregateItem-42 at version 0, 1 pending>"
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda item: pickle.loads(pickle.dumps(item))])
@@ -516,10 +570,12 @@ def test_history_may_be_replayed_in_parts():
 )
 def test_history_out_of_order_is_an_error(versions, expected, found):
     """26: history out of order: error."""
-    with pytest.raises(EventOutOfOrder, match=f"Item-42 .*{found}, expected {expected}") as error:
+    with pytest.raises(
+        EventOutOfOrder, match=f"AggregateItem-42 .*{found}, expected {expected}"
+    ) as error:
         replay(Item("42"), [Past(AggregateItemsCheckedIn(), version) for version in versions])
     assert (error.value.stream, error.value.expected, error.value.found) == (
-        "Item-42",
+        "AggregateItem-42",
         expected,
         found,
     )

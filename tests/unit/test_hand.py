@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from cqrs_celery.queue.values import Exchange, Taken
@@ -128,3 +130,70 @@ def test_of_what_is_given_back_nothing_begins_but_what_has_begun_runs_on(hand: H
     assert hand.has(first)
     assert hand.has(second)
     assert settled(hand) == [("n", 3), ("n", 4), ("n", 5)]
+
+
+# ------------------------------------------------------------ dead letters in the log
+
+
+def message(**headers: str) -> bytes:
+    return json.dumps({"headers": headers, "properties": {}}).encode()
+
+
+def letter(hand: Hand, one: Taken, reason: dict[str, object], log: pytest.LogCaptureFixture) -> str:
+    bring(hand, one)
+    (tag,) = deliver(hand)
+    hand.bury(tag, reason=reason)
+    (record,) = log.records
+    assert record.levelname == "ERROR"
+    assert record.name == "cqrs_celery.transport.letter_log"
+    return record.getMessage()
+
+
+FAILED: dict[str, object] = {
+    "reason": "its function failed",
+    "exception": "builtins.KeyError",
+    "error": "'shelf'",
+}
+
+
+def test_a_dead_letter_is_an_error_in_the_log_that_says_which_why_and_what_to_do(
+    hand: Hand, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = taken(17, "shop:Item:42")._replace(payload=message(task="shop.stock.add", id="e-1"))
+    assert letter(hand, one, FAILED, caplog) == (
+        "message 17 of queue orders became a dead letter: its function failed (builtins.KeyError:"
+        " 'shelf'), task shop.stock.add[e-1]. What follows in its sequence shop:Item:42 waits for"
+        " it, unless the queue's letters block nothing. Look at it with"
+        " `celery -A <app> cqrs dead-letters show 17`, then retry or discard it."
+    )
+
+
+def test_a_letter_that_has_no_task_and_no_sequence_says_what_there_is(
+    hand: Hand, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = taken(18)._replace(payload=b"\xff", has_letter=True)
+    assert letter(hand, one, {"reason": "unreadable envelope"}, caplog) == (
+        "message 18 of queue orders became a dead letter again: unreadable envelope. Look at it"
+        " with `celery -A <app> cqrs dead-letters show 18`, then retry or discard it."
+    )
+
+
+def test_what_strangers_have_chosen_does_nothing_to_the_terminal(
+    hand: Hand, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = taken(19, "a\x1b[2J\n")._replace(payload=message(task="t\x1b", id="x" * 1000))
+    text = letter(hand, one, {"reason": "r", "error": "e\r" * 1000}, caplog)
+    assert text.isprintable()
+    assert "sequence a\\x1b[2J\\n waits" in text
+    assert len(text) < 2_500
+
+
+def test_a_message_that_is_delivered_too_often_is_logged_as_a_letter(
+    hand: Hand, caplog: pytest.LogCaptureFixture
+) -> None:
+    bring(hand, taken(20, tries=2))
+    (tag,) = deliver(hand)
+    hand.requeue(tag, reason={"reason": "its child process was lost"})
+    assert caplog.messages[0].startswith(
+        "message 20 of queue orders became a dead letter: its child process was lost."
+    )

@@ -779,6 +779,9 @@ def test_the_trace_flows_from_command_to_event_to_subscriber_to_command_to_event
     )
     assert charged.event.metadata.correlation_id == "withdrawal"
     assert charged.event.metadata.causation_id not in ("", "withdrawal")
+    # and the second command's event says which event caused that command
+    assert charged.event.metadata.causation_parent_id == withdrawn.event.event_id
+    assert withdrawn.event.metadata.causation_parent_id == ""
     # and the handler was given the same
     assert log.traces == [withdrawn.event.metadata]
 
@@ -1007,8 +1010,8 @@ def test_with_a_namespace_settings_have_its_prefix_and_others_are_left_alone() -
 
 def test_an_application_that_names_no_store_keeps_events_in_the_broker() -> None:
     app = Celery("shop", broker="reliable-redis://localhost:1", set_as_current=False)
-    assert CQRS(app).settings.event_store == "broker"
-    assert CQRS(app).settings.application == "shop"
+    settings = CQRS(app).settings
+    assert (settings.event_store, settings.application) == ("broker", "shop")
 
 
 def test_a_command_without_cqrs_app_raises_at_once() -> None:

@@ -171,7 +171,7 @@ def cqrs() -> CQRS:
     """Give an application whose locks are counted."""
     global meanwhile
     app = Celery("house", broker="memory://", set_as_current=False)
-    cqrs = CQRS(app, store=MemoryEventStore())
+    cqrs = CQRS(app, store=MemoryEventStore(on_commit=lambda events: None))
     cqrs.runtime.bus.locks = CountingLocks()
     meanwhile = Meanwhile()
     meanwhile.cqrs = cqrs

@@ -20,6 +20,7 @@ from cqrs_celery.errors import (
     ReservedFieldName,
     UnknownMessageType,
 )
+from cqrs_celery.messages.class_options import ACCEPTED, FIXED
 from cqrs_celery.messages.message import Command, Event, Message, MessageMeta, Query
 from cqrs_celery.messages.registry import Registry, registry
 from cqrs_celery.messages.sender import use_sender
@@ -209,6 +210,60 @@ def test_subclasses_of_a_base_are_found():
 
 
 # Values
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("array_like", True, "fields are stored by name, so that they may come and go"),
+        ("eq", False, "messages are values"),
+        ("forbid_unknown_fields", True, "unknown_fields='refuse' says so"),
+        ("frozen", False, "what was sent or recorded never changes"),
+        ("kw_only", False, "fields are given by name, so that their order may change"),
+        ("tag", True, "its name says what it is"),
+        ("tag_field", "kind", "its name says what it is"),
+    ],
+)
+def test_an_option_that_breaks_what_a_message_promises_is_refused(option, value, reason):
+    fixed = FIXED[option][0]
+    with pytest.raises(RegistrationError) as refused:
+        MessageMeta("Odd", (Event,), {"__module__": "shop"}, name="messages.odd", **{option: value})
+    assert str(refused.value) == (
+        f"shop.Odd has {option} = {value!r}; a message has {option} = {fixed!r}: {reason}."
+        " Remove it."
+    )
+    # and the value that it has anyway may be given
+    MessageMeta("Even", (Event,), {}, name="messages.even", **{option: fixed})
+
+
+def test_an_option_that_comes_with_another_base_is_refused_too():
+    class Compact(msgspec.Struct, array_like=True):
+        pass
+
+    with pytest.raises(RegistrationError, match=r"test_messages\.Both has array_like = True"):
+        MessageMeta("Both", (Event, Compact), {"__module__": __name__}, name="messages.both")
+
+
+def test_a_class_argument_that_does_not_exist_is_refused():
+    with pytest.raises(RegistrationError) as refused:
+        MessageMeta("Typo", (Event,), {"__module__": "shop"}, nmae="messages.typo")
+    assert str(refused.value) == (
+        "shop.Typo has the class argument 'nmae', which does not exist; did you mean 'name'? There"
+        " are: name, version, aggregate, key, aliases, unknown_fields, cache_hash, dict, gc,"
+        " omit_defaults, order, rename, repr_omit_defaults, weakref."
+    )
+
+
+def test_a_message_with_every_accepted_option_comes_back(serializer):
+    options = dict.fromkeys(ACCEPTED, True) | {"rename": "camel"}
+
+    class Everything(Event, name="messages.everything", **options):
+        shelf_number: int = 1
+        article: str = "bolt"
+
+    for message in (Everything(), Everything(shelf_number=2)):
+        assert serializer.decode("event", *serializer.encode(message)) == message
+        assert serializer.from_plain("event", serializer.to_plain(message)) == message
 
 
 def test_a_message_is_frozen():

@@ -21,6 +21,7 @@ from cqrs_celery import (
     query_handler,
     subscribes,
 )
+from cqrs_celery.dispatch.context import handling
 from cqrs_celery.dispatch.definitions import definitions
 from cqrs_celery.dispatch.publishing import Publisher
 from cqrs_celery.errors import (
@@ -149,6 +150,18 @@ def test_what_a_subscribers_session_holds_is_committed_once(cqrs: CQRS) -> None:
     assert [name for name, *_ in got] == ["read", "archive"] * 2
     (stored,) = cqrs.store.read_stream(StreamName("press", "PressShelf", "1000"))
     assert stored.event.metadata == Metadata(correlation_id="edition-7", causation_id="edition-7")
+
+
+def test_a_messages_own_cause_is_not_lost(cqrs: CQRS) -> None:
+    # given something that is being handled, in a trace
+    with handling(Metadata(correlation_id="order-1", causation_id="event-1"), "printer"):
+        # when it publishes a message, whose subscriber commits
+        cqrs.publish(PricesPrinted(copies=1_000), message_id="edition-8")
+    # then what was committed leads to the message, and over it to what published that
+    (stored,) = cqrs.store.read_stream(StreamName("press", "PressShelf", "1000"))
+    assert stored.event.metadata == Metadata(
+        correlation_id="order-1", causation_id="edition-8", causation_parent_id="event-1"
+    )
 
 
 def test_messaging_works_without_an_event_store_and_the_bus_without_a_broker() -> None:

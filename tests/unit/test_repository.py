@@ -38,7 +38,7 @@ class RepositoryItemsCheckedIn(Event):
     count: int = 1
 
 
-class Item(Aggregate):
+class Item(Aggregate, name="RepositoryItem"):
     count: int = 0
 
     def check_in(self, count: int = 1) -> None:
@@ -85,7 +85,7 @@ def stored(
         datetime(2026, 1, 1, tzinfo=UTC),
         data,
     )
-    return StoredEvent(StreamName("shop", "Item", aggregate_id), version, version, event)
+    return StoredEvent(StreamName("shop", "RepositoryItem", aggregate_id), version, version, event)
 
 
 def repository_on(store: MemoryEventStore) -> Repository:
@@ -126,9 +126,11 @@ def test_an_aggregate_is_as_its_events_have_left_it(repository):
 def test_a_missing_aggregate_is_none_to_find_and_an_error_to_get(repository):
     """12: a missing aggregate: `get` raises `AggregateNotFound`, `find` gives None."""
     assert repository.find(Item, "42") is None
-    with pytest.raises(AggregateNotFound, match=r"Item-42 has no events .*'shop'") as error:
+    with pytest.raises(
+        AggregateNotFound, match=r"RepositoryItem-42 has no events .*'shop'"
+    ) as error:
         repository.get(Item, "42")
-    assert (error.value.aggregate_type, error.value.aggregate_id) == ("Item", "42")
+    assert (error.value.aggregate_type, error.value.aggregate_id) == ("RepositoryItem", "42")
 
 
 def test_the_type_and_the_application_are_part_of_the_identity(store, repository):
@@ -175,7 +177,7 @@ def test_a_store_s_event_of_another_aggregate_is_an_error():
 def test_an_event_that_can_not_be_read_is_an_error_that_says_where_it_is(unreadable, error_type):
     with pytest.raises(error_type) as error:
         repository_on(Forging(stored(1), unreadable)).get(Item, "42")
-    assert error.value.__notes__ == ["stored in Item-42 at version 2, global position 2"]
+    assert error.value.__notes__ == ["stored in RepositoryItem-42 at version 2, global position 2"]
 
 
 # Saving
@@ -193,7 +195,7 @@ def test_a_save_writes_each_event_with_the_facts_of_its_recording(store, reposit
     assert committed == Committed(position=1, versions=(1,))
     assert store.read_all() == [
         StoredEvent(
-            StreamName("shop", "Item", "42"),
+            StreamName("shop", "RepositoryItem", "42"),
             1,
             1,
             NewEvent(
@@ -252,7 +254,7 @@ def test_the_same_instance_twice_is_saved_once(repository):
 
 
 def test_two_instances_of_one_aggregate_are_refused(store, repository):
-    with pytest.raises(ConcurrencyError, match="Item-42 is there in two instances"):
+    with pytest.raises(ConcurrencyError, match="RepositoryItem-42 is there in two instances"):
         repository.save(checked_in("42"), checked_in("42"))
     assert store.read_all() == []
 
@@ -270,7 +272,11 @@ def test_a_save_after_somebody_else_s_is_refused_and_changes_nothing(store, repo
     with pytest.raises(ConcurrencyError) as error:
         repository.save(other)
     # then
-    assert (error.value.stream, error.value.expected, error.value.found) == ("Item-42", 1, 2)
+    assert (error.value.stream, error.value.expected, error.value.found) == (
+        "RepositoryItem-42",
+        1,
+        2,
+    )
     assert (other.version, other.pending_events) == (1, pending)
     assert len(store.read_all()) == 2
 
@@ -352,6 +358,6 @@ def test_an_event_that_can_not_be_written_leaves_everything_as_it_was(store, rep
 def test_what_another_writer_appended_is_loaded(store, repository):
     # given: somebody who does not use aggregates
     event = stored(1, data=b'{"count":9}').event
-    store.append([StreamAppend(StreamName("shop", "Item", "42"), NO_STREAM, [event])])
+    store.append([StreamAppend(StreamName("shop", "RepositoryItem", "42"), NO_STREAM, [event])])
     # then
     assert repository.get(Item, "42").count == 9

@@ -197,7 +197,7 @@ def test_one_id_of_two_types_is_two_aggregates(session, repository, saved):
 
 def test_two_classes_under_one_type_name_are_not_mixed_up(session, saved):
     # given
-    class Other(Aggregate, name="Item"):
+    class Other(Aggregate, alias_of=Item):
         pass
 
     session.get(Item, "42")

@@ -214,7 +214,9 @@ class _InDjango(_Reaching, SqlEventStore):
         append = self.inside.append if self.is_in_transaction else super().append
         return append(appends, command=command, lease=lease)
 
-    def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
+    def read_all(
+        self, *, after_position: int = 0, limit: int | None = None
+    ) -> Sequence[StoredEvent]:
         """Return the store's events in the order of their positions; see `EventStore.read_all`."""
         read = self.inside.read_all if self.is_in_transaction else super().read_all
         return read(after_position=after_position, limit=limit)

@@ -54,6 +54,11 @@ class MemoryEventStore:
         self._commits: dict[tuple[str, ...], Committed] = {}
         self._snapshots = MemorySnapshotStore()
 
+    @property
+    def delivers(self) -> bool:
+        """Whether a commit's events are given to anybody."""
+        return self._on_commit is not None
+
     def append(
         self,
         appends: Sequence[StreamAppend],
@@ -90,10 +95,13 @@ class MemoryEventStore:
         with self._lock:
             return self._streams.get(stream, [])[after_version:end]
 
-    def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
+    def read_all(
+        self, *, after_position: int = 0, limit: int | None = None
+    ) -> Sequence[StoredEvent]:
         """Return the store's events in order; see `EventStore.read_all`."""
         with self._lock:
-            return self._events[after_position : after_position + limit]
+            end = None if limit is None else after_position + limit
+            return self._events[after_position:end]
 
     def find_command(self, command_id: str) -> CommandOutcome | None:
         """Return what a command recorded when it committed; see `EventStore.find_command`."""

@@ -27,6 +27,7 @@ from ...store.events import (
     StreamAppend,
     Subscriber,
 )
+from ...store.paging import read_to_the_end
 from ...store.refusals import (
     check_appends,
     check_command,
@@ -138,8 +139,12 @@ class RedisEventStore:
             records = cast("list[bytes]", self._client().lrange(key, after_version, last))
         return [stored_event(stream, record) for record in records]
 
-    def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
+    def read_all(
+        self, *, after_position: int = 0, limit: int | None = None
+    ) -> Sequence[StoredEvent]:
         """Return the store's events in the order of their positions; see `EventStore.read_all`."""
+        if limit is None:
+            return read_to_the_end(self.read_all, after_position)
         if limit <= 0:
             return []
         with self._reach(f"read from position {after_position + 1}"):

@@ -123,12 +123,17 @@ class RedisLocks:
             lock.release()
         except redis_lock.NotAcquired:
             logger.warning(
-                "lock expired before its end",
+                "lock of %s expired before its end, after %s s",
+                stream,
+                self._expire_s,
                 extra={"stream": str(stream), "expire_s": self._expire_s},
             )
         except redis.RedisError as error:
             logger.warning(
-                "lock not released, it will expire",
+                "lock of %s not released, it will expire within %s s: %s",
+                stream,
+                self._expire_s,
+                error,
                 extra={"stream": str(stream), "expire_s": self._expire_s, "why": str(error)},
             )
 

@@ -55,6 +55,7 @@ from ...store.events import (
     StoredEvent,
     StreamAppend,
 )
+from ...store.paging import read_to_the_end
 from ...store.refusals import (
     check_command,
     check_stream,
@@ -617,12 +618,16 @@ class SqlEventStore:
             statement, f"read {stream}", reader, key=self._key(stream), after=after_version
         )
 
-    def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
+    def read_all(
+        self, *, after_position: int = 0, limit: int | None = None
+    ) -> Sequence[StoredEvent]:
         """Return the store's events in the order of their positions; see `EventStore.read_all`.
 
         Only those before which none can appear any more: the numbers that are left out are those of
         appends that were rolled back.
         """
+        if limit is None:
+            return read_to_the_end(self.read_all, after_position)
         if limit <= 0:
             return []
         found: list[StoredEvent] = []

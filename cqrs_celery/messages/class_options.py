@@ -1,0 +1,66 @@
+"""Check a message class's msgspec options: what would break what a message promises is refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ..errors import RegistrationError
+
+#: msgspec's options that a message class may set; the others are fixed, or have another name here.
+ACCEPTED: Final = frozenset({
+    "cache_hash", "dict", "gc", "omit_defaults", "order", "rename", "repr_omit_defaults", "weakref",
+})  # fmt: skip
+
+#: Those that are fixed: the value that they have, and why.
+FIXED: Final[Mapping[str, tuple[Any, str]]] = {
+    "array_like": (False, "fields are stored by name, so that they may come and go"),
+    "eq": (True, "messages are values"),
+    "forbid_unknown_fields": (False, "unknown_fields='refuse' says so"),
+    "frozen": (True, "what was sent or recorded never changes"),
+    "kw_only": (True, "fields are given by name, so that their order may change"),
+    "tag": (None, "its name says what it is"),
+    "tag_field": (None, "its name says what it is"),
+}
+
+#: The class arguments of the messages' own.
+OWN: Final = ("name", "version", "aggregate", "key", "aliases", "unknown_fields")
+
+
+def check_class_options(where: str, options: Mapping[str, Any]) -> None:
+    """Check the class arguments that are not the messages' own.
+
+    Args:
+        where: names the class in errors.
+        options: the arguments.
+
+    Raises:
+        RegistrationError: an option is fixed, or there is none of the name.
+    """
+    for name, value in options.items():
+        if name in FIXED:
+            check_fixed(where, {name: value})
+        elif name not in ACCEPTED:
+            known = (*OWN, *sorted(ACCEPTED))
+            close = difflib.get_close_matches(name, known, n=1)
+            raise RegistrationError(
+                f"{where} has the class argument {name!r}, which does not exist"
+                + (f"; did you mean {close[0]!r}?" if close else "")
+                + f" There are: {', '.join(known)}."
+            )
+
+
+def check_fixed(where: str, values: Mapping[str, Any]) -> None:
+    """Check that fixed options have their value, whether given or inherited.
+
+    Raises:
+        RegistrationError: one has another.
+    """
+    for name, value in values.items():
+        fixed, why = FIXED[name]
+        if value is not fixed:
+            raise RegistrationError(
+                f"{where} has {name} = {value!r}; a message has {name} = {fixed!r}: {why}."
+                " Remove it."
+            )

@@ -1,0 +1,83 @@
+"""Let Pydantic, and so FastAPI, take a message as a type: a request body, or a model's field.
+
+Pydantic calls this where it is installed; nothing here needs it otherwise. Values are checked as
+they are when a message is decoded, so what passes can be sent.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from pydantic_core import CoreSchema
+
+#: Where msgspec says that an error is: "… - at `$.lines[0].count`".
+_PLACE: Final = re.compile(r"^(?P<text>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
+_STEP: Final = re.compile(r"\.(?P<name>\w+)|\[(?P<index>\d+)\]")
+_MISSING: Final = re.compile(r"^Object missing required field `(?P<name>\w+)`$")
+
+
+def core_schema_of(cls: type[Any]) -> CoreSchema:
+    """Return what makes Pydantic take plain values, or an instance, as a message.
+
+    Args:
+        cls: the message's class.
+    """
+    from pydantic_core import core_schema
+
+    def validate(value: Any) -> Any:
+        if isinstance(value, cls):
+            return value
+        try:
+            return msgspec.convert(value, cls, builtin_types=())
+        except msgspec.ValidationError as error:
+            raise _refusal(cls, value, str(error)) from error
+
+    return core_schema.no_info_plain_validator_function(
+        validate,
+        serialization=core_schema.plain_serializer_function_ser_schema(
+            msgspec.to_builtins, when_used="json"
+        ),
+    )
+
+
+def _refusal(cls: type[Any], value: Any, text: str) -> Exception:
+    """Return Pydantic's error, at the place that msgspec's text names."""
+    from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
+
+    found = _PLACE.match(text)
+    told, path = (found["text"], found["path"] or "") if found else (text, "")
+    place: list[str | int] = [
+        step["name"] or int(step["index"]) for step in _STEP.finditer(path.removeprefix("$"))
+    ]
+    missing = _MISSING.match(told)
+    if missing:
+        place.append(missing["name"])
+    # Braces would stand for the error's context.
+    kind = PydanticCustomError("missing" if missing else "message_type", "{told}", {"told": told})
+    detail = InitErrorDetails(type=kind, loc=tuple(place), input=value)
+    return ValidationError.from_exception_data(cls.__qualname__, [detail])
+
+
+def json_schema_of(cls: type[Any]) -> dict[str, Any]:
+    """Return a message's JSON schema, with the types that it holds written out in place."""
+    (schema,), components = msgspec.json.schema_components([cls], ref_template="{name}")
+    written: dict[str, Any] = _written_out(schema, components, ())
+    return written
+
+
+def _written_out(part: Any, components: dict[str, Any], inside: tuple[str, ...]) -> Any:
+    if isinstance(part, list):
+        return [_written_out(one, components, inside) for one in part]
+    if not isinstance(part, dict):
+        return part
+    name = part.get("$ref")
+    if isinstance(name, str) and name in components:
+        # A type that holds itself has no end; OpenAPI is told that it is an object there.
+        if name in inside:
+            return {"type": "object", "title": name}
+        return _written_out(components[name], components, (*inside, name))
+    return {key: _written_out(value, components, inside) for key, value in part.items()}

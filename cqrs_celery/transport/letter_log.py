@@ -1,0 +1,55 @@
+"""Log each dead letter where it is made: which message, why, and what to do about it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ..queue.values import Taken
+from . import wire
+
+logger = logging.getLogger(__name__)
+
+#: Characters of a name or an id, and of an error, that a line of the log has at most.
+NAME_CHARACTERS: Final = 200
+ERROR_CHARACTERS: Final = 500
+
+
+def log_letter(taken: Taken, reason: Mapping[str, Any]) -> None:
+    """Log that a delivery becomes a dead letter.
+
+    Args:
+        taken: the delivery.
+        reason: why, as its letter has it.
+    """
+    error = ": ".join(str(reason[name]) for name in ("exception", "error") if reason.get(name))
+    task = wire.task_of(taken)
+    logger.error(
+        "message %d of queue %s became a dead letter%s: %s%s%s.%s Look at it with"
+        " `celery -A <app> cqrs dead-letters show %d`, then retry or discard it.",
+        taken.id,
+        printable(taken.queue, NAME_CHARACTERS),
+        " again" if taken.has_letter else "",
+        printable(str(reason.get("reason", "")), NAME_CHARACTERS),
+        f" ({printable(error, ERROR_CHARACTERS)})" if error else "",
+        f", task {printable(task, NAME_CHARACTERS)}" if task else "",
+        f" What follows in its sequence {printable(taken.sequence, NAME_CHARACTERS)} waits for it,"
+        " unless the queue's letters block nothing."
+        if taken.sequence
+        else "",
+        taken.id,
+        extra={
+            "message_id": taken.id,
+            "queue": taken.queue,
+            "sequence": taken.sequence,
+            "reason": reason.get("reason"),
+            "task": task,
+        },
+    )
+
+
+def printable(text: str, most: int) -> str:
+    """Return the beginning of a text that strangers may have chosen, without control characters."""
+    shown = text if len(text) <= most else f"{text[:most]}…"
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)

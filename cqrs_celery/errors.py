@@ -14,6 +14,7 @@ CQRSError
 ├── MessageError                  a message can't be read; it becomes a dead letter
 │   ├── UnknownMessageType        its name or version is not registered
 │   ├── MalformedMessage          its bytes don't fit the registered type
+│   │   └── UnwritableMessage         it can't be written so that it could be read again
 │   └── UpcastFailed              an upcaster raised, or returned what it may not
 ├── HandlerNotFound               nothing handles this message
 ├── AggregateError
@@ -134,6 +135,14 @@ class MalformedMessage(MessageError):
 
     name: str
     version: int
+
+
+class UnwritableMessage(MalformedMessage):
+    """A message or a result could not be written so that the same would be read again.
+
+    It is raised where it was recorded, sent or returned; nothing was stored or sent. In a command's
+    handler it is the command's outcome, and makes no dead letter.
+    """
 
 
 class UpcastFailed(MessageError):

@@ -30,6 +30,7 @@ from ..dispatch.publishing import Published, Publisher
 from ..dispatch.runtime import Runtime, add_application, current_app
 from ..dispatch.tasks import send_unhandled, stream_of
 from ..errors import ConfigurationError, InvalidSetting
+from ..messages.codec import check_codecs
 from ..messages.message import Command, Message, Query
 from ..messages.metadata import Metadata, new_id
 from ..messages.sender import use_sender
@@ -190,12 +191,15 @@ class CQRS:
     def check_handlers(self) -> None:
         """Check that there is what the declared handlers and aggregates ask for.
 
-        That is an event store, locks, and aggregates whose state snapshots can hold.
+        That is messages that JSON can hold, an event store, locks, and aggregates whose state
+        snapshots can hold.
 
         Raises:
             InvalidSetting: something is missing.
-            RegistrationError: an aggregate that has snapshots can't have any.
+            RegistrationError: a message's field is of a type that can't be written, or an aggregate
+                that has snapshots can't have any.
         """
+        check_codecs(self.runtime.serializer.registry)
         check_store(self.store, definitions.all())
         for definition in definitions.all():
             check_locks(self.runtime.bus.locks, definition)

@@ -32,6 +32,7 @@ from ..errors import (
     ReservedFieldName,
     UnhandledEvent,
 )
+from ..messages.codec import codec_of
 from ..messages.message import Event
 from ..messages.metadata import new_id, utc_now
 from ..messages.registry import where
@@ -45,17 +46,25 @@ _MUTABLE: Final = (MutableMapping, MutableSequence, MutableSet)
 
 @dataclass(frozen=True, slots=True)
 class PendingEvent:
-    """Be an event that is recorded, but not yet committed.
+    """An event that is recorded, but not yet committed: the bytes that will be stored.
 
     Attributes:
-        event: the typed event.
+        type: the event's class.
+        data: its fields as a JSON object, as they were when it was recorded.
         event_id: unique; it keeps it in the store.
         timestamp: when it was recorded, UTC.
     """
 
-    event: Event
+    type: type[Event]
+    data: bytes
     event_id: str
     timestamp: datetime
+
+    @property
+    def event(self) -> Event:
+        """The typed event, as it will be read: a copy of the reader's own."""
+        event: Event = codec_of(self.type).read(self.data)
+        return event
 
 
 @dataclass(slots=True)
@@ -168,10 +177,14 @@ class Aggregate:
     def record(self, event: Event) -> None:
         """Apply an event at once, and keep it until the session commits it.
 
+        It is written as JSON here and now. The `@applies` method gets what will be read of it, a
+        copy: what is done to either afterwards does not change what is stored.
+
         Args:
             event: what has been decided; anything that could refuse it comes before.
 
         Raises:
+            UnwritableMessage: a field holds a value that would not be read as it is.
             MissingAggregateId: the aggregate has no id.
             UnhandledEvent: the class is strict and has no method for the event.
             AggregateError: an `@applies` method recorded it, which would repeat on every load.
@@ -190,8 +203,14 @@ class Aggregate:
                 f" {type(ledger.applying).__qualname__}: that would happen again on every load."
                 " Record events where they are decided; an @applies method only sets attributes."
             )
-        apply(self, event)
-        ledger.pending.append(PendingEvent(event, new_id(), utc_now()))
+        cls: type[Any] = type(event)
+        if not issubclass(cls, Event) or cls is Event:
+            raise AggregateError(
+                f"{self!r} recorded {event!r}; expected an event, of a class below Event"
+            )
+        data, copied = codec_of(cls).write(event)
+        apply(self, copied)
+        ledger.pending.append(PendingEvent(cls, data, new_id(), utc_now()))
 
     def __repr__(self) -> str:
         ledger = self.__ledger__

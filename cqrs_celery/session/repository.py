@@ -295,7 +295,7 @@ class Repository:
         return StreamName(self._serializer.application, cls.__aggregate_type__, id)
 
     def _new_event(self, pending: PendingEvent, metadata: Metadata) -> NewEvent:
-        name, version, data = self._serializer.encode(pending.event)
+        name, version, data = self._serializer.seal(pending.type, pending.data)
         return NewEvent(pending.event_id, name, version, pending.timestamp, data, metadata)
 
 

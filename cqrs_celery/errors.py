@@ -39,7 +39,8 @@ CQRSError
 └── PublishFailed                 a message could not be handed to the broker
     └── QueueFull                 a subscriber's queue had no room for it in time
 
-Errors carry what they name as attributes, and survive pickling between pool processes.
+Errors carry what they name as attributes, and keep these through pickling between pool processes
+and through results that Celery writes as JSON.
 """
 
 from __future__ import annotations
@@ -47,25 +48,30 @@ from __future__ import annotations
 from typing import Any
 
 
-def _rebuild(cls: type[CQRSError], message: str, fields: dict[str, Any]) -> CQRSError:
+def _rebuild(cls: type[CQRSError], args: tuple[Any, ...], attributes: dict[str, Any]) -> CQRSError:
     error = cls.__new__(cls)
-    Exception.__init__(error, message)
-    error.__dict__.update(fields)
+    error.args = args
+    error.__dict__.update(attributes)
     return error
 
 
 class CQRSError(Exception):
-    """Be the base of every error that this package raises.
+    """The base of every error that this package raises.
 
-    Its text says what was tried, expected and found; keyword arguments become attributes.
+    Its text says what was tried, expected and found; keyword arguments become attributes. They are
+    its second argument too, since Celery writes an exception's arguments alone into a result.
     """
 
-    def __init__(self, message: str, **fields: Any) -> None:
-        super().__init__(message)
-        self.__dict__.update(fields)
+    def __init__(self, message: str, fields: Any = None, /, **more: Any) -> None:
+        named = {**fields, **more} if isinstance(fields, dict) else more
+        super().__init__(message, named) if named else super().__init__(message)
+        self.__dict__.update(named)
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), str(self), dict(self.__dict__))
+        return _rebuild, (type(self), self.args, dict(self.__dict__))
 
 
 class ConfigurationError(CQRSError):

@@ -19,7 +19,7 @@ from typing import Any
 import celery
 from celery.signals import celeryd_init
 
-from ..dispatch.bus import Attempt, Bus, CommandResult, record_of
+from ..dispatch.bus import Attempt, Bus, record_of
 from ..dispatch.context import current_metadata
 from ..dispatch.definitions import Definition, definitions
 from ..dispatch.envelope import checked_key, command_id_of, pack_event
@@ -27,6 +27,7 @@ from ..dispatch.handler import task_of
 from ..dispatch.locks import check_locks
 from ..dispatch.middleware import Middleware, checked
 from ..dispatch.publishing import Published, Publisher
+from ..dispatch.results import CommandResult
 from ..dispatch.runtime import Runtime, add_application, current_app
 from ..dispatch.tasks import send_unhandled, stream_of
 from ..errors import ConfigurationError, InvalidSetting
@@ -239,7 +240,8 @@ class CQRS:
             Exception: what the handler raised; nothing was committed.
         """
         bus = self.runtime.bus
-        return bus.run(bus.find(command), self._attempt(command, idempotency_key))
+        definition = bus.find(command)
+        return bus.run(definition, self._attempt(command, definition, idempotency_key))
 
     async def execute_async(
         self, command: Command, *, idempotency_key: str | None = None
@@ -249,7 +251,9 @@ class CQRS:
         An async handler is awaited; a sync one, and every commit, runs in a thread.
         """
         bus = self.runtime.bus
-        return await bus.run_async(bus.find(command), self._attempt(command, idempotency_key))
+        definition = bus.find(command)
+        attempt = self._attempt(command, definition, idempotency_key)
+        return await bus.run_async(definition, attempt)
 
     def query(self, query: Query) -> Any:
         """Ask a query's handler, in this process; returns what it returns.
@@ -319,7 +323,7 @@ class CQRS:
             message, capacity=capacity, timeout_s=timeout_s, message_id=message_id
         )
 
-    def _attempt(self, command: Command, key: str | None) -> Attempt:
+    def _attempt(self, command: Command, definition: Definition, key: str | None) -> Attempt:
         name = self.runtime.serializer.name_of(type(command))
         command_id = new_id() if key is None else command_id_of(name, checked_key(key))
         current = current_metadata()
@@ -333,7 +337,7 @@ class CQRS:
             command,
             metadata,
             stream=stream,
-            command=record_of(command_id, self.settings.command_id_ttl_s),
+            command=record_of(command_id, self.settings.command_id_ttl_s, definition.returned),
             find=lambda: self.store.find_command(command_id),
             looks_first=True,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import sys
 import types
 import uuid
 from collections.abc import MutableMapping, MutableSequence, MutableSet
@@ -51,6 +52,23 @@ def may_be_mutable(value: Any) -> bool:
     known = (*_IMMUTABLE, tuple, frozenset, msgspec.Struct)
     is_known = isinstance(value, known) or dataclasses.is_dataclass(value)
     return not is_known and not hasattr(type(value), "__attrs_attrs__")
+
+
+def annotated_names(cls: type[Any], *, with_class_variables: bool = True) -> frozenset[str]:
+    """Return the names that a class itself annotates, whether or not their types are defined.
+
+    Args:
+        cls: the class.
+        with_class_variables: whether those are among them that are declared a `ClassVar`.
+    """
+    found: Any = vars(cls).get("__annotations__", {})
+    if sys.version_info >= (3, 14):
+        import annotationlib
+
+        found = annotationlib.get_annotations(cls, format=annotationlib.Format.FORWARDREF)
+    return frozenset(
+        name for name, hint in found.items() if with_class_variables or "ClassVar" not in str(hint)
+    )
 
 
 def _is_frozen(cls: type[Any]) -> bool:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, MutableMapping, MutableSequence, MutableSet
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, Final
@@ -30,18 +30,19 @@ from ..errors import (
     MissingAggregateId,
     RegistrationError,
     ReservedFieldName,
+    SessionError,
     UnhandledEvent,
 )
 from ..messages.codec import codec_of
 from ..messages.message import Event
 from ..messages.metadata import new_id, utc_now
 from ..messages.registry import where
+from ..mutability import annotated_names, is_mutable, may_be_mutable
 from .applies import appliers_of
 from .snapshot_policy import AnyOf, EveryEvents, SnapshotPolicy
 
 _RESERVED: Final = ("id", "version", "pending_events", "record")
 _TYPE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
-_MUTABLE: Final = (MutableMapping, MutableSequence, MutableSet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,10 @@ class PendingEvent:
 
 @dataclass(slots=True)
 class Ledger:
-    """Keep an aggregate's id, its committed version, and what it has recorded since.
+    """An aggregate's id, its committed version, and what it has recorded since.
 
-    Beside them, for policies of snapshots: the version and time of the newest one that fits, and
+    Besides them, whether its session has ended, so that nobody would write what it records; for
+    policies of snapshots: the version and time of the newest one that fits, and
     the seconds that loading took; and, for the cache, which history of its store it was loaded
     from, None for a new one.
     """
@@ -84,14 +86,15 @@ class Ledger:
     snapshot_taken_at: datetime | None = None
     load_s: float = 0.0
     history: str | None = None
+    is_detached: bool = False
 
 
 class Aggregate:
     """Be something with an identity that changes only through the events it records.
 
     It is built from its id alone; a class with an `__init__` of its own passes the id on. Mutable
-    class attributes, such as `lines: list[Line] = []`, are defaults: each instance has its own
-    copy. Upper-case ones are constants and stay shared.
+    class attributes, such as `lines: list[Line] = []` or `place: Place = Place()`, are defaults:
+    each instance has its own copy. Upper-case ones are constants and stay shared.
 
     Class arguments:
         name: its type, as it is stored and as streams are named; the class's name by default.
@@ -185,6 +188,7 @@ class Aggregate:
 
         Raises:
             UnwritableMessage: a field holds a value that would not be read as it is.
+            SessionError: its session has committed, or ended: nobody would write the event.
             MissingAggregateId: the aggregate has no id.
             UnhandledEvent: the class is strict and has no method for the event.
             AggregateError: an `@applies` method recorded it, which would repeat on every load.
@@ -196,6 +200,13 @@ class Aggregate:
                 f" id; expected the aggregate to be made with one: {type(self).__qualname__}(id)",
                 aggregate_type=self.__aggregate_type__,
                 event_type=type(event).__qualname__,
+            )
+        if ledger.is_detached:
+            raise SessionError(
+                f"{self!r} recorded {type(event).__qualname__} after its session had committed or"
+                " ended, so nobody would write it. Load the aggregate again in a session that is"
+                f" open, session.get({type(self).__qualname__}, {ledger.id!r}), or add it there:"
+                " session.add(…)."
             )
         if ledger.applying is not None:
             raise AggregateError(
@@ -255,10 +266,31 @@ def _check_number(cls: type[Any], name: str, number: Any) -> None:
 
 
 def _mutable_defaults(cls: type[Any]) -> dict[str, Any]:
+    """Return the class attributes of which each instance needs a copy of its own.
+
+    Raises:
+        RegistrationError: one can't be copied.
+    """
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
+        annotated = annotated_names(base, with_class_variables=False)
         for name, value in vars(base).items():
             found.pop(name, None)
-            if isinstance(value, _MUTABLE) and not name.startswith("__") and not name.isupper():
-                found[name] = value
+            if name.startswith("__") or name.isupper() or hasattr(value, "__get__"):
+                continue
+            # What an annotation declares is state, whatever class it is of.
+            if is_mutable(value) or (name in annotated and may_be_mutable(value)):
+                found[name] = _copyable(cls, name, value)
     return found
+
+
+def _copyable(cls: type[Any], name: str, value: Any) -> Any:
+    try:
+        copy.deepcopy(value)
+    except Exception as error:
+        raise RegistrationError(
+            f"{where(cls)} has the default {name} = {value!r}, which all its instances would share,"
+            f" and which can't be copied: {error}. Set it in __init__, or write its name in upper"
+            " case if it is a constant."
+        ) from error
+    return value

@@ -7,7 +7,6 @@ checked when a worker starts, or at the message's first use.
 from __future__ import annotations
 
 import re
-import sys
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import msgspec
 from msgspec import inspect
 
 from ..errors import RegistrationError
-from ..mutability import is_mutable
+from ..mutability import annotated_names, is_mutable
 from ..nesting import MADE_LEVELS
 from .registry import where
 
@@ -59,7 +58,7 @@ def check_fields(cls: Any, namespace: Mapping[str, Any]) -> None:
     Raises:
         RegistrationError: names the class, the field, and what to write.
     """
-    annotated = _annotated(cls)
+    annotated = annotated_names(cls)
     for name, value in namespace.items():
         if name in annotated or name.startswith("_") or name.isupper():
             continue
@@ -209,12 +208,3 @@ def _refused_field(cls: Any, error: TypeError) -> tuple[str, str]:
             except TypeError as found:
                 return name, f"{hint}. {str(found).splitlines()[0]}"
     return "?", why
-
-
-def _annotated(cls: Any) -> frozenset[str]:
-    if sys.version_info >= (3, 14):
-        import annotationlib
-
-        found = annotationlib.get_annotations(cls, format=annotationlib.Format.FORWARDREF)
-        return frozenset(found)
-    return frozenset(vars(cls).get("__annotations__", ()))

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ..domain.aggregate import Aggregate
+from ..domain.lifecycle import attach, detach
 from ..errors import SessionError
 from ..messages.metadata import NO_METADATA, Metadata
 from ..store.events import CommandRecord, Committed, Lease
@@ -92,6 +93,7 @@ class Session:
         tracked = self._tracked.setdefault(stream, aggregate)
         if tracked is not aggregate:
             raise two_instances(stream, tracked, aggregate)
+        attach(aggregate)
 
     @property
     def connection(self) -> Any:
@@ -117,6 +119,8 @@ class Session:
         self, *, command: CommandRecord | None = None, lease: Lease | None = None
     ) -> Committed | None:
         """Write what all tracked aggregates have pending, all or none, and track nothing.
+
+        What they would record afterwards is refused, until they are loaded or added again.
 
         What was written through `connection` is part of it. After an error the session is as it was
         before; it has ended if it had a `connection`, whose rows are gone.
@@ -150,7 +154,7 @@ class Session:
                 self.close()
             raise
         self._transaction = None
-        self._tracked.clear()
+        self._untrack()
         return committed
 
     def close(self) -> None:
@@ -158,7 +162,7 @@ class Session:
 
         What was written through `connection` and not committed is rolled back.
         """
-        self._tracked.clear()
+        self._untrack()
         self._is_closed = True
         if self._transaction is not None:
             self._transaction.rollback()
@@ -191,6 +195,11 @@ class Session:
                 f' another: class {cls.__name__}(Aggregate, name="…")'
             )
         return tracked
+
+    def _untrack(self) -> None:
+        for aggregate in self._tracked.values():
+            detach(aggregate)
+        self._tracked.clear()
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -409,3 +410,54 @@ def test_an_error_of_writing_is_told_from_one_of_reading() -> None:
     with pytest.raises(MalformedMessage) as refused:
         Serializer("values").decode("event", "values.held", 1, b'{"value":"5"}')
     assert type(refused.value) is MalformedMessage
+
+
+# ------------------------------------------------------------ an aggregate's defaults are its own
+
+
+class Purse:
+    """A plain class, which says nothing about whether it may be changed."""
+
+    def __init__(self) -> None:
+        self.coins: list[int] = []
+
+
+class Shelf(Aggregate, name="ValuesShelf"):
+    weight: Weight = Weight(0)
+    span: Span = Span(1, ([],))  # type: ignore[arg-type]
+    place: Place = Place("hall")
+    pair: tuple[list[int], int] = ([], 1)
+    purse: Purse = Purse()
+    counts: dict[str, int] = {}  # noqa: RUF012
+    level: Level = Level.LOW
+    shared: ClassVar[Purse] = Purse()
+    CONSTANT = Weight(1)
+
+
+def test_no_default_of_an_aggregate_is_shared_with_another() -> None:
+    # given
+    one, other = Shelf("1"), Shelf("2")
+    # when
+    one.weight.grams = 5
+    one.span.notes[0].append("x")  # type: ignore[attr-defined]
+    one.place.name = "cellar"
+    one.pair[0].append(1)
+    one.purse.coins.append(1)
+    one.counts["a"] = 1
+    # then
+    for shelf in (other, Shelf("3")):
+        assert (shelf.weight.grams, shelf.place.name) == (0, "hall")
+        assert repr(shelf.span.notes) == "([],)"
+        assert (shelf.pair, shelf.purse.coins, shelf.counts) == (([], 1), [], {})
+    assert one.CONSTANT is other.CONSTANT
+    assert one.shared is other.shared
+    assert one.level is other.level is Level.LOW
+
+
+def test_a_default_that_can_not_be_copied_is_refused() -> None:
+    with pytest.raises(RegistrationError, match=r"lock = .*can't be copied") as no:
+
+        class ValuesLocked(Aggregate):
+            lock: Any = threading.Lock()
+
+    assert "Set it in __init__" in str(no.value)

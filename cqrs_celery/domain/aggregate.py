@@ -75,7 +75,7 @@ class Ledger:
     Besides them, whether its session has ended, so that nobody would write what it records; for
     policies of snapshots: the version and time of the newest one that fits, and
     the seconds that loading took; and, for the cache, which history of its store it was loaded
-    from, None for a new one.
+    from, None for a new one, and the state that its events alone have made, with its version.
     """
 
     id: str
@@ -87,6 +87,8 @@ class Ledger:
     load_s: float = 0.0
     history: str | None = None
     is_detached: bool = False
+    made: bytes | None = None
+    made_version: int = 0
 
 
 class Aggregate:

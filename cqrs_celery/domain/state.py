@@ -211,6 +211,20 @@ def restore(cls: type[A], id: str, version: int, data: bytes) -> A:
     return typing.cast(A, codec_of(cls).restore(id, version, data))
 
 
+def as_made(aggregate: A) -> A:
+    """Return another instance, in the state that events alone are known to have made of it.
+
+    That is the one of `made` in its ledger, at `made_version`; without one, a new aggregate.
+
+    Raises:
+        SnapshotError: the bytes don't fit the class.
+    """
+    cls, ledger = type(aggregate), aggregate.__ledger__
+    if ledger.made is None:
+        return build(cls, ledger.id)
+    return restore(cls, ledger.id, ledger.made_version, ledger.made)
+
+
 def is_same(one: Any, other: Any) -> bool:
     """Say whether two values are equal in all their parts, in type, and in the order of dicts."""
     kind = type(one)

@@ -98,6 +98,7 @@ class Snapshots:
         ledger = aggregate.__ledger__
         ledger.snapshot_version = snapshot.version
         ledger.snapshot_taken_at = snapshot.taken_at
+        ledger.made, ledger.made_version = data, snapshot.version
         return Restored(aggregate, newer)
 
     def _read(
@@ -110,13 +111,29 @@ class Snapshots:
         is_fitting = snapshot is not None and snapshot.schema_version == schema_version
         return (snapshot if is_fitting else None), None
 
-    def after_commit(self, aggregate: Aggregate, stream: StreamName) -> None:
-        """Take a snapshot of an aggregate that was just committed, if its policy says so."""
+    def after_commit(
+        self,
+        aggregate: Aggregate,
+        stream: StreamName,
+        *,
+        load: Callable[[], Aggregate],
+    ) -> None:
+        """Take a snapshot of an aggregate that was just committed, if its policy says so.
+
+        Args:
+            aggregate: the instance that was committed.
+            stream: its events'.
+            load: returns the aggregate as its events alone have made it, of which the snapshot is:
+                the instance may hold what none of them has.
+        """
         try:
             if not self.is_due(aggregate):
                 return
             if self._defer is None:
-                self.take(aggregate, stream)
+                made = load()
+                self.take(made, stream)
+                taken = made.__ledger__
+                self._note(aggregate, taken.snapshot_version, taken.snapshot_taken_at)
                 return
             if self._asked.get(stream) is None:
                 self._defer(stream, aggregate.version)
@@ -173,7 +190,7 @@ class Snapshots:
         except Exception as error:  # noqa: BLE001  the events are there
             logger.warning("snapshot not removed", extra=_told(stream, error))
 
-    def _note(self, aggregate: Aggregate, version: int, taken_at: datetime) -> None:
+    def _note(self, aggregate: Aggregate, version: int, taken_at: datetime | None) -> None:
         ledger = aggregate.__ledger__
         ledger.snapshot_version = version
         ledger.snapshot_taken_at = taken_at

@@ -21,13 +21,20 @@ from ..errors import (
 )
 from ..nesting import READ_LEVELS
 from .codec import codec_of
-from .compression import Compression, compress, decompress, expand
+from .compression import (
+    MOST_BYTES,
+    Compression,
+    ExpandsTooFar,
+    compress,
+    decompress,
+    expand,
+)
 from .registry import Registered, Registry, Upcaster
 from .registry import registry as default_registry
 from .upcasting import Upcasting
 
 #: Bytes of JSON that a command, a message or an event may have: 16 MiB.
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+MAX_MESSAGE_BYTES = MOST_BYTES
 
 #: What decodes the data of one version into its class.
 Reader = Callable[[Any], Any]
@@ -51,7 +58,8 @@ class Serializer:
         application: put in front of names that have no dot.
         registry: where message classes are looked up.
         compression: of what it encodes; None for none. It decodes whatever was compressed.
-        max_bytes: the most bytes of JSON that a message may have before it is compressed.
+        max_bytes: the most bytes of JSON that a message may have before it is compressed, and that
+            a compressed one may become.
     """
 
     def __init__(
@@ -173,7 +181,8 @@ class Serializer:
             raise _too_deep_to_read(kind, name, version) from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             # Looked at only now, so that it costs nothing where it is not: no message is a text.
-            if (plain := decompress(data)) is not data:
+            plain = self._expanded(decompress, data, kind, name, version)
+            if plain is not data:
                 return self.decode_all(kind, name, version, plain)
             raise _malformed(kind, name, version, error) from error
 
@@ -196,16 +205,35 @@ class Serializer:
         """Decode what nothing is known to read straight away, and find out whether it can be."""
         readers = self._readers[kind]
         found = self.registry.resolve(kind, name, version, self.application)
+        data = self._expanded(decompress, data, kind, name, version)
         try:
             if isinstance(found, Registered):
                 read = readers[name, version] = codec_of(found.cls).read
-                return (read(decompress(data)),)
-            plain = msgspec.json.decode(decompress(data))
+                return (read(data),)
+            plain = msgspec.json.decode(data)
         except RecursionError as error:
             raise _too_deep_to_read(kind, name, version) from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _malformed(kind, name, version, error) from error
         return self._upcast(found, name, version, plain)
+
+    def _expanded(
+        self, expansion: Callable[..., Any], data: Any, kind: str, name: str, version: int
+    ) -> Any:
+        """Return what is compressed in data, by either way of expanding it.
+
+        Raises:
+            MalformedMessage: it is larger than a message may be.
+        """
+        try:
+            return expansion(data, self.max_bytes)
+        except ExpandsTooFar as error:
+            raise MalformedMessage(
+                f"the {kind} {name!r}, version {version}, is larger than a message may be: {error}."
+                " It was not read. If it is to be, raise the setting cqrs_max_message_bytes here.",
+                name=name,
+                version=version,
+            ) from error
 
     def _upcast(self, upcaster: Upcaster, name: str, version: int, data: Any) -> list[Any]:
         messages = []
@@ -260,8 +288,10 @@ class Serializer:
             MalformedMessage: the values don't fit the type; the text says where.
             UpcastFailed: an upcaster failed.
         """
-        if type(data) is str and (plain := expand(data)) is not None:
-            return self.decode_all(kind, name, version, plain)
+        if type(data) is str:
+            plain = self._expanded(expand, data, kind, name, version)
+            if plain is not None:
+                return self.decode_all(kind, name, version, plain)
         if self._generation != self.registry.generation:
             self._forget()
         converters = self._converters

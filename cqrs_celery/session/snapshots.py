@@ -35,6 +35,9 @@ Defer = Callable[[StreamName, int], None]
 #: Seconds for which one that was to be taken elsewhere is not asked for again, by this process.
 ASKED_S = 60.0
 
+#: Bytes of a state at most, before it is compressed: 256 MiB.
+MOST_STATE_BYTES = 256 * 1024 * 1024
+
 #: Streams of which that is remembered.
 ASKED_STREAMS = 10_000
 
@@ -87,7 +90,7 @@ class Snapshots:
             snapshot, newer = self._read(stream, cls.__snapshot_version__)
             if snapshot is None:
                 return Restored(newer=newer)
-            data = bytes(decompress(snapshot.data))
+            data = bytes(decompress(snapshot.data, MOST_STATE_BYTES))
             aggregate = restore(cls, stream.aggregate_id, snapshot.version, data)
         except SnapshotError as error:
             logger.info("snapshot does not fit", extra=_told(stream, error))
@@ -166,13 +169,19 @@ class Snapshots:
             RegistrationError: its class's state can't be kept at all.
             StoreUnavailable: the store's server does not answer.
         """
-        taken_at = self._clock()
+        taken_at, state = self._clock(), capture(aggregate)
+        if len(state) > MOST_STATE_BYTES:
+            raise SnapshotError(
+                f"the state of {stream} at version {aggregate.version} has {len(state):,} bytes;"
+                f" accepted: up to {MOST_STATE_BYTES:,}. Split the aggregate, or keep less in it.",
+                aggregate=str(stream),
+            )
         snapshot = Snapshot(
             stream,
             aggregate.version,
             aggregate.__snapshot_version__,
             taken_at,
-            compress(capture(aggregate), self._compression),
+            compress(state, self._compression),
         )
         is_kept = self.store.put(snapshot)
         self._note(aggregate, snapshot.version, taken_at)

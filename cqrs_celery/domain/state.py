@@ -23,6 +23,7 @@ import dataclasses
 import typing
 import zlib
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, ClassVar, Final, TypeVar, get_origin
 
 import msgspec
@@ -232,6 +233,8 @@ def is_same(one: Any, other: Any) -> bool:
         return False
     if kind in (str, int, bool, bytes):
         return bool(one == other)
+    if kind is Decimal:
+        return str(one) == str(other)  # also of what is no number, which equals nothing
     if isinstance(one, dict):
         return len(one) == len(other) and all(map(is_same, one.items(), other.items()))
     if isinstance(one, (list, tuple)):

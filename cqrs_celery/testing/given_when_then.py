@@ -26,8 +26,8 @@ from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar
 
 from ..domain.aggregate import Aggregate
 from ..domain.lifecycle import build, replay
-from ..messages.codec import codec_of
 from ..messages.message import Event
+from .comparing import are_same, read_again
 
 A = TypeVar("A", bound=Aggregate)
 X = TypeVar("X", bound=BaseException)
@@ -75,7 +75,7 @@ class Given(Generic[A]):
             kwargs: passed on to it.
         """
         aggregate = build(self.cls, self.id)
-        past = [_read_again(event) for event in self.history]
+        past = [read_again(event) for event in self.history]
         replay(aggregate, (_Past(e, self.id, v) for v, e in enumerate(past, 1)))
         return _attempt(action, (aggregate, *args), kwargs, aggregate, self.history)
 
@@ -116,8 +116,7 @@ class Outcome(Generic[A]):
             UnwritableMessage: an expected event could not have been stored.
         """
         __tracebackhide__ = True
-        stored = tuple(map(_read_again, expected))
-        if self.error is not None or self._recorded() != stored:
+        if self.error is not None or not are_same(self._recorded(), expected):
             self._fail(_listed(expected), self._found())
         return self
 
@@ -183,11 +182,6 @@ def _attempt(
         result=result,
         error=error,
     )
-
-
-def _read_again(event: Event) -> Event:
-    read: Event = codec_of(type(event)).write(event)[1]
-    return read
 
 
 def _listed(events: Iterable[Event]) -> str:

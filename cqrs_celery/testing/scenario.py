@@ -35,6 +35,7 @@ from ..messages.message import Command, Event, Message, Query
 from ..messages.metadata import new_id
 from ..store.decoding import recorded_events
 from ..store.events import StoredEvent
+from .comparing import are_same
 
 X = TypeVar("X", bound=BaseException)
 
@@ -284,7 +285,7 @@ class Reaction:
 
     def _check(self, found: Sequence[Any], expected: Sequence[Any]) -> Reaction:
         __tracebackhide__ = True
-        if self.error is not None or tuple(found) != tuple(expected):
+        if self.error is not None or not are_same(found, expected):
             self._fail(_listed(expected), self._error() or _listed(found))
         return self
 

@@ -314,7 +314,7 @@ class CQRS:
         Raises:
             QueueFull: there was no room in time; nobody got it.
             PublishFailed: the broker did not answer, as often as `task_publish_retry_policy` says.
-            MalformedMessage: a field holds a value that JSON has no form for.
+            UnwritableMessage: it is too large, or would not be read as it is.
             InvalidSetting: there is a capacity, and the broker is not the reliable queue.
             TypeError: it is an event, a command or a query.
             ValueError: capacity, timeout or id have no value that makes sense.

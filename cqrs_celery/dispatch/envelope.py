@@ -48,7 +48,7 @@ def pack_command(command: Any, serializer: Serializer) -> dict[str, Any]:
     """Return a command as a task's argument, with the trace of what sends it.
 
     Raises:
-        MalformedMessage: a field holds a value that JSON has no form for.
+        UnwritableMessage: it is too large, or would not be read as it is.
     """
     plain = serializer.to_plain(command)
     metadata = current_metadata()
@@ -119,7 +119,7 @@ def pack_message(message: Any, serializer: Serializer, *, message_id: str) -> di
     """Return a message as its subscribers' tasks' argument, with the trace of what publishes it.
 
     Raises:
-        MalformedMessage: a field holds a value that JSON has no form for.
+        UnwritableMessage: it is too large, or would not be read as it is.
     """
     correlation_id = current_metadata().correlation_id or message_id
     metadata = Metadata(correlation_id=correlation_id, causation_id=message_id)

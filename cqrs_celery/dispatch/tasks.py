@@ -170,7 +170,7 @@ class CommandTask(HandlerTask):
                 again, which then has its effect once.
 
         Raises:
-            MalformedMessage: a field holds a value that JSON has no form for.
+            UnwritableMessage: it is too large, or would not be read as it is.
             PublishFailed: the broker did not take it.
             ValueError: the key is no text of 1 to 200 characters.
             InvalidText: the key, the task's id or the aggregate's has a NUL, or half of a surrogate

@@ -201,7 +201,7 @@ class Repository:
                 nothing was written.
             DuplicateCommand: the command has committed before; nothing was written.
             LeaseLost: the worker no longer holds its message; nothing was written.
-            MalformedMessage: an event can't be written as JSON; nothing was written.
+            UnwritableMessage: an event is too large; nothing was written.
             StoreUnavailable: the server does not answer. The save may be repeated.
         """
         changed: dict[StreamName, Aggregate] = {}

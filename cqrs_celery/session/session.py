@@ -136,7 +136,7 @@ class Session:
             ConcurrencyError: another writer committed first; nothing was written.
             DuplicateCommand: the command has committed before; nothing was written.
             LeaseLost: the worker no longer holds its message; nothing was written.
-            MalformedMessage: an event can't be written as JSON; nothing was written.
+            UnwritableMessage: an event is too large; nothing was written.
             StoreUnavailable: the store's server does not answer. The commit may be repeated.
             SessionError: the session has ended, or it is a handler's.
         """

@@ -35,7 +35,7 @@ from ..messages.message import Command, Event, Message, Query
 from ..messages.metadata import new_id
 from ..store.decoding import recorded_events
 from ..store.events import StoredEvent
-from .comparing import are_same
+from .comparing import are_same, read_again
 
 X = TypeVar("X", bound=BaseException)
 
@@ -182,7 +182,8 @@ class Scenario:
             action: what is done; a function takes nothing.
         """
         if isinstance(action, Command):
-            return self._react(lambda: self.cqrs.execute(action).value, repr(action))
+            # Read again, as a worker would get it.
+            return self._react(lambda: self.cqrs.execute(read_again(action)).value, repr(action))
         if isinstance(action, Query):
             return self._react(lambda: self.cqrs.query(action), repr(action))
         if isinstance(action, Message):

@@ -190,6 +190,11 @@ def test_what_is_no_event_is_not_recorded(wrong: Any) -> None:
         (dict[str, int], {1: 2}, "'value key'"),
         (dict[int | str, int], {1: 2}, "'value key'"),
         (dict[str, int], {1: 1, "1": 2}, "which would come back as"),
+        (
+            tuple[Decimal, float | None],
+            (Decimal("sNaN"), float("nan")),
+            r"'value\[1\]' holds nan of the type float",
+        ),
         (list[int], (1,), "of the type tuple"),
         (Sequence[int], (1,), "of the type tuple"),
         (str, datetime(2026, 1, 1, tzinfo=UTC), "of the type datetime"),

@@ -250,6 +250,7 @@ def test_a_message_of_just_the_size_is_read(how):
     accepting, refusing = (Serializer("compressed", max_bytes=size - n) for n in (0, 1))
     note = NoteWritten(text="x" * 5000)
     assert accepting.decode("event", "compressed.note_written", 2, data) == note
+    assert len(accepting.encode(note).data) == size
     with pytest.raises(MalformedMessage, match=f"more than {size - 1:,} bytes"):
         refusing.decode("event", "compressed.note_written", 2, data)
     with pytest.raises(UnwritableMessage, match="cqrs_max_message_bytes"):

@@ -134,6 +134,14 @@ def test_a_name_that_is_none_is_refused(name):
         MessageMeta("Odd", (Event,), {}, name=name)
 
 
+@pytest.mark.parametrize("alias", ["with space", "", 5])
+def test_an_alias_that_is_no_name_is_refused(alias):
+    with pytest.raises(RegistrationError, match="expected letters, digits"):
+        MessageMeta(
+            "Odd", (Event,), {}, name="messages.odd_alias", aliases=("messages.fine", alias)
+        )
+
+
 @pytest.mark.parametrize("version", [0, -1, True, "2", 1.5])
 def test_a_version_that_is_none_is_refused(version):
     with pytest.raises(RegistrationError, match="expected a whole number from 1"):

@@ -190,6 +190,7 @@ def test_what_is_no_event_is_not_recorded(wrong: Any) -> None:
         (dict[str, int], {1: 2}, "'value key'"),
         (dict[int | str, int], {1: 2}, "'value key'"),
         (dict[str, int], {1: 1, "1": 2}, "which would come back as"),
+        (dict[str, int], {"1": 1, 1: 2}, "which would come back as"),
         (
             tuple[Decimal, float | None],
             (Decimal("sNaN"), float("nan")),

@@ -101,6 +101,22 @@ def test_two_classes_with_one_name_are_refused_and_both_are_named():
     assert text.count("test_messages.py:") >= 1
 
 
+def test_classes_of_one_name_in_two_modules_are_two_classes():
+    MessageMeta("Twin", (Event,), {"__module__": "one"}, name="messages.twin")
+    with pytest.raises(DuplicateRegistration, match=r"one\.Twin and by other\.Twin"):
+        MessageMeta("Twin", (Event,), {"__module__": "other"}, name="messages.twin")
+
+
+@pytest.mark.timeout(10)
+def test_aliases_that_lead_in_a_circle_lead_nowhere():
+    own = Registry()
+    own.add("event", "shop.one", 2, MessagesItemCreated, aliases=("shop.other",))
+    own.add("event", "shop.other", 3, MessagesItemCreatedLater, aliases=("shop.one",))
+    for name in ("shop.one", "shop.other"):
+        with pytest.raises(UnknownMessageType, match="version 1"):
+            own.resolve("event", name, 1, "shop")
+
+
 def test_one_name_may_have_several_versions_and_several_kinds():
     class V1(Event, name="messages.versioned"):
         pass

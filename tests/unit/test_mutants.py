@@ -1,4 +1,4 @@
-"""The places that `tests.mutants` changes are there: a mutant that changes nothing shows nothing."""
+"""The places that `tests.mutants` changes are there: one that changes nothing shows nothing."""
 
 from __future__ import annotations
 

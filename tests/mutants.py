@@ -35,7 +35,7 @@ TESTS = {
 }
 
 #: Seconds for the tests of one mutant.
-TIMEOUT_S = 120
+TIMEOUT_S = 600
 
 
 class Mutant(NamedTuple):

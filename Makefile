@@ -12,7 +12,7 @@ STAMP := .venv/.installed
 TYPED := $(wildcard cqrs_celery sample_app tests benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-unit demo run chaos conformance acceptance bench lock format clean
+.PHONY: help setup lint test test-unit demo run chaos mutants conformance acceptance bench lock format clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -57,6 +57,11 @@ run: setup  ## Run the sample application
 
 chaos: setup  ## Kill, freeze and cut off at random, and check what is promised
 	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.values
+
+mutants: setup  ## Break the checks of messages on purpose: the tests must notice; minutes
+	$(BIN)/python -m tests.mutants
 
 conformance: setup  ## Run Kombu's and Celery's own suites on stock Redis and on ours, side by side
 	$(BIN)/python -m tests.conformance

@@ -5,8 +5,8 @@ from __future__ import annotations
 from .app.cqrs import CQRS
 from .backends.opening import open_event_store
 from .backends.redis.embedded import embedded_redis, redis_or_embedded
-from .dispatch.bus import CommandResult
 from .dispatch.decorators import command_handler, query_handler, subscribes
+from .dispatch.results import CommandResult
 from .domain.aggregate import Aggregate
 from .domain.applies import applies
 from .messages.message import Command, Event, Message, Query

@@ -14,6 +14,7 @@ CQRSError
 ├── MessageError                  a message can't be read; it becomes a dead letter
 │   ├── UnknownMessageType        its name or version is not registered
 │   ├── MalformedMessage          its bytes don't fit the registered type
+│   │   └── UnwritableMessage         it can't be written so that it could be read again
 │   └── UpcastFailed              an upcaster raised, or returned what it may not
 ├── HandlerNotFound               nothing handles this message
 ├── AggregateError
@@ -44,7 +45,8 @@ CQRSError
 └── PublishFailed                 a message could not be handed to the broker
     └── QueueFull                 a subscriber's queue had no room for it in time
 
-Errors carry what they name as attributes, and survive pickling between pool processes.
+Errors carry what they name as attributes, and keep these through pickling between pool processes
+and through results that Celery writes as JSON.
 """
 
 from __future__ import annotations
@@ -52,25 +54,36 @@ from __future__ import annotations
 from typing import Any
 
 
-def _rebuild(cls: type[CQRSError], message: str, fields: dict[str, Any]) -> CQRSError:
+def _rebuild(cls: type[CQRSError], args: tuple[Any, ...], attributes: dict[str, Any]) -> CQRSError:
     error = cls.__new__(cls)
-    Exception.__init__(error, message)
-    error.__dict__.update(fields)
+    error.args = args
+    error.__dict__.update(attributes)
     return error
 
 
 class CQRSError(Exception):
-    """Be the base of every error that this package raises.
+    """The base of every error that this package raises.
 
-    Its text says what was tried, expected and found; keyword arguments become attributes.
+    Its text says what was tried, expected and found; keyword arguments become attributes. They are
+    its second argument too, since Celery writes an exception's arguments alone into a result.
     """
 
-    def __init__(self, message: str, **fields: Any) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, fields: Any = None, /, **more: Any) -> None:
+        named = {**fields, **more} if isinstance(fields, dict) else more
+        super().__init__(message, named) if named else super().__init__(message)
+        self.__dict__.update(named)
+
+    def amend(self, **fields: Any) -> None:
+        """Give an error that was raised more fields, or others; a result keeps these too."""
+        known = self.args[1] if len(self.args) > 1 else {}
+        self.args = (str(self), {**known, **fields})
         self.__dict__.update(fields)
 
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), str(self), dict(self.__dict__))
+        return _rebuild, (type(self), self.args, dict(self.__dict__))
 
 
 class ConfigurationError(CQRSError):
@@ -140,6 +153,14 @@ class MalformedMessage(MessageError):
 
     name: str
     version: int
+
+
+class UnwritableMessage(MalformedMessage):
+    """A message or a result could not be written so that the same would be read again.
+
+    It is raised where it was recorded, sent or returned; nothing was stored or sent. In a command's
+    handler it is the command's outcome, and makes no dead letter.
+    """
 
 
 class UpcastFailed(MessageError):

@@ -135,7 +135,10 @@ def fill_box_too_slowly(command: FillBoxTooSlowly) -> None:
 
 @command_handler(RefuseBox)
 def refuse_box(command: RefuseBox, session: Session) -> None:
-    box(session, command.id).fill(1000)
+    it = box(session, command.id)
+    it.fill(1000)
+    if command.id == "unwritable":
+        it.fill("many")  # type: ignore[arg-type]
     raise ValueError(f"the box {command.id} is not ours")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import celery
 from celery.signals import celeryd_init
 
-from ..dispatch.bus import Attempt, Bus, CommandResult, record_of
+from ..dispatch.bus import Attempt, Bus, record_of
 from ..dispatch.context import current_metadata
 from ..dispatch.definitions import Definition, definitions
 from ..dispatch.envelope import checked_key, command_id_of
@@ -34,9 +34,11 @@ from ..dispatch.in_process import (
 from ..dispatch.locks import check_locks
 from ..dispatch.middleware import Middleware, checked
 from ..dispatch.publishing import Published, Publisher
+from ..dispatch.results import CommandResult
 from ..dispatch.runtime import Runtime, add_application, current_app
 from ..dispatch.tasks import send_unhandled, stream_of
 from ..errors import ConfigurationError, DuplicateRegistration, InvalidSetting
+from ..messages.codec import check_codecs
 from ..messages.message import Command, Message, Query
 from ..messages.metadata import Metadata, new_id
 from ..messages.sender import use_sender
@@ -205,13 +207,16 @@ class CQRS:
     def check_handlers(self) -> None:
         """Check that there is what the declared handlers and aggregates ask for.
 
-        That is an event store that delivers, locks, and aggregates whose state snapshots can hold.
+        That is messages that JSON can hold, an event store that delivers, locks, and aggregates
+        whose state snapshots can hold.
 
         Raises:
             InvalidSetting: something is missing.
-            RegistrationError: an aggregate that has snapshots can't have any.
+            RegistrationError: a message's field is of a type that can't be written, or an aggregate
+                that has snapshots can't have any.
             DuplicateRegistration: two tasks have one name.
         """
+        check_codecs(self.runtime.serializer.registry)
         check_store(self.store, definitions.all())
         check_delivery(self.store)
         for definition in definitions.all():
@@ -271,8 +276,9 @@ class CQRS:
         check_nested(type(command).__qualname__, "execute")
         check_no_loop("execute", command)
         bus = self.runtime.bus
+        definition = bus.find(command)
         with sending_later():
-            return bus.run(bus.find(command), self._attempt(command, idempotency_key))
+            return bus.run(definition, self._attempt(command, definition, idempotency_key))
 
     async def execute_async(
         self, command: Command, *, idempotency_key: str | None = None
@@ -283,8 +289,10 @@ class CQRS:
         """
         check_nested(type(command).__qualname__, "execute_async")
         bus = self.runtime.bus
+        definition = bus.find(command)
+        attempt = self._attempt(command, definition, idempotency_key)
         async with sending_later_async():
-            return await bus.run_async(bus.find(command), self._attempt(command, idempotency_key))
+            return await bus.run_async(definition, attempt)
 
     def query(self, query: Query) -> Any:
         """Ask a query's handler, in this process; returns what it returns.
@@ -347,7 +355,7 @@ class CQRS:
         Raises:
             QueueFull: there was no room in time; nobody got it.
             PublishFailed: the broker did not answer, as often as `task_publish_retry_policy` says.
-            MalformedMessage: a field holds a value that JSON has no form for.
+            UnwritableMessage: it is too large, or would not be read as it is.
             InvalidSetting: there is a capacity, and the broker is not the reliable queue.
             TypeError: it is an event, a command or a query.
             ValueError: capacity, timeout or id have no value that makes sense.
@@ -356,7 +364,7 @@ class CQRS:
             message, capacity=capacity, timeout_s=timeout_s, message_id=message_id
         )
 
-    def _attempt(self, command: Command, key: str | None) -> Attempt:
+    def _attempt(self, command: Command, definition: Definition, key: str | None) -> Attempt:
         name = self.runtime.serializer.name_of(type(command))
         command_id = new_id() if key is None else command_id_of(name, checked_key(key))
         metadata = Metadata.caused_by(command_id, current_metadata())
@@ -367,7 +375,7 @@ class CQRS:
             command,
             metadata,
             stream=stream,
-            command=record_of(command_id, self.settings.command_id_ttl_s),
+            command=record_of(command_id, self.settings.command_id_ttl_s, definition.returned),
             find=lambda: self.store.find_command(command_id),
             looks_first=True,
         )

@@ -12,7 +12,7 @@ import click
 from celery.bin.base import CeleryCommand
 
 from ..errors import MissingDependency
-from ..messages.compression import expand
+from ..messages.compression import ExpandsTooFar, expand
 from ..queue.dead_letters import DeadLetters
 from ..queue.values import DeadLetter, LetterPolicy
 from ..transport import wire
@@ -358,7 +358,7 @@ def _message(letter: DeadLetter) -> dict[str, Any]:
             return {"message": parsed(body)}
         plain = expand(argument.get("data"))
         return {"message": argument if plain is None else {**argument, "data": parsed(plain)}}
-    except MissingDependency:
+    except (MissingDependency, ExpandsTooFar):
         return {"message": argument}
     except (ValueError, TypeError):
         return {"raw": repr(letter.payload + letter.body)}

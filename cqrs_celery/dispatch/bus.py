@@ -17,13 +17,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from ..errors import (
     ConcurrencyError,
     DuplicateCommand,
     HandlerNotFound,
-    MalformedMessage,
     StoreError,
 )
 from ..messages.metadata import Metadata
@@ -31,7 +28,7 @@ from ..messages.serializer import Serializer
 from ..session.off_loop import off_loop
 from ..session.repository import Repository
 from ..session.session import HandlerSession, Session
-from ..store.events import CommandOutcome, CommandRecord, Committed, Lease, RecordedEvent
+from ..store.events import CommandOutcome, CommandRecord, Lease, RecordedEvent
 from ..store.stream import StreamName
 from .conflicts import HOPELESS, delay_s
 from .context import handling
@@ -40,23 +37,10 @@ from .definitions import definitions as all_definitions
 from .event_loop import run_coroutine
 from .locks import CommandLock, Locks
 from .middleware import Call, Middleware, around, checked
+from .results import CommandResult as CommandResult
+from .results import Returned
 
 logger = logging.getLogger(__name__)
-
-
-class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Be the outcome of a command that was carried out.
-
-    Attributes:
-        value: what its handler returned.
-        position: the global position of the last event that it committed; None if it committed
-            nothing.
-        is_repeated: True if the command had committed before and its handler did not run.
-    """
-
-    value: Any = None
-    position: int | None = None
-    is_repeated: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +142,7 @@ class Bus:
 
     def _run(self, definition: Definition, attempt: Attempt) -> CommandResult:
         if attempt.looks_first and (found := attempt.find()):
-            return result_of(found)
+            return result_of(found, definition)
         retries = definition.on_conflict.retries
         with CommandLock(self.locks, attempt.stream, definition) as lock:
             lock.before()
@@ -166,7 +150,7 @@ class Bus:
                 try:
                     return self._run_once(definition, attempt)
                 except DuplicateCommand as error:
-                    return result_of(CommandOutcome(error.position, error.outcome))
+                    return result_of(CommandOutcome(error.position, error.outcome), definition)
                 except ConcurrencyError as error:
                     if number == retries or isinstance(error, HOPELESS):
                         raise
@@ -187,16 +171,21 @@ class Bus:
                 # A transaction in which something failed may answer no more.
                 session.close()
                 if _may_be_repeated(error) and (found := attempt.find()):
-                    return result_of(found)
+                    return result_of(found, definition)
                 raise
-            committed = self._commit(session, attempt, value)
+            return self._commit(session, definition, attempt, value)
         finally:
             session.close()
-        return CommandResult(value=value, position=committed.position if committed else None)
 
-    def _commit(self, session: HandlerSession, attempt: Attempt, value: Any) -> Committed | None:
+    def _commit(
+        self, session: HandlerSession, definition: Definition, attempt: Attempt, value: Any
+    ) -> CommandResult:
         record = attempt.command(value)
-        return session.commit_on_return(command=record, lease=attempt.lease)
+        committed = session.commit_on_return(command=record, lease=attempt.lease)
+        if record is not None and value is not None:
+            # As whoever repeats the command reads it.
+            value = definition.returned.read(record.outcome)
+        return CommandResult(value=value, position=committed.position if committed else None)
 
     async def run_async(self, definition: Definition, attempt: Attempt) -> CommandResult:
         """Run a handler as `run` does, without blocking the event loop.
@@ -214,7 +203,7 @@ class Bus:
 
     async def _run_async(self, definition: Definition, attempt: Attempt) -> CommandResult:
         if attempt.looks_first and (found := await off_loop(attempt.find)):
-            return result_of(found)
+            return result_of(found, definition)
         retries = definition.on_conflict.retries
         async with CommandLock(self.locks, attempt.stream, definition) as lock:
             await lock.before_async()
@@ -222,7 +211,7 @@ class Bus:
                 try:
                     return await self._run_once_async(definition, attempt)
                 except DuplicateCommand as error:
-                    return result_of(CommandOutcome(error.position, error.outcome))
+                    return result_of(CommandOutcome(error.position, error.outcome), definition)
                 except ConcurrencyError as error:
                     if number == retries or isinstance(error, HOPELESS):
                         raise
@@ -241,12 +230,11 @@ class Bus:
                     )
             except Exception as error:
                 if _may_be_repeated(error) and (found := await off_loop(attempt.find)):
-                    return result_of(found)
+                    return result_of(found, definition)
                 raise
-            committed = await off_loop(self._commit, session, attempt, value)
+            return await off_loop(self._commit, session, definition, attempt, value)
         finally:
             session.close()
-        return CommandResult(value=value, position=committed.position if committed else None)
 
     def answer(self, query: Any) -> Any:
         """Run a query's handler; returns what it returns.
@@ -286,11 +274,10 @@ def _name_of(definition: Definition) -> str:
     return ".".join(definition.place)
 
 
-def result_of(found: CommandOutcome) -> CommandResult:
-    """Return the result of a command that had committed before."""
-    return CommandResult(
-        value=msgspec.json.decode(found.outcome), position=found.position or None, is_repeated=True
-    )
+def result_of(found: CommandOutcome, definition: Definition) -> CommandResult:
+    """Return the result of a command that had committed before: the first one's, in its type."""
+    value = definition.returned.read(found.outcome)
+    return CommandResult(value=value, position=found.position or None, is_repeated=True)
 
 
 def _tell_of_conflict(definition: Definition, error: ConcurrencyError) -> None:
@@ -309,20 +296,19 @@ def _may_be_repeated(error: Exception) -> bool:
     return not isinstance(error, StoreError) or isinstance(error, ConcurrencyError)
 
 
-def record_of(command_id: str, ttl_s: int) -> Callable[[Any], CommandRecord | None]:
-    """Return what makes the record that is committed with a command's events."""
+def record_of(
+    command_id: str, ttl_s: int, returned: Returned
+) -> Callable[[Any], CommandRecord | None]:
+    """Return what makes the record that is committed with a command's events.
+
+    Args:
+        command_id: the command's.
+        ttl_s: seconds for which it is remembered.
+        returned: how its handler's value is written.
+    """
 
     def record(value: Any) -> CommandRecord:
-        try:
-            outcome = msgspec.json.encode(value).decode()
-        except (TypeError, ValueError, OverflowError) as error:
-            raise MalformedMessage(
-                f"the handler of command {command_id} returned a value that JSON has no form for"
-                f" ({error}); expected None or plain values. Nothing was committed.",
-                name="",
-                version=0,
-            ) from error
-        return CommandRecord(command_id, outcome, ttl_s)
+        return CommandRecord(command_id, returned.write(value, of=command_id), ttl_s)
 
     return record
 

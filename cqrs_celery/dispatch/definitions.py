@@ -9,12 +9,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 from weakref import WeakMethod
 
 from ..errors import DuplicateRegistration, RegistrationError
 from ..messages.registry import registry, where
 from .conflicts import OnConflict
+from .results import Returned
 from .retrying import Lettering, Retrying
 
 
@@ -65,6 +67,11 @@ class Definition:
     def is_async(self) -> bool:
         """Whether its function must be awaited."""
         return inspect.iscoroutinefunction(self.function)
+
+    @cached_property
+    def returned(self) -> Returned:
+        """How what its function returns is kept and sent."""
+        return Returned(self.function)
 
     @property
     def place(self) -> tuple[str, str]:

@@ -48,7 +48,7 @@ def pack_command(command: Any, serializer: Serializer) -> dict[str, Any]:
     """Return a command as a task's argument, with the trace of what sends it.
 
     Raises:
-        MalformedMessage: a field holds a value that JSON has no form for.
+        UnwritableMessage: it is too large, or would not be read as it is.
     """
     plain = serializer.to_plain(command)
     metadata = current_metadata()
@@ -134,7 +134,7 @@ def pack_message(message: Any, serializer: Serializer, *, message_id: str) -> di
     """Return a message as its subscribers' tasks' argument, with the trace of what publishes it.
 
     Raises:
-        MalformedMessage: a field holds a value that JSON has no form for.
+        UnwritableMessage: it is too large, or would not be read as it is.
     """
     metadata = Metadata.caused_by(message_id, current_metadata())
     plain = serializer.to_plain(message)

@@ -98,7 +98,7 @@ class Publisher:
                 timeout_s=timeout_s,
             )
         except PublishFailed as error:
-            error.repeat_with = {"message_id": own_id}
+            error.amend(repeat_with={"message_id": own_id})
             raise
         return Published(own_id, count)
 

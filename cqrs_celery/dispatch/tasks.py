@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import celery
@@ -30,7 +31,7 @@ from ..refusal import Refusal
 from ..store.events import Lease, RecordedEvent
 from ..store.refusals import check_stream, check_text
 from ..store.stream import StreamName
-from .bus import Attempt, CommandResult, record_of
+from .bus import Attempt, record_of
 from .definitions import Definition
 from .envelope import (
     IDEMPOTENCY_KEY,
@@ -45,6 +46,7 @@ from .envelope import (
     unpack_message,
 )
 from .in_process import SentResult, check_nested, later, put_off, sending_later
+from .results import CommandAsyncResult, CommandResult, result_from
 from .runtime import Runtime, runtime_of
 
 logger = logging.getLogger(__name__)
@@ -195,7 +197,7 @@ class CommandTask(HandlerTask):
                 again, which then has its effect once.
 
         Raises:
-            MalformedMessage: a field holds a value that JSON has no form for.
+            UnwritableMessage: it is too large, or would not be read as it is.
             PublishFailed: the broker did not take it.
             ValueError: the key is no text of 1 to 200 characters.
             InvalidText: the key, the task's id or the aggregate's has a NUL, or half of a surrogate
@@ -236,7 +238,15 @@ class CommandTask(HandlerTask):
                 _only(self, args, kwargs), self.runtime, {IDEMPOTENCY_KEY: key}
             )
             args, kwargs = (packed,), {}
-        return super().apply(args, kwargs, **options)
+        result = super().apply(args, kwargs, **options)
+        if result.successful():
+            result._result = result_from(result._result, self.definition.returned)
+        return result
+
+    def AsyncResult(self, task_id: str, **options: Any) -> CommandAsyncResult:  # noqa: N802
+        """Return the result of a sent command, by its task's id: it gets a `CommandResult`."""
+        options = {"backend": self.backend, "task_name": self.name, "app": self.app, **options}
+        return CommandAsyncResult(task_id, returned=self.definition.returned, **options)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Carry out a command; returns its result as plain values.
@@ -246,7 +256,7 @@ class CommandTask(HandlerTask):
             Exception: what the handler raised: the command's outcome, nothing was committed.
         """
         result = self._settled(lambda: self._carry_out(_received(self, args, kwargs)))
-        return msgspec.to_builtins(result)
+        return msgspec.to_builtins(result, str_keys=True)
 
     def _carry_out(self, argument: Any) -> CommandResult:
         runtime = self.runtime
@@ -266,7 +276,7 @@ class CommandTask(HandlerTask):
         attempt = Attempt(
             command,
             metadata,
-            command=record_of(command_id, runtime.command_id_ttl_s),
+            command=record_of(command_id, runtime.command_id_ttl_s, self.definition.returned),
             find=lambda: runtime.store.find_command(command_id),
             # Always: it may have been sent twice, or come again without the queue's knowing that it
             # was started, as after a store's reply that was lost.
@@ -361,7 +371,7 @@ class SubscriptionTask(HandlerTask):
         """Return what the function runs for; it commits once, however often the message comes."""
         runtime = self.runtime
         record_id = f"{message_id}:{self.name}"
-        record = record_of(record_id, runtime.command_id_ttl_s)
+        record = record_of(record_id, runtime.command_id_ttl_s, self.definition.returned)
         return Attempt(
             message,
             metadata,
@@ -546,7 +556,8 @@ def send_unhandled(command: Command, runtime: Runtime, options: dict[str, Any]) 
     packed, options = prepare_command(command, runtime, {**options, **repeat_with})
     route(runtime.app, name, options, home_queue=command_queue(name))
     with publishing(runtime.app, options["task_id"], name, repeat_with):
-        result = runtime.app.send_task(name, (packed,), **options)
+        result_class = partial(CommandAsyncResult, app=runtime.app)
+        result = runtime.app.send_task(name, (packed,), result_cls=result_class, **options)
     _note_sent(runtime, options, name)
     return result
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, MutableMapping, MutableSequence, MutableSet
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, Final
@@ -30,11 +30,14 @@ from ..errors import (
     MissingAggregateId,
     RegistrationError,
     ReservedFieldName,
+    SessionError,
     UnhandledEvent,
 )
+from ..messages.codec import codec_of
 from ..messages.message import Event
 from ..messages.metadata import new_id, utc_now
 from ..messages.registry import where
+from ..mutability import annotated_names, is_mutable, may_be_mutable
 from .applies import applier_of, appliers_of
 from .snapshot_policy import AnyOf, EveryEvents, SnapshotPolicy
 from .type_names import claim
@@ -42,31 +45,39 @@ from .watching import note_recording
 
 _RESERVED: Final = ("id", "version", "pending_events", "record")
 _TYPE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
-_MUTABLE: Final = (MutableMapping, MutableSequence, MutableSet)
 
 
 @dataclass(frozen=True, slots=True)
 class PendingEvent:
-    """Be an event that is recorded, but not yet committed.
+    """An event that is recorded, but not yet committed: the bytes that will be stored.
 
     Attributes:
-        event: the typed event.
+        type: the event's class.
+        data: its fields as a JSON object, as they were when it was recorded.
         event_id: unique; it keeps it in the store.
         timestamp: when it was recorded, UTC.
     """
 
-    event: Event
+    type: type[Event]
+    data: bytes
     event_id: str
     timestamp: datetime
+
+    @property
+    def event(self) -> Event:
+        """The typed event, as it will be read: a copy of the reader's own."""
+        event: Event = codec_of(self.type).read(self.data)
+        return event
 
 
 @dataclass(slots=True)
 class Ledger:
-    """Keep an aggregate's id, its committed version, and what it has recorded since.
+    """An aggregate's id, its committed version, and what it has recorded since.
 
-    Beside them, for policies of snapshots: the version and time of the newest one that fits, and
+    Besides them, whether its session has ended, so that nobody would write what it records; for
+    policies of snapshots: the version and time of the newest one that fits, and
     the seconds that loading took; and, for the cache, which history of its store it was loaded
-    from, None for a new one.
+    from, None for a new one, and the state that its events alone have made, with its version.
     """
 
     id: str
@@ -77,14 +88,17 @@ class Ledger:
     snapshot_taken_at: datetime | None = None
     load_s: float = 0.0
     history: str | None = None
+    is_detached: bool = False
+    made: bytes | None = None
+    made_version: int = 0
 
 
 class Aggregate:
     """Be something with an identity that changes only through the events it records.
 
     It is built from its id alone; a class with an `__init__` of its own passes the id on. Mutable
-    class attributes, such as `lines: list[Line] = []`, are defaults: each instance has its own
-    copy. Upper-case ones are constants and stay shared.
+    class attributes, such as `lines: list[Line] = []` or `place: Place = Place()`, are defaults:
+    each instance has its own copy. Upper-case ones are constants and stay shared.
 
     Class arguments:
         name: its type, as it is stored and as streams are named; the class's name by default. No
@@ -176,10 +190,15 @@ class Aggregate:
     def record(self, event: Event) -> None:
         """Apply an event at once, and keep it until the session commits it.
 
+        It is written as JSON here and now. The `@applies` method gets what will be read of it, a
+        copy: what is done to either afterwards does not change what is stored.
+
         Args:
             event: what has been decided; anything that could refuse it comes before.
 
         Raises:
+            UnwritableMessage: a field holds a value that would not be read as it is.
+            SessionError: its session has committed, or ended: nobody would write the event.
             MissingAggregateId: the aggregate has no id.
             UnhandledEvent: the class is strict and has no method for the event.
             AggregateError: an `@applies` method recorded it, which would repeat on every load.
@@ -192,16 +211,29 @@ class Aggregate:
                 aggregate_type=self.__aggregate_type__,
                 event_type=type(event).__qualname__,
             )
+        if ledger.is_detached:
+            raise SessionError(
+                f"{self!r} recorded {type(event).__qualname__} after its session had committed or"
+                " ended, so nobody would write it. Load the aggregate again in a session that is"
+                f" open, session.get({type(self).__qualname__}, {ledger.id!r}), or add it there:"
+                " session.add(…)."
+            )
         if ledger.applying is not None:
             raise AggregateError(
                 f"{self!r} recorded {type(event).__qualname__} while it applied"
                 f" {type(ledger.applying).__qualname__}: that would happen again on every load."
                 " Record events where they are decided; an @applies method only sets attributes."
             )
-        apply(self, event)
+        cls: type[Any] = type(event)
+        if not issubclass(cls, Event) or cls is Event:
+            raise AggregateError(
+                f"{self!r} recorded {event!r}; expected an event, of a class below Event"
+            )
+        data, copied = codec_of(cls).write(event)
+        apply(self, copied)
         if not ledger.pending:
             note_recording(self)
-        ledger.pending.append(PendingEvent(event, new_id(), utc_now()))
+        ledger.pending.append(PendingEvent(cls, data, new_id(), utc_now()))
 
     def __repr__(self) -> str:
         ledger = self.__ledger__
@@ -244,10 +276,31 @@ def _check_number(cls: type[Any], name: str, number: Any) -> None:
 
 
 def _mutable_defaults(cls: type[Any]) -> dict[str, Any]:
+    """Return the class attributes of which each instance needs a copy of its own.
+
+    Raises:
+        RegistrationError: one can't be copied.
+    """
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
+        annotated = annotated_names(base, with_class_variables=False)
         for name, value in vars(base).items():
             found.pop(name, None)
-            if isinstance(value, _MUTABLE) and not name.startswith("__") and not name.isupper():
-                found[name] = value
+            if name.startswith("__") or name.isupper() or hasattr(value, "__get__"):
+                continue
+            # What an annotation declares is state, whatever class it is of.
+            if is_mutable(value) or (name in annotated and may_be_mutable(value)):
+                found[name] = _copyable(cls, name, value)
     return found
+
+
+def _copyable(cls: type[Any], name: str, value: Any) -> Any:
+    try:
+        copy.deepcopy(value)
+    except Exception as error:
+        raise RegistrationError(
+            f"{where(cls)} has the default {name} = {value!r}, which all its instances would share,"
+            f" and which can't be copied: {error}. Set it in __init__, or write its name in upper"
+            " case if it is a constant."
+        ) from error
+    return value

@@ -112,6 +112,16 @@ def mark_saved(aggregate: Aggregate, version: int) -> None:
     ledger.pending.clear()
 
 
+def attach(aggregate: Aggregate) -> None:
+    """Let an aggregate record: there is a session that will write it."""
+    aggregate.__ledger__.is_detached = False
+
+
+def detach(aggregate: Aggregate) -> None:
+    """Let an aggregate record no more: its session has ended."""
+    aggregate.__ledger__.is_detached = True
+
+
 def _takes_id_alone(cls: type[Aggregate]) -> bool:
     try:
         inspect.signature(cls).bind("id")

@@ -23,6 +23,7 @@ import dataclasses
 import typing
 import zlib
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, ClassVar, Final, TypeVar, get_origin
 
 import msgspec
@@ -211,6 +212,20 @@ def restore(cls: type[A], id: str, version: int, data: bytes) -> A:
     return typing.cast(A, codec_of(cls).restore(id, version, data))
 
 
+def as_made(aggregate: A) -> A:
+    """Return another instance, in the state that events alone are known to have made of it.
+
+    That is the one of `made` in its ledger, at `made_version`; without one, a new aggregate.
+
+    Raises:
+        SnapshotError: the bytes don't fit the class.
+    """
+    cls, ledger = type(aggregate), aggregate.__ledger__
+    if ledger.made is None:
+        return build(cls, ledger.id)
+    return restore(cls, ledger.id, ledger.made_version, ledger.made)
+
+
 def is_same(one: Any, other: Any) -> bool:
     """Say whether two values are equal in all their parts, in type, and in the order of dicts."""
     kind = type(one)
@@ -218,6 +233,8 @@ def is_same(one: Any, other: Any) -> bool:
         return False
     if kind in (str, int, bool, bytes):
         return bool(one == other)
+    if kind is Decimal:
+        return str(one) == str(other)  # also of what is no number, which equals nothing
     if isinstance(one, dict):
         return len(one) == len(other) and all(map(is_same, one.items(), other.items()))
     if isinstance(one, (list, tuple)):

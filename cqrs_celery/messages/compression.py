@@ -27,6 +27,18 @@ ALGORITHMS: Final = ("gzip", "zstd")
 #: Bytes of JSON up to which nothing is compressed.
 THRESHOLD_BYTES: Final = 1000
 
+#: Bytes of JSON that a compressed text may become, where nothing else is said: 16 MiB.
+MOST_BYTES: Final = 16 * 1024 * 1024
+
+
+class ExpandsTooFar(ValueError):
+    """A compressed text holds more JSON than is accepted; it was not expanded any further."""
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(f"it is compressed, and holds more than {most_bytes:,} bytes of JSON")
+        self.most_bytes = most_bytes
+
+
 _FORM = re.compile(r"cqrs:(gzip|zstd):([A-Za-z0-9+/]+={0,2})")
 #: What compressed JSON begins with.
 COMPRESSED: Final = '"cqrs:'
@@ -82,10 +94,15 @@ def compress(data: bytes, how: Compression | None) -> bytes:
     return text if len(text) < len(data) else data
 
 
-def decompress(data: bytes | memoryview) -> bytes | memoryview:
+def decompress(data: bytes | memoryview, most_bytes: int = MOST_BYTES) -> bytes | memoryview:
     """Return what was compressed; what was not, or merely looks so, as it is.
 
+    Args:
+        data: JSON.
+        most_bytes: how much JSON it may hold.
+
     Raises:
+        ExpandsTooFar: it holds more.
         MissingDependency: it needs zstd, which is not installed.
     """
     if data[: len(_START)] != _START:
@@ -94,14 +111,19 @@ def decompress(data: bytes | memoryview) -> bytes | memoryview:
         text = msgspec.json.decode(data, type=str)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return data
-    found = expand(text)
+    found = expand(text, most_bytes)
     return data if found is None else found
 
 
-def expand(text: Any) -> bytes | None:
+def expand(text: Any, most_bytes: int = MOST_BYTES) -> bytes | None:
     """Return the JSON that a decoded string holds in compressed form; None if it holds none.
 
+    Args:
+        text: any value; what is no text holds none.
+        most_bytes: how much JSON it may hold.
+
     Raises:
+        ExpandsTooFar: it holds more.
         MissingDependency: it needs zstd, which is not installed.
     """
     match = _FORM.fullmatch(text) if isinstance(text, str) else None
@@ -110,9 +132,13 @@ def expand(text: Any) -> bytes | None:
     try:
         packed = base64.b64decode(match[2], validate=True)
         if match[1] == "gzip":
-            return gzip.decompress(packed)
+            return _bounded(zlib.decompressobj(_GZIP), packed, most_bytes)
         # It may look so, and be none: only what is must have the library.
-        return _zstd().decompress(packed) if packed[:4] == b"\x28\xb5\x2f\xfd" else None
+        if packed[:4] != b"\x28\xb5\x2f\xfd":
+            return None
+        return _bounded(_zstd().ZstdDecompressor(), packed, most_bytes)
+    except ExpandsTooFar:
+        raise
     except (ValueError, EOFError, OSError, zlib.error):
         return None
     except Exception as error:
@@ -121,9 +147,24 @@ def expand(text: Any) -> bytes | None:
         return None
 
 
+#: Tells zlib to expect the head and the checksum of gzip.
+_GZIP: Final = 16 + zlib.MAX_WBITS
+
+
+def _bounded(decompressor: Any, packed: bytes, most_bytes: int) -> bytes | None:
+    """Return what is in one compressed frame; None if it is cut off, or something is behind it."""
+    found: bytes = decompressor.decompress(packed, most_bytes + 1)
+    if len(found) > most_bytes:
+        raise ExpandsTooFar(most_bytes)
+    return found if decompressor.eof and not decompressor.unused_data else None
+
+
 def is_compressed(data: bytes | memoryview) -> bool:
-    """Say whether JSON is the compressed form of another one."""
-    return decompress(data) is not data
+    """Return whether JSON is the compressed form of another one."""
+    try:
+        return decompress(data) is not data
+    except ExpandsTooFar:
+        return True
 
 
 @cache

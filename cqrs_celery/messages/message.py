@@ -9,17 +9,29 @@ A message holds its user's fields only. When it happened, to what, and why, is m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final, Literal, dataclass_transform, get_args
 
 import msgspec
 
 from ..errors import RegistrationError, ReservedFieldName
 from .class_options import check_class_options, check_fixed
+from .codec import Codec, codec_of, make_codec
+from .forms import check_fields, explained
 from .pydantic_schema import core_schema_of, json_schema_of
 from .registry import Registered, registry, where
 from .sender import current_sender
+from .unknown import unknown_fields_of
+
+__all__ = [
+    "Command",
+    "Event",
+    "Message",
+    "MessageMeta",
+    "Query",
+    "UnknownFields",
+    "unknown_fields_of",
+]
 
 
 class MessageMeta(msgspec.StructMeta):
@@ -51,7 +63,11 @@ class MessageMeta(msgspec.StructMeta):
         options = {"frozen": True, "kw_only": True, **options}
         if unknown_fields is not None:
             options = {**options, **_unknown_options(cls_name, unknown_fields)}
-        cls: Any = super().__new__(mcs, cls_name, bases, namespace, **options)
+        try:
+            cls: Any = super().__new__(mcs, cls_name, bases, namespace, **options)
+        except TypeError as error:
+            module = namespace.get("__module__", "?")
+            raise explained(cls_name, module, namespace, error) from error
         if unknown_fields is not None:
             cls.__keeps_unknown__ = unknown_fields == "keep"
         if kind is not None:
@@ -69,12 +85,15 @@ class MessageMeta(msgspec.StructMeta):
                 )
         config = cls.__struct_config__
         check_fixed(where(cls), {name: getattr(config, name) for name in _INHERITED})
+        check_fields(cls, namespace)
         _check_aliases(cls, aliases)
         if cls.__kind__ == "query" and (version != 1 or unknown_fields is not None):
             raise RegistrationError(
                 f"{where(cls)} has a version, or unknown_fields, which are for what is stored or"
                 " sent: a query never leaves its process. Leave them out."
             )
+        if cls.__kind__ != "query":
+            make_codec(cls)
         cls.__registered__ = registry.add(cls.__kind__, name or cls_name, version, cls, aliases)
         if aggregate is not None or key is not None:
             _check_key(cls, aggregate, key)
@@ -92,8 +111,6 @@ _INHERITED: Final = ("array_like", "eq", "tag")
 #: What may become of fields that a class does not have.
 UnknownFields = Literal["ignore", "refuse", "keep"]
 
-_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
-
 
 def _unknown_options(cls_name: str, unknown_fields: str) -> dict[str, Any]:
     if unknown_fields not in get_args(UnknownFields):
@@ -104,25 +121,6 @@ def _unknown_options(cls_name: str, unknown_fields: str) -> dict[str, Any]:
     options: dict[str, Any] = {"forbid_unknown_fields": unknown_fields == "refuse"}
     # msgspec keeps what is no field in an instance's dict, if there is one.
     return {**options, "dict": True} if unknown_fields == "keep" else options
-
-
-def unknown_fields_of(message: Message) -> Mapping[str, Any]:
-    """Return what a message was stored with that its class has no field for.
-
-    Empty unless the class has `unknown_fields="keep"`. A copy made with other values has none.
-    """
-    found: Mapping[str, Any] = getattr(message, _UNKNOWN, _NOTHING)
-    return found
-
-
-def with_unknown_fields(message: Any, unknown: Mapping[str, Any]) -> Any:
-    """Attach to a message, whose class keeps them, the fields that it has no name for."""
-    if unknown:
-        vars(message)[_UNKNOWN] = MappingProxyType(dict(unknown))
-    return message
-
-
-_UNKNOWN: Final = "__unknown_fields__"
 
 
 def _check_aliases(cls: Any, aliases: Sequence[str]) -> None:
@@ -176,6 +174,7 @@ class Message(msgspec.Struct, metaclass=MessageMeta, kind="message", frozen=True
     __aggregate__: ClassVar[type | None] = None
     __key__: ClassVar[str | None] = None
     __keeps_unknown__: ClassVar[bool] = False
+    __codec__: ClassVar[Codec | None] = None
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
@@ -188,13 +187,14 @@ class Message(msgspec.Struct, metaclass=MessageMeta, kind="message", frozen=True
         return json_schema_of(cls)
 
     def __json__(self) -> dict[str, Any]:
-        """Return the plain values that Celery's JSON encoder writes for a message."""
+        """Return the plain values that Celery's JSON encoder writes for a message.
+
+        Raises:
+            UnwritableMessage: a field holds a value that would not come back as it is.
+        """
         entry = self.__registered__
-        return {
-            "type": entry.name,
-            "version": entry.version,
-            "data": {**msgspec.to_builtins(self), **unknown_fields_of(self)},
-        }
+        data, _ = codec_of(type(self)).write(self)
+        return {"type": entry.name, "version": entry.version, "data": msgspec.json.decode(data)}
 
 
 class Event(Message, kind="event"):

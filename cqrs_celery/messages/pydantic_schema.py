@@ -1,7 +1,8 @@
 """Let Pydantic, and so FastAPI, take a message as a type: a request body, or a model's field.
 
 Pydantic calls this where it is installed; nothing here needs it otherwise. Values are checked as
-they are when a message is decoded, so what passes can be sent.
+they are when a message is decoded and when it is written, so what passes can be sent, unless it is
+too large.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+
+from ..errors import UnwritableMessage
+from .codec import codec_of
 
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
@@ -31,10 +35,14 @@ def core_schema_of(cls: type[Any]) -> CoreSchema:
     def validate(value: Any) -> Any:
         if isinstance(value, cls):
             return value
+        codec = codec_of(cls)
         try:
-            return msgspec.convert(value, cls, builtin_types=())
-        except msgspec.ValidationError as error:
+            message = codec.convert(value)
+            if codec.kind != "query":  # which is never sent
+                codec.write(message)
+        except (msgspec.ValidationError, UnwritableMessage) as error:
             raise _refusal(cls, value, str(error)) from error
+        return message
 
     return core_schema.no_info_plain_validator_function(
         validate,

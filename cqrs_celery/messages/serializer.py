@@ -12,16 +12,29 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ..errors import ConfigurationError, MalformedMessage, MessageError, UpcastFailed
-from ..nesting import MADE_LEVELS, READ_LEVELS, is_too_deep
-from .compression import Compression, compress, decompress, expand
-from .message import unknown_fields_of, with_unknown_fields
+from ..errors import (
+    ConfigurationError,
+    MalformedMessage,
+    MessageError,
+    UnwritableMessage,
+    UpcastFailed,
+)
+from ..nesting import READ_LEVELS
+from .codec import codec_of
+from .compression import (
+    MOST_BYTES,
+    Compression,
+    ExpandsTooFar,
+    compress,
+    decompress,
+    expand,
+)
 from .registry import Registered, Registry, Upcaster
 from .registry import registry as default_registry
 from .upcasting import Upcasting
 
 #: Bytes of JSON that a command, a message or an event may have: 16 MiB.
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+MAX_MESSAGE_BYTES = MOST_BYTES
 
 #: What decodes the data of one version into its class.
 Reader = Callable[[Any], Any]
@@ -45,7 +58,8 @@ class Serializer:
         application: put in front of names that have no dot.
         registry: where message classes are looked up.
         compression: of what it encodes; None for none. It decodes whatever was compressed.
-        max_bytes: the most bytes of JSON that a message may have before it is compressed.
+        max_bytes: the most bytes of JSON that a message may have before it is compressed, and that
+            a compressed one may become.
     """
 
     def __init__(
@@ -65,12 +79,11 @@ class Serializer:
         self.compression = compression
         self.max_bytes = max_bytes
         self._encoder = msgspec.json.Encoder()
-        self._decoders: dict[type[Any], msgspec.json.Decoder[Any]] = {}
         self._names: dict[type[Any], tuple[str, int]] = {}
         self._upcasting = Upcasting(application, registry)
         # What reads which kind, name and version straight away, and for which registrations.
         self._readers: defaultdict[str, Readers] = defaultdict(dict)
-        self._classes: dict[tuple[str, str, int], type[Any]] = {}
+        self._converters: dict[tuple[str, str, int], Reader] = {}
         self._generation = -1
 
     def name_of(self, cls: type[Any]) -> str:
@@ -78,94 +91,61 @@ class Serializer:
         return str(cls.__registered__.full_name(self.application))
 
     def encode(self, message: Any) -> Encoded:
-        """Return a message as it is stored. Whatever is returned can be decoded.
-
-        msgspec checks types only when it decodes, so that is done here too: an event that can't be
-        read would close its aggregate for ever.
+        """Return a message as it is stored. Whatever is returned can be decoded, to the same.
 
         Raises:
-            MalformedMessage: a field holds a value that JSON has no form for, or that is not of
-                its type; or the message is nested too deep, or too large.
+            UnwritableMessage: a field holds a value that JSON has no form for, that is not of its
+                type, or that would come back as another one; or the message is nested too deep, or
+                too large.
         """
         cls = type(message)
-        known = self._names.get(cls)
-        if known is None:
-            known = self._names[cls] = self.name_of(cls), cls.__registered__.version
-        name, version = known
-        try:
-            data = self._encoder.encode(message)
-            self._decoder_of(cls).decode(data)
-            if cls.__keeps_unknown__:
-                data = self._encoder.encode(message.__json__()["data"])
-        except RecursionError as error:
-            raise self._too_deep(message, name, version) from error
-        except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
-            raise _unwritable(name, version, error) from error
-        self._check_limits(message, name, version, data)
+        data, _ = codec_of(cls).write(message)
+        return self.seal(cls, data)
+
+    def seal(self, cls: type[Any], data: bytes) -> Encoded:
+        """Return what a codec has written as it is stored: named, and compressed.
+
+        Args:
+            cls: the message's class.
+            data: its fields, as `Codec.write` returns them.
+
+        Raises:
+            UnwritableMessage: it is too large.
+        """
+        name, version = self._named(cls)
+        if len(data) > self.max_bytes:
+            raise self._too_large(name, version, data)
         return Encoded(name, version, compress(data, self.compression))
 
     def to_plain(self, message: Any) -> dict[str, Any]:
         """Return a message as plain values, the form in which it is a task's argument.
 
-        Raises:
-            MalformedMessage: as `encode` does.
-        """
-        cls = type(message)
-        name, version = self.name_of(cls), cls.__registered__.version
-        try:
-            data = msgspec.to_builtins(message)
-            msgspec.convert(data, cls, builtin_types=())
-            data |= unknown_fields_of(message)
-            encoded = self._encoder.encode(data)
-        except RecursionError as error:
-            raise self._too_deep(message, name, version) from error
-        except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
-            raise _unwritable(name, version, error) from error
-        self._check_limits(message, name, version, encoded)
-        return {"type": name, "version": version, "data": self._compressed(data, encoded)}
-
-    def _check_limits(self, message: Any, name: str, version: int, data: bytes) -> None:
-        """Refuse what those that are to read it would refuse.
+        They are what JSON makes of it, so that a task gets the same with a broker and without.
 
         Raises:
-            MalformedMessage: it is nested too deep, or too large.
+            UnwritableMessage: as `encode` does.
         """
-        if is_too_deep(data, MADE_LEVELS):
-            raise self._too_deep(message, name, version)
-        if len(data) > self.max_bytes:
-            sizes = {field: len(self._encoder.encode(value)) for field, value in _fields(message)}
-            field = max(sizes, key=sizes.__getitem__, default="")
-            raise MalformedMessage(
-                f"{name}, version {version}, has {len(data):,} bytes of JSON, of which {field!r}"
-                f" has {sizes.get(field, 0):,}; accepted: up to {self.max_bytes:,}. Nothing was"
-                " sent or stored. Keep large data elsewhere and send where they are, or raise the"
-                " setting cqrs_max_message_bytes, for workers first.",
-                name=name,
-                version=version,
-            )
+        name, version, data = self.encode(message)
+        return {"type": name, "version": version, "data": msgspec.json.decode(data)}
 
-    def _too_deep(self, message: Any, name: str, version: int) -> MessageError:
-        deep = [repr(field) for field, value in _fields(message) if self._is_deep(value)]
-        return MalformedMessage(
-            f"{name}, version {version}, is nested deeper than {MADE_LEVELS} levels of lists and"
-            f" objects{', in ' + ', '.join(deep) if deep else ''}. Nothing was sent or stored. Send"
-            " a flat form, such as a list of nodes that name their parents.",
+    def _named(self, cls: type[Any]) -> tuple[str, int]:
+        known = self._names.get(cls)
+        if known is None:
+            known = self._names[cls] = self.name_of(cls), cls.__registered__.version
+        return known
+
+    def _too_large(self, name: str, version: int, data: bytes) -> UnwritableMessage:
+        fields = msgspec.json.decode(data)
+        sizes = {field: len(self._encoder.encode(value)) for field, value in fields.items()}
+        field = max(sizes, key=sizes.__getitem__, default="")
+        return UnwritableMessage(
+            f"{name}, version {version}, has {len(data):,} bytes of JSON, of which {field!r}"
+            f" has {sizes.get(field, 0):,}; accepted: up to {self.max_bytes:,}. Nothing was"
+            " sent or stored. Keep large data elsewhere and send where they are, or raise the"
+            " setting cqrs_max_message_bytes, for workers first.",
             name=name,
             version=version,
         )
-
-    def _is_deep(self, value: Any) -> bool:
-        try:
-            return is_too_deep(self._encoder.encode(value), MADE_LEVELS - 1)
-        except RecursionError:
-            return True
-
-    def _compressed(self, data: Any, encoded: bytes) -> Any:
-        """Return plain values, or the text that stands for them."""
-        if self.compression is None:
-            return data
-        made = compress(encoded, self.compression)
-        return data if made is encoded else msgspec.json.decode(made)
 
     def decode(self, kind: str, name: str, version: int, data: bytes | memoryview) -> Any:
         """Return the message that stored bytes hold, if they hold one.
@@ -201,7 +181,8 @@ class Serializer:
             raise _too_deep_to_read(kind, name, version) from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             # Looked at only now, so that it costs nothing where it is not: no message is a text.
-            if (plain := decompress(data)) is not data:
+            plain = self._expanded(decompress, data, kind, name, version)
+            if plain is not data:
                 return self.decode_all(kind, name, version, plain)
             raise _malformed(kind, name, version, error) from error
 
@@ -217,34 +198,48 @@ class Serializer:
 
     def _forget(self) -> None:
         generation = self.registry.generation
-        self._readers, self._classes = defaultdict(dict), {}
+        self._readers, self._converters = defaultdict(dict), {}
         self._generation = generation
 
     def _read(self, kind: str, name: str, version: int, data: bytes | memoryview) -> Sequence[Any]:
         """Decode what nothing is known to read straight away, and find out whether it can be."""
         readers = self._readers[kind]
         found = self.registry.resolve(kind, name, version, self.application)
+        data = self._expanded(decompress, data, kind, name, version)
         try:
             if isinstance(found, Registered):
-                read = readers[name, version] = self._reader_of(found.cls)
-                return (read(decompress(data)),)
-            plain = msgspec.json.decode(decompress(data))
+                read = readers[name, version] = codec_of(found.cls).read
+                return (read(data),)
+            plain = msgspec.json.decode(data)
         except RecursionError as error:
             raise _too_deep_to_read(kind, name, version) from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _malformed(kind, name, version, error) from error
         return self._upcast(found, name, version, plain)
 
-    def _reader_of(self, cls: type[Any]) -> Reader:
-        if not cls.__keeps_unknown__:
-            return self._decoder_of(cls).decode
-        return lambda data: _convert(msgspec.json.decode(data), cls)
+    def _expanded(
+        self, expansion: Callable[..., Any], data: Any, kind: str, name: str, version: int
+    ) -> Any:
+        """Return what is compressed in data, by either way of expanding it.
+
+        Raises:
+            MalformedMessage: it is larger than a message may be.
+        """
+        try:
+            return expansion(data, self.max_bytes)
+        except ExpandsTooFar as error:
+            raise MalformedMessage(
+                f"the {kind} {name!r}, version {version}, is larger than a message may be: {error}."
+                " It was not read. If it is to be, raise the setting cqrs_max_message_bytes here.",
+                name=name,
+                version=version,
+            ) from error
 
     def _upcast(self, upcaster: Upcaster, name: str, version: int, data: Any) -> list[Any]:
         messages = []
         for reader, made in self._upcasting.follow(upcaster, name, version, data):
             try:
-                messages.append(_convert(made.data, reader.cls))
+                messages.append(codec_of(reader.cls).convert(made.data))
             except msgspec.ValidationError as error:
                 malformed = _malformed(upcaster.kind, made.name, made.version, error)
                 malformed.add_note(f"an upcaster made it of {name!r}, version {version}")
@@ -293,56 +288,30 @@ class Serializer:
             MalformedMessage: the values don't fit the type; the text says where.
             UpcastFailed: an upcaster failed.
         """
-        if type(data) is str and (plain := expand(data)) is not None:
-            return self.decode_all(kind, name, version, plain)
+        if type(data) is str:
+            plain = self._expanded(expand, data, kind, name, version)
+            if plain is not None:
+                return self.decode_all(kind, name, version, plain)
         if self._generation != self.registry.generation:
             self._forget()
-        classes = self._classes
-        cls = classes.get((kind, name, version))
-        if cls is None:
+        converters = self._converters
+        convert = converters.get((kind, name, version))
+        if convert is None:
             found = self.registry.resolve(kind, name, version, self.application)
             if isinstance(found, Upcaster):
                 return self._upcast(found, name, version, data)
-            cls = classes[kind, name, version] = found.cls
+            convert = converters[kind, name, version] = codec_of(found.cls).convert
         try:
-            return (_convert(data, cls),)
+            return (convert(data),)
         except RecursionError as error:
             raise _too_deep_to_read(kind, name, version) from error
         except msgspec.ValidationError as error:
             raise _malformed(kind, name, version, error) from error
 
-    def _decoder_of(self, cls: type[Any]) -> msgspec.json.Decoder[Any]:
-        decoder = self._decoders.get(cls)
-        if decoder is None:
-            decoder = self._decoders[cls] = msgspec.json.Decoder(cls)
-        return decoder
-
-
-def _convert(data: Any, cls: type[Any]) -> Any:
-    message = msgspec.convert(data, cls, builtin_types=())
-    if cls.__keeps_unknown__:
-        known = cls.__struct_encode_fields__
-        unknown = {name: value for name, value in data.items() if name not in known}
-        return with_unknown_fields(message, unknown)
-    return message
-
-
-def _fields(message: Any) -> list[tuple[str, Any]]:
-    known = [(name, getattr(message, name)) for name in message.__struct_fields__]
-    return [*known, *unknown_fields_of(message).items()]
-
 
 def _too_deep_to_read(kind: str, name: str, version: int) -> MessageError:
     return MalformedMessage(
         f"the {kind} {name!r}, version {version}, is nested deeper than {READ_LEVELS} levels",
-        name=name,
-        version=version,
-    )
-
-
-def _unwritable(name: str, version: int, error: Exception) -> MessageError:
-    return MalformedMessage(
-        f"{name}, version {version}, can't be written as JSON that can be read again: {error}",
         name=name,
         version=version,
     )

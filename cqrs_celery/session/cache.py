@@ -1,7 +1,9 @@
 """Keep what was loaded or saved for a while, so that the next load reads newer events only.
 
 What is kept is an aggregate's state as bytes, as a snapshot has it: so each caller gets an instance
-of its own, and what one does with it no other sees. It may be old; whoever takes it brings it
+of its own, and what one does with it no other sees. After a commit, it is not the caller's instance
+that is kept, which may hold what no event has made, but the state that was loaded and the events
+that were recorded. It may be old; whoever takes it brings it
 forward by the events that have come since. Whatever goes wrong with it is logged, and the aggregate
 is loaded as if nothing had been kept.
 """
@@ -136,18 +138,26 @@ class AggregateCache:
         ledger.snapshot_version = entry.snapshot_version
         ledger.snapshot_taken_at = entry.snapshot_taken_at
         ledger.history = entry.history
+        ledger.made, ledger.made_version = entry.state, entry.version
         return aggregate
 
     def put(self, aggregate: Aggregate, stream: StreamName) -> None:
-        """Keep an aggregate that has nothing pending; not one without events, or without an id."""
+        """Keep an aggregate as its events have made it; not one without events, or without an id.
+
+        Args:
+            aggregate: as it was loaded, before anybody else had it; it has nothing pending.
+            stream: its events'.
+        """
         if not (stream.aggregate_id and aggregate.version):
             return
         ledger = aggregate.__ledger__
         try:
+            state = capture(aggregate)
+            ledger.made, ledger.made_version = state, ledger.version
             entry = _Entry(
                 ledger.version,
                 aggregate.__snapshot_version__,
-                capture(aggregate),
+                state,
                 ledger.snapshot_version,
                 ledger.snapshot_taken_at,
                 self.history() if ledger.history is None else ledger.history,

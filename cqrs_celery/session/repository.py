@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from ..domain.aggregate import Aggregate, PendingEvent
+from ..domain.aggregate import Aggregate, PendingEvent, apply
 from ..domain.lifecycle import build, mark_saved, replay
+from ..domain.state import as_made
 from ..errors import (
     AggregateNotFound,
     ConcurrencyError,
@@ -210,7 +211,7 @@ class Repository:
             SubscriptionFailed: everything was written, and a subscription in this process failed.
             DuplicateCommand: the command has committed before; nothing was written.
             LeaseLost: the worker no longer holds its message; nothing was written.
-            MalformedMessage: an event can't be written as JSON; nothing was written.
+            UnwritableMessage: an event is too large; nothing was written.
             StoreUnavailable: the server does not answer. The save may be repeated.
         """
         changed: dict[StreamName, Aggregate] = {}
@@ -225,7 +226,7 @@ class Repository:
                 transaction.commit(command=command, lease=lease)
             return None
         if self._check is not None:
-            self._check(type(one.event) for each in changed.values() for one in each.pending_events)
+            self._check(one.type for each in changed.values() for one in each.pending_events)
         appends = [
             StreamAppend(
                 stream,
@@ -244,22 +245,66 @@ class Repository:
         except BaseException as error:
             self._forget(changed, error)
             raise
-        for aggregate, version in zip(changed.values(), committed.versions, strict=True):
+        is_kept = self._may_keep()
+        for (stream, aggregate), version in zip(changed.items(), committed.versions, strict=True):
+            since, recorded = aggregate.version, aggregate.pending_events
             mark_saved(aggregate, version)
-        self._keep(changed)
+            if is_kept:
+                self._keep(aggregate, stream, recorded, since=since)
         if failed is not None:
             raise failed
         return committed
 
-    def _keep(self, changed: Mapping[StreamName, Aggregate]) -> None:
-        """Cache what was saved, and take the snapshots that are due."""
-        if not self._may_keep():
-            return
-        for stream, aggregate in changed.items():
-            if self.snapshots is not None:
-                self.snapshots.after_commit(aggregate, stream)
-            if self._cache is not None:
-                self._cache.put(aggregate, stream)
+    def _keep(
+        self, aggregate: A, stream: StreamName, recorded: Sequence[PendingEvent], *, since: int
+    ) -> None:
+        """Take a snapshot, and cache, what an aggregate's events have made.
+
+        Args:
+            aggregate: the caller's instance, just saved; what else it holds reaches nobody.
+            stream: its events'.
+            recorded: what was saved of it.
+            since: its version before that.
+        """
+        made = None if self._cache is None else self._made(aggregate, recorded, since)
+
+        def load() -> Aggregate:
+            known = made or self._made(aggregate, recorded, since)
+            return self._read_again(aggregate, stream) if known is None else known
+
+        if self.snapshots is not None:
+            self.snapshots.after_commit(aggregate, stream, load=load)
+        if self._cache is not None and made is not None:
+            ledger, now = aggregate.__ledger__, made.__ledger__
+            now.history = ledger.history
+            now.snapshot_version = ledger.snapshot_version
+            now.snapshot_taken_at = ledger.snapshot_taken_at
+            self._cache.put(made, stream)
+            ledger.made, ledger.made_version = now.made, now.made_version
+
+    def _made(self, aggregate: A, recorded: Sequence[PendingEvent], since: int) -> A | None:
+        """Return what an aggregate's events make; None if that can't be told without a read."""
+        if aggregate.__ledger__.made_version != since:
+            return None
+        try:
+            made = as_made(aggregate)
+            for pending in recorded:
+                apply(made, pending.event)
+        except Exception as error:  # noqa: BLE001  it has been saved
+            logger.warning(
+                "what events make of %r is not known: %s: %s",
+                aggregate,
+                type(error).__name__,
+                error,
+            )
+            return None
+        made.__ledger__.version = aggregate.version
+        return made
+
+    def _read_again(self, aggregate: Aggregate, stream: StreamName) -> Aggregate:
+        made = as_made(aggregate)
+        self._replay_newer(made, stream)
+        return made
 
     def _forget(self, changed: Mapping[StreamName, Aggregate], error: BaseException) -> None:
         """Forget what is cached of aggregates that could not be saved.
@@ -330,7 +375,7 @@ class Repository:
         return StreamName(self._serializer.application, cls.__aggregate_type__, id)
 
     def _new_event(self, pending: PendingEvent, metadata: Metadata) -> NewEvent:
-        name, version, data = self._serializer.encode(pending.event)
+        name, version, data = self._serializer.seal(pending.type, pending.data)
         return NewEvent(pending.event_id, name, version, pending.timestamp, data, metadata)
 
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ..domain.aggregate import Aggregate
+from ..domain.lifecycle import attach, detach
 from ..domain.watching import Watching
 from ..errors import SessionError, SubscriptionFailed
 from ..messages.metadata import NO_METADATA, Metadata
@@ -129,6 +130,7 @@ class Session:
         tracked = self._tracked.setdefault(stream, aggregate)
         if tracked is not aggregate:
             raise two_instances(stream, tracked, aggregate)
+        attach(aggregate)
 
     @property
     def connection(self) -> Any:
@@ -155,6 +157,8 @@ class Session:
     ) -> Committed | None:
         """Write what all tracked aggregates have pending, all or none, and track nothing.
 
+        What they would record afterwards is refused, until they are loaded or added again.
+
         What was written through `connection` is part of it. After an error the session is as it was
         before; it has ended if it had a `connection`, whose rows are gone.
 
@@ -169,7 +173,7 @@ class Session:
             ConcurrencyError: another writer committed first; nothing was written.
             DuplicateCommand: the command has committed before; nothing was written.
             LeaseLost: the worker no longer holds its message; nothing was written.
-            MalformedMessage: an event can't be written as JSON; nothing was written.
+            UnwritableMessage: an event is too large; nothing was written.
             StoreUnavailable: the store's server does not answer. The commit may be repeated.
             SessionError: the session has ended, or it is a handler's.
             SubscriptionFailed: it is committed, in memory, and a subscription's function failed.
@@ -184,14 +188,14 @@ class Session:
                 transaction=self._transaction,
             )
         except SubscriptionFailed:
-            self._tracked.clear()
+            self._untrack()
             raise
         except BaseException:
             if self._transaction is not None:
                 self.close()
             raise
         self._transaction = None
-        self._tracked.clear()
+        self._untrack()
         return committed
 
     def close(self) -> None:
@@ -199,7 +203,7 @@ class Session:
 
         What was written through `connection` and not committed is rolled back.
         """
-        self._tracked.clear()
+        self._untrack()
         self._is_closed = True
         if self._transaction is not None:
             self._transaction.rollback()
@@ -232,6 +236,11 @@ class Session:
                 " Use the class by which it was got first."
             )
         return tracked
+
+    def _untrack(self) -> None:
+        for aggregate in self._tracked.values():
+            detach(aggregate)
+        self._tracked.clear()
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -290,7 +299,7 @@ class HandlerSession(Session):
         known = set(map(id, self._tracked.values())) if self._watching.found else ()
         for aggregate in self._watching.found:
             if aggregate.pending_events and id(aggregate) not in known:
-                events = [type(pending.event).__qualname__ for pending in aggregate.pending_events]
+                events = [pending.type.__qualname__ for pending in aggregate.pending_events]
                 stream = self._repository.stream_of(type(aggregate), aggregate.id)
                 raise SessionError(
                     f"{stream} recorded {', '.join(events)} in a handler, and is not in its"

@@ -35,6 +35,9 @@ Defer = Callable[[StreamName, int], None]
 #: Seconds for which one that was to be taken elsewhere is not asked for again, by this process.
 ASKED_S = 60.0
 
+#: Bytes of a state at most, before it is compressed: 256 MiB.
+MOST_STATE_BYTES = 256 * 1024 * 1024
+
 #: Streams of which that is remembered.
 ASKED_STREAMS = 10_000
 
@@ -87,7 +90,7 @@ class Snapshots:
             snapshot, newer = self._read(stream, cls.__snapshot_version__)
             if snapshot is None:
                 return Restored(newer=newer)
-            data = bytes(decompress(snapshot.data))
+            data = bytes(decompress(snapshot.data, MOST_STATE_BYTES))
             aggregate = restore(cls, stream.aggregate_id, snapshot.version, data)
         except SnapshotError as error:
             _tell(logging.INFO, "snapshot of %s does not fit: %s", stream, error)
@@ -98,6 +101,7 @@ class Snapshots:
         ledger = aggregate.__ledger__
         ledger.snapshot_version = snapshot.version
         ledger.snapshot_taken_at = snapshot.taken_at
+        ledger.made, ledger.made_version = data, snapshot.version
         return Restored(aggregate, newer)
 
     def _read(
@@ -110,13 +114,29 @@ class Snapshots:
         is_fitting = snapshot is not None and snapshot.schema_version == schema_version
         return (snapshot if is_fitting else None), None
 
-    def after_commit(self, aggregate: Aggregate, stream: StreamName) -> None:
-        """Take a snapshot of an aggregate that was just committed, if its policy says so."""
+    def after_commit(
+        self,
+        aggregate: Aggregate,
+        stream: StreamName,
+        *,
+        load: Callable[[], Aggregate],
+    ) -> None:
+        """Take a snapshot of an aggregate that was just committed, if its policy says so.
+
+        Args:
+            aggregate: the instance that was committed.
+            stream: its events'.
+            load: returns the aggregate as its events alone have made it, of which the snapshot is:
+                the instance may hold what none of them has.
+        """
         try:
             if not self.is_due(aggregate):
                 return
             if self._defer is None:
-                self.take(aggregate, stream)
+                made = load()
+                self.take(made, stream)
+                taken = made.__ledger__
+                self._note(aggregate, taken.snapshot_version, taken.snapshot_taken_at)
                 return
             if self._asked.get(stream) is None:
                 self._defer(stream, aggregate.version)
@@ -149,13 +169,19 @@ class Snapshots:
             RegistrationError: its class's state can't be kept at all.
             StoreUnavailable: the store's server does not answer.
         """
-        taken_at = self._clock()
+        taken_at, state = self._clock(), capture(aggregate)
+        if len(state) > MOST_STATE_BYTES:
+            raise SnapshotError(
+                f"the state of {stream} at version {aggregate.version} has {len(state):,} bytes;"
+                f" accepted: up to {MOST_STATE_BYTES:,}. Split the aggregate, or keep less in it.",
+                aggregate=str(stream),
+            )
         snapshot = Snapshot(
             stream,
             aggregate.version,
             aggregate.__snapshot_version__,
             taken_at,
-            compress(capture(aggregate), self._compression),
+            compress(state, self._compression),
         )
         is_kept = self.store.put(snapshot)
         self._note(aggregate, snapshot.version, taken_at)
@@ -177,7 +203,7 @@ class Snapshots:
         except Exception as error:  # noqa: BLE001  the events are there
             _tell(logging.WARNING, "snapshot of %s not removed: %s", stream, error)
 
-    def _note(self, aggregate: Aggregate, version: int, taken_at: datetime) -> None:
+    def _note(self, aggregate: Aggregate, version: int, taken_at: datetime | None) -> None:
         ledger = aggregate.__ledger__
         ledger.snapshot_version = version
         ledger.snapshot_taken_at = taken_at

@@ -37,6 +37,7 @@ from ..messages.message import Command, Event, Message, Query
 from ..messages.metadata import new_id
 from ..store.decoding import recorded_events
 from ..store.events import StoredEvent
+from .comparing import are_same, read_again
 
 X = TypeVar("X", bound=BaseException)
 
@@ -198,7 +199,8 @@ class Scenario:
             action: what is done; a function takes nothing.
         """
         if isinstance(action, Command):
-            return self._react(lambda: self.cqrs.execute(action).value, repr(action))
+            # Read again, as a worker would get it.
+            return self._react(lambda: self.cqrs.execute(read_again(action)).value, repr(action))
         if isinstance(action, Query):
             return self._react(lambda: self.cqrs.query(action), repr(action))
         if isinstance(action, Message):
@@ -301,7 +303,7 @@ class Reaction:
 
     def _check(self, found: Sequence[Any], expected: Sequence[Any]) -> Reaction:
         __tracebackhide__ = True
-        if self.error is not None or tuple(found) != tuple(expected):
+        if self.error is not None or not are_same(found, expected):
             self._fail(_listed(expected), self._error() or _listed(found))
         return self
 

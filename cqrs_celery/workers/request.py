@@ -1,6 +1,6 @@
 """The request of a handler's task, in the worker's main process: every outcome is one settlement.
 
-- success, and a command's exception: done
+- success, and a command's exception, that of an event that can't be written too: done
 - a subscription's exception, what can't be read, a hard time limit: a dead letter with its reason
 - a lost child: back to its place, and a dead letter when that has happened too often
 - the store away: once more, later
@@ -20,7 +20,7 @@ from celery.worker.request import Request as CeleryRequest
 
 from ..dispatch.runtime import runtime_of
 from ..dispatch.tasks import FIRST_FAILED_AT, NoLongerHeld
-from ..errors import MessageError, StoreUnavailable
+from ..errors import MessageError, StoreUnavailable, UnwritableMessage
 from ..transport.merging import BATCH_HEADER
 from ..transport.qos import REASON
 
@@ -79,7 +79,7 @@ class Request(CeleryRequest):
             self._say("hard time limit", error, exc_info, must_bury=True)
         elif isinstance(error, (WorkerLostError, SystemExit, KeyboardInterrupt)):
             self._say("its child process was lost", error, exc_info)
-        elif isinstance(error, MessageError):
+        elif isinstance(error, MessageError) and not isinstance(error, UnwritableMessage):
             self._say("unreadable message", error, exc_info, must_bury=True)
             self.reject(requeue=False)
         elif isinstance(error, Reject) and isinstance(error.reason, StoreUnavailable):

@@ -18,6 +18,7 @@ import redis
 from celery import chain, chord, group
 
 from cqrs_celery import CQRS
+from cqrs_celery.errors import UnwritableMessage
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.store.stream import StreamName
 from tests import depot
@@ -198,6 +199,20 @@ def test_results_carry_outcome_and_position_and_exceptions_are_failures(
     assert result["value"] == 7
     assert cqrs.store.read_all(after_position=result["position"] - 1, limit=1)[0].version == 2
     # and it is no dead letter
+    assert not list(ReliableQueue(data).letters.all("depot.commands"))
+
+
+def test_an_event_that_can_not_be_written_is_the_commands_outcome_and_no_dead_letter(
+    cqrs: CQRS, data: redis.Redis
+) -> None:
+    # given a command whose handler records a text as a number, and the next one
+    refused = cqrs.send_command(RefuseBox(id="unwritable"))
+    after = cqrs.send_command(FillBox(id="unwritable", count=4))
+    # then it has failed, committed nothing, and is done
+    with pytest.raises(UnwritableMessage, match=r"depot\.box_filled.*\$\.count"):
+        refused.get(timeout=10)
+    after.get(timeout=10)
+    assert counts(cqrs, "unwritable") == [4]
     assert not list(ReliableQueue(data).letters.all("depot.commands"))
 
 

@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import sys
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from cqrs_celery.errors import (
     InvalidSetting,
     MalformedMessage,
     MissingDependency,
+    UnwritableMessage,
 )
 from cqrs_celery.messages import compression
 from cqrs_celery.messages.compression import Compression, compress, decompress, is_compressed
@@ -209,6 +211,57 @@ def test_compressed_data_that_do_not_fit_are_an_error_that_says_where(how):
     data = compress(json.dumps({"text": 5, "rest": LONG}).encode(), how)
     with pytest.raises(MalformedMessage, match=r"\$\.text"):
         Serializer("compressed").decode("event", "compressed.note_written", 2, data)
+
+
+# ------------------------------------------------------------ a ceiling
+
+
+def bomb(algorithm: str, size: int) -> bytes:
+    """Return a small message that says it is a note of so many bytes."""
+    return compress(b'{"text":"' + b"x" * size + b'"}', Compression(algorithm, 10))
+
+
+def test_what_expands_to_more_than_a_message_may_have_is_not_read(how):
+    # given 64 MiB in a few bytes
+    data = bomb(how.algorithm, 64 * 1024 * 1024)
+    assert len(data) < 200_000
+    serializer, name = Serializer("compressed"), "compressed.note_written"
+    # then, whichever way it comes
+    tracemalloc.start()
+    for read, source in (
+        (serializer.decode, data),
+        (serializer.decode, data),
+        (serializer.convert_all, json.loads(data)),
+    ):
+        with pytest.raises(MalformedMessage, match="cqrs_max_message_bytes") as refused:
+            read("event", name, 2, source)
+        assert "holds more than 16,777,216 bytes of JSON" in str(refused.value)
+        assert (refused.value.name, refused.value.version) == (name, 2)
+    # and without ever holding the whole of it
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 48 * 1024 * 1024
+    assert is_compressed(data)
+
+
+def test_a_message_of_just_the_size_is_read(how):
+    size = len(b'{"text":""}') + 5000
+    data = bomb(how.algorithm, 5000)
+    accepting, refusing = (Serializer("compressed", max_bytes=size - n) for n in (0, 1))
+    note = NoteWritten(text="x" * 5000)
+    assert accepting.decode("event", "compressed.note_written", 2, data) == note
+    assert len(accepting.encode(note).data) == size
+    with pytest.raises(MalformedMessage, match=f"more than {size - 1:,} bytes"):
+        refusing.decode("event", "compressed.note_written", 2, data)
+    with pytest.raises(UnwritableMessage, match="cqrs_max_message_bytes"):
+        refusing.encode(note)
+
+
+def test_a_compressed_text_with_something_behind_it_is_no_compressed_text():
+    packed = gzip.compress(b"{}", mtime=0)
+    for rest in (b"more", packed):
+        data = b'"cqrs:gzip:' + base64.b64encode(packed + rest) + b'"'
+        assert decompress(data) is data
 
 
 # ------------------------------------------------------------ the application

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 from celery import Celery, chain
 
@@ -19,6 +18,7 @@ from cqrs_celery import (
     CQRS,
     Aggregate,
     Command,
+    CommandResult,
     Event,
     Metadata,
     Query,
@@ -359,8 +359,8 @@ def test_delay_on_the_handler_and_on_the_command_are_one_task(cqrs: CQRS) -> Non
     by_handler = deposit.delay(Deposit(id="1", amount=5))
     by_command = Deposit(id="1", amount=2).delay()
     # then both results are Celery's, and carry value and position
-    assert by_handler.get() == {"value": 5, "position": 2, "is_repeated": False}
-    assert by_command.get() == {"value": 7, "position": 3, "is_repeated": False}
+    assert by_handler.get() == CommandResult(value=5, position=2)
+    assert by_command.get() == CommandResult(value=7, position=3)
     assert by_command.successful()
 
 
@@ -540,13 +540,12 @@ def test_a_repeated_command_does_not_run_its_handler(cqrs: CQRS) -> None:
         deposit.apply((Deposit(id="1", amount=5),), idempotency_key="form-1").get(),
         deposit.si(Deposit(id="1", amount=5)).set(idempotency_key="form-1").delay().get(),
         Deposit(id="1", amount=2).apply_async(task_id="task-1").get(),
-        msgspec.to_builtins(cqrs.execute(Deposit(id="1", amount=5), idempotency_key="form-1")),
+        cqrs.execute(Deposit(id="1", amount=5), idempotency_key="form-1"),
     ]
     # then each is told of the first outcome, and no handler ran
-    first = {"value": 5, "position": 2, "is_repeated": True}
-    assert results == [
-        first, first, first, first, {"value": 7, "position": 3, "is_repeated": True}, first,
-    ]  # fmt: skip
+    first = CommandResult(value=5, position=2, is_repeated=True)
+    other = CommandResult(value=7, position=3, is_repeated=True)
+    assert results == [first, first, first, first, other, first]
     assert log.attempts == 2
 
 
@@ -554,8 +553,8 @@ def test_each_sending_under_a_key_is_a_task_of_its_own(cqrs: CQRS) -> None:
     cqrs.execute(OpenAccount(id="1"))
     one, other = [Deposit(id="1", amount=5).delay(idempotency_key="form-1") for _ in "12"]
     assert one.id != other.id
-    assert one.get() == {"value": 5, "position": 2, "is_repeated": False}
-    assert other.get() == {"value": 5, "position": 2, "is_repeated": True}
+    assert one.get() == CommandResult(value=5, position=2)
+    assert other.get() == CommandResult(value=5, position=2, is_repeated=True)
     # and what it causes is traced to the command, not to one of its sendings
     assert cqrs.store.read_all(after_position=1)[0].event.metadata == Metadata(
         correlation_id="bank.deposit:form-1", causation_id="bank.deposit:form-1"

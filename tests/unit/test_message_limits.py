@@ -6,12 +6,14 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from celery import Celery
 
 from cqrs_celery import CQRS, Command, Event
 from cqrs_celery.app.settings import read_settings
-from cqrs_celery.errors import InvalidSetting, MalformedMessage
+from cqrs_celery.errors import InvalidSetting, MalformedMessage, UnwritableMessage
+from cqrs_celery.messages.message import MessageMeta
 from cqrs_celery.messages.serializer import Serializer
 
 
@@ -56,6 +58,42 @@ def test_a_message_nested_too_deep_names_its_field_the_limit_and_what_to_do(
         assert "deeper than 64 levels" in text
         assert "'branches'" in text
         assert "Nothing was sent or stored" in text
+
+
+class Branch(msgspec.Struct):
+    """A type that holds itself."""
+
+    next: Branch | None = None
+
+
+def test_a_value_of_a_type_that_holds_itself_is_refused_if_it_is_too_deep(
+    serializer: Serializer,
+) -> None:
+    # given
+    cls: Any = MessageMeta("Grown", (Event,), {"__annotations__": {"root": Branch}})
+    branch = Branch()
+    for _ in range(62):
+        branch = Branch(branch)
+    # then one level more than fits is refused
+    assert serializer.decode("event", *serializer.encode(cls(root=branch))).root == branch
+    with pytest.raises(UnwritableMessage, match="deeper than 64 levels"):
+        serializer.encode(cls(root=Branch(branch)))
+
+
+def test_a_type_that_is_declared_deeper_than_a_message_may_be_is_refused_by_its_values(
+    serializer: Serializer,
+) -> None:
+    # given
+    hint: Any = int
+    for _ in range(64):
+        hint = list[hint]
+    cls: Any = MessageMeta("Declared", (Event,), {"__annotations__": {"value": hint}})
+    # then
+    for levels in (1, 63):
+        value = nested(levels)
+        assert serializer.decode("event", *serializer.encode(cls(value=value))).value == value
+    with pytest.raises(UnwritableMessage, match="deeper than 64 levels"):
+        serializer.encode(cls(value=nested(64)))
 
 
 def test_a_message_at_the_limit_is_made_and_read(serializer: Serializer) -> None:

@@ -17,6 +17,7 @@ from fastapi import Body, FastAPI
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from cqrs_celery import Command, Event, Query, Session, command_handler, query_handler
+from cqrs_celery.messages.unknown import unknown_fields_of
 from cqrs_celery.testing.scenario import InMemoryCQRS, in_memory
 
 
@@ -46,6 +47,11 @@ class Tree(msgspec.Struct):
 
 class Plant(Command, name="web.plant"):
     tree: Tree
+
+
+class Count(Command, name="web.count", unknown_fields="keep"):
+    by_place: dict[int, float]
+    more: Any = None
 
 
 @command_handler(Order)
@@ -169,6 +175,26 @@ def test_a_command_is_a_field_of_a_model() -> None:
     with pytest.raises(ValidationError) as refused:
         Envelope.model_validate({"command": {"id": 7, "lines": []}})
     assert refused.value.errors()[0]["loc"] == ("command", "id")
+
+
+def test_a_body_is_read_as_a_worker_reads_it() -> None:
+    counts = TypeAdapter(Count)
+    # given keys that are no texts, and a field that the class does not have
+    read = counts.validate_json('{"by_place": {"7": 1.5}, "by": "Ann"}')
+    assert read == Count(by_place={7: 1.5})
+    assert unknown_fields_of(read) == {"by": "Ann"}
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"by_place": {7: float("nan")}}, "by_place"),
+        ({"by_place": {}, "more": {"__type__": "decimal", "__value__": "1"}}, "__type__"),
+    ],
+)
+def test_a_body_that_could_not_be_sent_is_refused_too(body: Any, text: str) -> None:
+    with pytest.raises(ValidationError, match=text):
+        TypeAdapter(Count).validate_python(body)
 
 
 def test_a_type_that_holds_itself_has_a_schema_with_an_end() -> None:

@@ -18,6 +18,7 @@ from cqrs_celery.errors import (
     MalformedMessage,
     StoreUnavailable,
     UnknownMessageType,
+    UnwritableMessage,
 )
 from cqrs_celery.messages.message import Event
 from cqrs_celery.messages.metadata import Metadata
@@ -340,15 +341,29 @@ def test_a_save_whose_reply_was_lost_may_be_repeated():
     assert len(store.read_all()) == 1
 
 
-def test_an_event_that_can_not_be_written_leaves_everything_as_it_was(store, repository):
+def test_an_event_that_can_not_be_written_is_refused_when_it_is_recorded():
     # given
     class RepositoryAnything(Event):
         value: object
 
-    good, bad = checked_in("1"), Item("2")
-    bad.record(RepositoryAnything(value=object()))
+    item = Item("2")
     # when
-    with pytest.raises(MalformedMessage):
+    with pytest.raises(UnwritableMessage, match="RepositoryAnything, version 1, can't be written"):
+        item.record(RepositoryAnything(value=object()))
+    # then
+    assert item.pending_events == ()
+
+
+def test_an_event_that_is_too_large_leaves_everything_as_it_was(store):
+    # given
+    class RepositoryNoted(Event):
+        note: str
+
+    repository = Repository(store, Serializer("shop", max_bytes=1024))
+    good, bad = checked_in("1"), Item("2")
+    bad.record(RepositoryNoted(note="x" * 1024))
+    # when
+    with pytest.raises(UnwritableMessage, match="cqrs_max_message_bytes"):
         repository.save(good, bad)
     # then
     assert store.read_all() == []

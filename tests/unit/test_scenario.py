@@ -24,6 +24,7 @@ from cqrs_celery import (
     subscribes,
 )
 from cqrs_celery.dispatch.middleware import Middleware, time_calls
+from cqrs_celery.errors import UnwritableMessage
 from cqrs_celery.testing.scenario import InMemoryCQRS, Scenario
 
 
@@ -165,6 +166,12 @@ def test_an_exception_of_a_subscription_is_the_outcome_too(shop: Scenario) -> No
     outcome = shop.when(PlaySell(id="42", count=13))
     outcome.raises(RuntimeError, match="unlucky")
     assert outcome.events == (PlaySold(count=13), PlayOrdered(count=10))
+
+
+def test_a_command_that_could_not_be_sent_is_refused_as_it_would_be(shop: Scenario) -> None:
+    wrong: Any = "one"
+    error = shop.when(PlaySell(id="42", count=wrong)).raises(UnwritableMessage)
+    assert "$.count" in str(error)
 
 
 def test_a_query_s_answer_is_the_result(scenario: Scenario) -> None:

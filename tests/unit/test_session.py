@@ -1,5 +1,6 @@
 """The session commits what was changed in it: once, whole, or not at all."""
 
+from contextlib import suppress
 from typing import assert_type
 
 import pytest
@@ -60,6 +61,7 @@ class Counting(MemoryEventStore):
         super().__init__()
         self.reads = 0
         self.leases: list[Lease | None] = []
+        self.is_away = False
 
     def read_stream(self, *args, **options):
         self.reads += 1
@@ -67,6 +69,9 @@ class Counting(MemoryEventStore):
 
     def append(self, *args, lease=None, **options):
         self.leases.append(lease)
+        if self.is_away:
+            self.is_away = False
+            raise StoreUnavailable("no answer")
         return super().append(*args, lease=lease, **options)
 
 
@@ -289,14 +294,50 @@ def test_tracking_ends_with_the_commit(session, saved):
     assert again.count == 6
 
 
-def test_what_is_recorded_after_the_commit_is_not_committed_with_the_next(session, store, saved):
+def test_what_is_recorded_after_the_commit_is_refused_and_nothing_is_lost(session, store, saved):
     """21: tracking ends with the commit."""
     item = session.get(Item, "42")
     item.check_in()
     session.commit()
-    item.check_in()
+    with pytest.raises(SessionError, match="after its session had committed or ended") as refused:
+        item.check_in()
+    assert "session.get(Item, '42')" in str(refused.value)
+    assert (item.count, item.pending_events) == (6, ())
     assert session.commit() is None
     assert versions(store, "42") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("is_failing", [False, True])
+def test_what_is_recorded_after_the_session_s_end_is_refused(repository, saved, is_failing):
+    # given
+    with suppress(ZeroDivisionError), Session(repository) as session:
+        item = session.get(Item, "42")
+        item.check_in()
+        if is_failing:
+            1 / 0  # noqa: B018
+    # then
+    with pytest.raises(SessionError, match="so nobody would write it"):
+        item.check_in()
+
+
+def test_an_aggregate_that_is_added_again_after_the_commit_goes_on(session, store, saved):
+    item = session.get(Item, "42")
+    session.commit()
+    session.add(item)
+    item.check_in()
+    session.commit()
+    assert versions(store, "42") == [1, 2, 3]
+
+
+def test_after_a_commit_that_failed_the_aggregate_may_record_more(session, store, saved):
+    item = session.get(Item, "42")
+    item.check_in()
+    store.is_away = True
+    with pytest.raises(StoreUnavailable):
+        session.commit()
+    item.check_in()
+    session.commit()
+    assert versions(store, "42") == [1, 2, 3, 4]
 
 
 def test_commit_after_somebody_else_s_save_is_refused(session, store, saved, repository):

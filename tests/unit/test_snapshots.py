@@ -228,9 +228,9 @@ def test_a_snapshot_store_that_does_not_answer_fails_no_command(
 
 def test_a_state_that_can_not_be_kept_fails_no_command_and_is_logged(repository, kept, caplog):
     class Loose(Plain, name="SnapshotLoose", snapshot_every=2):
-        def add(self, count: int = 1) -> None:
+        @applies(SnapshotCounted)
+        def _counted(self, event: SnapshotCounted) -> None:
             self.extra = object()
-            super().add(count)
 
     loose = Loose("1")
     loose.add()

@@ -1,0 +1,210 @@
+"""Check, when a message class is made, that JSON can hold what its fields are declared to be.
+
+What a class only declares too late, as with a type that is defined further down in its module, is
+checked when a worker starts, or at the message's first use.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+from msgspec import inspect
+
+from ..errors import RegistrationError
+from ..mutability import annotated_names, is_mutable
+from ..nesting import MADE_LEVELS
+from .registry import where
+
+#: Named by errors, as what a field may be.
+ACCEPTED: Final = (
+    "str, int, float, bool, bytes, Decimal, datetime, date, time, timedelta, UUID, Enum, list,"
+    " dict, set, tuple, a NamedTuple, a dataclass or a msgspec.Struct"
+)
+
+#: Types of keys that come back from the text that JSON makes of them.
+_KEYS: Final = (
+    inspect.StrType, inspect.IntType, inspect.FloatType, inspect.EnumType, inspect.LiteralType,
+    inspect.DateTimeType, inspect.DateType, inspect.TimeType, inspect.TimeDeltaType,
+    inspect.UUIDType, inspect.DecimalType, inspect.BytesType, inspect.AnyType,
+)  # fmt: skip
+
+
+@dataclass
+class Form:
+    """What the declared types of a class say of the JSON that its messages become.
+
+    Attributes:
+        has_free_objects: whether a dict, or a value of any type, may be in it.
+        may_be_deep: whether it may be nested deeper than a message may be.
+    """
+
+    has_free_objects: bool = False
+    may_be_deep: bool = False
+    _open: list[Any] = field(default_factory=list)
+
+
+def check_fields(cls: Any, namespace: Mapping[str, Any]) -> None:
+    """Refuse what was meant as a field and is none, and defaults that messages would share.
+
+    Args:
+        cls: a message class.
+        namespace: what its body defined.
+
+    Raises:
+        RegistrationError: names the class, the field, and what to write.
+    """
+    annotated = annotated_names(cls)
+    for name, value in namespace.items():
+        if name in annotated or name.startswith("_") or name.isupper():
+            continue
+        if hasattr(value, "__get__") or callable(value):
+            continue
+        raise RegistrationError(
+            f"{where(cls)} has {name} = {value!r} without a type, so it is no field. Write"
+            f" `{name}: {type(value).__name__} = {value!r}`, or, for a constant of the class,"
+            f" `{name}: ClassVar[{type(value).__name__}] = {value!r}`."
+        )
+    defaults = cls.__struct_defaults__
+    for name, default in zip(cls.__struct_fields__[-len(defaults) :], defaults, strict=False):
+        if is_mutable(default):
+            raise mutable_default(where(cls), name, default)
+
+
+def mutable_default(place: str, name: str, default: Any) -> RegistrationError:
+    """Return the error for a default that all messages of a class would share."""
+    return RegistrationError(
+        f"{place} has the default {default!r} for its field {name!r}, which all its messages would"
+        f" share and one could change. Write `{name}: … = msgspec.field(default_factory=lambda:"
+        f" {default!r})`, or make its class frozen."
+    )
+
+
+def explained(cls_name: str, module: str, namespace: Mapping[str, Any], error: TypeError) -> Any:
+    """Return the error for a class that msgspec refuses to make.
+
+    Args:
+        cls_name: of the class that there is not.
+        module: its module.
+        namespace: what its body defined.
+        error: what msgspec raised.
+    """
+    place = f"{module}.{cls_name}"
+    if "as a default value is unsafe" in str(error):
+        for name, default in namespace.items():
+            # msgspec gives each message an empty collection of its own.
+            is_copied = isinstance(default, (list, dict, set, bytearray)) and not default
+            if not name.startswith("_") and is_mutable(default) and not is_copied:
+                return mutable_default(place, name, default)
+    return RegistrationError(f"{place} can't be made a message class: {error}")
+
+
+def form_of(cls: Any) -> Form:
+    """Return what is known of a class's messages from its declared types.
+
+    Raises:
+        RegistrationError: a field's type has no form in JSON, or the class is generic; names the
+            field, and what to write.
+        NameError: a type is not defined yet.
+    """
+    if getattr(cls, "__parameters__", ()):
+        names = ", ".join(one.__name__ for one in cls.__parameters__)
+        raise RegistrationError(
+            f"{where(cls)} is generic in {names}, which is not stored: its values would come back"
+            " as plain JSON. Write a class for each type that you need, without Generic."
+        )
+    form = Form()
+    try:
+        msgspec.json.Decoder(cls)
+        described = inspect.type_info(cls)
+    except TypeError as error:
+        name, why = _refused_field(cls, error)
+        raise RegistrationError(
+            f"{where(cls)} has the field {name!r} of a type that can't be read from JSON: {why}"
+        ) from error
+    levels = _walk(cls, described, "", form)
+    form.may_be_deep = form.may_be_deep or levels > MADE_LEVELS
+    return form
+
+
+def _walk(cls: Any, described: Any, path: str, form: Form) -> int:
+    """Check a type and all its parts; returns how many levels it nests."""
+    if isinstance(described, inspect.CustomType) and described.cls is not object:
+        raise _no_form(cls, path, described.cls)
+    if isinstance(described, (inspect.RawType, inspect.ExtType)):
+        raise _no_form(cls, path, type(described))
+    if isinstance(described, (inspect.AnyType, inspect.CustomType)):
+        form.has_free_objects = form.may_be_deep = True
+        return 1
+    if isinstance(described, inspect.DictType):
+        form.has_free_objects = True
+        _check_key(cls, path, described.key_type)
+    if any(described is one for one in form._open):
+        form.may_be_deep = True
+        return 1
+    form._open.append(described)
+    levels = [_walk(cls, part, place, form) for place, part in _parts(described, path)]
+    form._open.pop()
+    is_union = isinstance(described, inspect.UnionType)
+    is_nested = not is_union and isinstance(described, _NESTING)
+    return max(levels, default=0) + is_nested
+
+
+_NESTING: Final = (
+    inspect.CollectionType, inspect.TupleType, inspect.DictType, inspect.StructType,
+    inspect.DataclassType, inspect.NamedTupleType, inspect.TypedDictType,
+)  # fmt: skip
+
+
+def _parts(described: Any, path: str) -> Iterator[tuple[str, Any]]:
+    for one in getattr(described, "fields", ()):
+        yield f"{path}.{one.name}".lstrip("."), one.type
+    for part in getattr(described, "types", ()):
+        yield path, part
+    for part in getattr(described, "item_types", ()):
+        yield f"{path}[]", part
+    for name in ("item_type", "key_type", "value_type"):
+        if hasattr(described, name):
+            yield f"{path}[]", getattr(described, name)
+
+
+def _check_key(cls: Any, path: str, key: Any) -> None:
+    kinds = key.types if isinstance(key, inspect.UnionType) else (key,)
+    for kind in kinds:
+        is_any = isinstance(kind, inspect.CustomType) and kind.cls is object
+        if not isinstance(kind, _KEYS) and not is_any:
+            raise RegistrationError(
+                f"{where(cls)} has a dict in the field {path!r} whose keys are of the type"
+                f" {_named(kind)}; keys of JSON objects are texts, from which that can't be told."
+                " Use keys of the type str, int, float, Enum, date, datetime or UUID, or write a"
+                " list of pairs."
+            )
+
+
+def _named(described: Any) -> str:
+    cls = getattr(described, "cls", None)
+    name = getattr(cls, "__qualname__", type(described).__name__)
+    return re.sub("Type$", "", name).lower() if cls is None else name
+
+
+def _no_form(cls: Any, path: str, kind: Any) -> RegistrationError:
+    return RegistrationError(
+        f"{where(cls)} has the field {path!r} of the type {kind.__module__}.{kind.__qualname__},"
+        f" which has no form in JSON. Use one of {ACCEPTED}."
+    )
+
+
+def _refused_field(cls: Any, error: TypeError) -> tuple[str, str]:
+    """Return which field a class's decoder can't be made for, and why not."""
+    why = str(error).splitlines()[0].removesuffix(" is not supported")
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        if name in cls.__struct_fields__:
+            try:
+                msgspec.json.Decoder(hint)
+            except TypeError as found:
+                return name, f"{hint}. {str(found).splitlines()[0]}"
+    return "?", why

@@ -1,0 +1,89 @@
+"""Which values one owner could change under another's hands, and so must not be shared."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import sys
+import types
+import uuid
+from collections.abc import MutableMapping, MutableSequence, MutableSet
+from datetime import date, time, timedelta, tzinfo
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, Final
+
+import msgspec
+
+_MUTABLE: Final = (MutableMapping, MutableSequence, MutableSet)
+
+#: Values that nobody can change, and what only stands for code.
+_IMMUTABLE: Final = (
+    str, bytes, int, float, complex, bool, type(None), range, slice, enum.Enum,
+    date, time, timedelta, tzinfo, Decimal, Fraction, uuid.UUID,
+    type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType,
+    types.GenericAlias, msgspec.UnsetType,
+)  # fmt: skip
+
+
+def is_mutable(value: Any) -> bool:
+    """Return whether a value, or a part of it, can be changed in place.
+
+    An object of a class that says nothing about it (no collection, dataclass, struct or attrs
+    class) is taken for immutable: see `may_be_mutable`.
+    """
+    if isinstance(value, _IMMUTABLE):
+        return False
+    if isinstance(value, _MUTABLE):
+        return True
+    if isinstance(value, (tuple, frozenset)):
+        return any(map(is_mutable, value))
+    if isinstance(value, msgspec.Struct):
+        return not value.__struct_config__.frozen or any(map(is_mutable, _parts(value)))
+    if dataclasses.is_dataclass(value) or hasattr(type(value), "__attrs_attrs__"):
+        return not _is_frozen(type(value)) or any(map(is_mutable, _parts(value)))
+    return False
+
+
+def may_be_mutable(value: Any) -> bool:
+    """Return whether a value can be changed in place, or is of a class that does not say."""
+    if is_mutable(value):
+        return True
+    known = (*_IMMUTABLE, tuple, frozenset, msgspec.Struct)
+    is_known = isinstance(value, known) or dataclasses.is_dataclass(value)
+    return not is_known and not hasattr(type(value), "__attrs_attrs__")
+
+
+def annotated_names(cls: type[Any], *, with_class_variables: bool = True) -> frozenset[str]:
+    """Return the names that a class itself annotates, whether or not their types are defined.
+
+    Args:
+        cls: the class.
+        with_class_variables: whether those are among them that are declared a `ClassVar`.
+    """
+    found: Any = vars(cls).get("__annotations__", {})
+    if sys.version_info >= (3, 14):
+        import annotationlib
+
+        found = annotationlib.get_annotations(cls, format=annotationlib.Format.FORWARDREF)
+    return frozenset(
+        name for name, hint in found.items() if with_class_variables or "ClassVar" not in str(hint)
+    )
+
+
+def _is_frozen(cls: type[Any]) -> bool:
+    parameters = getattr(cls, "__dataclass_params__", None)
+    if parameters is not None:
+        return bool(parameters.frozen)
+    # attrs refuses assignments by a method of its own, when a class is frozen.
+    return "frozen" in getattr(cls.__setattr__, "__qualname__", "")
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, msgspec.Struct):
+        names = list(value.__struct_fields__)
+    elif dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+    else:
+        names = [field.name for field in type(value).__attrs_attrs__]
+    return [getattr(value, name, None) for name in names]

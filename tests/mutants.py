@@ -145,7 +145,7 @@ MUTANTS = (
         "serializer", "            if isinstance(found, Upcaster):\n", "            if False:\n"
     ),
     # What is registered under which name.
-    Mutant("registry", "if other and not _is_same(other.cls, cls):", "if False:"),
+    Mutant("registry", "if other and not is_same(other.cls, cls):", "if False:"),
     Mutant("registry", "for one in (name, *aliases):", "for one in (name,):"),
     Mutant("registry", "        _check_version(version, cls)\n        entry", "        entry"),
     Mutant(
@@ -176,7 +176,7 @@ MUTANTS = (
         "        self._upcasters[key] = upcaster\n",
     ),
     Mutant(
-        "registry", "if other and not _is_same(other.function, upcaster.function):", "if False:"
+        "registry", "if other and not is_same(other.function, upcaster.function):", "if False:"
     ),
     Mutant(
         "registry", "one.__module__ == other.__module__ and one.__qualname__", "one.__qualname__"

@@ -175,9 +175,7 @@ MUTANTS = (
         "        self._upcasters[key] = upcaster\n        self._found = {}\n",
         "        self._upcasters[key] = upcaster\n",
     ),
-    Mutant(
-        "registry", "if other and not is_same(other.function, upcaster.function):", "if False:"
-    ),
+    Mutant("registry", "if other and not is_same(other.function, upcaster.function):", "if False:"),
     Mutant(
         "registry", "one.__module__ == other.__module__ and one.__qualname__", "one.__qualname__"
     ),

@@ -193,6 +193,85 @@ def test_a_reader_stops_in_front_of_a_gap_that_may_still_be_filled(
     assert [stored.global_position for stored in store.read_all()] == [1, 2, 3]
 
 
+@pytest.fixture
+def two_phase_store(fresh_postgres_node: PostgresNode) -> Iterator[PostgresqlEventStore]:
+    """Open a store in a database that allows two-phase commits."""
+    fresh_postgres_node.configure("max_prepared_transactions = 5")
+    store = open_event_store(fresh_postgres_node.create_database("shop"))
+    assert isinstance(store, PostgresqlEventStore)
+    create_schema(store)
+    yield store
+    store.close()
+
+
+def test_a_reader_stops_in_front_of_an_append_that_is_prepared_for_a_two_phase_commit(
+    two_phase_store: PostgresqlEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cqrs_celery.backends.postgresql.event_store.GAP_WAIT_S", 0.2)
+    store = two_phase_store
+    append(store, BOLT, NO_STREAM, event())
+    with closing(store.engine.raw_connection()) as pooled:
+        other: Any = pooled.driver_connection
+        # given an append whose connection has prepared it, and one that came after it
+        append_by_hand(other, NUT)
+        other.cursor().execute("PREPARE TRANSACTION 'nut'")
+        append(store, BOLT, 1, event())
+        # when somebody reads, then only what stands in front of it is there
+        assert [one.global_position for one in store.read_all()] == [1]
+        # and everything once it is committed
+        commit_prepared(other)
+    assert [one.global_position for one in store.read_all()] == [1, 2, 3]
+
+
+def test_an_append_that_is_prepared_while_a_reader_waits_for_it_is_not_passed(
+    two_phase_store: PostgresqlEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cqrs_celery.backends.postgresql.event_store.GAP_WAIT_S", 3)
+    store = two_phase_store
+    append(store, BOLT, NO_STREAM, event())
+    with closing(store.engine.raw_connection()) as pooled:
+        other: Any = pooled.driver_connection
+        # given a reader that waits for an append that is in the middle of its transaction
+        append_by_hand(other, NUT)
+        append(store, BOLT, 1, event())
+        looks: list[set[str]] = []
+        look = store._appending
+
+        def noted(what: str) -> set[str]:
+            looks.append(look(what))
+            return looks[-1]
+
+        monkeypatch.setattr(store, "_appending", noted)
+        found: list[Any] = []
+        reader = threading.Thread(target=lambda: found.extend(store.read_all()))
+        reader.start()
+        wait_until(lambda: len(looks) > 1, message="the reader to wait")
+        # when that is prepared, so that no session has it any more
+        other.cursor().execute("PREPARE TRANSACTION 'nut'")
+        reader.join(30)
+        # then it was waited for to the end
+        assert [one.global_position for one in found] == [1]
+        assert looks[0] & looks[-1]
+        commit_prepared(other)
+    assert [one.global_position for one in store.read_all()] == [1, 2, 3]
+
+
+def commit_prepared(connection: Any) -> None:
+    connection.commit()  # what the driver takes for its transaction
+    connection.autocommit = True
+    connection.cursor().execute("COMMIT PREPARED 'nut'")
+
+
+def append_by_hand(connection: Any, stream: StreamName) -> None:
+    """Append an event in an open transaction of the driver's own, as a commit in two phases is."""
+    new = event()
+    connection.cursor().execute(
+        "SELECT cqrs_append_one_v1(%s, %s, %s, %s, -1, %s, %s, 1, %s, '{}', now(),"
+        " NULL, NULL, NULL)",
+        (stream.key, *stream, new.event_id, new.type, new.data.decode()),
+    )
+
+
 def test_numbers_that_were_settled_before_connections_were_lost_are_so_no_more(
     opened: Opened, postgres_node: PostgresNode
 ) -> None:

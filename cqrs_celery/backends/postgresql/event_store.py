@@ -113,7 +113,7 @@ _FIND_COMMAND: Final = Statement(
 )
 
 #: The transactions that append now, but for one's own. One that was prepared for a two-phase commit
-#: holds the lock, too, and has no pid.
+#: holds the lock, too, and has no pid; it keeps its virtual number, from 12.9, 13.5 and 14.1.
 _APPENDING: Final = text(
     "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'advisory' AND granted"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"

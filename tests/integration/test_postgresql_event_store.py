@@ -13,10 +13,12 @@ from contextlib import closing, suppress
 from typing import Any
 
 import pytest
+from celery import Celery
 from sqlalchemy import Connection, Engine, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
+from cqrs_celery import CQRS, Command, Session, command_handler
 from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.postgresql.event_store import PostgresqlEventStore
 from cqrs_celery.backends.sql.batch import Batch
@@ -460,7 +462,7 @@ def test_transactions_in_each_others_way_are_told_so(store: PostgresqlEventStore
     second.connection.execute(text("UPDATE cqrs_streams SET version = version"))
 
     def want_the_first_one_s_row() -> None:
-        with suppress(DBAPIError):
+        with suppress(TransactionConflict):
             second.connection.execute(change, {"id": "1"})
 
     other = threading.Thread(target=want_the_first_one_s_row)
@@ -483,6 +485,81 @@ def test_transactions_in_each_others_way_are_told_so(store: PostgresqlEventStore
     # then one of the two was ended, and nothing of it is there
     assert beaten in ([], ["InventoryItem-bolt"])
     assert len(store.read_all()) == (1 if beaten else 2)
+
+
+def test_a_deadlock_in_a_statement_of_the_application_s_own_is_a_conflict(
+    store: PostgresqlEventStore,
+) -> None:
+    # given two transactions, each with a row that the other one wants; the second one looks first
+    with store.engine.begin() as connection:
+        insert_row(connection, "1")
+        insert_row(connection, "2")
+    first, second = store.begin(), store.begin()
+    change = text("UPDATE own_rows SET id = id WHERE id = :id")
+    for transaction, timeout, row in ((first, "20s", "1"), (second, "10ms", "2")):
+        transaction.connection.execute(text(f"SET LOCAL deadlock_timeout = '{timeout}'"))
+        transaction.connection.execute(change, {"id": row})
+    other = threading.Thread(target=lambda: first.connection.execute(change, {"id": "2"}))
+    other.start()
+    with store.engine.connect() as connection:
+        wait_until(
+            lambda: connection.execute(
+                text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            ).scalar(),
+            message="the first one to wait",
+        )
+    # when the second one asks for the first one's row, then it is ended, to be tried again
+    with pytest.raises(TransactionConflict, match=r"deadlock detected.*Repeat the command"):
+        second.connection.execute(change, {"id": "1"})
+    second.rollback()
+    other.join(30)
+    first.append([StreamAppend(BOLT, NO_STREAM, events(1))])
+    assert len(store.read_all()) == 1
+
+
+def test_a_lock_that_the_application_did_not_want_to_wait_for_is_the_driver_s_error(
+    store: PostgresqlEventStore,
+) -> None:
+    with store.engine.begin() as connection:
+        insert_row(connection, "1")
+    first, second = store.begin(), store.begin()
+    lock = text("SELECT id FROM own_rows FOR UPDATE NOWAIT")
+    first.connection.execute(lock)
+    with pytest.raises(DBAPIError, match="could not obtain lock"):
+        second.connection.execute(lock)
+    second.rollback()
+    first.rollback()
+
+
+class AddRow(Command, name="own.add_row"):
+    id: str
+
+
+#: One for each run of the handler.
+runs: list[str] = []
+
+
+@command_handler(AddRow)
+def add_row(command: AddRow, session: Session) -> None:
+    runs.append(command.id)
+    insert_row(session.connection, command.id)
+    if len(runs) == 1:
+        session.connection.execute(text("DO $$ BEGIN RAISE deadlock_detected; END $$"))
+
+
+def test_a_handler_whose_own_statement_is_a_deadlock_s_victim_is_repeated(
+    store: PostgresqlEventStore,
+) -> None:
+    # given a handler whose first run is ended by the database in a statement of its own
+    app = Celery("own", set_as_current=False)
+    cqrs = CQRS(app, store=store)
+    runs.clear()
+    # when it is called
+    cqrs.execute(AddRow(id="1"))
+    # then it was repeated, and its row is there once
+    assert len(runs) == 2
+    assert rows_of(store) == ["1"]
+    app.close()
 
 
 # ------------------------------------------------------------ a server that goes away

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from cqrs_celery.backends.sql.connecting import meaning_of_statement
+from cqrs_celery.backends.sql.failures import Failure
 from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.backends.sqlserver.event_store import SqlServerEventStore
 from cqrs_celery.errors import StoreUnavailable, TransactionConflict
@@ -224,6 +226,16 @@ def test_what_the_database_always_ends_is_one_public_error(
     with pytest.raises(TransactionConflict, match=r"5 times in a row .*1205.* Repeat it") as raised:
         work(open_store(driver))
     assert "mssql://h/d" in str(raised.value)
+
+
+def test_a_deadlock_in_the_application_s_own_statement_is_a_conflict_a_timeout_is_not() -> None:
+    store = open_store(Driver([]))
+    timeout = Error(
+        "HYT00", "[HYT00] [Microsoft][SQL Server]Lock request time out (1222) (SQLExec)"
+    )
+    assert isinstance(meaning_of_statement(store, DEADLOCK), TransactionConflict)
+    assert store.failure(timeout) is Failure.BEATEN
+    assert meaning_of_statement(store, timeout) is None
 
 
 # Making the tables

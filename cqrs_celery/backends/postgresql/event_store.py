@@ -147,12 +147,15 @@ _NO_COMMAND: Final = (None, None, None)
 #: A statement was ended: by a timeout, by somebody's request, or as the server shuts down.
 QUERY_CANCELED: Final = "57014"
 
+#: A lock was not free, and was not to be waited for (any longer).
+LOCK_NOT_AVAILABLE: Final = "55P03"
+
 #: Classes of SQLSTATE, and single ones, by what they mean. 25006: the server takes no writes, since
 #: it has become a replica, or is one yet; 57014: it has ended a statement, as it does when it shuts
 #: down or waits for a standby in vain; 40003: nobody knows whether it did. Not 25P02: there the
 #: application has swallowed an error.
 _AWAY: Final = ("08", "53", "57P", "58", "28", "3D", "25006", QUERY_CANCELED, "40003")
-_BEATEN: Final = ("40001", "40P01", "55P03")
+_BEATEN: Final = ("40001", "40P01", LOCK_NOT_AVAILABLE)
 _SCHEMA: Final = ("42P01", "42883", "42703", "3F000")
 
 
@@ -193,6 +196,13 @@ class PostgresqlEventStore(SqlEventStore):
         again and again.
         """
         return super().is_away(error) and code_of(error) != QUERY_CANCELED
+
+    def is_deadlock(self, error: BaseException) -> bool:
+        """Return whether the database ended the transaction in a statement of the application's.
+
+        A lock that was not free in time is the application's own choice: NOWAIT, `lock_timeout`.
+        """
+        return super().is_deadlock(error) and code_of(error) != LOCK_NOT_AVAILABLE
 
     def serves(self, connection: Any) -> bool:
         """Say whether the server still serves a connection of the driver's, and lets it write."""

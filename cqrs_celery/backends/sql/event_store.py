@@ -241,6 +241,13 @@ class SqlEventStore:
         """Say whether a statement of the application's own failed since the server is away."""
         return self.failure(error) is Failure.AWAY
 
+    def is_deadlock(self, error: BaseException) -> bool:
+        """Return whether the database ended the transaction in a statement of the application's.
+
+        That is, for the sake of another transaction: by a deadlock or a serialization failure.
+        """
+        return self.failure(error) is Failure.BEATEN
+
     def forget_lost(self) -> None:
         """Let no connection be used again that was made before now: one of them was lost."""
         age(self.engine)

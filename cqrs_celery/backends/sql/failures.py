@@ -88,7 +88,7 @@ def reaching(dialect: Dialect, what: str, drivers: type[Exception]) -> Iterator[
 
 def meaning_of(dialect: Dialect, what: str, error: BaseException) -> Exception:
     """Return the error of ours that a driver's error means; see `reaching`."""
-    failure, said = dialect.failure(error), _said(error)
+    failure, said = dialect.failure(error), driver_text(error)
     if failure is Failure.BEATEN:
         return TransactionBeaten(said)
     if failure is Failure.TAKEN:
@@ -111,6 +111,6 @@ def schema_missing(where: str, found: str) -> SchemaError:
     )
 
 
-def _said(error: Any) -> str:
-    """Return the first line of what a driver says; the others repeat the statement."""
+def driver_text(error: Any) -> str:
+    """Return the first line of a driver's error; the others repeat the statement."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason")

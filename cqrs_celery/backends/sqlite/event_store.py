@@ -79,6 +79,10 @@ class SqliteEventStore(SqlEventStore):
         """Say no: there is no server, and the driver has one error for bad SQL and for a lock."""
         return False
 
+    def is_deadlock(self, error: BaseException) -> bool:
+        """Return False: there is one writer at a time."""
+        return False
+
     def serves(self, connection: Any) -> bool:
         """Say yes: a file has no server that could go away."""
         return True

@@ -59,6 +59,9 @@ _READ_ALL: Final = text(
     " JOIN cqrs_streams ON cqrs_streams.stream_id = page.stream_id ORDER BY page.row_version"
 ).bindparams(bindparam("after", type_=BINARY(8)), bindparam("limit", type_=BigInteger()))
 
+#: A lock was not free in time.
+LOCK_TIMEOUT: Final = 1222
+
 #: What SQL Server's numbers of errors mean.
 _FAILURES: Final = {
     # A unique key.
@@ -66,7 +69,7 @@ _FAILURES: Final = {
     2601: Failure.TAKEN,
     # A deadlock, a lock that was not granted in time, a row that has changed since the snapshot.
     1205: Failure.BEATEN,
-    1222: Failure.BEATEN,
+    LOCK_TIMEOUT: Failure.BEATEN,
     3960: Failure.BEATEN,
     # A table, a column or a procedure.
     208: Failure.SCHEMA,
@@ -116,14 +119,21 @@ class SqlServerEventStore(SqlEventStore):
 
     def failure(self, error: BaseException) -> Failure:
         """Return what a driver's error means, by SQL Server's numbers in its text, or SQLSTATE."""
-        for number in _NUMBER.findall(str(error.args[-1]) if error.args else ""):
-            found = _FAILURES.get(int(number))
+        for number in _numbers_of(error):
+            found = _FAILURES.get(number)
             if found is not None:
                 return found
         state = str(error.args[0]) if len(error.args) > 1 else ""
         if state.startswith("08"):
             return Failure.AWAY
         return _STATES.get(state, Failure.OTHER)
+
+    def is_deadlock(self, error: BaseException) -> bool:
+        """Return whether the database ended the transaction in a statement of the application's.
+
+        A lock that was not free in time is the application's own choice, by LOCK_TIMEOUT.
+        """
+        return super().is_deadlock(error) and LOCK_TIMEOUT not in _numbers_of(error)
 
     def now_ms(self) -> ColumnElement[int]:
         """Return the time by the server's clock, in milliseconds since 1970."""
@@ -175,3 +185,8 @@ class SqlServerEventStore(SqlEventStore):
 def _row_version(position: int) -> bytes:
     """Return the row version that is a position."""
     return position.to_bytes(8, "big")
+
+
+def _numbers_of(error: BaseException) -> list[int]:
+    """Return SQL Server's numbers in the text of a driver's error."""
+    return [int(number) for number in _NUMBER.findall(str(error.args[-1]) if error.args else "")]

@@ -20,6 +20,7 @@ from ..dispatch.envelope import pack_event
 from ..errors import BrokerConflict
 from ..store.events import Lease, Place, StoredEvent, Subscriber
 from ..store.ports import EventStore
+from ..store.refusals import ClaimLost
 from ..transport.clients import BrokerClient
 from ..transport.merging import BODY
 from .settings import check_confirms
@@ -46,6 +47,11 @@ CONFLICT_S: Final = 3.0
 CONFLICT_LOOK_S: Final = 0.2
 
 
+#: Seconds of sending, with another broker, after which it is remembered how far that has come: less
+#: than a leader's lease lasts without being renewed.
+SENDING_S: Final = 1.0
+
+
 class Destination(Protocol):
     """Be where the relay gives events to.
 
@@ -63,15 +69,33 @@ class Destination(Protocol):
     def position(self) -> int | None:
         """Return up to where events were given; None if nothing is known."""
 
-    def take_over(self, token: str, place: Place | None = None) -> Place | None:
+    def next_number(self) -> int:
+        """Return a number for a claim, higher than every one before."""
+
+    def is_at(self, token: str, position: int, broker_id: str) -> bool:
+        """Return whether a relay is still the one whose events count, and has come so far.
+
+        Args:
+            token: the relay's claim.
+            position: up to which it gave events.
+            broker_id: the broker's id when the claim was made.
+        """
+
+    def take_over(
+        self, token: str, place: Place | None = None, *, broker_id: str = ""
+    ) -> Place | None:
         """Become the one whose events count.
 
         Args:
             token: the relay's claim.
             place: to go on behind; None for what is known.
+            broker_id: the broker's id when the claim was made; empty if it does not matter.
 
         Returns:
             The place behind which to go on; None if nothing is known.
+
+        Raises:
+            ClaimLost: a later claim has taken over already, or the broker is another one.
         """
 
     def enqueue(self, token: str, after_position: int, events: Sequence[StoredEvent]) -> int | None:
@@ -146,26 +170,37 @@ class RelayParts:
             BrokerConflict: they do, and are alive.
             StoreUnavailable: the store or the broker does not answer.
         """
-        broker_id = self.destination.broker_id()
-        if not broker_id:
-            return
         began_at, first = time.monotonic(), None
-        while True:
-            led = self.leadership.led()
-            if led is None or not led.is_live or led.broker_id in ("", broker_id):
-                return
+        while (led := self.other_broker()) is not None:
             first = first or led
             is_renewed = led.until_ms != first.until_ms
             if is_renewed and time.monotonic() - began_at > CONFLICT_S:
-                raise BrokerConflict(
-                    f"{self.application!r} relays the events of {self.store.where} to"
-                    f" {led.broker or 'another broker'} already (its active relay is {led.leader}),"
-                    f" so not to {self.destination.where}, this worker's broker. Stop the workers"
-                    " there first; a broker of its own is for an application with another name (the"
-                    " setting cqrs_application).",
-                    application=self.application,
-                )
+                raise self.broker_conflict(led)
             time.sleep(CONFLICT_LOOK_S)
+
+    def other_broker(self) -> Any:
+        """Return who leads this application's relays at another broker; None if nobody does.
+
+        Two brokers without an id can't be told apart: one of them may have several names.
+
+        Raises:
+            StoreUnavailable: the store or the broker does not answer.
+        """
+        led = self.leadership.led()
+        if led is None or not led.is_live or led.broker_id == self.destination.broker_id():
+            return None
+        return led
+
+    def broker_conflict(self, led: Any) -> BrokerConflict:
+        """Return the error for an application that has another broker."""
+        return BrokerConflict(
+            f"{self.application!r} relays the events of {self.store.where} to"
+            f" {led.broker or 'another broker'} already (its active relay is {led.leader}),"
+            f" so not to {self.destination.where}, this worker's broker. Stop the workers"
+            " there first; a broker of its own is for an application with another name (the"
+            " setting cqrs_application).",
+            application=self.application,
+        )
 
 
 def open_relay(
@@ -266,27 +301,47 @@ class CeleryDestination:
         place = self._leadership.checkpoint()
         return None if place is None else int(place.position)
 
-    def take_over(self, token: str, place: Place | None = None) -> Place | None:
+    def next_number(self) -> int:
+        """Return 0: the database alone tells which claim holds."""
+        return 0
+
+    def is_at(self, token: str, position: int, broker_id: str) -> bool:
+        """Return whether the store's own database knows of all that was sent."""
+        return self.position() == position
+
+    def take_over(
+        self, token: str, place: Place | None = None, *, broker_id: str = ""
+    ) -> Place | None:
         """Go on behind a place, or behind what the store's own database knows; returns it."""
-        if place is not None:
-            self._leadership.save_checkpoint(place)
+        if place is not None and not self._leadership.save_checkpoint(place):
+            raise ClaimLost
         known: Place | None = self._leadership.checkpoint()
         return known
 
     def enqueue(self, token: str, after_position: int, events: Sequence[StoredEvent]) -> int | None:
-        """Send events to their subscribers, and remember the last one, while the claim holds."""
+        """Send events to their subscribers, and remember the last one, while the claim holds.
+
+        What takes long is remembered event by event, so that a claim that is lost meanwhile, or the
+        end of this process, has less sent again; and the lease is renewed.
+        """
         if time.monotonic() - self._read_at > WAIT_S:
             self._subscribers = self._outbox.subscribers(self._application)
             self._read_at = time.monotonic()
+        saved_at = time.monotonic()
         with self._app.producer_pool.acquire(block=True) as producer:
             for stored in events:
                 packed = pack_event(stored)
                 for subscriber in self._subscribers:
                     if stored.event.type in subscriber.topics:
                         self._send(subscriber, stored, packed, producer)
-        last = events[-1]
-        place = Place(last.global_position, last.event.event_id)
-        return place.position if self._leadership.save_checkpoint(place) else self.position()
+                is_last = stored is events[-1]
+                if is_last or time.monotonic() - saved_at > SENDING_S:
+                    is_held = is_last or self._leadership.holds()
+                    place = Place(stored.global_position, stored.event.event_id)
+                    if not is_held or not self._leadership.save_checkpoint(place):
+                        return self.position()
+                    saved_at = time.monotonic()
+        return events[-1].global_position
 
     def _send(
         self, subscriber: Subscriber, stored: StoredEvent, packed: Any, producer: Any

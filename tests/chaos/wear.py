@@ -117,7 +117,7 @@ class Wear:
 
         def is_all_given() -> bool:
             with contextlib.suppress(StoreUnavailable):
-                is_settled = self._is_settled()
+                is_settled = self._is_settled() and not self.readers.has_more()
                 self.read()
                 return is_settled and self.stored() <= self.given.keys()
             return False

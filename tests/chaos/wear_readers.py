@@ -127,6 +127,10 @@ class Readers(ABC):
     def read(self) -> Iterator[tuple[str, int]]:
         """Yield each event's id that was got since, and the process that handled it; 0 for none."""
 
+    def has_more(self) -> bool:
+        """Return whether something that was given has still to be handled."""
+        return False
+
     @abstractmethod
     def tail(self) -> str:
         """Return the end of what they have written."""
@@ -193,6 +197,7 @@ class Workers(Readers):
     def __init__(self, folder: Path, server: Server, redis: RedisNode) -> None:
         super().__init__(folder, server, redis)
         self._nursery = Nursery(folder)
+        self._client = redis.client()
         self._running: dict[int, Child] = {}
         self._journal = folder / "journal"
         self._journal.touch()
@@ -242,6 +247,10 @@ class Workers(Readers):
             pid, event_id = line.split()
             yield event_id, int(pid)
 
+    def has_more(self) -> bool:
+        """Return whether a message is in a queue, or in a worker's hands."""
+        return bool(self._client.exists("cq:msg"))
+
     def tail(self) -> str:
         """Return the end of what each has written."""
         return "\n".join(f"--- {pid}\n{one.tail()}" for pid, one in self._running.items())
@@ -249,4 +258,5 @@ class Workers(Readers):
     def close(self) -> None:
         """Kill all, and the process that starts them."""
         super().close()
+        self._client.close()
         self._nursery.__exit__()

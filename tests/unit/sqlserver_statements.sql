@@ -264,28 +264,37 @@ FROM cqrs_commands
 WHERE cqrs_commands.expires_at <= ? ORDER BY cqrs_commands.expires_at) AND cqrs_commands.expires_at <= ?
 
 -- claim_relay
-UPDATE cqrs_relays SET leader=?, token=?, lease_until_ms=(datediff_big(ms, '19700101', sysutcdatetime()) + ?) WHERE cqrs_relays.application = ? AND cqrs_relays.lease_until_ms <= datediff_big(ms, '19700101', sysutcdatetime()) AND NOT (EXISTS (SELECT cqrs_relays_1.application
-FROM cqrs_relays AS cqrs_relays_1
-WHERE cqrs_relays_1.application != ? AND cqrs_relays_1.broker_id = ? AND cqrs_relays_1.broker_id != ? AND cqrs_relays_1.lease_until_ms > datediff_big(ms, '19700101', sysutcdatetime())))
+UPDATE cqrs_relays SET broker_id=?, broker=?, leader=?, token=?, lease_until_ms=(datediff_big(ms, '19700101', sysutcdatetime()) + ?) WHERE cqrs_relays.application = ? AND cqrs_relays.broker_id = ? AND (cqrs_relays.lease_until_ms <= datediff_big(ms, '19700101', sysutcdatetime()) OR cqrs_relays.lease_until_ms > datediff_big(ms, '19700101', sysutcdatetime()) + ?) AND NOT (EXISTS (SELECT other.application
+FROM cqrs_relays AS other
+WHERE other.application != ? AND other.broker_id = ? AND other.broker_id != ? AND other.lease_until_ms > datediff_big(ms, '19700101', sysutcdatetime()) AND other.lease_until_ms <= datediff_big(ms, '19700101', sysutcdatetime()) + ?))
 
 -- renew_relay
-UPDATE cqrs_relays SET lease_until_ms=(datediff_big(ms, '19700101', sysutcdatetime()) + ?) WHERE cqrs_relays.application = ? AND cqrs_relays.token = ?
+UPDATE cqrs_relays SET lease_until_ms=(datediff_big(ms, '19700101', sysutcdatetime()) + ?) WHERE cqrs_relays.application = ? AND cqrs_relays.token = ? AND cqrs_relays.lease_until_ms > datediff_big(ms, '19700101', sysutcdatetime())
 
 -- save_checkpoint
-UPDATE cqrs_relays SET position=?, event_id=? WHERE cqrs_relays.application = ? AND cqrs_relays.token = ?
+UPDATE cqrs_relays SET position=?, event_id=? WHERE (cqrs_relays.application = ? OR cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ?) AND (EXISTS (SELECT own.token
+FROM cqrs_relays AS own
+WHERE own.application = ? AND own.token = ?)) AND (EXISTS (SELECT cqrs_events.event_id
+FROM cqrs_events
+WHERE cqrs_events.row_version > ? AND cqrs_events.row_version <= ? AND cqrs_events.event_id = ?))
 
--- save_checkpoint
-UPDATE cqrs_relays SET position=?, event_id=? WHERE cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND cqrs_relays.application != ? AND (EXISTS (SELECT own.token
+-- take_along
+UPDATE cqrs_relays SET broker_id=? WHERE cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND cqrs_relays.broker = ? AND (EXISTS (SELECT own.token
 FROM cqrs_relays AS own
 WHERE own.application = ? AND own.token = ?))
 
--- keep_broker
-UPDATE cqrs_relays SET broker_id=?, broker=? WHERE cqrs_relays.application = ? AND cqrs_relays.token = ?
+-- move_relay
+UPDATE cqrs_relays SET broker_id=?, broker=?, leader=?, token=?, lease_until_ms=(datediff_big(ms, '19700101', sysutcdatetime()) + ?) WHERE cqrs_relays.application = ? AND cqrs_relays.broker_id = ? AND (cqrs_relays.lease_until_ms <= datediff_big(ms, '19700101', sysutcdatetime()) OR cqrs_relays.lease_until_ms > datediff_big(ms, '19700101', sysutcdatetime()) + ?) AND NOT (EXISTS (SELECT other.application
+FROM cqrs_relays AS other
+WHERE other.application != ? AND other.broker_id = ? AND other.broker_id != ? AND other.broker = ? AND other.lease_until_ms > datediff_big(ms, '19700101', sysutcdatetime()) AND other.lease_until_ms <= datediff_big(ms, '19700101', sysutcdatetime()) + ?))
 
--- keep_broker
-UPDATE cqrs_relays SET broker_id=?, broker=? WHERE cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND cqrs_relays.broker = ? AND (EXISTS (SELECT own.token
+-- move_relay
+UPDATE cqrs_relays SET token=?, lease_until_ms=? WHERE cqrs_relays.application != ? AND cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND (EXISTS (SELECT own.token
 FROM cqrs_relays AS own
 WHERE own.application = ? AND own.token = ?))
+
+-- join_relay
+UPDATE cqrs_relays SET broker_id=?, broker=?, position=? WHERE cqrs_relays.application = ? AND cqrs_relays.broker_id = ?
 
 -- release_relay
 UPDATE cqrs_relays SET lease_until_ms=? WHERE cqrs_relays.application = ? AND cqrs_relays.token = ?

@@ -131,7 +131,7 @@ def relay_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
     """Return the statements about the lease of the active relay, and what belongs to it."""
     leadership = store.leadership("shop", broker="redis")
     leadership.led = lambda: Led("host:1", "b", "redis", 0, False)  # type: ignore[method-assign]
-    leadership.token, leadership.broker_id = "t", "b"
+    leadership.token, leadership.broker_id, leadership.former_broker_id = "t", "b", "a"
     changed: list[Any] = []
 
     def note(what: str, *changes: Any) -> None:
@@ -143,7 +143,9 @@ def relay_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
         ("claim_relay", lambda: leadership.claim("b")),
         ("renew_relay", leadership.holds),
         ("save_checkpoint", lambda: leadership.save_checkpoint(Place(7, "e"))),
-        ("keep_broker", lambda: leadership.keep_broker("c")),
+        ("take_along", leadership.take_along),
+        ("move_relay", lambda: leadership.claim("c")),
+        ("join_relay", lambda: leadership._join("b")),
         ("release_relay", leadership.release),
     ):
         changed.clear()

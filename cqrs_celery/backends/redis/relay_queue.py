@@ -20,6 +20,7 @@ from ...errors import StoreUnavailable
 from ...queue.reliable_queue import key_of
 from ...queue.scripts import load
 from ...store.events import Lease, Place, StoredEvent, Subscriber
+from ...store.refusals import ClaimLost
 from .background import BackgroundCall
 from .event_store import Body, RedisEventStore, inside_json
 from .records import record_of
@@ -79,6 +80,26 @@ class RelayQueue:
             found = cast("bytes | None", self._client().hget(self._key("relay"), self._store_id()))
         return None if found is None else int(found.partition(b"|")[0])
 
+    def is_at(self, token: str, position: int, broker_id: str) -> bool:
+        """Return whether a relay is still the one whose events count, and has come so far.
+
+        Args:
+            token: the relay's claim.
+            position: up to which it gave events.
+            broker_id: the broker's id when the claim was made.
+        """
+        with self._reach("look up how far the relay has come"):
+            pipe: Any = self._client().pipeline(transaction=False)
+            pipe.get(self._key("broker"))
+            pipe.hget(self._key("relay"), self._store_id())
+            broker, known = pipe.execute()
+        parts = (known or b"").split(b"|")
+        return (
+            broker == broker_id.encode()
+            and len(parts) == 4
+            and (parts[0], parts[2]) == (str(position).encode(), token.encode())
+        )
+
     def broker_id(self) -> str:
         """Return what tells this broker from all others; made when it is first asked for.
 
@@ -93,22 +114,36 @@ class RelayQueue:
                 found = client.get(key)
         return cast("bytes", found).decode()
 
-    def take_over(self, token: str, place: Place | None = None) -> Place | None:
+    def next_number(self) -> int:
+        """Return a number for a claim, higher than every one before."""
+        with self._reach("count a relay's claim"):
+            client: Any = self._client()
+            return int(client.incr(self._key("relay-claims")))
+
+    def take_over(
+        self, token: str, place: Place | None = None, *, broker_id: str = ""
+    ) -> Place | None:
         """Become the one whose events count.
 
         Args:
-            token: the relay's claim.
+            token: the relay's claim, which begins with its number and a dot.
             place: to go on behind; None for what is known here.
+            broker_id: the broker's id when the claim was made; empty if it does not matter.
 
         Returns:
             The place behind which to go on; None if Redis does not know of any.
+
+        Raises:
+            ClaimLost: a later claim has taken over already, or the broker has lost its data since.
         """
         to: list[Any] = ["", ""] if place is None else [*place]
         with self._reach("begin to relay"):
-            args = [self._prefix, self._store_id(), token, *to]
+            args = [self._prefix, self._store_id(), token, *to, broker_id]
             found = _take_over(self._client(), [self._key("id")], args)
         if found is None:
             return None
+        if found == 0:
+            raise ClaimLost
         # Where another relay took over in between, or data were lost.
         self._oldest.reset(after=int(found[2]))
         return Place(int(found[0]), found[1].decode())

@@ -146,7 +146,7 @@ class SqlOutbox:
     # ------------------------------------------------------------ subscribers
 
     def subscribers(self, application: str, broker_id: str = "") -> list[Subscriber]:
-        """Return the subscribers of an application, and of those whose relays have its broker.
+        """Return the subscribers of an application, and of those that have the same broker.
 
         Args:
             application: whose.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -29,7 +30,7 @@ from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.errors import BrokerConflict
 from cqrs_celery.queue.reliable_queue import ReliableQueue
-from cqrs_celery.queue.values import ack
+from cqrs_celery.queue.values import LetterPolicy, ack, bury, later
 from cqrs_celery.store.events import START, Lease, Place, StoredEvent, Subscriber
 from cqrs_celery.store.stream import ANY_VERSION, StreamName
 from cqrs_celery.testing.event_store_contract import BOLT, NUT, append, event, events
@@ -318,6 +319,51 @@ def test_a_queue_that_has_lost_its_data_gets_what_is_not_known_to_be_handled(
     later = [one.event.event_id for one in bench.store.read_all(after_position=half)]
     for queue in QUEUES:
         assert sorted(event_id for _, event_id in bench.take_all(queue)) == sorted(later)
+
+
+@pytest.mark.parametrize("is_dead", [False, True], ids=["waits for a retry", "a dead letter"])
+def test_what_was_retried_and_all_behind_it_is_given_again_in_order_when_the_queue_loses_its_data(
+    bench: Bench, is_dead: bool
+) -> None:
+    # given an event that one subscriber retries, or that is its dead letter after that
+    reliable = ReliableQueue(bench.client)
+    reliable.letters.set_policy("left", LetterPolicy())
+    reliable.beat("worker", 60_000, register=True)
+    append(bench.store, BOLT, 0, event())
+    with bench.relaying():
+        bench.wait()
+        [first] = reliable.settle_and_take("worker", queues=["left"], count=1).taken
+        [stored] = bench.store.read_all()
+        headers = {"id": stored.event.event_id, "cqrs_position": stored.global_position}
+        head = json.dumps({"headers": headers})
+        reliable.settle_and_take(
+            "worker", [later(first.id, first.fence, 1 if is_dead else 60_000, head + "\n[]")]
+        )
+        if is_dead:
+
+            def taken_again() -> Any:
+                return reliable.settle_and_take("worker", queues=["left"], count=1).taken
+
+            [again] = wait_until(taken_again, 10, "the retry")
+            reliable.settle_and_take("worker", [bury(again.id, again.fence, "{}")])
+        # and later events of its aggregate, which wait, and of others, which are handled
+        append(bench.store, BOLT, ANY_VERSION, *events(2))
+        append(bench.store, NUT, 0, *events(2))
+        bench.wait()
+        for queue in QUEUES:
+            taken = reliable.settle_and_take("worker", queues=[queue], count=100, run=100).taken
+            assert {one.sequence for one in taken} == {NUT.key, BOLT.key} - (
+                {BOLT.key} if queue == "left" else set()
+            )
+            reliable.settle_and_take("worker", [ack(one.id, one.fence) for one in taken])
+        # then it is the oldest that is not handled
+        assert bench.destination.lowest_unhandled() == stored.global_position
+    # when Redis loses everything
+    bench.client.flushall()
+    with bench.relaying():
+        bench.wait()
+    # then it comes again, and before those behind it
+    bench.check()
 
 
 def test_a_queue_that_loses_its_data_while_the_relay_runs_gets_it_again(bench: Bench) -> None:

@@ -3,7 +3,10 @@
 Bodies have increasing numbers, and so have the positions of events in them, but where the relay
 went back: what it gives again has higher numbers, and only those count. What is handled stays
 handled, so each number is looked at once: a look goes on where the last one ended. Where to begin,
-the first look finds by one pass over all that is there, a slice a time.
+the first look finds by passes over all that is there, a slice a time.
+
+A message that is retried no longer shares the body: it counts under a number of its own, which is
+not lower, and its position is in its head.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from typing import Any, Final, cast
 
 import redis
 
+from ...store.events import POSITION_HEADER
+
 #: Seconds that a look may take.
 LOOK_S: Final = 0.25
 
@@ -25,9 +30,12 @@ SLICE: Final = 1_000
 #: How an event's body begins, and where its position is.
 _POSITION: Final = re.compile(rb'[\[{",:]*"stream":"(?:[^"\\]|\\.)*","position":(\d+)')
 
+#: Where its position is in the head of an event that is retried. No text in JSON can look so.
+_RETRIED: Final = re.compile(rb'"%s": ?(\d+)' % POSITION_HEADER.encode())
+
 
 class OldestUnhandled:
-    """Be a cursor over the bodies that some message still needs; not for several threads.
+    """A cursor over the bodies that some message still needs; not for several threads.
 
     Args:
         client: returns a redis client that gives bytes.
@@ -57,7 +65,9 @@ class OldestUnhandled:
         self._server = ""
         # No event before this number is unhandled; None until the pass over all is done.
         self._next: int | None = None
+        self._reread = 0
         self._cursor = 0
+        self._is_second_pass = False
         self._lowest = 0
         self._position = 1
 
@@ -88,14 +98,23 @@ class OldestUnhandled:
         return self._go_on(client, last, deadline)
 
     def _pass(self, client: Any, deadline: float) -> bool:
-        """Go over all that is there; returns whether that is done."""
+        """Go over all that is there; returns whether that is done.
+
+        A message that is retried meanwhile changes its place once, perhaps to one that was passed:
+        so those that are retried are gone over once more.
+        """
         while True:
-            self._cursor, found = client.hscan(self._key("refs"), self._cursor, count=SLICE)
+            pattern = "0*" if self._is_second_pass else None
+            self._cursor, found = client.hscan(
+                self._key("refs"), self._cursor, match=pattern, count=SLICE
+            )
             numbers = (int(one) for one in found)
             self._lowest = min([self._lowest, *(one for one in numbers if one > self._after)])
             if self._cursor == 0:
-                self._next = self._lowest
-                return True
+                if self._is_second_pass:
+                    self._next = self._lowest
+                    return True
+                self._is_second_pass = True
             if time.monotonic() > deadline:
                 return False
 
@@ -103,19 +122,35 @@ class OldestUnhandled:
         while cast(int, self._next) <= last:
             first = cast(int, self._next)
             numbers = range(first, min(first + SLICE, last + 1))
-            needed = client.hmget(self._key("refs"), numbers)
-            for number, count in zip(numbers, needed, strict=True):
-                if count is None:
+            # At one moment, since a message that is retried moves from the one to the other.
+            needed = client.hmget(self._key("refs"), [*numbers, *(f"0{n}" for n in numbers)])
+            counts = zip(numbers, needed[: len(numbers)], needed[len(numbers) :], strict=True)
+            for number, is_shared, is_retried in counts:
+                if not (is_shared or is_retried):
                     continue
-                body = client.hget(self._key("body"), number)
-                if found := _POSITION.match(body or b""):
+                body = client.hget(self._key("body"), number) if is_shared else b""
+                if body is None and self._reread != number:
+                    # Handled just now, or retried.
+                    self._next = self._reread = number
+                    break
+                found = _POSITION.match(body or b"")
+                if found is None and is_retried:
+                    found = _retried_position(client.hget(self._key("msg"), number) or b"")
+                if found:
                     self._next, self._position = number, int(found[1])
                     return self._position
                 # A message that is no event, or one that was handled just now.
-            self._next = first + len(numbers)
+            else:
+                self._next = first + len(numbers)
             if time.monotonic() > deadline:
                 return self._position
         return None
+
+
+def _retried_position(payload: bytes) -> re.Match[bytes] | None:
+    """Return where the position is in a retried event's payload; None if it is another message."""
+    _, head, *_ = [*payload.split(b"\n", 2), b""]
+    return _RETRIED.search(head)
 
 
 def _server_of(client: Any) -> str:

@@ -5,6 +5,10 @@ went back: what it gives again has higher numbers, and only those count. What is
 handled, so each number is looked at once: a look goes on where the last one ended. Where to begin,
 the first look finds by passes over all that is there, a slice a time.
 
+Where several stores give to the same queues, a position alone does not tell whose it is. Then each
+relay remembers how far it had come at which number: what it had given by then is handled when
+everything up to that number is, whoever gave it.
+
 A message that is retried no longer shares the body: it counts under a number of its own, which is
 not lower, and its position is in its head.
 """
@@ -26,6 +30,9 @@ LOOK_S: Final = 0.25
 
 #: Numbers looked at in one round trip.
 SLICE: Final = 1_000
+
+#: How many places a relay remembers. Of more, one between the nearest two is forgotten.
+MOST_PLACES: Final = 500
 
 #: How an event's body begins, and where its position is.
 _POSITION: Final = re.compile(rb'[\[{",:]*"stream":"(?:[^"\\]|\\.)*","position":(\d+)')
@@ -70,6 +77,11 @@ class OldestUnhandled:
         self._is_second_pass = False
         self._lowest = 0
         self._position = 1
+
+    @property
+    def first_number(self) -> int:
+        """The number before which the last look has found no event that is not handled."""
+        return self._next or 0
 
     def look(self) -> int | None:
         """Return the position of the oldest event that is not handled.
@@ -145,6 +157,42 @@ class OldestUnhandled:
             if time.monotonic() > deadline:
                 return self._position
         return None
+
+
+class PlacesGiven:
+    """How far one store's events had been given, when the numbers of messages had come how far."""
+
+    def __init__(self) -> None:
+        self._places: list[tuple[int, int]] = []
+
+    def forget(self) -> None:
+        """Begin anew, as where the relay goes back."""
+        self._places.clear()
+
+    def remember(self, position: int, last_number: int) -> None:
+        """Remember that everything up to a position has numbers up to this one."""
+        if self._places and self._places[-1][0] == position:
+            return
+        self._places.append((position, last_number))
+        if len(self._places) > MOST_PLACES:
+            numbers = [number for _, number in self._places]
+            inner = range(1, len(numbers) - 1)
+            del self._places[min(inner, key=lambda i: numbers[i + 1] - numbers[i - 1])]
+
+    def handled_before(self, number: int) -> int:
+        """Return up to which position everything is handled, if all before a number is.
+
+        Args:
+            number: what was asked for last, or a higher one.
+
+        Returns:
+            The position; 0 if none is known.
+        """
+        handled = [place for place in self._places if place[1] < number]
+        if not handled:
+            return 0
+        del self._places[: len(handled) - 1]
+        return handled[-1][0]
 
 
 def _retried_position(payload: bytes) -> re.Match[bytes] | None:

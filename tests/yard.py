@@ -2,7 +2,7 @@
 
 A worker runs `tests.yard:app`, on the broker in YARD_BROKER and the store in YARD_STORE. What is
 handled is written to the file YARD_OUT, a line each, by one short system call: it survives whatever
-is killed.
+is killed. The left subscription fails for the heaps that `break_heap` names, until `mend_heaps`.
 """
 
 from __future__ import annotations
@@ -58,8 +58,14 @@ def grow_heap(command: GrowHeap, session: Session) -> int:
     return heap.size
 
 
+class Broken(Exception):
+    """A heap was broken on purpose."""
+
+
 @subscribes(Grown, subscription="yard.left")
 def left(event: Grown, recorded: RecordedEvent[Grown]) -> None:
+    if _broken(Path(os.environ["YARD_OUT"]), recorded.aggregate_id).exists():
+        raise Broken(recorded.aggregate_id)
     write_down("yard.left", recorded)
 
 
@@ -72,6 +78,21 @@ def write_down(subscription: str, recorded: RecordedEvent[Any]) -> None:
     line = f"{subscription} {recorded.aggregate_id} {recorded.version} {recorded.event_id}\n"
     with Path(os.environ["YARD_OUT"]).open("ab", buffering=0) as out:
         out.write(line.encode())
+
+
+def _broken(out: Path, heap: str) -> Path:
+    return out.with_name(f"{out.name}.broken.{heap}")
+
+
+def break_heap(out: Path, heap: str) -> None:
+    """Let the left subscription fail for a heap."""
+    _broken(out, heap).touch()
+
+
+def mend_heaps(out: Path) -> None:
+    """Let no heap fail any more."""
+    for path in out.parent.glob(_broken(out, "*").name):
+        path.unlink()
 
 
 class Handled(NamedTuple):

@@ -26,7 +26,7 @@ from ..errors import (
 )
 from ..messages.message import Command
 from ..messages.metadata import Metadata
-from ..store.events import Lease, RecordedEvent
+from ..store.events import POSITION_HEADER, Lease, RecordedEvent
 from ..store.refusals import check_stream, check_text
 from ..store.stream import StreamName
 from .bus import Attempt, CommandResult, record_of
@@ -127,8 +127,13 @@ class HandlerTask(celery.Task):
 
     def retry(self, *args: Any, **options: Any) -> Any:
         """Retry as Celery does; the message remembers when it first failed."""
-        headers = {FIRST_FAILED_AT: time.time(), **(self.request.headers or {})}
+        headers = {**self._retry_headers, **(self.request.headers or {})}
         return super().retry(*args, **{**options, "headers": headers})
+
+    @property
+    def _retry_headers(self) -> dict[str, Any]:
+        """What a retry's message has beside the headers of the message before it."""
+        return {FIRST_FAILED_AT: time.time()}
 
     @property
     def _delivery_info(self) -> dict[str, Any]:
@@ -231,6 +236,13 @@ class SubscriptionTask(HandlerTask):
     abstract = True
     ignore_result = True
     acks_on_failure = False
+
+    @property
+    def _retry_headers(self) -> dict[str, Any]:
+        # By the position, the relay knows what is not handled, whatever the retry's arguments are.
+        [argument, *_] = self.request.args or [None]
+        position = argument.get("position") if isinstance(argument, dict) else None
+        return {**super()._retry_headers, **({POSITION_HEADER: position} if position else {})}
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Send a recorded event or message by hand; it is handled beside its sequence."""

@@ -55,6 +55,9 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
     event: NewEvent
 
 
+#: The header in which the message of an event that is retried keeps the event's position.
+POSITION_HEADER: Final = "cqrs_position"
+
 #: What a replay needs of a stream's events: version, type, the type's version, data.
 History = Sequence[tuple[int, str, int, bytes]]
 

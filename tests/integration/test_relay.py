@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,13 @@ from sqlalchemy import false, text
 from cqrs_celery.app.relaying import CeleryDestination, RelayParts
 from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.redis.relay_queue import RelayQueue
+from cqrs_celery.backends.redis.unhandled import PlacesGiven
 from cqrs_celery.backends.sql import leading
 from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.errors import BrokerConflict
 from cqrs_celery.queue.reliable_queue import ReliableQueue
-from cqrs_celery.queue.values import ack
+from cqrs_celery.queue.values import LetterPolicy, ack, bury, give_back, later
 from cqrs_celery.store.events import START, Lease, Place, StoredEvent, Subscriber
 from cqrs_celery.store.refusals import ClaimLost
 from cqrs_celery.store.stream import ANY_VERSION, StreamName
@@ -331,6 +334,164 @@ def test_a_queue_that_has_lost_its_data_gets_what_is_not_known_to_be_handled(
     later = [one.event.event_id for one in bench.store.read_all(after_position=half)]
     for queue in QUEUES:
         assert sorted(event_id for _, event_id in bench.take_all(queue)) == sorted(later)
+
+
+@pytest.mark.parametrize("is_dead", [False, True], ids=["waits for a retry", "a dead letter"])
+def test_what_was_retried_and_all_behind_it_is_given_again_in_order_when_the_queue_loses_its_data(
+    bench: Bench, is_dead: bool
+) -> None:
+    # given an event that one subscriber retries, or that is its dead letter after that
+    reliable = ReliableQueue(bench.client)
+    reliable.letters.set_policy("left", LetterPolicy())
+    reliable.beat("worker", 60_000, register=True)
+    append(bench.store, BOLT, 0, event())
+    with bench.relaying():
+        bench.wait()
+        [first] = reliable.settle_and_take("worker", queues=["left"], count=1).taken
+        [stored] = bench.store.read_all()
+        headers = {"id": stored.event.event_id, "cqrs_position": stored.global_position}
+        head = json.dumps({"headers": headers})
+        reliable.settle_and_take(
+            "worker", [later(first.id, first.fence, 1 if is_dead else 60_000, head + "\n[]")]
+        )
+        if is_dead:
+
+            def taken_again() -> Any:
+                return reliable.settle_and_take("worker", queues=["left"], count=1).taken
+
+            [again] = wait_until(taken_again, 10, "the retry")
+            reliable.settle_and_take("worker", [bury(again.id, again.fence, "{}")])
+        # and later events of its aggregate, which wait, and of others, which are handled
+        append(bench.store, BOLT, ANY_VERSION, *events(2))
+        append(bench.store, NUT, 0, *events(2))
+        bench.wait()
+        for queue in QUEUES:
+            taken = reliable.settle_and_take("worker", queues=[queue], count=100, run=100).taken
+            assert {one.sequence for one in taken} == {NUT.key, BOLT.key} - (
+                {BOLT.key} if queue == "left" else set()
+            )
+            reliable.settle_and_take("worker", [ack(one.id, one.fence) for one in taken])
+        # then it is the oldest that is not handled
+        assert bench.destination.lowest_unhandled() == stored.global_position
+    # when Redis loses everything
+    bench.client.flushall()
+    with bench.relaying():
+        bench.wait()
+    # then it comes again, and before those behind it
+    bench.check()
+
+
+def end(reliable: ReliableQueue, queue: str, events: Sequence[StoredEvent]) -> None:
+    """Handle these events of a queue, and nothing else."""
+    reliable.beat("worker", 60_000, register=True)
+    taken = reliable.settle_and_take("worker", queues=[queue], count=1000, run=1000).taken
+    ids = {one.event.event_id for one in events}
+    is_one = [one.payload.split(b'"')[3].decode() in ids for one in taken]
+    assert sum(is_one) == len(events)
+    settlements = [
+        (ack if one else give_back)(t.id, t.fence) for t, one in zip(taken, is_one, strict=True)
+    ]
+    reliable.settle_and_take("worker", settlements)
+
+
+def is_noted(bench: Bench, position: int) -> bool:
+    return bench.noted() == position
+
+
+@pytest.fixture
+def other(bench: Bench, tmp_path: Path) -> Iterator[Bench]:
+    """Another store, whose relay gives to the same queues."""
+    url = f"sqlite:///{tmp_path / 'other.db'}"
+    store = open_event_store(url)
+    assert isinstance(store, SqlEventStore)
+    create_schema(store)
+    yield Bench(store, url, bench.redis_url)
+    store.close()
+
+
+def test_what_one_of_several_stores_on_one_redis_has_given_is_handled_when_nothing_older_is_left(
+    bench: Bench, other: Bench
+) -> None:
+    # given two stores that give to the same queues
+    reliable = ReliableQueue(bench.client)
+    for one in (bench, other):
+        one.destination.take_over("it", START)
+    append(bench.store, BOLT, 0, *events(3))
+    first = bench.store.read_all()
+    bench.give(*first, token="it")
+    append(other.store, NUT, 0, *events(2))
+    others = other.store.read_all()
+    # when the first one's events are handled, then that is known
+    assert bench.destination.lowest_unhandled() == 1
+    for queue in QUEUES:
+        end(reliable, queue, first)
+    known = first[-1].global_position
+    assert bench.destination.lowest_unhandled() == known + 1
+    # when one of the other is left, then what is given later is not known to be handled
+    other.give(*others, token="it")
+    append(bench.store, BOLT, 3, *events(2))
+    later_ones = bench.store.read_all(after_position=known)
+    bench.give(*later_ones, token="it", after=known)
+    for queue in QUEUES:
+        end(reliable, queue, later_ones)
+    end(reliable, "left", others)
+    assert bench.destination.lowest_unhandled() == known + 1
+    assert other.destination.lowest_unhandled() == 1
+    # and when that is handled too, then all is
+    end(reliable, "right", others)
+    for one, last in ((bench, later_ones[-1]), (other, others[-1])):
+        assert one.destination.lowest_unhandled() == last.global_position + 1
+
+
+def test_stores_on_one_redis_each_note_what_is_handled(bench: Bench, other: Bench) -> None:
+    # given a Redis in which events of a Redis store are, and a SQL store gave that is no more
+    bench.client.hset("cq:relay", "dropped", "77|some-event|token|0")
+    bench.client.rpush("cq:all", "shop:Order:1\x1f1")
+    reliable = ReliableQueue(bench.client)
+    write(bench, 10)
+    write(other, 5)
+    with bench.relaying(), other.relaying():
+        for one in (bench, other):
+            one.wait()
+        # when everything is handled, then both stores note it
+        for queue in QUEUES:
+            end(reliable, queue, [*bench.store.read_all(), *other.store.read_all()])
+        for one in (bench, other):
+            last = one.store.outbox.last_position()
+            wait_until(partial(is_noted, one, last), message="the note")
+        noted = bench.noted()
+        write(bench, 3)
+        bench.wait()
+    # when Redis loses everything
+    bench.client.flushall()
+    with bench.relaying(), other.relaying():
+        bench.wait()
+        wait_until(lambda: other.destination.position() == other.noted(), message="the other")
+    # then what was not handled comes again, and no more
+    for queue in QUEUES:
+        given = Counter(event_id for _, event_id in bench.take_all(queue))
+        assert given == Counter(
+            one.event.event_id for one in bench.store.read_all(after_position=noted)
+        )
+
+
+def test_places_given_are_handled_when_all_numbers_up_to_theirs_are() -> None:
+    places = PlacesGiven()
+    assert places.handled_before(1_000_000) == 0
+    # given many places, of which some are forgotten
+    for position in range(1, 2_001):
+        places.remember(position, 10 * position)
+        places.remember(position, 10 * position + 5)
+    # when all before a number is handled, then what is known is not too much
+    answers = [places.handled_before(number) for number in range(1, 20_002)]
+    assert answers == sorted(answers)
+    assert all(10 * position < number for number, position in enumerate(answers, 1) if position)
+    # and not much too little
+    assert answers[10_000] > 950
+    assert answers[-1] == 2_000
+    # when the relay goes back, then nothing is known
+    places.forget()
+    assert places.handled_before(1_000_000) == 0
 
 
 def test_a_queue_that_loses_its_data_while_the_relay_runs_gets_it_again(bench: Bench) -> None:

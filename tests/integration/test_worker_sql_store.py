@@ -13,12 +13,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import redis
 from celery import Celery
 
 from benchmarks.transport import RabbitNode
 from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.errors import LeaseLost
+from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.store.events import Lease, StreamAppend
 from cqrs_celery.store.stream import StreamName
 from cqrs_celery.testing.event_store_contract import events
@@ -188,6 +190,39 @@ def test_another_worker_relays_when_the_one_that_does_is_killed(
         workers[number].wait_ready()
     # then nothing was lost; what was being handled may have been handled twice
     yard.check(place.out, place.event_ids(), is_once=False)
+
+
+@pytest.mark.parametrize("is_dead", [False, True], ids=["waits for a retry", "a dead letter"])
+def test_when_redis_loses_all_what_was_retried_comes_again_before_what_waits_behind_it(
+    yards: Yard, redis_url: str, is_dead: bool
+) -> None:
+    # given an event whose handler fails, until it waits for a retry, or is a dead letter
+    place = yards(redis_url)
+    worker = place.start(name="first")
+    queue = ReliableQueue(redis.Redis.from_url(redis_url))
+    yard.break_heap(place.out, "9")
+    place.app.cqrs.execute(yard.GrowHeap(id="9"))
+
+    def is_set_aside() -> bool:
+        count = queue.count("yard.left")
+        return bool(count.dead if is_dead else count.retrying)
+
+    wait_until(is_set_aside, 60, "the failure")
+    # and others, which are handled, and one that waits behind it
+    for heap in ("1", "9"):
+        place.app.cqrs.execute(yard.GrowHeap(id=heap))
+    wait_until(lambda: len(yard.handled(place.out)) == 4, 20, "the others")
+    destination = place.app.cqrs.relay.destination
+    assert destination.lowest_unhandled() == 1
+    # when the worker is killed, and Redis loses everything
+    worker.kill()
+    queue.client.flushall()
+    yard.mend_heaps(place.out)
+    place.start(name="second")
+    # then it comes again, and then those behind it
+    place.wait(3)
+    yard.check(place.out, place.event_ids(), is_once=False)
+    queue.client.close()
 
 
 def test_a_worker_with_a_second_broker_ends_and_names_both(

@@ -24,7 +24,7 @@ from ...store.refusals import ClaimLost
 from .background import BackgroundCall
 from .event_store import Body, RedisEventStore, inside_json
 from .records import record_of
-from .unhandled import OldestUnhandled
+from .unhandled import OldestUnhandled, PlacesGiven
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ class RelayQueue:
         self._after = body[1]
         self.where = where
         self._oldest = OldestUnhandled(client, self._key)
+        self._given = PlacesGiven()
         self._registry = RedisEventStore(client, prefix=prefix, where=where)
 
     # ------------------------------------------------------------ relay
@@ -146,6 +147,7 @@ class RelayQueue:
             raise ClaimLost
         # Where another relay took over in between, or data were lost.
         self._oldest.reset(after=int(found[2]))
+        self._given.forget()
         return Place(int(found[0]), found[1].decode())
 
     def enqueue(self, token: str, after_position: int, events: Sequence[StoredEvent]) -> int | None:
@@ -188,14 +190,25 @@ class RelayQueue:
 
         Returns:
             None if there is none. One before it where the look would take too long: it is gone on
-            with at the next one; and 1 if it can't be told, because other stores' events are in
-            these queues too.
+            with at the next one. Where other stores' events are in these queues too, one before
+            which all was handled at the last calls: each remembers how far the relay has come, and
+            what was given by then is known to be handled when nothing older is left, of any store.
         """
         with self._reach("look for the oldest event that is not handled"):
             client: Any = self._client()
             if client.hlen(self._key("relay")) > 1 or client.exists(self._key("all")):
-                return 1
+                return self._lowest_among_stores(client)
             return self._oldest.look()
+
+    def _lowest_among_stores(self, client: Any) -> int:
+        # The position first: everything up to it has a number, and none above the last one.
+        known = client.hget(self._key("relay"), self._store_id())
+        last = client.get(self._key("id"))
+        if known is None or last is None:
+            return 1
+        self._given.remember(int(known.partition(b"|")[0]), int(last))
+        self._oldest.look()
+        return self._given.handled_before(self._oldest.first_number) + 1
 
     # ------------------------------------------------------------ waking
 

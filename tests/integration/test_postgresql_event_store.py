@@ -1125,6 +1125,93 @@ def test_expired_commands_are_deleted_a_few_at_a_time_the_oldest_first(
             assert connection.execute(remaining).scalars().all() == left
 
 
+def test_a_purge_passes_over_commands_that_another_transaction_has_locked(
+    store: PostgresqlEventStore,
+) -> None:
+    # given expired commands, of which another session holds one
+    for version in range(3):
+        record = CommandRecord(f"c-{version}", "1", -1)
+        store.append([StreamAppend(BOLT, version, events(1))], command=record)
+    locked = text("SELECT 1 FROM cqrs_commands WHERE command_id = 'c-1' FOR UPDATE")
+    with store.engine.connect() as other:
+        other.execute(locked)
+        # when they are deleted, then it does not wait
+        assert forget_within(store, 20) == 2
+    # and the one that was held goes later
+    assert store.forget_expired_commands() == 1
+
+
+def forget_within(store: SqlEventStore, seconds: float) -> int | None:
+    """Return how many expired commands a thread has deleted; None if it waits for a lock."""
+    deleted: list[int] = []
+    thread = threading.Thread(
+        target=lambda: deleted.append(store.forget_expired_commands()), daemon=True
+    )
+    thread.start()
+    thread.join(seconds)
+    return deleted[0] if deleted else None
+
+
+def test_two_purges_at_once_share_the_commands_and_neither_waits_for_a_frozen_one(
+    store: PostgresqlEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given more expired commands than one purge deletes
+    monkeypatch.setattr("cqrs_celery.backends.sql.event_store.FORGET_ROWS", 2)
+    for version in range(5):
+        record = CommandRecord(f"c-{version}", "1", -1)
+        store.append([StreamAppend(BOLT, version, events(1))], command=record)
+    change, is_frozen, thaw = store.changed, threading.Event(), threading.Event()
+
+    def freeze(connection: Connection, statement: Any) -> int:
+        deleted = change(connection, statement)
+        is_frozen.set()
+        assert thaw.wait(30)
+        return deleted
+
+    # when a process is frozen right after the statement of its purge
+    monkeypatch.setattr(store, "changed", freeze)
+    frozen = threading.Thread(target=store.forget_expired_commands)
+    frozen.start()
+    assert is_frozen.wait(30)
+    monkeypatch.setattr(store, "changed", change)
+    # then another one deletes the others
+    assert [forget_within(store, 20) for _ in range(3)] == [2, 1, 0]
+    thaw.set()
+    frozen.join(30)
+
+
+def test_a_process_that_is_frozen_while_it_registers_a_subscriber_holds_up_nobody(
+    store: PostgresqlEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a subscriber, and a process that is frozen right after it has changed it
+    subscriber = Subscriber("task", ("a",), "queue", ("", "", "", "", ""))
+    store.outbox.register("shop", subscriber)
+    change, is_frozen, thaw = store.changed, threading.Event(), threading.Event()
+
+    def freeze(connection: Connection, statement: Any) -> int:
+        changed = change(connection, statement)
+        is_frozen.set()
+        assert thaw.wait(30)
+        return changed
+
+    monkeypatch.setattr(store, "changed", freeze)
+    frozen = threading.Thread(target=store.outbox.register, args=("shop", subscriber))
+    frozen.start()
+    assert is_frozen.wait(30)
+    monkeypatch.setattr(store, "changed", change)
+    # when another one registers it
+    other = threading.Thread(
+        target=store.outbox.register, args=("shop", subscriber._replace(topics=("a", "b")))
+    )
+    other.start()
+    other.join(20)
+    # then it does not wait
+    assert not other.is_alive()
+    assert [one.topics for one in store.outbox.subscribers("shop")] == [("a", "b")]
+    thaw.set()
+    frozen.join(30)
+
+
 def test_a_stream_is_read_from_the_replica_unless_it_was_just_written_here(
     store: PostgresqlEventStore, database: str, postgres_url: str
 ) -> None:

@@ -22,11 +22,14 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    Delete,
     Engine,
+    Select,
     Text,
     cast,
     extract,
     func,
+    select,
     text,
 )
 
@@ -236,6 +239,11 @@ class PostgresqlEventStore(SqlEventStore):
 
     def _lock(self, connection: Connection) -> None:
         connection.execute(_LOCK)
+
+    def _delete_unlocked(self, first: Select[Any], is_expired: ColumnElement[bool]) -> Delete:
+        # With a name of its own, what is selected is selected once.
+        found = first.with_for_update(skip_locked=True).cte("expired")
+        return super()._delete_unlocked(select(found), is_expired)
 
     def now_ms(self) -> ColumnElement[int]:
         """Return the time by the server's clock, in milliseconds since 1970."""

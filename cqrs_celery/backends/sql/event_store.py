@@ -150,6 +150,7 @@ class SqlEventStore:
         self._reader = self._reading(read_engine or engine)
         self._has_replica = read_engine is not None
         self._primary_reader = self._reading(engine)
+        self._committing = engine.execution_options(isolation_level="AUTOCOMMIT")
         self.lease_check = lease_check
         self.on_commit: Callable[[], object] | None = None
         self.outbox = SqlOutbox(self)
@@ -262,6 +263,15 @@ class SqlEventStore:
     def _locked(self, statement: Select[Any]) -> Select[Any]:
         """Return a statement that locks the streams that it reads until the transaction's end."""
         return statement.with_for_update()
+
+    def _delete_unlocked(self, first: Select[Any], is_expired: ColumnElement[bool]) -> Delete:
+        """Return a statement that deletes commands, and passes over those that are locked.
+
+        Args:
+            first: selects the ids of those to delete.
+            is_expired: holds for them.
+        """
+        return delete(commands).where(commands.c.command_id.in_(first), is_expired)
 
     def _time(self, time: datetime) -> datetime:
         """Return a time as the driver takes it."""
@@ -384,6 +394,30 @@ class SqlEventStore:
                 return work(connection)
 
         return self.attempt(what, do)
+
+    def run_each(self, what: str, work: Callable[[Connection], R]) -> R:
+        """Run statements of which each commits by itself; again, while others are in the way.
+
+        Unlike in a transaction, a process that is frozen between two of them has nothing locked.
+
+        Args:
+            what: is being done: "delete expired commands".
+            work: does it, on the connection that it is given; it may be repeated.
+
+        Returns:
+            What `work` does.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+            SchemaError: the tables are missing or of another version.
+            TransactionConflict: other transactions were in its way as often as it was tried.
+        """
+
+        def do() -> R:
+            with self._committing.connect() as connection:
+                return work(connection)
+
+        return self.attempt_anew(what, do)
 
     def committed(self, batch: Batch) -> None:
         """Do what follows a commit."""
@@ -703,13 +737,18 @@ class SqlEventStore:
     def forget_expired_commands(self) -> int:
         """Delete commands that have expired, `FORGET_ROWS` at most; the relay does this.
 
+        It is one statement, and passes over rows that another transaction has locked: it waits for
+        none, and nobody for it but while the database runs it.
+
         Returns:
-            The number of those deleted. Call it again until that is 0.
+            The number of those deleted. Call it again until that is 0; then what is left, somebody
+            else is deleting, or has locked.
 
         Raises:
             StoreUnavailable: the server does not answer.
             TransactionConflict: other transactions were in its way again and again.
         """
+        # Looked at twice: one of them may be recorded anew before its row is locked.
         is_expired = commands.c.expires_at <= self._time(datetime.now(UTC))
         first = (
             select(commands.c.command_id)
@@ -717,9 +756,8 @@ class SqlEventStore:
             .order_by(commands.c.expires_at)
             .limit(FORGET_ROWS)
         )
-        # Looked at twice: one of them may be recorded anew before its row is locked.
-        statement = delete(commands).where(commands.c.command_id.in_(first), is_expired)
-        return self.transact(
+        statement = self._delete_unlocked(first, is_expired)
+        return self.run_each(
             "delete expired commands", lambda connection: self.changed(connection, statement)
         )
 
@@ -749,7 +787,7 @@ class SqlEventStore:
             StoreUnavailable: the server does not answer.
         """
         change = update(identity).values(history=secrets.token_hex(16))
-        self.transact("begin a new history", methodcaller("execute", change))
+        self.run_each("begin a new history", methodcaller("execute", change))
         self._history = "", -math.inf
 
     def snapshots(self) -> SqlSnapshotStore:

@@ -176,14 +176,17 @@ class SqlOutbox:
         key = {"application": application, "name": subscriber.name}
 
         def put(connection: Connection) -> None:
-            connection.execute(delete(subscribers).where(_is(EVERY_APPLICATION, subscriber.name)))
             is_it = _is(application, subscriber.name)
             if not self.store.changed(
                 connection, update(subscribers).where(is_it).values(**values)
             ):
                 connection.execute(insert(subscribers).values(**key, **values))
+            # Last, so that it is registered at every moment.
+            if application != EVERY_APPLICATION:
+                is_old = _is(EVERY_APPLICATION, subscriber.name)
+                connection.execute(delete(subscribers).where(is_old))
 
-        self.store.transact(f"register {subscriber.name}", put)
+        self.store.run_each(f"register {subscriber.name}", put)
 
     def unregister(self, application: str, name: str, topics: Sequence[str]) -> int:
         """Remove a subscriber from topics, altogether if none is left; returns from how many."""

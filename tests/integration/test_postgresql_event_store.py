@@ -29,6 +29,7 @@ from cqrs_celery.backends.sql.tables import metadata
 from cqrs_celery.errors import (
     ConcurrencyError,
     DuplicateCommand,
+    InvalidText,
     LeaseLost,
     SchemaError,
     StoreError,
@@ -664,7 +665,7 @@ def test_a_connection_that_was_lost_in_the_pool_costs_nothing(
 #: statement was ended while it was about to.
 AWAY = [
     "08000", "08003", "08006", "08P01", "25006", "40003", "53100", "53200", "53300", "57014",
-    "57P01", "57P02", "57P03", "57P05", "58030",
+    "57P01", "57P02", "57P03", "57P05", "58030", "25P03", "25P04",
 ]  # fmt: skip
 
 
@@ -693,6 +694,83 @@ def test_of_the_errors_of_one_code_those_of_a_recovery_are_tried_again(
     assert store.failure(raised(store, "55000", said)) is Failure.OTHER
     # nor is a transaction whose earlier error somebody has swallowed
     assert store.failure(raised(store, "25P02")) is Failure.OTHER
+
+
+@pytest.mark.parametrize("setting", ["idle_in_transaction_session_timeout", "transaction_timeout"])
+def test_a_transaction_that_the_server_ended_for_being_idle_means_that_it_is_away(
+    store: PostgresqlEventStore, setting: str
+) -> None:
+    with store.engine.connect() as connection:
+        names = text("SELECT count(*) FROM pg_settings WHERE name = :name")
+        if not connection.execute(names, {"name": setting}).scalar():
+            pytest.skip(f"this PostgreSQL has no {setting}")
+    # given a transaction that was idle for longer than the server allows
+    transaction = store.begin()
+    transaction.connection.execute(text(f"SET LOCAL {setting} = '20ms'"))
+    pid = transaction.connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+    wait_until(lambda: not is_there_in(store, pid), 20, "the server to end it")
+    # when something is done in it, then that can be tried again
+    with pytest.raises(StoreUnavailable):
+        transaction.connection.execute(text("SELECT 1"))
+    transaction.rollback()
+    # and the store goes on
+    append(store, BOLT, NO_STREAM, event())
+
+
+def is_there_in(store: SqlEventStore, pid: int) -> bool:
+    with store.engine.connect() as connection:
+        return bool(
+            connection.execute(
+                text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid}
+            ).scalar()
+        )
+
+
+@pytest.mark.parametrize("number", [-1, -(2**64), 2**63 - 1, 2**63, 2**64])
+def test_a_number_that_no_database_holds_is_no_error_where_events_are_read(
+    store: PostgresqlEventStore, number: int
+) -> None:
+    # given two events
+    append(store, BOLT, NO_STREAM, *events(2))
+    expected = 2 if number < 0 else 0
+    # then behind a number that is too high there is nothing, and below one that is too low is all
+    assert len(store.read_all(after_position=number)) == expected
+    assert len(store.read_stream(BOLT, after_version=number)) == expected
+    assert len(store.read_history(BOLT, after_version=number)) == expected
+    # and no more can be asked for than everything
+    assert len(store.read_all(limit=number)) == 2 - expected
+    assert len(store.read_stream(BOLT, limit=number)) == 2 - expected
+
+
+def register_surrogate(store: SqlEventStore) -> None:
+    store.outbox.register("shop", Subscriber("t\ud800", ("a",), "q", ("", "", "", "", "")))
+
+
+def register_topic(store: SqlEventStore) -> None:
+    store.outbox.register("shop", Subscriber("t", ("a\0",), "q", ("", "", "", "", "")))
+
+
+def register_head(store: SqlEventStore) -> None:
+    store.outbox.register("shop", Subscriber("t", ("a",), "q", ("\ud800", "", "", "", "")))
+
+
+@pytest.mark.parametrize(
+    "do",
+    [
+        register_surrogate,
+        register_topic,
+        register_head,
+        lambda store: store.outbox.unregister("shop", "t\0", ("a",)),
+        lambda store: store.outbox.unregister("shop\0", "t", ("a",)),
+        lambda store: store.leadership("shop\0", broker="redis"),
+        lambda store: store.leadership("shop\ud800", broker="redis"),
+    ],
+)
+def test_a_name_that_can_not_be_kept_is_refused_as_such(
+    store: PostgresqlEventStore, do: Callable[[SqlEventStore], object]
+) -> None:
+    with pytest.raises(InvalidText):
+        do(store)
 
 
 def test_a_driver_s_errors_without_a_code_mean_a_broken_connection(

@@ -192,6 +192,22 @@ def test_expired_commands_are_deleted_a_few_at_a_time_the_oldest_first(
             assert connection.execute(remaining).scalars().all() == left
 
 
+@pytest.mark.parametrize("number", [-1, -(2**64), 2**63 - 1, 2**63, 2**64])
+def test_a_number_that_no_database_holds_is_no_error_where_events_are_read(
+    store: SqliteEventStore, number: int
+) -> None:
+    # given two events
+    append(store, BOLT, NO_STREAM, *events(2))
+    expected = 2 if number < 0 else 0
+    # then behind a number that is too high there is nothing, and below one that is too low is all
+    assert len(store.read_all(after_position=number)) == expected
+    assert len(store.read_stream(BOLT, after_version=number)) == expected
+    assert len(store.read_history(BOLT, after_version=number)) == expected
+    # and no more can be asked for than everything
+    assert len(store.read_all(limit=number)) == 2 - expected
+    assert len(store.read_stream(BOLT, limit=number)) == 2 - expected
+
+
 def test_a_forked_child_makes_connections_of_its_own(store: SqliteEventStore) -> None:
     append(store, BOLT, NO_STREAM, event())
     child = os.fork()

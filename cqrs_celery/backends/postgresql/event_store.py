@@ -154,10 +154,13 @@ QUERY_CANCELED: Final = "57014"
 LOCK_NOT_AVAILABLE: Final = "55P03"
 
 #: Classes of SQLSTATE, and single ones, by what they mean. 25006: the server takes no writes, since
-#: it has become a replica, or is one yet; 57014: it has ended a statement, as it does when it shuts
-#: down or waits for a standby in vain; 40003: nobody knows whether it did. Not 25P02: there the
-#: application has swallowed an error.
-_AWAY: Final = ("08", "53", "57P", "58", "28", "3D", "25006", QUERY_CANCELED, "40003")
+#: it has become a replica, or is one yet; 25P03, 25P04: it has ended the session, whose transaction
+#: took too long; 57014: it has ended a statement, as it does when it shuts down or waits for a
+#: standby in vain; 40003: nobody knows whether it did. Not 25P02: there the application has
+#: swallowed an error.
+_AWAY: Final = (
+    "08", "53", "57P", "58", "28", "3D", "25006", "25P03", "25P04", QUERY_CANCELED, "40003",
+)  # fmt: skip
 _BEATEN: Final = ("40001", "40P01", LOCK_NOT_AVAILABLE)
 _SCHEMA: Final = ("42P01", "42883", "42703", "3F000")
 

@@ -90,6 +90,9 @@ INSERT_ROWS: Final = 200
 #: the whole table in place of locks on rows.
 FORGET_ROWS: Final = 4_000
 
+#: The highest number that a database holds as a version, a position or a limit.
+MOST: Final = 2**63 - 1
+
 #: Seconds for which a stream that was written here, or found changed, is not read from a replica.
 FRESH_S: Final = 10.0
 
@@ -431,7 +434,11 @@ class SqlEventStore:
         Args:
             application: whose relay.
             broker: names what it relays to, without credentials.
+
+        Raises:
+            InvalidText: the application's name can't be kept by every store.
         """
+        check_text(application, "the application's name")
         return Leadership(self, application, broker=broker)
 
     def check_lease(self, lease: Lease | None) -> None:
@@ -620,9 +627,10 @@ class SqlEventStore:
         From a replica, if there is one, and the stream was not just written here.
         """
         check_stream(stream)
-        if limit is not None and limit <= 0:
+        if after_version >= MOST or (limit is not None and limit <= 0):
             return []
-        return self._stored(stream, self._rows_of_stream(stream, after_version, limit))
+        limit = limit and min(limit, MOST)
+        return self._stored(stream, self._rows_of_stream(stream, max(after_version, 0), limit))
 
     def read_history(self, stream: StreamName, *, after_version: int = 0) -> History:
         """Return what a replay needs of a stream's events; see `HistoryStore.read_history`.
@@ -630,6 +638,8 @@ class SqlEventStore:
         From a replica where `read_stream` reads from it.
         """
         check_stream(stream)
+        if after_version >= MOST:
+            return []
         return [
             (
                 version,
@@ -637,7 +647,9 @@ class SqlEventStore:
                 type_version,
                 (payload if payload[0] == "{" else _text_of(payload)).encode(),
             )
-            for version, name, type_version, payload in self._rows_of_history(stream, after_version)
+            for version, name, type_version, payload in self._rows_of_history(
+                stream, max(after_version, 0)
+            )
         ]
 
     def _rows_of_history(self, stream: StreamName, after_version: int) -> Sequence[Any]:
@@ -664,10 +676,11 @@ class SqlEventStore:
         Only those before which none can appear any more: the numbers that are left out are those of
         appends that were rolled back.
         """
-        if limit <= 0:
+        if after_position >= MOST or limit <= 0:
             return []
         found: list[StoredEvent] = []
-        for stream, rows in self._by_stream(self._rows_of_all(after_position, limit)):
+        page = self._rows_of_all(max(after_position, 0), min(limit, MOST))
+        for stream, rows in self._by_stream(page):
             found += self._stored(stream, rows)
         return found
 

@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or
 
 from ...errors import StoreWentBack
 from ...store.events import START, Place, StoredEvent, Subscriber
+from ...store.refusals import check_text
 from .failures import schema_missing
 from .tables import events, identity, relays, subscribers
 
@@ -168,7 +169,16 @@ class SqlOutbox:
         return [_decode(row[0]) for row in rows]
 
     def register(self, application: str, subscriber: Subscriber) -> None:
-        """Remember a subscriber of an application, in place of what was known under its name."""
+        """Remember a subscriber of an application, in place of what was known under its name.
+
+        Raises:
+            InvalidText: one of its texts can't be kept by every store.
+            StoreUnavailable: the server does not answer.
+        """
+        _check(application, subscriber.name, *subscriber.topics, subscriber.queue)
+        for text in subscriber.head:
+            # In JSON, NUL has an escape.
+            check_text(text.replace("\0", ""), f"the head of {subscriber.name}'s messages")
         values = {
             "subscriber": _encode(subscriber).decode(),
             "registered_at": self.store._time(datetime.now(UTC)),
@@ -189,7 +199,13 @@ class SqlOutbox:
         self.store.run_each(f"register {subscriber.name}", put)
 
     def unregister(self, application: str, name: str, topics: Sequence[str]) -> int:
-        """Remove a subscriber from topics, altogether if none is left; returns from how many."""
+        """Remove a subscriber from topics, altogether if none is left; returns from how many.
+
+        Raises:
+            InvalidText: its name can't be one of a subscriber.
+            StoreUnavailable: the server does not answer.
+        """
+        _check(application, name)
         for known in self.subscribers(application):
             if known.name != name:
                 continue
@@ -210,6 +226,13 @@ class SqlOutbox:
     def _first(self, what: str, statement: Any) -> Any:
         rows = self.store._rows(statement, what, self.store._primary_reader)
         return rows[0] if rows else None
+
+
+def _check(application: str, *texts: str) -> None:
+    """Check that every store can keep what a subscriber is known by."""
+    check_text(application, "the application's name")
+    for text in texts:
+        check_text(text, "a name, a topic or the queue of a subscriber")
 
 
 def _is(application: str, name: str) -> ColumnElement[bool]:

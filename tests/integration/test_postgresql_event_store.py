@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from cqrs_celery import CQRS, Command, Session, command_handler
 from cqrs_celery.backends.opening import open_event_store
-from cqrs_celery.backends.postgresql.event_store import PostgresqlEventStore
+from cqrs_celery.backends.postgresql.event_store import NOT_SETTLED, PostgresqlEventStore, Settled
 from cqrs_celery.backends.sql.batch import Batch
 from cqrs_celery.backends.sql.event_store import LeaseCheck, SqlEventStore
 from cqrs_celery.backends.sql.failures import Failure
@@ -36,7 +38,7 @@ from cqrs_celery.errors import (
     StoreUnavailable,
     TransactionConflict,
 )
-from cqrs_celery.store.events import CommandRecord, Place, StreamAppend, Subscriber
+from cqrs_celery.store.events import CommandRecord, Place, StoredEvent, StreamAppend, Subscriber
 from cqrs_celery.store.stream import ANY_VERSION, NO_STREAM, StreamName
 from cqrs_celery.testing.event_store_contract import (
     BOLT,
@@ -48,10 +50,15 @@ from cqrs_celery.testing.event_store_contract import (
     events,
 )
 from cqrs_celery.testing.snapshot_store_contract import snapshot
+from tests.chaos.wear_servers import PgBouncerNode
 from tests.nodes import REPOSITORY
 from tests.postgres import DRIVERS, PostgresNode, with_driver
 from tests.sql_writers import LEASE, Writers, slow_and_unsteady
 from tests.waiting import wait_until
+
+needs_pgbouncer = pytest.mark.skipif(
+    shutil.which("pgbouncer") is None, reason="no pgbouncer on PATH"
+)
 
 Opened = Callable[..., PostgresqlEventStore]
 
@@ -281,12 +288,96 @@ def test_numbers_that_were_settled_before_connections_were_lost_are_so_no_more(
     # given a reader that knows of no number up to 1,000 that may still come
     store = opened()
     append(store, BOLT, NO_STREAM, event())
-    store._settled = 1_000
+    store._settled = Settled(1_000, store._present("look").of)
     # when the server has ended its connections, as when it goes back to an earlier state
     end_connections(store, postgres_node)
     store.read_all()
     # then it knows of none
-    assert store._settled == 0
+    assert store._settled == NOT_SETTLED
+
+
+@needs_pgbouncer
+def test_numbers_that_were_settled_before_a_restore_behind_a_pooler_are_so_no_more(
+    fresh_postgres_node: PostgresNode, tmp_path: Path
+) -> None:
+    node = fresh_postgres_node
+    direct = open_event_store(node.create_database("shop"))
+    assert isinstance(direct, PostgresqlEventStore)
+    create_schema(direct)
+    pooler = PgBouncerNode(tmp_path, node.port, "transaction")
+    pooler.start()
+    try:
+        reader = open_event_store(f"postgresql://postgres@127.0.0.1:{pooler.port}/shop")
+        assert isinstance(reader, PostgresqlEventStore)
+        # given a backup, and a reader that has passed a number which was rolled back after it
+        append(direct, BOLT, NO_STREAM, event())
+        backup = node.back_up()
+        burn_number(direct)
+        append(direct, BOLT, 1, *events(8))
+        assert len(reader.read_all()) == 9
+        assert reader._settled.position == 10
+        # when it is restored while the reader is idle, and has more events than it had
+        direct.close()
+        node.kill()
+        node.restore(backup)
+        node.start()
+        # and an append is in flight, behind which others have committed
+        slow = direct.engine.connect()
+        try:
+            slow.begin()
+            direct.write(slow, Batch.of([StreamAppend(NUT, ANY_VERSION, events(1))]), None)
+            append(direct, BOLT, 1, *events(12))
+            # then the reader stops in front of it
+            assert [one.global_position for one in read_patiently(reader)] == [1]
+            slow.commit()
+        finally:
+            slow.close()
+        # and has it once it has committed
+        assert [one.global_position for one in reader.read_all()] == [*range(1, 15)]
+        reader.close()
+    finally:
+        direct.close()
+        pooler.teardown()
+
+
+def burn_number(store: SqlEventStore) -> None:
+    """Take a position that no event will have, as an append does that is rolled back."""
+    with store.engine.begin() as connection:
+        connection.execute(text("SELECT nextval('cqrs_events_global_position_seq')"))
+
+
+def read_patiently(store: SqlEventStore) -> Sequence[StoredEvent]:
+    """Return what the store has, once its server answers again."""
+    found: list[Sequence[StoredEvent]] = []
+
+    def read() -> bool:
+        with suppress(StoreUnavailable):
+            found.append(store.read_all())
+        return bool(found)
+
+    wait_until(read, 30, "the server to answer")
+    return found[0]
+
+
+def test_numbers_that_were_settled_in_a_table_that_was_emptied_are_so_no_more(
+    store: PostgresqlEventStore,
+) -> None:
+    # given a reader that has passed a number which was rolled back
+    append(store, BOLT, NO_STREAM, event())
+    burn_number(store)
+    append(store, BOLT, 1, *events(3))
+    assert len(store.read_all()) == 4
+    # when the table is emptied, and filled with one append in flight
+    with store.engine.begin() as connection:
+        connection.execute(text("TRUNCATE cqrs_events, cqrs_streams RESTART IDENTITY"))
+    with store.engine.connect() as slow:
+        slow.begin()
+        store.write(slow, Batch.of([StreamAppend(NUT, ANY_VERSION, events(1))]), None)
+        append(store, BOLT, NO_STREAM, *events(9))
+        # then the reader stops in front of it
+        assert store.read_all() == []
+        slow.commit()
+    assert len(store.read_all()) == 10
 
 
 def test_a_reader_at_a_gap_looks_less_and_less_often(

@@ -112,7 +112,9 @@ class _Inside(_Reaching, SqlEventStore):
 
 
 class _InsideSqlite(_Inside, SqliteEventStore):
-    pass
+    def _watch_file(self) -> None:
+        # The connection is Django's, and so is what becomes of it.
+        pass
 
 
 class _InsidePostgresql(_Inside, PostgresqlEventStore):

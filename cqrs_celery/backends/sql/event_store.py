@@ -256,6 +256,19 @@ class SqlEventStore:
         """Let no connection be used again that was made before now: one of them was lost."""
         age(self.engine)
         age(self._reader)
+        self._forget_known()
+
+    def _forget_known(self) -> None:
+        """Forget what is known of the database, which may be another one, or an earlier state."""
+        self.outbox.forget()
+        self._history = "", -math.inf
+
+    def check_kept(self, connection: Any) -> None:
+        """Check that what a connection has committed is in the database that others see.
+
+        Raises:
+            StoreUnavailable: it is lost.
+        """
 
     def on_begin(self, connection: Connection) -> None:
         """Do what a transaction needs that begins with statements of the application's own."""
@@ -392,9 +405,12 @@ class SqlEventStore:
         """
 
         def do() -> R:
-            with connect(self) as connection, connection.begin():
-                self.on_begin(connection)
-                return work(connection)
+            with connect(self) as connection:
+                with connection.begin():
+                    self.on_begin(connection)
+                    done = work(connection)
+                self.check_kept(connection)
+                return done
 
         return self.attempt(what, do)
 
@@ -811,6 +827,7 @@ class SqlEventStore:
         """Give back connections; the store may be used again and makes new ones."""
         self.engine.dispose()
         self._reader.dispose()
+        self._forget_known()
 
     def forget_connections(self) -> None:
         """Leave the connections to the parent process, whose fork this one is."""

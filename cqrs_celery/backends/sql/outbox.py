@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -47,19 +46,29 @@ class SqlOutbox:
 
     def __init__(self, store: SqlEventStore) -> None:
         self.store = store
+        self._store_id: str | None = None
 
-    @cached_property
+    @property
     def store_id(self) -> str:
         """What tells the store from all others; made with its tables.
+
+        It is looked up again where a connection was lost: the database may be another one then.
 
         Raises:
             SchemaError: there are no tables.
             StoreUnavailable: the server does not answer.
         """
-        row = self._first("look up the store's id", select(identity.c.store_id))
-        if row is None:
-            raise schema_missing(self.store.where, "found no id of the store, expected one")
-        return str(row[0])
+        known = self._store_id
+        if known is None:
+            row = self._first("look up the store's id", select(identity.c.store_id))
+            if row is None:
+                raise schema_missing(self.store.where, "found no id of the store, expected one")
+            known = self._store_id = str(row[0])
+        return known
+
+    def forget(self) -> None:
+        """Forget which store it is."""
+        self._store_id = None
 
     def read(self, after_position: int, limit: int) -> Sequence[StoredEvent]:
         """Return events in order, none of which may be overtaken any more."""

@@ -56,6 +56,9 @@ NOTE_S: Final = 10.0
 #: Seconds between two deletions of expired commands; a full batch is followed by the next at once.
 CLEAN_S: Final = 60.0
 
+#: Seconds for which the relay waits for an answer of the database, of which it asks little.
+ANSWER_S: Final = 5.0
+
 #: Seconds that a worker waits at its end for the relay to come to a stop.
 STOP_S: Final = 5.0
 
@@ -80,6 +83,7 @@ class Relay:
         self._stop = threading.Event()
         self._faults = Faults(logger, of=f"the relay of {self._store.where}", away=CQRSError)
         self._noted = START
+        self._clean_at = 0.0
 
     def stop(self) -> None:
         """Tell it to stop, after the batch that it is at."""
@@ -95,6 +99,10 @@ class Relay:
 
         The process's subscribers must be registered.
         """
+        with self._store.limited(ANSWER_S):
+            self._run()
+
+    def _run(self) -> None:
         while not self._stop.is_set():
             try:
                 if not self._leadership.claim(self._destination.broker_id()):
@@ -118,7 +126,7 @@ class Relay:
 
     def _relay(self) -> None:
         place: Place | None = None
-        looked_at = noted_at = clean_at = time.monotonic()
+        looked_at = noted_at = time.monotonic()
         while not self._stop.is_set() and self._leadership.holds():
             # Only who leads may say where to go on: hence one step a turn.
             if place is None:
@@ -146,9 +154,12 @@ class Relay:
             if now - noted_at >= self._note_s:
                 noted_at = now
                 self._note(place)
-            if now >= clean_at:
+            if now >= self._clean_at:
+                # Noted before: if it fails, events do not wait for it again and again.
+                self._clean_at = now + CLEAN_S
                 # A batch a turn: events do not wait for it.
-                clean_at = now if self._store.forget_expired_commands() else now + CLEAN_S
+                if self._store.forget_expired_commands():
+                    self._clean_at = now
             self._faults.clear(STEP)
             if len(events) < self._batch:
                 self._wait(bool(events))

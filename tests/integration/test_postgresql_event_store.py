@@ -1180,6 +1180,53 @@ def test_the_applications_engine_gets_its_connections_back_as_they_were(database
     engine.dispose()
 
 
+def test_a_statement_that_the_server_does_not_answer_in_time_is_given_up(
+    store: PostgresqlEventStore,
+) -> None:
+    # given a stream that another transaction holds, as a server that hangs would
+    append(store, BOLT, NO_STREAM, event())
+    with store.engine.connect() as other:
+        other.execute(text("SELECT 1 FROM cqrs_streams FOR UPDATE"))
+        # when one waits for it for longer than allowed, then that is a server that is away
+        with store.limited(0.1), pytest.raises(StoreUnavailable):
+            append(store, BOLT, 1, event())
+        transaction = store.begin()
+        with store.limited(0.1), pytest.raises(StoreUnavailable):
+            transaction.append([StreamAppend(BOLT, 1, events(1))])
+        # and nobody else is in its way
+        others = threading.Thread(target=lambda: append(store, NUT, NO_STREAM, event()))
+        others.start()
+        others.join(30)
+        assert not others.is_alive()
+    # and the store goes on
+    wait_until(lambda: not is_waiting(store), 30, "the server to end what was given up")
+    append(store, BOLT, ANY_VERSION, event())
+
+
+def is_waiting(store: SqlEventStore) -> bool:
+    """Return whether a session waits for a lock."""
+    waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+    with store.engine.connect() as connection:
+        return bool(connection.execute(waiting).scalar())
+
+
+def test_a_connection_notices_that_its_host_is_gone_unless_the_url_says_otherwise(
+    database: str,
+) -> None:
+    # given a URL that says something of it
+    store = open_event_store(f"{database}?connect_timeout=3&keepalives_idle=77")
+    assert isinstance(store, PostgresqlEventStore)
+    # when a connection is opened
+    with store.engine.connect() as connection:
+        info = connection.connection.dbapi_connection.info  # type: ignore[union-attr]
+        asked = getattr(info, "dsn_parameters", None) or info.get_parameters()
+    store.close()
+    # then the rest has what a dead host is noticed by
+    assert (asked["connect_timeout"], asked["keepalives_idle"]) == ("3", "77")
+    assert (asked["keepalives_interval"], asked["keepalives_count"]) == ("5", "3")
+    assert asked["tcp_user_timeout"] == "15000"
+
+
 def test_statements_that_the_server_no_longer_knows_are_run_unprepared(
     opened: Opened, database: str
 ) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
@@ -40,6 +41,7 @@ from ...store.stream import StreamName
 from ..sql.batch import Batch, CommandRefused, VersionRefused
 from ..sql.event_store import SqlEventStore, encode, reading_from
 from ..sql.failures import Failure
+from .answering import limit, using, watch_engine, within_limit
 from .driver import prepare_driver
 from .prepared import KeptConnections, Statement, code_of, function, run_once
 from .snapshot_store import PostgresqlSnapshotStore
@@ -198,8 +200,11 @@ class PostgresqlEventStore(SqlEventStore):
     def __init__(self, engine: Engine, **options: Any) -> None:
         prepare_driver(engine)
         super().__init__(engine, **options)
+        watch_engine(engine)
         self._kept = KeptConnections(engine, is_keeping=self._is_own_engine)
         read_engine = options.get("read_engine")
+        if read_engine is not None:
+            watch_engine(read_engine)
         self._kept_to_read = KeptConnections(read_engine) if read_engine else self._kept
         self._settled = NOT_SETTLED
 
@@ -248,6 +253,14 @@ class PostgresqlEventStore(SqlEventStore):
         except self.engine.dialect.loaded_dbapi.Error:
             return False
         return bool(is_read_only == "off")
+
+    def reach(self, what: str) -> AbstractContextManager[None]:
+        """Turn the driver's errors into ours, and give up what takes too long; see `answering`."""
+        return within_limit(super().reach(what))
+
+    def limited(self, limit_s: float | None) -> AbstractContextManager[None]:
+        """Let this thread wait for each answer for so long; None for as long as it takes."""
+        return limit(limit_s)
 
     def _reading(self, engine: Engine) -> Engine:
         # A single statement needs no BEGIN and no ROLLBACK around it.
@@ -312,6 +325,7 @@ class PostgresqlEventStore(SqlEventStore):
         self, connection: Connection, batch: Batch, command: CommandRecord | None
     ) -> Committed:
         """Append in a transaction that is open."""
+        using(connection.connection.dbapi_connection)
         try:
             rows = run_once(connection.connection.dbapi_connection, *_call_of(batch, command))
         except Exception as error:

@@ -17,7 +17,7 @@ import secrets
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import itemgetter, methodcaller
@@ -89,6 +89,9 @@ INSERT_ROWS: Final = 200
 #: Expired commands that one transaction deletes, at most. From 5,000 on, SQL Server takes a lock on
 #: the whole table in place of locks on rows.
 FORGET_ROWS: Final = 4_000
+
+#: Seconds for which that may take, also where all else is given less.
+PURGE_S: Final = 30.0
 
 #: The highest number that a database holds as a version, a position or a limit.
 MOST: Final = 2**63 - 1
@@ -786,9 +789,10 @@ class SqlEventStore:
             .limit(FORGET_ROWS)
         )
         statement = self._delete_unlocked(first, is_expired)
-        return self.run_each(
-            "delete expired commands", lambda connection: self.changed(connection, statement)
-        )
+        with self.limited(PURGE_S):
+            return self.run_each(
+                "delete expired commands", lambda connection: self.changed(connection, statement)
+            )
 
     def history(self) -> str:
         """Return what tells the store's history from those that it went back from.
@@ -892,6 +896,13 @@ class SqlEventStore:
     def reach(self, what: str) -> AbstractContextManager[None]:
         """Turn the driver's errors into ours for as long as something is done; see `reaching`."""
         return reaching(self, what, self.engine.dialect.loaded_dbapi.Error)
+
+    def limited(self, limit_s: float | None) -> AbstractContextManager[None]:
+        """Let this thread wait for each answer for so long; None for as long as it takes.
+
+        That is for PostgreSQL. Elsewhere the driver's own limits hold.
+        """
+        return nullcontext()
 
     def _note(self, batch: Batch) -> None:
         """Remember which streams a replica may not know in their newest state."""

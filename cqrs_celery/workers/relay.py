@@ -105,6 +105,7 @@ class Relay:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
+                self._parts.register_again()
                 if not self._leadership.claim(self._destination.broker_id()):
                     self._stop.wait(STANDBY_S)
                     continue
@@ -217,6 +218,7 @@ class Relay:
                 "from_position": place.position + 1,
             },
         )
+        self._parts.register_again(is_lost=True)
         self._parts.on_went_back(place)
         return self._go_to(place)
 

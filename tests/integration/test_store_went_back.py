@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -230,6 +231,68 @@ def frozen(node: PostgresNode) -> Iterator[None]:
         for one in processes:
             with suppress(psutil.NoSuchProcess):
                 one.resume()
+
+
+def test_a_database_that_is_made_anew_under_running_workers_is_taken_for_a_new_one(
+    fresh_postgres_node: PostgresNode,
+    open_line: Callable[[str], Line],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    node = fresh_postgres_node
+    url = node.create_database("shop")
+    line = open_line(url)
+    create_schema(line.store)
+    line.parts.register(SUBSCRIBER)
+    with line.relaying():
+        # given a database whose events were delivered
+        line.write(10)
+        line.wait_all_given()
+        before = line.store.outbox.store_id
+        # when it is dropped and made anew under the running relay
+        node.drop_database("shop")
+        node.create_database("shop")
+        anew = open_line(url)
+        create_schema(anew.store)
+        anew.written = line.written
+        anew.write(5)
+        # then what is committed there is delivered, and its subscribers are registered there
+        wait_until(lambda: anew.stored() <= line.given(), 30, "the new events to be given")
+        assert anew.store.outbox.subscribers("inventory") == [SUBSCRIBER]
+        # and how far it is relayed, each process finds under its id
+        assert line.store.outbox.store_id == anew.store.outbox.store_id != before
+        wait_until(lambda: anew.parts.destination.position() == 5, 10, "its position")
+    # and a relay that is started anew says nothing of lost data
+    with caplog.at_level(logging.ERROR), anew.relaying():
+        anew.write(1)
+        wait_until(lambda: anew.stored() <= line.given(), 30, "the new event to be given")
+    assert "the queue has lost its data" not in caplog.text
+
+
+def test_a_subscriber_that_a_restored_backup_does_not_know_is_registered_again(
+    tmp_path: Path, open_line: Callable[[str], Line]
+) -> None:
+    file = tmp_path / "events.db"
+    line = open_line(f"sqlite:///{file}")
+    create_schema(line.store)
+    # given a backup of before a subscriber was registered
+    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(tmp_path / "b")) as copy:
+        source.backup(copy)
+    line.parts.register(SUBSCRIBER)
+    with line.relaying():
+        line.write(3)
+        line.wait_all_given()
+        # when it is restored under the running relay
+        with (
+            closing(sqlite3.connect(tmp_path / "b")) as source,
+            closing(sqlite3.connect(file)) as copy,
+        ):
+            source.backup(copy)
+        # then the database knows the subscriber, for when the queue loses its data
+        wait_until(
+            lambda: line.store.outbox.subscribers("inventory") == [SUBSCRIBER],
+            30,
+            "the subscriber to be registered",
+        )
 
 
 def is_there(replica: PostgresNode, line: Line) -> bool:

@@ -136,6 +136,7 @@ class RelayParts:
             which they are given again.
         is_registered: set when this process has registered its subscribers. Before that, a relay
             could pass an event for which there is a subscriber.
+        registered: what this process has registered, by name, with the id of the store then.
     """
 
     store: Any
@@ -144,6 +145,7 @@ class RelayParts:
     leadership: Any
     on_went_back: Callable[[Place], object] = lambda place: None
     is_registered: threading.Event = field(default_factory=threading.Event)
+    registered: dict[str, tuple[Subscriber, str]] = field(default_factory=dict)
 
     @property
     def outbox(self) -> Any:
@@ -152,11 +154,30 @@ class RelayParts:
 
     def register(self, subscriber: Subscriber) -> int:
         """Register a subscriber where the relay finds it again, and where events are given."""
-        self.outbox.register(self.application, subscriber)
+        self._remember(subscriber)
         return self.destination.register(subscriber)
+
+    def register_again(self, *, is_lost: bool = False) -> None:
+        """Register in the database what this process has registered, if that is another one now.
+
+        Args:
+            is_lost: it is the same one in an earlier state.
+
+        Raises:
+            SchemaError: it has no tables.
+            StoreUnavailable: it does not answer.
+        """
+        for subscriber, store_id in list(self.registered.values()):
+            if is_lost or store_id != self.outbox.store_id:
+                self._remember(subscriber)
+
+    def _remember(self, subscriber: Subscriber) -> None:
+        self.outbox.register(self.application, subscriber)
+        self.registered[subscriber.name] = subscriber, self.outbox.store_id
 
     def unregister(self, name: str, topics: Sequence[str]) -> int:
         """Remove a subscriber from topics; what it was sent stays. Returns from how many."""
+        self.registered.pop(name, None)
         known: int = self.outbox.unregister(self.application, name, topics)
         return max(known, self.destination.unregister(name, topics))
 

@@ -64,6 +64,9 @@ FIRST_NOTE_S: Final = 1.0
 #: Seconds between two deletions of expired commands; a full batch is followed by the next at once.
 CLEAN_S: Final = 60.0
 
+#: Seconds for which the relay waits for an answer of the database, of which it asks little.
+ANSWER_S: Final = 5.0
+
 #: Seconds that a worker waits at its end for the relay to come to a stop.
 STOP_S: Final = 5.0
 
@@ -92,6 +95,7 @@ class Relay:
         self._given = START
         # When the lease of another broker's relay ended as it was first seen, and when to say so.
         self._conflict: tuple[int, float] | None = None
+        self._clean_at = 0.0
 
     def stop(self) -> None:
         """Tell it to stop, after the batch that it is at."""
@@ -107,8 +111,13 @@ class Relay:
 
         The process's subscribers must be registered.
         """
+        with self._store.limited(ANSWER_S):
+            self._run()
+
+    def _run(self) -> None:
         while not self._stop.is_set():
             try:
+                self._parts.register_again()
                 broker_id = self._destination.broker_id()
                 if not self._leadership.claim(broker_id, self._destination.next_number):
                     self._stand_by()
@@ -146,7 +155,7 @@ class Relay:
 
     def _relay(self) -> None:
         place: Place | None = None
-        looked_at = clean_at = time.monotonic()
+        looked_at = time.monotonic()
         # Soon after the beginning, too: the one before may have ended long after its last note.
         noted_at = looked_at - self._note_s + min(FIRST_NOTE_S, self._note_s)
         while not self._stop.is_set() and self._leadership.holds():
@@ -176,9 +185,12 @@ class Relay:
             if now - noted_at >= self._note_s:
                 noted_at = now
                 self._note(place)
-            if now >= clean_at:
+            if now >= self._clean_at:
+                # Noted before: if it fails, events do not wait for it again and again.
+                self._clean_at = now + CLEAN_S
                 # A batch a turn: events do not wait for it.
-                clean_at = now if self._store.forget_expired_commands() else now + CLEAN_S
+                if self._store.forget_expired_commands():
+                    self._clean_at = now
             self._faults.clear(STEP)
             if len(events) < self._batch:
                 self._wait(bool(events))
@@ -253,6 +265,7 @@ class Relay:
                 "from_position": noted.position + 1,
             },
         )
+        self._parts.register_again(is_lost=True)
         self._parts.on_went_back(noted)
         return self._go_to(noted)
 

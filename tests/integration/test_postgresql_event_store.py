@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from cqrs_celery import CQRS, Command, Session, command_handler
 from cqrs_celery.backends.opening import open_event_store
-from cqrs_celery.backends.postgresql.event_store import PostgresqlEventStore
+from cqrs_celery.backends.postgresql.event_store import NOT_SETTLED, PostgresqlEventStore, Settled
 from cqrs_celery.backends.sql.batch import Batch
 from cqrs_celery.backends.sql.event_store import LeaseCheck, SqlEventStore
 from cqrs_celery.backends.sql.failures import Failure
@@ -29,13 +31,14 @@ from cqrs_celery.backends.sql.tables import metadata
 from cqrs_celery.errors import (
     ConcurrencyError,
     DuplicateCommand,
+    InvalidText,
     LeaseLost,
     SchemaError,
     StoreError,
     StoreUnavailable,
     TransactionConflict,
 )
-from cqrs_celery.store.events import CommandRecord, Place, StreamAppend, Subscriber
+from cqrs_celery.store.events import CommandRecord, Place, StoredEvent, StreamAppend, Subscriber
 from cqrs_celery.store.stream import ANY_VERSION, NO_STREAM, StreamName
 from cqrs_celery.testing.event_store_contract import (
     BOLT,
@@ -47,10 +50,15 @@ from cqrs_celery.testing.event_store_contract import (
     events,
 )
 from cqrs_celery.testing.snapshot_store_contract import snapshot
+from tests.chaos.wear_servers import PgBouncerNode
 from tests.nodes import REPOSITORY
 from tests.postgres import DRIVERS, PostgresNode, with_driver
 from tests.sql_writers import LEASE, Writers, slow_and_unsteady
 from tests.waiting import wait_until
+
+needs_pgbouncer = pytest.mark.skipif(
+    shutil.which("pgbouncer") is None, reason="no pgbouncer on PATH"
+)
 
 Opened = Callable[..., PostgresqlEventStore]
 
@@ -280,12 +288,96 @@ def test_numbers_that_were_settled_before_connections_were_lost_are_so_no_more(
     # given a reader that knows of no number up to 1,000 that may still come
     store = opened()
     append(store, BOLT, NO_STREAM, event())
-    store._settled = 1_000
+    store._settled = Settled(1_000, store._present("look").of)
     # when the server has ended its connections, as when it goes back to an earlier state
     end_connections(store, postgres_node)
     store.read_all()
     # then it knows of none
-    assert store._settled == 0
+    assert store._settled == NOT_SETTLED
+
+
+@needs_pgbouncer
+def test_numbers_that_were_settled_before_a_restore_behind_a_pooler_are_so_no_more(
+    fresh_postgres_node: PostgresNode, tmp_path: Path
+) -> None:
+    node = fresh_postgres_node
+    direct = open_event_store(node.create_database("shop"))
+    assert isinstance(direct, PostgresqlEventStore)
+    create_schema(direct)
+    pooler = PgBouncerNode(tmp_path, node.port, "transaction")
+    pooler.start()
+    try:
+        reader = open_event_store(f"postgresql://postgres@127.0.0.1:{pooler.port}/shop")
+        assert isinstance(reader, PostgresqlEventStore)
+        # given a backup, and a reader that has passed a number which was rolled back after it
+        append(direct, BOLT, NO_STREAM, event())
+        backup = node.back_up()
+        burn_number(direct)
+        append(direct, BOLT, 1, *events(8))
+        assert len(reader.read_all()) == 9
+        assert reader._settled.position == 10
+        # when it is restored while the reader is idle, and has more events than it had
+        direct.close()
+        node.kill()
+        node.restore(backup)
+        node.start()
+        # and an append is in flight, behind which others have committed
+        slow = direct.engine.connect()
+        try:
+            slow.begin()
+            direct.write(slow, Batch.of([StreamAppend(NUT, ANY_VERSION, events(1))]), None)
+            append(direct, BOLT, 1, *events(12))
+            # then the reader stops in front of it
+            assert [one.global_position for one in read_patiently(reader)] == [1]
+            slow.commit()
+        finally:
+            slow.close()
+        # and has it once it has committed
+        assert [one.global_position for one in reader.read_all()] == [*range(1, 15)]
+        reader.close()
+    finally:
+        direct.close()
+        pooler.teardown()
+
+
+def burn_number(store: SqlEventStore) -> None:
+    """Take a position that no event will have, as an append does that is rolled back."""
+    with store.engine.begin() as connection:
+        connection.execute(text("SELECT nextval('cqrs_events_global_position_seq')"))
+
+
+def read_patiently(store: SqlEventStore) -> Sequence[StoredEvent]:
+    """Return what the store has, once its server answers again."""
+    found: list[Sequence[StoredEvent]] = []
+
+    def read() -> bool:
+        with suppress(StoreUnavailable):
+            found.append(store.read_all())
+        return bool(found)
+
+    wait_until(read, 30, "the server to answer")
+    return found[0]
+
+
+def test_numbers_that_were_settled_in_a_table_that_was_emptied_are_so_no_more(
+    store: PostgresqlEventStore,
+) -> None:
+    # given a reader that has passed a number which was rolled back
+    append(store, BOLT, NO_STREAM, event())
+    burn_number(store)
+    append(store, BOLT, 1, *events(3))
+    assert len(store.read_all()) == 4
+    # when the table is emptied, and filled with one append in flight
+    with store.engine.begin() as connection:
+        connection.execute(text("TRUNCATE cqrs_events, cqrs_streams RESTART IDENTITY"))
+    with store.engine.connect() as slow:
+        slow.begin()
+        store.write(slow, Batch.of([StreamAppend(NUT, ANY_VERSION, events(1))]), None)
+        append(store, BOLT, NO_STREAM, *events(9))
+        # then the reader stops in front of it
+        assert store.read_all() == []
+        slow.commit()
+    assert len(store.read_all()) == 10
 
 
 def test_a_reader_at_a_gap_looks_less_and_less_often(
@@ -664,7 +756,7 @@ def test_a_connection_that_was_lost_in_the_pool_costs_nothing(
 #: statement was ended while it was about to.
 AWAY = [
     "08000", "08003", "08006", "08P01", "25006", "40003", "53100", "53200", "53300", "57014",
-    "57P01", "57P02", "57P03", "57P05", "58030",
+    "57P01", "57P02", "57P03", "57P05", "58030", "25P03", "25P04",
 ]  # fmt: skip
 
 
@@ -693,6 +785,83 @@ def test_of_the_errors_of_one_code_those_of_a_recovery_are_tried_again(
     assert store.failure(raised(store, "55000", said)) is Failure.OTHER
     # nor is a transaction whose earlier error somebody has swallowed
     assert store.failure(raised(store, "25P02")) is Failure.OTHER
+
+
+@pytest.mark.parametrize("setting", ["idle_in_transaction_session_timeout", "transaction_timeout"])
+def test_a_transaction_that_the_server_ended_for_being_idle_means_that_it_is_away(
+    store: PostgresqlEventStore, setting: str
+) -> None:
+    with store.engine.connect() as connection:
+        names = text("SELECT count(*) FROM pg_settings WHERE name = :name")
+        if not connection.execute(names, {"name": setting}).scalar():
+            pytest.skip(f"this PostgreSQL has no {setting}")
+    # given a transaction that was idle for longer than the server allows
+    transaction = store.begin()
+    transaction.connection.execute(text(f"SET LOCAL {setting} = '20ms'"))
+    pid = transaction.connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+    wait_until(lambda: not is_there_in(store, pid), 20, "the server to end it")
+    # when something is done in it, then that can be tried again
+    with pytest.raises(StoreUnavailable):
+        transaction.connection.execute(text("SELECT 1"))
+    transaction.rollback()
+    # and the store goes on
+    append(store, BOLT, NO_STREAM, event())
+
+
+def is_there_in(store: SqlEventStore, pid: int) -> bool:
+    with store.engine.connect() as connection:
+        return bool(
+            connection.execute(
+                text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid}
+            ).scalar()
+        )
+
+
+@pytest.mark.parametrize("number", [-1, -(2**64), 2**63 - 1, 2**63, 2**64])
+def test_a_number_that_no_database_holds_is_no_error_where_events_are_read(
+    store: PostgresqlEventStore, number: int
+) -> None:
+    # given two events
+    append(store, BOLT, NO_STREAM, *events(2))
+    expected = 2 if number < 0 else 0
+    # then behind a number that is too high there is nothing, and below one that is too low is all
+    assert len(store.read_all(after_position=number)) == expected
+    assert len(store.read_stream(BOLT, after_version=number)) == expected
+    assert len(store.read_history(BOLT, after_version=number)) == expected
+    # and no more can be asked for than everything
+    assert len(store.read_all(limit=number)) == 2 - expected
+    assert len(store.read_stream(BOLT, limit=number)) == 2 - expected
+
+
+def register_surrogate(store: SqlEventStore) -> None:
+    store.outbox.register("shop", Subscriber("t\ud800", ("a",), "q", ("", "", "", "", "")))
+
+
+def register_topic(store: SqlEventStore) -> None:
+    store.outbox.register("shop", Subscriber("t", ("a\0",), "q", ("", "", "", "", "")))
+
+
+def register_head(store: SqlEventStore) -> None:
+    store.outbox.register("shop", Subscriber("t", ("a",), "q", ("\ud800", "", "", "", "")))
+
+
+@pytest.mark.parametrize(
+    "do",
+    [
+        register_surrogate,
+        register_topic,
+        register_head,
+        lambda store: store.outbox.unregister("shop", "t\0", ("a",)),
+        lambda store: store.outbox.unregister("shop\0", "t", ("a",)),
+        lambda store: store.leadership("shop\0", broker="redis"),
+        lambda store: store.leadership("shop\ud800", broker="redis"),
+    ],
+)
+def test_a_name_that_can_not_be_kept_is_refused_as_such(
+    store: PostgresqlEventStore, do: Callable[[SqlEventStore], object]
+) -> None:
+    with pytest.raises(InvalidText):
+        do(store)
 
 
 def test_a_driver_s_errors_without_a_code_mean_a_broken_connection(
@@ -1011,6 +1180,53 @@ def test_the_applications_engine_gets_its_connections_back_as_they_were(database
     engine.dispose()
 
 
+def test_a_statement_that_the_server_does_not_answer_in_time_is_given_up(
+    store: PostgresqlEventStore,
+) -> None:
+    # given a stream that another transaction holds, as a server that hangs would
+    append(store, BOLT, NO_STREAM, event())
+    with store.engine.connect() as other:
+        other.execute(text("SELECT 1 FROM cqrs_streams FOR UPDATE"))
+        # when one waits for it for longer than allowed, then that is a server that is away
+        with store.limited(0.1), pytest.raises(StoreUnavailable):
+            append(store, BOLT, 1, event())
+        transaction = store.begin()
+        with store.limited(0.1), pytest.raises(StoreUnavailable):
+            transaction.append([StreamAppend(BOLT, 1, events(1))])
+        # and nobody else is in its way
+        others = threading.Thread(target=lambda: append(store, NUT, NO_STREAM, event()))
+        others.start()
+        others.join(30)
+        assert not others.is_alive()
+    # and the store goes on
+    wait_until(lambda: not is_waiting(store), 30, "the server to end what was given up")
+    append(store, BOLT, ANY_VERSION, event())
+
+
+def is_waiting(store: SqlEventStore) -> bool:
+    """Return whether a session waits for a lock."""
+    waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+    with store.engine.connect() as connection:
+        return bool(connection.execute(waiting).scalar())
+
+
+def test_a_connection_notices_that_its_host_is_gone_unless_the_url_says_otherwise(
+    database: str,
+) -> None:
+    # given a URL that says something of it
+    store = open_event_store(f"{database}?connect_timeout=3&keepalives_idle=77")
+    assert isinstance(store, PostgresqlEventStore)
+    # when a connection is opened
+    with store.engine.connect() as connection:
+        info = connection.connection.dbapi_connection.info  # type: ignore[union-attr]
+        asked = getattr(info, "dsn_parameters", None) or info.get_parameters()
+    store.close()
+    # then the rest has what a dead host is noticed by
+    assert (asked["connect_timeout"], asked["keepalives_idle"]) == ("3", "77")
+    assert (asked["keepalives_interval"], asked["keepalives_count"]) == ("5", "3")
+    assert asked["tcp_user_timeout"] == "15000"
+
+
 def test_statements_that_the_server_no_longer_knows_are_run_unprepared(
     opened: Opened, database: str
 ) -> None:
@@ -1123,6 +1339,93 @@ def test_expired_commands_are_deleted_a_few_at_a_time_the_oldest_first(
         assert store.forget_expired_commands() == count
         with store.engine.connect() as connection:
             assert connection.execute(remaining).scalars().all() == left
+
+
+def test_a_purge_passes_over_commands_that_another_transaction_has_locked(
+    store: PostgresqlEventStore,
+) -> None:
+    # given expired commands, of which another session holds one
+    for version in range(3):
+        record = CommandRecord(f"c-{version}", "1", -1)
+        store.append([StreamAppend(BOLT, version, events(1))], command=record)
+    locked = text("SELECT 1 FROM cqrs_commands WHERE command_id = 'c-1' FOR UPDATE")
+    with store.engine.connect() as other:
+        other.execute(locked)
+        # when they are deleted, then it does not wait
+        assert forget_within(store, 20) == 2
+    # and the one that was held goes later
+    assert store.forget_expired_commands() == 1
+
+
+def forget_within(store: SqlEventStore, seconds: float) -> int | None:
+    """Return how many expired commands a thread has deleted; None if it waits for a lock."""
+    deleted: list[int] = []
+    thread = threading.Thread(
+        target=lambda: deleted.append(store.forget_expired_commands()), daemon=True
+    )
+    thread.start()
+    thread.join(seconds)
+    return deleted[0] if deleted else None
+
+
+def test_two_purges_at_once_share_the_commands_and_neither_waits_for_a_frozen_one(
+    store: PostgresqlEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given more expired commands than one purge deletes
+    monkeypatch.setattr("cqrs_celery.backends.sql.event_store.FORGET_ROWS", 2)
+    for version in range(5):
+        record = CommandRecord(f"c-{version}", "1", -1)
+        store.append([StreamAppend(BOLT, version, events(1))], command=record)
+    change, is_frozen, thaw = store.changed, threading.Event(), threading.Event()
+
+    def freeze(connection: Connection, statement: Any) -> int:
+        deleted = change(connection, statement)
+        is_frozen.set()
+        assert thaw.wait(30)
+        return deleted
+
+    # when a process is frozen right after the statement of its purge
+    monkeypatch.setattr(store, "changed", freeze)
+    frozen = threading.Thread(target=store.forget_expired_commands)
+    frozen.start()
+    assert is_frozen.wait(30)
+    monkeypatch.setattr(store, "changed", change)
+    # then another one deletes the others
+    assert [forget_within(store, 20) for _ in range(3)] == [2, 1, 0]
+    thaw.set()
+    frozen.join(30)
+
+
+def test_a_process_that_is_frozen_while_it_registers_a_subscriber_holds_up_nobody(
+    store: PostgresqlEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a subscriber, and a process that is frozen right after it has changed it
+    subscriber = Subscriber("task", ("a",), "queue", ("", "", "", "", ""))
+    store.outbox.register("shop", subscriber)
+    change, is_frozen, thaw = store.changed, threading.Event(), threading.Event()
+
+    def freeze(connection: Connection, statement: Any) -> int:
+        changed = change(connection, statement)
+        is_frozen.set()
+        assert thaw.wait(30)
+        return changed
+
+    monkeypatch.setattr(store, "changed", freeze)
+    frozen = threading.Thread(target=store.outbox.register, args=("shop", subscriber))
+    frozen.start()
+    assert is_frozen.wait(30)
+    monkeypatch.setattr(store, "changed", change)
+    # when another one registers it
+    other = threading.Thread(
+        target=store.outbox.register, args=("shop", subscriber._replace(topics=("a", "b")))
+    )
+    other.start()
+    other.join(20)
+    # then it does not wait
+    assert not other.is_alive()
+    assert [one.topics for one in store.outbox.subscribers("shop")] == [("a", "b")]
+    thaw.set()
+    frozen.join(30)
 
 
 def test_a_stream_is_read_from_the_replica_unless_it_was_just_written_here(

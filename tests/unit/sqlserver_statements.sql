@@ -250,17 +250,17 @@ FROM cqrs_streams
 WHERE cqrs_streams.stream_key = ?)
 
 -- register
-DELETE FROM cqrs_relay_subscribers WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ?
-
--- register
 UPDATE cqrs_relay_subscribers SET subscriber=?, registered_at=? OUTPUT inserted.application, inserted.name WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ?
 
 -- register
 INSERT INTO cqrs_relay_subscribers (application, name, subscriber, registered_at) VALUES (?, ?, ?, ?)
 
+-- register
+DELETE FROM cqrs_relay_subscribers WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ?
+
 -- forget_expired_commands
-DELETE FROM cqrs_commands OUTPUT deleted.command_id WHERE cqrs_commands.command_id IN (SELECT TOP 4000 cqrs_commands.command_id
-FROM cqrs_commands
+DELETE FROM cqrs_commands WITH (UPDLOCK, READPAST, ROWLOCK) OUTPUT deleted.command_id WHERE cqrs_commands.command_id IN (SELECT TOP 4000 cqrs_commands.command_id
+FROM cqrs_commands WITH (UPDLOCK, READPAST, ROWLOCK)
 WHERE cqrs_commands.expires_at <= ? ORDER BY cqrs_commands.expires_at) AND cqrs_commands.expires_at <= ?
 
 -- claim_relay

@@ -11,22 +11,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    Delete,
     Engine,
+    Select,
     Text,
     cast,
     extract,
     func,
+    select,
     text,
 )
 
@@ -37,6 +41,7 @@ from ...store.stream import StreamName
 from ..sql.batch import Batch, CommandRefused, VersionRefused
 from ..sql.event_store import SqlEventStore, encode, reading_from
 from ..sql.failures import Failure
+from .answering import limit, using, watch_engine, within_limit
 from .driver import prepare_driver
 from .prepared import KeptConnections, Statement, code_of, function, run_once
 from .snapshot_store import PostgresqlSnapshotStore
@@ -121,12 +126,36 @@ _APPENDING: Final = text(
     " AND pid IS DISTINCT FROM pg_backend_pid()"
 ).bindparams(lock_class=LOCK_CLASS)
 
-_LAST: Final = text("SELECT max(global_position) FROM cqrs_events")
+#: The last position, and what tells the server's run and the table from all others: a server goes
+#: back by being started with other data, or by getting another table.
+_PRESENT: Final = text(
+    "SELECT coalesce(max(global_position), 0), concat_ws(' ',"
+    " (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint,"
+    " (SELECT oid FROM pg_database WHERE datname = current_database()),"
+    " 'cqrs_events'::regclass::oid, pg_relation_filenode('cqrs_events'))"
+    " FROM cqrs_events"
+)
 
 _LOCK: Final = text(
     f"SELECT pg_advisory_xact_lock_shared(({LOCK_CLASS}::bigint << 32)"
     " | 'cqrs_events'::regclass::oid::bigint)"
 )
+
+
+class Settled(NamedTuple):
+    """A position up to which each number that is missing is of an append that was rolled back.
+
+    Attributes:
+        position: that one.
+        of: tells the server's run and the table of which this is known from all others.
+    """
+
+    position: int
+    of: str
+
+
+#: What is known before a gap was ever waited for.
+NOT_SETTLED: Final = Settled(0, "")
 
 
 class _Row(msgspec.Struct):
@@ -151,10 +180,13 @@ QUERY_CANCELED: Final = "57014"
 LOCK_NOT_AVAILABLE: Final = "55P03"
 
 #: Classes of SQLSTATE, and single ones, by what they mean. 25006: the server takes no writes, since
-#: it has become a replica, or is one yet; 57014: it has ended a statement, as it does when it shuts
-#: down or waits for a standby in vain; 40003: nobody knows whether it did. Not 25P02: there the
-#: application has swallowed an error.
-_AWAY: Final = ("08", "53", "57P", "58", "28", "3D", "25006", QUERY_CANCELED, "40003")
+#: it has become a replica, or is one yet; 25P03, 25P04: it has ended the session, whose transaction
+#: took too long; 57014: it has ended a statement, as it does when it shuts down or waits for a
+#: standby in vain; 40003: nobody knows whether it did. Not 25P02: there the application has
+#: swallowed an error.
+_AWAY: Final = (
+    "08", "53", "57P", "58", "28", "3D", "25006", "25P03", "25P04", QUERY_CANCELED, "40003",
+)  # fmt: skip
 _BEATEN: Final = ("40001", "40P01", LOCK_NOT_AVAILABLE)
 _SCHEMA: Final = ("42P01", "42883", "42703", "3F000")
 
@@ -168,11 +200,13 @@ class PostgresqlEventStore(SqlEventStore):
     def __init__(self, engine: Engine, **options: Any) -> None:
         prepare_driver(engine)
         super().__init__(engine, **options)
+        watch_engine(engine)
         self._kept = KeptConnections(engine, is_keeping=self._is_own_engine)
         read_engine = options.get("read_engine")
+        if read_engine is not None:
+            watch_engine(read_engine)
         self._kept_to_read = KeptConnections(read_engine) if read_engine else self._kept
-        # Every number up to this one that is missing belongs to an append that was rolled back.
-        self._settled = 0
+        self._settled = NOT_SETTLED
 
     def failure(self, error: BaseException) -> Failure:
         """Return what a driver's error means, by its SQLSTATE."""
@@ -220,6 +254,14 @@ class PostgresqlEventStore(SqlEventStore):
             return False
         return bool(is_read_only == "off")
 
+    def reach(self, what: str) -> AbstractContextManager[None]:
+        """Turn the driver's errors into ours, and give up what takes too long; see `answering`."""
+        return within_limit(super().reach(what))
+
+    def limited(self, limit_s: float | None) -> AbstractContextManager[None]:
+        """Let this thread wait for each answer for so long; None for as long as it takes."""
+        return limit(limit_s)
+
     def _reading(self, engine: Engine) -> Engine:
         # A single statement needs no BEGIN and no ROLLBACK around it.
         return engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -236,6 +278,11 @@ class PostgresqlEventStore(SqlEventStore):
 
     def _lock(self, connection: Connection) -> None:
         connection.execute(_LOCK)
+
+    def _delete_unlocked(self, first: Select[Any], is_expired: ColumnElement[bool]) -> Delete:
+        # With a name of its own, what is selected is selected once.
+        found = first.with_for_update(skip_locked=True).cte("expired")
+        return super()._delete_unlocked(select(found), is_expired)
 
     def now_ms(self) -> ColumnElement[int]:
         """Return the time by the server's clock, in milliseconds since 1970."""
@@ -259,15 +306,13 @@ class PostgresqlEventStore(SqlEventStore):
         super().forget_lost()
         self._kept.close()
         self._kept_to_read.close()
-        # The server may have gone back to an earlier state, or be another one: numbers that were
-        # settled may come again.
-        self._settled = 0
+        self._settled = NOT_SETTLED
 
     def close(self) -> None:
         """Give back connections; the store may be used again and makes new ones."""
         self._kept.close()
         self._kept_to_read.close()
-        self._settled = 0
+        self._settled = NOT_SETTLED
         super().close()
 
     def forget_connections(self) -> None:
@@ -280,6 +325,7 @@ class PostgresqlEventStore(SqlEventStore):
         self, connection: Connection, batch: Batch, command: CommandRecord | None
     ) -> Committed:
         """Append in a transaction that is open."""
+        using(connection.connection.dbapi_connection)
         try:
             rows = run_once(connection.connection.dbapi_connection, *_call_of(batch, command))
         except Exception as error:
@@ -330,16 +376,19 @@ class PostgresqlEventStore(SqlEventStore):
         return CommandOutcome(*rows[0]) if rows else None
 
     def _rows_of_all(self, after_position: int, limit: int) -> Sequence[Any]:
-        arguments = reading_from(after_position), _READ_ALL, after_position, limit
+        what = reading_from(after_position)
+        arguments = what, _READ_ALL, after_position, limit
         rows = self._run(self._kept_to_read, *arguments)
         if not rows or rows[-1][_AT] == after_position + len(rows):
             return rows
         # On a replica nobody holds the lock, and a commit may have overtaken an earlier one.
         if self._has_replica:
             rows = self._run(self._kept, *arguments)
-        if self._gap(rows, after_position) < len(rows) and self._settle_gaps(arguments[0]):
+        whole = self._whole(rows, after_position, what)
+        if whole < len(rows) and self._settle_gaps(what):
             rows = self._run(self._kept, *arguments)
-        return rows[: self._gap(rows, after_position)]
+            whole = self._whole(rows, after_position, what)
+        return rows[:whole]
 
     def _by_stream(self, rows: Sequence[Any]) -> Iterator[tuple[StreamName, Iterable[Any]]]:
         wanted = {row[0] for row in rows}
@@ -352,19 +401,23 @@ class PostgresqlEventStore(SqlEventStore):
         for stream_id, group in groupby(rows, _STREAM_ID):
             yield names[stream_id], [row[1:] for row in group]
 
-    def _gap(self, rows: Sequence[Any], after_position: int) -> int:
+    def _whole(self, rows: Sequence[Any], after_position: int, what: str) -> int:
         """Return the number of rows before which nothing is missing that may still come."""
-        before = max(after_position, self._settled)
-        for index, row in enumerate(rows):
-            if row[_AT] > before + 1:
-                return index
-            before = max(before, row[_AT])
-        return len(rows)
+        gap = _gap(rows, after_position)
+        known = self._settled
+        if gap == len(rows) or known.position < rows[gap][_AT] - 1:
+            return gap
+        # Asked after the rows were read: if the server went back before, numbers that were settled
+        # may come again. A pooler may have hidden that it was away.
+        last, of = self._present(what)
+        if of != known.of or last < known.position:
+            return gap
+        return _gap(rows, max(after_position, known.position))
 
     def _settle_gaps(self, what: str) -> bool:
         """Wait until no number that is missing can appear; returns False if it takes too long."""
         deadline = time.monotonic() + GAP_WAIT_S
-        last = self._rows(_LAST, what, self._primary_reader)[0][0] or 0
+        last, of = self._present(what)
         # Whoever took a number below that holds the lock now, or has ended, and is seen.
         appending = self._appending(what)
         wait_s = GAP_LOOK_S
@@ -374,11 +427,27 @@ class PostgresqlEventStore(SqlEventStore):
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, GAP_LOOK_MOST_S)
             appending &= self._appending(what)
-        self._settled = max(self._settled, last)
+        known = self._settled
+        if known.of != of or known.position < last:
+            self._settled = Settled(last, of)
         return True
+
+    def _present(self, what: str) -> Settled:
+        """Return the last position now, and of which run of the server and which table it is."""
+        return Settled(*self._rows(_PRESENT, what, self._primary_reader)[0])
 
     def _appending(self, what: str) -> set[str]:
         return {row[0] for row in self._rows(_APPENDING, what, self._primary_reader)}
+
+
+def _gap(rows: Sequence[Any], settled: int) -> int:
+    """Return the index of the first row in front of which a number above `settled` is missing."""
+    before = settled
+    for index, row in enumerate(rows):
+        if row[_AT] > before + 1:
+            return index
+        before = max(before, row[_AT])
+    return len(rows)
 
 
 def _call_of(batch: Batch, command: CommandRecord | None) -> tuple[Statement, Sequence[Any]]:

@@ -221,8 +221,8 @@ class RelayQueue:
         """
         try:
             # In the caller's thread, which may be the one that Django lets use this connection. The
-            # store has just committed, and is asked once in a process.
-            self._wake_key = self._wake_key or self._key("relay-wake:") + self._store_id()
+            # store has just committed, and is asked once while its connections last.
+            self._wake_key = self._key("relay-wake:") + self._store_id()
         except Exception as error:  # noqa: BLE001  the commit has succeeded
             logger.debug("relay not woken: %s", error)
             return

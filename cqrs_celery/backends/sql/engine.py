@@ -10,6 +10,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from ...errors import InvalidSetting, MissingDependency
+from ..postgresql.driver import tcp_options
 from ..sqlite.forking import ForkSafeConnection
 
 #: Connections that a process keeps open, at most.
@@ -124,20 +125,29 @@ def make_engine(url: URL) -> Engine:
     is_sqlite = url.get_backend_name() == "sqlite"
     if is_sqlite:
         options["connect_args"] = {"timeout": SQLITE_BUSY_S, "factory": ForkSafeConnection}
+    try:
+        if url.get_backend_name() == "postgresql":
+            options["connect_args"] = tcp_options(url)
+    except ImportError as error:
+        raise _not_loaded(url, error) from error
     if url.get_driver_name() == "psycopg" and "prepare_threshold" not in url.query:
         # The names of what it prepares by itself are the server's, which a pooler may change.
-        options["connect_args"] = {"prepare_threshold": None}
+        options["connect_args"]["prepare_threshold"] = None
     if not is_sqlite or url.database not in (None, "", ":memory:"):
         options.update(pool_size=POOL_SIZE, max_overflow=0, pool_timeout=POOL_TIMEOUT_S)
     try:
         return create_engine(url, **options)
     except ImportError as error:
-        install = next(one for one in DRIVERS[url.get_backend_name()]).install
-        raise MissingDependency(
-            f"the driver {url.drivername} can't be loaded ({error}). Install it: {install}"
-        ) from error
+        raise _not_loaded(url, error) from error
     except (ArgumentError, TypeError, ValueError) as error:
         raise _invalid("the URL", f"an option of {where(url)} is not accepted") from error
+
+
+def _not_loaded(url: URL, error: ImportError) -> MissingDependency:
+    install = next(one for one in DRIVERS[url.get_backend_name()]).install
+    return MissingDependency(
+        f"the driver {url.drivername} can't be loaded ({error}). Install it: {install}"
+    )
 
 
 def where(url: URL) -> str:

@@ -17,7 +17,7 @@ import secrets
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import itemgetter, methodcaller
@@ -90,6 +90,12 @@ INSERT_ROWS: Final = 200
 #: the whole table in place of locks on rows.
 FORGET_ROWS: Final = 4_000
 
+#: Seconds for which that may take, also where all else is given less.
+PURGE_S: Final = 30.0
+
+#: The highest number that a database holds as a version, a position or a limit.
+MOST: Final = 2**63 - 1
+
 #: Seconds for which a stream that was written here, or found changed, is not read from a replica.
 FRESH_S: Final = 10.0
 
@@ -150,6 +156,7 @@ class SqlEventStore:
         self._reader = self._reading(read_engine or engine)
         self._has_replica = read_engine is not None
         self._primary_reader = self._reading(engine)
+        self._committing = engine.execution_options(isolation_level="AUTOCOMMIT")
         self.lease_check = lease_check
         self.on_commit: Callable[[], object] | None = None
         self.outbox = SqlOutbox(self)
@@ -252,6 +259,19 @@ class SqlEventStore:
         """Let no connection be used again that was made before now: one of them was lost."""
         age(self.engine)
         age(self._reader)
+        self._forget_known()
+
+    def _forget_known(self) -> None:
+        """Forget what is known of the database, which may be another one, or an earlier state."""
+        self.outbox.forget()
+        self._history = "", -math.inf
+
+    def check_kept(self, connection: Any) -> None:
+        """Check that what a connection has committed is in the database that others see.
+
+        Raises:
+            StoreUnavailable: it is lost.
+        """
 
     def on_begin(self, connection: Connection) -> None:
         """Do what a transaction needs that begins with statements of the application's own."""
@@ -262,6 +282,15 @@ class SqlEventStore:
     def _locked(self, statement: Select[Any]) -> Select[Any]:
         """Return a statement that locks the streams that it reads until the transaction's end."""
         return statement.with_for_update()
+
+    def _delete_unlocked(self, first: Select[Any], is_expired: ColumnElement[bool]) -> Delete:
+        """Return a statement that deletes commands, and passes over those that are locked.
+
+        Args:
+            first: selects the ids of those to delete.
+            is_expired: holds for them.
+        """
+        return delete(commands).where(commands.c.command_id.in_(first), is_expired)
 
     def _time(self, time: datetime) -> datetime:
         """Return a time as the driver takes it."""
@@ -379,11 +408,38 @@ class SqlEventStore:
         """
 
         def do() -> R:
-            with connect(self) as connection, connection.begin():
-                self.on_begin(connection)
-                return work(connection)
+            with connect(self) as connection:
+                with connection.begin():
+                    self.on_begin(connection)
+                    done = work(connection)
+                self.check_kept(connection)
+                return done
 
         return self.attempt(what, do)
+
+    def run_each(self, what: str, work: Callable[[Connection], R]) -> R:
+        """Run statements of which each commits by itself; again, while others are in the way.
+
+        Unlike in a transaction, a process that is frozen between two of them has nothing locked.
+
+        Args:
+            what: is being done: "delete expired commands".
+            work: does it, on the connection that it is given; it may be repeated.
+
+        Returns:
+            What `work` does.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+            SchemaError: the tables are missing or of another version.
+            TransactionConflict: other transactions were in its way as often as it was tried.
+        """
+
+        def do() -> R:
+            with self._committing.connect() as connection:
+                return work(connection)
+
+        return self.attempt_anew(what, do)
 
     def committed(self, batch: Batch) -> None:
         """Do what follows a commit."""
@@ -397,7 +453,11 @@ class SqlEventStore:
         Args:
             application: whose relay.
             broker: names what it relays to, without credentials.
+
+        Raises:
+            InvalidText: the application's name can't be kept by every store.
         """
+        check_text(application, "the application's name")
         return Leadership(self, application, broker=broker)
 
     def check_lease(self, lease: Lease | None) -> None:
@@ -586,9 +646,10 @@ class SqlEventStore:
         From a replica, if there is one, and the stream was not just written here.
         """
         check_stream(stream)
-        if limit is not None and limit <= 0:
+        if after_version >= MOST or (limit is not None and limit <= 0):
             return []
-        return self._stored(stream, self._rows_of_stream(stream, after_version, limit))
+        limit = limit and min(limit, MOST)
+        return self._stored(stream, self._rows_of_stream(stream, max(after_version, 0), limit))
 
     def read_history(self, stream: StreamName, *, after_version: int = 0) -> History:
         """Return what a replay needs of a stream's events; see `HistoryStore.read_history`.
@@ -596,6 +657,8 @@ class SqlEventStore:
         From a replica where `read_stream` reads from it.
         """
         check_stream(stream)
+        if after_version >= MOST:
+            return []
         return [
             (
                 version,
@@ -603,7 +666,9 @@ class SqlEventStore:
                 type_version,
                 (payload if payload[0] == "{" else _text_of(payload)).encode(),
             )
-            for version, name, type_version, payload in self._rows_of_history(stream, after_version)
+            for version, name, type_version, payload in self._rows_of_history(
+                stream, max(after_version, 0)
+            )
         ]
 
     def _rows_of_history(self, stream: StreamName, after_version: int) -> Sequence[Any]:
@@ -630,10 +695,11 @@ class SqlEventStore:
         Only those before which none can appear any more: the numbers that are left out are those of
         appends that were rolled back.
         """
-        if limit <= 0:
+        if after_position >= MOST or limit <= 0:
             return []
         found: list[StoredEvent] = []
-        for stream, rows in self._by_stream(self._rows_of_all(after_position, limit)):
+        page = self._rows_of_all(max(after_position, 0), min(limit, MOST))
+        for stream, rows in self._by_stream(page):
             found += self._stored(stream, rows)
         return found
 
@@ -703,13 +769,18 @@ class SqlEventStore:
     def forget_expired_commands(self) -> int:
         """Delete commands that have expired, `FORGET_ROWS` at most; the relay does this.
 
+        It is one statement, and passes over rows that another transaction has locked: it waits for
+        none, and nobody for it but while the database runs it.
+
         Returns:
-            The number of those deleted. Call it again until that is 0.
+            The number of those deleted. Call it again until that is 0; then what is left, somebody
+            else is deleting, or has locked.
 
         Raises:
             StoreUnavailable: the server does not answer.
             TransactionConflict: other transactions were in its way again and again.
         """
+        # Looked at twice: one of them may be recorded anew before its row is locked.
         is_expired = commands.c.expires_at <= self._time(datetime.now(UTC))
         first = (
             select(commands.c.command_id)
@@ -717,11 +788,11 @@ class SqlEventStore:
             .order_by(commands.c.expires_at)
             .limit(FORGET_ROWS)
         )
-        # Looked at twice: one of them may be recorded anew before its row is locked.
-        statement = delete(commands).where(commands.c.command_id.in_(first), is_expired)
-        return self.transact(
-            "delete expired commands", lambda connection: self.changed(connection, statement)
-        )
+        statement = self._delete_unlocked(first, is_expired)
+        with self.limited(PURGE_S):
+            return self.run_each(
+                "delete expired commands", lambda connection: self.changed(connection, statement)
+            )
 
     def history(self) -> str:
         """Return what tells the store's history from those that it went back from.
@@ -749,7 +820,7 @@ class SqlEventStore:
             StoreUnavailable: the server does not answer.
         """
         change = update(identity).values(history=secrets.token_hex(16))
-        self.transact("begin a new history", methodcaller("execute", change))
+        self.run_each("begin a new history", methodcaller("execute", change))
         self._history = "", -math.inf
 
     def snapshots(self) -> SqlSnapshotStore:
@@ -760,6 +831,7 @@ class SqlEventStore:
         """Give back connections; the store may be used again and makes new ones."""
         self.engine.dispose()
         self._reader.dispose()
+        self._forget_known()
 
     def forget_connections(self) -> None:
         """Leave the connections to the parent process, whose fork this one is."""
@@ -824,6 +896,13 @@ class SqlEventStore:
     def reach(self, what: str) -> AbstractContextManager[None]:
         """Turn the driver's errors into ours for as long as something is done; see `reaching`."""
         return reaching(self, what, self.engine.dialect.loaded_dbapi.Error)
+
+    def limited(self, limit_s: float | None) -> AbstractContextManager[None]:
+        """Let this thread wait for each answer for so long; None for as long as it takes.
+
+        That is for PostgreSQL. Elsewhere the driver's own limits hold.
+        """
+        return nullcontext()
 
     def _note(self, batch: Batch) -> None:
         """Remember which streams a replica may not know in their newest state."""

@@ -424,7 +424,7 @@ class Leadership:
             if connection.execute(select(relays.c.token).where(self._is_mine())).first() is None:
                 connection.execute(insert(relays).values(row))
 
-        store.transact("make the relay's row", make)
+        store.run_each("make the relay's row", make)
 
 
 def _me() -> str:

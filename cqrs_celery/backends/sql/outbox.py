@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -17,6 +16,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or
 
 from ...errors import StoreWentBack
 from ...store.events import START, Place, StoredEvent, Subscriber
+from ...store.refusals import check_text
 from .failures import schema_missing
 from .tables import events, identity, relays, subscribers
 
@@ -46,19 +46,29 @@ class SqlOutbox:
 
     def __init__(self, store: SqlEventStore) -> None:
         self.store = store
+        self._store_id: str | None = None
 
-    @cached_property
+    @property
     def store_id(self) -> str:
         """What tells the store from all others; made with its tables.
+
+        It is looked up again where a connection was lost: the database may be another one then.
 
         Raises:
             SchemaError: there are no tables.
             StoreUnavailable: the server does not answer.
         """
-        row = self._first("look up the store's id", select(identity.c.store_id))
-        if row is None:
-            raise schema_missing(self.store.where, "found no id of the store, expected one")
-        return str(row[0])
+        known = self._store_id
+        if known is None:
+            row = self._first("look up the store's id", select(identity.c.store_id))
+            if row is None:
+                raise schema_missing(self.store.where, "found no id of the store, expected one")
+            known = self._store_id = str(row[0])
+        return known
+
+    def forget(self) -> None:
+        """Forget which store it is."""
+        self._store_id = None
 
     def read(self, after_position: int, limit: int) -> Sequence[StoredEvent]:
         """Return events in order, none of which may be overtaken any more."""
@@ -168,7 +178,16 @@ class SqlOutbox:
         return [_decode(row[0]) for row in rows]
 
     def register(self, application: str, subscriber: Subscriber) -> None:
-        """Remember a subscriber of an application, in place of what was known under its name."""
+        """Remember a subscriber of an application, in place of what was known under its name.
+
+        Raises:
+            InvalidText: one of its texts can't be kept by every store.
+            StoreUnavailable: the server does not answer.
+        """
+        _check(application, subscriber.name, *subscriber.topics, subscriber.queue)
+        for text in subscriber.head:
+            # In JSON, NUL has an escape.
+            check_text(text.replace("\0", ""), f"the head of {subscriber.name}'s messages")
         values = {
             "subscriber": _encode(subscriber).decode(),
             "registered_at": self.store._time(datetime.now(UTC)),
@@ -176,17 +195,26 @@ class SqlOutbox:
         key = {"application": application, "name": subscriber.name}
 
         def put(connection: Connection) -> None:
-            connection.execute(delete(subscribers).where(_is(EVERY_APPLICATION, subscriber.name)))
             is_it = _is(application, subscriber.name)
             if not self.store.changed(
                 connection, update(subscribers).where(is_it).values(**values)
             ):
                 connection.execute(insert(subscribers).values(**key, **values))
+            # Last, so that it is registered at every moment.
+            if application != EVERY_APPLICATION:
+                is_old = _is(EVERY_APPLICATION, subscriber.name)
+                connection.execute(delete(subscribers).where(is_old))
 
-        self.store.transact(f"register {subscriber.name}", put)
+        self.store.run_each(f"register {subscriber.name}", put)
 
     def unregister(self, application: str, name: str, topics: Sequence[str]) -> int:
-        """Remove a subscriber from topics, altogether if none is left; returns from how many."""
+        """Remove a subscriber from topics, altogether if none is left; returns from how many.
+
+        Raises:
+            InvalidText: its name can't be one of a subscriber.
+            StoreUnavailable: the server does not answer.
+        """
+        _check(application, name)
         for known in self.subscribers(application):
             if known.name != name:
                 continue
@@ -207,6 +235,13 @@ class SqlOutbox:
     def _first(self, what: str, statement: Any) -> Any:
         rows = self.store._rows(statement, what, self.store._primary_reader)
         return rows[0] if rows else None
+
+
+def _check(application: str, *texts: str) -> None:
+    """Check that every store can keep what a subscriber is known by."""
+    check_text(application, "the application's name")
+    for text in texts:
+        check_text(text, "a name, a topic or the queue of a subscriber")
 
 
 def _is(application: str, name: str) -> ColumnElement[bool]:

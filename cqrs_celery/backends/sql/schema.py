@@ -45,7 +45,8 @@ def create_schema(store: SqlEventStore) -> str:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
-    with _alembic_lock:
+    # To build an index takes as long as it takes.
+    with _alembic_lock, store.limited(None):
         store.transact("create the event store's tables", upgrade)
     return newest_version()
 

@@ -151,13 +151,13 @@ class SqlSnapshotStore:
         """Keep a snapshot unless there is a newer one; see `SnapshotStore.put`."""
         check_stream(snapshot.stream)
         what = f"keep the snapshot of {snapshot.stream}"
-        return self._store.transact(what, partial(self._put, snapshot))
+        return self._store.run_each(what, partial(self._put, snapshot))
 
     def remove(self, stream: StreamName) -> bool:
         """Delete a stream's snapshot; see `SnapshotStore.remove`."""
         check_stream(stream)
         statement = delete(snapshots).where(snapshots.c.stream_id == self._id_of(stream))
-        return self._store.transact(
+        return self._store.run_each(
             f"remove the snapshot of {stream}",
             lambda connection: bool(self._store.changed(connection, statement)),
         )

@@ -6,7 +6,9 @@ returns.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,12 +17,16 @@ from typing import Any, Final
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Engine, Select, cast, event, func
 
+from ...errors import StoreUnavailable
 from ...store.events import CommandRecord, Committed, Lease, NewEvent
 from ...store.stream import ANY_VERSION
 from ..sql.batch import Batch, CommandRefused, VersionRefused
 from ..sql.event_store import SqlEventStore, encode
 from ..sql.failures import Failure
 from .forking import between_forks
+from .replaced import FileWatch
+
+logger = logging.getLogger(__name__)
 
 #: The Julian day at the beginning of 1970, and the milliseconds of a day.
 JULIAN_1970: Final = 2440587.5
@@ -46,6 +52,29 @@ _REMEMBER: Final = (
 
 class SqliteEventStore(SqlEventStore):
     """Be an EventStore in an SQLite file."""
+
+    def __init__(self, engine: Engine, **options: Any) -> None:
+        super().__init__(engine, **options)
+        self._watch_file()
+
+    def _watch_file(self) -> None:
+        # The engine may outlive this store.
+        forget = weakref.WeakMethod(self._on_replaced)
+        FileWatch(self.engine, lambda: (forget() or _nothing)())
+
+    def _on_replaced(self) -> None:
+        logger.warning(
+            "the file of %s was replaced or removed; its connections are opened anew", self.where
+        )
+        self.forget_lost()
+
+    def check_kept(self, connection: Any) -> None:
+        """Check that what a connection has committed is in the file that others open."""
+        if not FileWatch.is_file_of(connection):
+            raise StoreUnavailable(
+                f"what was committed is lost: the file of {self.where} was replaced or removed"
+                " meanwhile, as by the restoring of a backup. Repeat the command."
+            )
 
     def failure(self, error: BaseException) -> Failure:
         """Return what a driver's error means."""
@@ -110,6 +139,7 @@ class SqliteEventStore(SqlEventStore):
             committed = _append(connection, batch, command)
             self.check_lease(lease)
             connection.commit()
+            self.check_kept(pooled)
         finally:
             # The pool rolls back what is not committed.
             pooled.close()
@@ -171,6 +201,10 @@ def _columns(one: NewEvent) -> tuple[Any, ...]:
         encode(one.metadata).decode(),
         _time(one.timestamp),
     )
+
+
+def _nothing() -> None:
+    """Do what a store does that is no more."""
 
 
 def _time(time: datetime) -> str:

@@ -35,12 +35,15 @@ from sqlalchemy.dialects.mssql import ROWVERSION
 from ...store.stream import StreamName
 from ..sql.event_store import SqlEventStore, reading_from
 from ..sql.failures import Failure
-from ..sql.tables import events, streams
+from ..sql.tables import commands, events, streams
 
 #: Locks each row that is read, and the place of each that is missing, until the transaction ends.
 #: Always by seeks in an index: a scan, the cheaper plan for a small table, would lock every stream,
 #: and two plans that take locks in two orders could deadlock.
 LOCK_HINT: Final = "WITH (UPDLOCK, HOLDLOCK, ROWLOCK, FORCESEEK)"
+
+#: Locks the rows that are read, but for those that are locked, which are passed over.
+SKIP_HINT: Final = "WITH (UPDLOCK, READPAST, ROWLOCK)"
 
 #: A column that the other engines do not have. It knows its table, for statements of nothing else.
 _ROW_VERSION: Final[ColumnElement[Any]] = column("row_version", ROWVERSION(), _selectable=events)  # type: ignore[no-untyped-call]
@@ -180,6 +183,11 @@ class SqlServerEventStore(SqlEventStore):
 
     def _locked(self, statement: Select[Any]) -> Select[Any]:
         return statement.with_hint(streams, LOCK_HINT, "mssql")
+
+    def _delete_unlocked(self, first: Select[Any], is_expired: ColumnElement[bool]) -> Delete:
+        first = first.with_hint(commands, SKIP_HINT, "mssql")
+        statement = super()._delete_unlocked(first, is_expired)
+        return statement.with_hint(SKIP_HINT, dialect_name="mssql")
 
 
 def _row_version(position: int) -> bytes:

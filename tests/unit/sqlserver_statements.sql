@@ -204,6 +204,10 @@ WHERE cqrs_events.stream_id = (SELECT cqrs_streams.stream_id
 FROM cqrs_streams
 WHERE cqrs_streams.stream_key = ?) AND cqrs_events.version > ? ORDER BY cqrs_events.version
 
+-- history
+SELECT cqrs_store.store_id, cqrs_store.history
+FROM cqrs_store
+
 -- find_snapshot
 SELECT cqrs_snapshots.version, cqrs_snapshots.schema_version, cqrs_snapshots.taken_at, cqrs_snapshots.payload AS payload
 FROM cqrs_snapshots JOIN cqrs_streams ON cqrs_streams.stream_id = cqrs_snapshots.stream_id

@@ -261,6 +261,19 @@ def test_a_replica_that_lags_does_not_look_like_a_store_that_went_back(
         store.close()
 
 
+def test_histories_of_two_databases_differ_from_the_beginning(tmp_path: Path) -> None:
+    histories = []
+    for name in ("one", "two"):
+        store = open_event_store(f"sqlite:///{tmp_path / name}.db")
+        assert isinstance(store, SqlEventStore)
+        create_schema(store)
+        histories.append(store.history())
+        store.begin_new_history()
+        histories.append(store.history())
+        store.close()
+    assert len(set(histories)) == 4
+
+
 # Snapshots
 
 

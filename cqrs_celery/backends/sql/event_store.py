@@ -763,7 +763,7 @@ class SqlEventStore:
         )
 
     def history(self) -> str:
-        """Return what tells the store's history from those that it went back from.
+        """Return what tells the store's history from others', and from those it went back from.
 
         What is known is a second old at most.
 
@@ -775,9 +775,11 @@ class SqlEventStore:
             return known
         read_at = time.monotonic()
         rows = self._rows(
-            select(identity.c.history), "look up the store's history", self._primary_reader
+            select(identity.c.store_id, identity.c.history),
+            "look up the store's history",
+            self._primary_reader,
         )
-        known = str(rows[0][0]) if rows else ""
+        known = ":".join(rows[0]) if rows else ""
         self._history = known, read_at
         return known
 

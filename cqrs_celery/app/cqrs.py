@@ -13,8 +13,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import celery
 from celery.signals import celeryd_init
@@ -49,7 +49,6 @@ from .settings import BROKER, IN_A_TASK, Settings, check_broker, check_tasks, re
 from .snapshots import (
     add_snapshot_task,
     check_snapshots,
-    forget_lost,
     open_snapshots,
     snapshot_queue,
 )
@@ -145,7 +144,7 @@ class CQRS:
             store,
             settings.application,
             is_reliable=self._is_reliable,
-            on_went_back=partial(forget_lost, store, repository.snapshots, settings.application),
+            on_went_back=lambda place: cast(Any, store).begin_new_history(),
         )
         bus = Bus(repository, serializer, locks=locks, middleware=self._middleware)
         return Runtime(

@@ -2,7 +2,8 @@
 
 What is kept is an aggregate's state as bytes, as a snapshot has it: so each caller gets an instance
 of its own, and what one does with it no other sees. It may be old; whoever takes it brings it
-forward by the events that have come since. Whatever goes wrong with it is logged, and the aggregate
+forward by the events that have come since. It names the events that it was made of, and whoever
+takes it sees whether the stream has them. Whatever goes wrong with it is logged, and the aggregate
 is loaded as if nothing had been kept.
 """
 
@@ -122,6 +123,8 @@ class AggregateCache:
             if entry.schema_version != cls.__snapshot_version__ or entry.history != self.history():
                 return None
             aggregate = restore(cls, stream.aggregate_id, entry.version, entry.state)
+            if not aggregate.__ledger__.known:
+                return None
         except SnapshotError:
             return None
         except Exception as error:  # noqa: BLE001  whatever it is, the events are there
@@ -134,8 +137,11 @@ class AggregateCache:
         return aggregate
 
     def put(self, aggregate: Aggregate, stream: StreamName) -> None:
-        """Keep an aggregate that has nothing pending; not one without events, or without an id."""
-        if not (stream.aggregate_id and aggregate.version):
+        """Keep an aggregate that has nothing pending; not one without events, or without an id.
+
+        Nor one of which it is not known of which events it was made.
+        """
+        if not (stream.aggregate_id and aggregate.__ledger__.known):
             return
         ledger = aggregate.__ledger__
         try:

@@ -89,6 +89,12 @@ class Snapshots:
                 return Restored(newer=newer)
             data = bytes(decompress(snapshot.data))
             aggregate = restore(cls, stream.aggregate_id, snapshot.version, data)
+            if newer is None and not aggregate.__ledger__.known:
+                raise SnapshotError(
+                    f"the snapshot of {stream} does not name its last event, as those of earlier"
+                    " versions: whether it goes with the events can't be told",
+                    aggregate=str(stream),
+                )
         except SnapshotError as error:
             logger.info("snapshot does not fit", extra=_told(stream, error))
             return Restored()
@@ -110,13 +116,28 @@ class Snapshots:
         is_fitting = snapshot is not None and snapshot.schema_version == schema_version
         return (snapshot if is_fitting else None), None
 
-    def after_commit(self, aggregate: Aggregate, stream: StreamName) -> None:
-        """Take a snapshot of an aggregate that was just committed, if its policy says so."""
+    def after_commit(
+        self, aggregate: Aggregate, stream: StreamName, *, confirm: Callable[[], bool]
+    ) -> None:
+        """Take a snapshot of an aggregate that was just committed, if its policy says so.
+
+        Args:
+            aggregate: has nothing pending.
+            stream: its events'.
+            confirm: returns whether the stream has the events that the aggregate was made of.
+        """
         try:
             if not self.is_due(aggregate):
                 return
             if self._defer is None:
-                self.take(aggregate, stream)
+                if confirm():
+                    self.take(aggregate, stream)
+                else:
+                    logger.warning(
+                        "snapshot of %s not taken: it may be of events that the store has lost",
+                        stream,
+                        extra={"stream": str(stream)},
+                    )
                 return
             if self._asked.get(stream) is None:
                 self._defer(stream, aggregate.version)

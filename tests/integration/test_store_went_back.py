@@ -8,29 +8,21 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 import psutil
 import psycopg2.errors
 import pytest
 import redis
-from sqlalchemy import text
 
-from cqrs_celery import Aggregate, Event, applies
 from cqrs_celery.app.relaying import RelayParts
-from cqrs_celery.app.snapshots import forget_lost
-from cqrs_celery.backends.memory.snapshot_store import MemorySnapshotStore
 from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.redis.relay_queue import RelayQueue
 from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.errors import StoreUnavailable
-from cqrs_celery.messages.serializer import Serializer
 from cqrs_celery.queue.reliable_queue import ReliableQueue
-from cqrs_celery.session.repository import Repository
-from cqrs_celery.session.snapshots import Snapshots
-from cqrs_celery.store.events import Place, Subscriber
+from cqrs_celery.store.events import Subscriber
 from cqrs_celery.store.stream import ANY_VERSION, StreamName
 from cqrs_celery.testing.event_store_contract import append, events
 from cqrs_celery.workers.relay import Relay
@@ -54,8 +46,9 @@ class Line:
             lambda: self.client, store_id=lambda: store.outbox.store_id, body=("[[", "],{},{}]")
         )
         leadership = store.leadership("inventory", broker="redis")
-        went_back = partial(forget_lost, store, None, "inventory")
-        self.parts = RelayParts(store, queue, "inventory", leadership, went_back)
+        self.parts = RelayParts(
+            store, queue, "inventory", leadership, lambda place: store.begin_new_history()
+        )
         self.written = 0
 
     def write(self, count: int) -> None:
@@ -338,45 +331,3 @@ def test_an_sqlite_file_that_is_put_back_delivers_what_it_has_and_what_comes(
         line.wait_all_given()
     assert len(line.stored()) == 35
     assert "the store went back: it has no event" in caplog.text
-
-
-class Counted(Event):
-    count: int
-
-
-class Total(Aggregate, name="WentBackTotal", snapshot_every=1):
-    sum: int = 0
-
-    def add(self, count: int) -> None:
-        self.record(Counted(count=count))
-
-    @applies(Counted)
-    def _counted(self, event: Counted) -> None:
-        self.sum += event.count
-
-
-def test_snapshots_elsewhere_that_may_hold_what_was_lost_are_deleted_and_others_stay(
-    tmp_path: Path,
-) -> None:
-    # given snapshots in another store, one of before the place where all was handled
-    store = open_event_store(f"sqlite:///{tmp_path / 'events.db'}")
-    assert isinstance(store, SqlEventStore)
-    create_schema(store)
-    snapshots = Snapshots(MemorySnapshotStore())
-    repository = Repository(store, Serializer("shop"), snapshots=snapshots)
-    for name in ("early", "late", "lost"):
-        total = Total(name)
-        total.add(1)
-        repository.save(total)
-    late = store.read_all()[1]
-    # when the last event is lost, and all up to the first one is known to be handled
-    with store.engine.begin() as connection:
-        connection.execute(text("DELETE FROM cqrs_events WHERE global_position = 3"))
-        connection.execute(text("UPDATE cqrs_streams SET version = 0 WHERE aggregate_id = 'lost'"))
-    before = store.history()
-    forget_lost(store, snapshots, "shop", Place(late.global_position, late.event.event_id))
-    # then only what was taken before that stays, and the store has another history
-    left = [stream.aggregate_id for stream in snapshots.store.streams("shop", "WentBackTotal")]
-    assert left == ["early"]
-    assert store.history() != before
-    store.close()

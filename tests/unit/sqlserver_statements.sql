@@ -195,6 +195,19 @@ SELECT count(*) AS count_1, min(cqrs_events.recorded_at) AS min_1
 FROM cqrs_events
 WHERE cqrs_events.row_version > ?
 
+-- read_history
+SELECT cqrs_events.version, cqrs_events.type, cqrs_events.type_version, CASE WHEN (cqrs_events.version > ?) THEN cqrs_events.payload END AS payload, CASE WHEN (cqrs_events.version <= ? OR cqrs_events.version = (SELECT cqrs_streams.version
+FROM cqrs_streams
+WHERE cqrs_streams.stream_key = ?)) THEN cqrs_events.event_id END AS event_id
+FROM cqrs_events
+WHERE cqrs_events.stream_id = (SELECT cqrs_streams.stream_id
+FROM cqrs_streams
+WHERE cqrs_streams.stream_key = ?) AND cqrs_events.version > ? ORDER BY cqrs_events.version
+
+-- history
+SELECT cqrs_store.store_id, cqrs_store.history
+FROM cqrs_store
+
 -- find_snapshot
 SELECT cqrs_snapshots.version, cqrs_snapshots.schema_version, cqrs_snapshots.taken_at, cqrs_snapshots.payload AS payload
 FROM cqrs_snapshots JOIN cqrs_streams ON cqrs_streams.stream_id = cqrs_snapshots.stream_id

@@ -167,6 +167,8 @@ def all_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
     store.find_command("c-1")
     store.outbox.last_position()
     store.outbox.pending(5)
+    store.read_history(StreamName("shop", "Item", "1"))
+    store.history()
     return {
         "schema": [one for one in schema_sql("mssql").split("GO\n") if one.strip()],
         "append": append_statements(store),
@@ -175,6 +177,8 @@ def all_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
         "find_command": read[2:3],
         "last_position": read[3:4],
         "pending": read[4:5],
+        "read_history": read[5:6],
+        "history": read[6:7],
         **snapshot_statements(store, read),
         **outbox_statements(store),
     }

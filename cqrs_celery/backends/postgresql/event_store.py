@@ -35,7 +35,14 @@ from sqlalchemy import (
 )
 
 from ...messages.metadata import Metadata
-from ...store.events import CommandOutcome, CommandRecord, Committed, Lease, NewEvent
+from ...store.events import (
+    CommandOutcome,
+    CommandRecord,
+    Committed,
+    KnownEvent,
+    Lease,
+    NewEvent,
+)
 from ...store.refusals import check_text
 from ...store.stream import StreamName
 from ..sql.batch import Batch, CommandRefused, VersionRefused
@@ -86,8 +93,16 @@ _READ_STREAM: Final = Statement(
 
 _READ_HISTORY: Final = Statement(
     "cqrs_read_history",
-    ("text", "bigint"),
-    f"SELECT version, type, type_version, payload::text{_OF_STREAM}",
+    ("bigint", "text", "bigint"),
+    # A parameter stands in it once, so the last known version is a column.
+    "WITH stream AS MATERIALIZED (SELECT stream_id, version AS last, $1 AS known"
+    " FROM cqrs_streams WHERE stream_key = $2)"
+    " SELECT version, type, type_version,"
+    " CASE WHEN version > (SELECT known FROM stream) THEN payload::text END,"
+    " CASE WHEN version <= (SELECT known FROM stream) OR version = (SELECT last FROM stream)"
+    " THEN event_id END"
+    " FROM cqrs_events WHERE stream_id = (SELECT stream_id FROM stream) AND version > $3"
+    " ORDER BY version",
 )
 
 # Without the names of the streams, which are long and few: they are read once for a page.
@@ -364,9 +379,13 @@ class PostgresqlEventStore(SqlEventStore):
         """Return the store of the streams' snapshots, in the same database."""
         return PostgresqlSnapshotStore(self)
 
-    def _rows_of_history(self, stream: StreamName, after_version: int) -> Sequence[Any]:
-        kept = self._kept if self._is_fresh(stream) else self._kept_to_read
-        return self._run(kept, f"read {stream}", _READ_HISTORY, stream.key, after_version)
+    def _rows_of_history(
+        self, stream: StreamName, known: Sequence[KnownEvent], *, from_primary: bool
+    ) -> Sequence[Any]:
+        kept = self._kept if from_primary else self._kept_to_read
+        first, last = (known[0][0], known[-1][0]) if known else (1, 0)
+        arguments = last, stream.key, first - 1
+        return self._run(kept, f"read {stream}", _READ_HISTORY, *arguments)
 
     def find_command(self, command_id: str) -> CommandOutcome | None:
         """Return what a command recorded when it committed; see `EventStore.find_command`."""

@@ -35,8 +35,10 @@ from sqlalchemy import (
     TextClause,
     Update,
     bindparam,
+    case,
     delete,
     insert,
+    or_,
     select,
     update,
 )
@@ -50,6 +52,7 @@ from ...store.events import (
     CommandRecord,
     Committed,
     History,
+    KnownEvent,
     Lease,
     NewEvent,
     StoredEvent,
@@ -105,8 +108,8 @@ HISTORY_S: Final = 1.0
 #: Streams of which that is remembered.
 FRESH_STREAMS: Final = 10_000
 
-#: Which of a row's columns a replay needs, in their order.
-_OF_HISTORY: Final = (1, 3, 4, 5)
+#: Where a row of a history has the event's id, if it has it.
+_ID_IN_HISTORY: Final = 4
 
 #: The parts of a stream's name, where they are the first columns of a row.
 _NAME = itemgetter(0, 1, 2)
@@ -175,8 +178,25 @@ class SqlEventStore:
         )
         # Made once: to make it takes as long as to run it.
         self._select_stream = self._select_from_stream(self._columns)
-        self._select_history = self._select_from_stream(self._columns[i] for i in _OF_HISTORY)
+        self._select_history = self._select_from_stream(self._columns_of_history())
         _all_stores.add(self)
+
+    def _columns_of_history(self) -> Sequence[ColumnElement[Any]]:
+        """Return what a replay needs of a row.
+
+        That is, the data of events that are not known, and the ids of those that are, and of the
+        stream's last one.
+        """
+        _, version, event_id, name, type_version, payload, _, _ = self._columns
+        last = select(streams.c.version).where(streams.c.stream_key == bindparam("key"))
+        is_known = version <= bindparam("known")
+        return (
+            version,
+            name,
+            type_version,
+            case((version > bindparam("known"), payload)).label("payload"),
+            case((or_(is_known, version == last.scalar_subquery()), event_id)).label("event_id"),
+        )
 
     def _select_from_stream(self, columns: Iterable[ColumnElement[Any]]) -> Select[Any]:
         return (
@@ -651,32 +671,47 @@ class SqlEventStore:
         limit = limit and min(limit, MOST)
         return self._stored(stream, self._rows_of_stream(stream, max(after_version, 0), limit))
 
-    def read_history(self, stream: StreamName, *, after_version: int = 0) -> History:
+    def read_history(
+        self, stream: StreamName, *, known: Sequence[KnownEvent] = ()
+    ) -> History | None:
         """Return what a replay needs of a stream's events; see `HistoryStore.read_history`.
 
-        From a replica where `read_stream` reads from it.
+        From a replica where `read_stream` reads from it, unless that does not have what is known.
         """
         check_stream(stream)
-        if after_version >= MOST:
-            return []
-        return [
-            (
-                version,
-                name,
-                type_version,
-                (payload if payload[0] == "{" else _text_of(payload)).encode(),
-            )
-            for version, name, type_version, payload in self._rows_of_history(
-                stream, max(after_version, 0)
-            )
-        ]
+        is_fresh = self._is_fresh(stream)
+        rows = self._rows_of_history(stream, known, from_primary=is_fresh)
+        if self._has_replica and not is_fresh and not _have(rows, known):
+            # It may not have got there yet.
+            rows = self._rows_of_history(stream, known, from_primary=True)
+        if not _have(rows, known):
+            return None
+        newer = rows[known[-1][0] - known[0][0] + 1 :] if known else rows
+        return History(
+            [
+                (
+                    version,
+                    name,
+                    type_version,
+                    (payload if payload[0] == "{" else _text_of(payload)).encode(),
+                )
+                for version, name, type_version, payload, _ in newer
+            ],
+            newer[-1][_ID_IN_HISTORY] or "" if newer else "",
+        )
 
-    def _rows_of_history(self, stream: StreamName, after_version: int) -> Sequence[Any]:
-        reader = self._primary_reader if self._is_fresh(stream) else self._reader
+    def _rows_of_history(
+        self, stream: StreamName, known: Sequence[KnownEvent], *, from_primary: bool
+    ) -> Sequence[Any]:
+        """Return the rows of a history, from the first event that is known on."""
         return self._rows(
-            self._select_history, f"read {stream}", reader,
-            key=self._key(stream), after=after_version,
-        )  # fmt: skip
+            self._select_history,
+            f"read {stream}",
+            self._primary_reader if from_primary else self._reader,
+            key=self._key(stream),
+            after=known[0][0] - 1 if known else 0,
+            known=known[-1][0] if known else 0,
+        )
 
     def _rows_of_stream(
         self, stream: StreamName, after_version: int, limit: int | None
@@ -795,7 +830,7 @@ class SqlEventStore:
             )
 
     def history(self) -> str:
-        """Return what tells the store's history from those that it went back from.
+        """Return what tells the store's history from others', and from those it went back from.
 
         What is known is a second old at most.
 
@@ -807,9 +842,11 @@ class SqlEventStore:
             return known
         read_at = time.monotonic()
         rows = self._rows(
-            select(identity.c.history), "look up the store's history", self._primary_reader
+            select(identity.c.store_id, identity.c.history),
+            "look up the store's history",
+            self._primary_reader,
         )
-        known = str(rows[0][0]) if rows else ""
+        known = ":".join(rows[0]) if rows else ""
         self._history = known, read_at
         return known
 
@@ -916,6 +953,15 @@ class SqlEventStore:
 
     def _is_fresh(self, stream: StreamName) -> bool:
         return self._has_replica and self._fresh.get(stream, 0.0) > time.monotonic()
+
+
+def _have(rows: Sequence[Any], known: Sequence[KnownEvent]) -> bool:
+    """Return whether the rows of a history, which begin with the first known event, have all."""
+    for version, event_id in known:
+        at = version - known[0][0]
+        if at >= len(rows) or (rows[at][0], rows[at][_ID_IN_HISTORY]) != (version, event_id):
+            return False
+    return True
 
 
 def reading_from(after_position: int) -> str:

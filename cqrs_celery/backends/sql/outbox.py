@@ -130,13 +130,6 @@ class SqlOutbox:
         )
         return START if found is None else Place(int(found[0]), found[1])
 
-    def recorded_at(self, place: Place) -> datetime | None:
-        """Return when the event of a place was recorded; None in front of the first one."""
-        if not place.position:
-            return None
-        found = self.read(place.position - 1, 1)
-        return found[0].event.timestamp if found else None
-
     def last_position(self) -> int:
         """Return the position of the last event; 0 if there is none."""
         last = select(self.store._position()).order_by(self.store._order().desc()).limit(1)

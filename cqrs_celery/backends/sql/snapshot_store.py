@@ -52,9 +52,6 @@ class SqlSnapshotStore:
         store: the event store of the same streams, whose connections it uses.
     """
 
-    #: They go back with the events when their database does.
-    is_beside_events = True
-
     def __init__(self, store: SqlEventStore) -> None:
         self._store = store
         # Made once: to make it takes as long as to run it.

@@ -21,6 +21,7 @@ from sqlalchemy.pool import NullPool
 from cqrs_celery import CQRS, Command, Session, command_handler
 from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.postgresql.event_store import PostgresqlEventStore
+from cqrs_celery.backends.sql import outbox as sql_outbox
 from cqrs_celery.backends.sql.batch import Batch
 from cqrs_celery.backends.sql.event_store import LeaseCheck, SqlEventStore
 from cqrs_celery.backends.sql.failures import Failure
@@ -755,6 +756,47 @@ def lead(store: PostgresqlEventStore) -> None:
     assert leadership.claim("broker")
     assert leadership.save_checkpoint(Place(1, "x"))
     leadership.release()
+
+
+@pytest.mark.parametrize("beside", ["unregister", "register"])
+def test_a_removal_undoes_nothing_that_is_registered_or_removed_at_the_same_time(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, beside: str
+) -> None:
+    # given a function that is removed from one of its topics, by a process that has read both
+    outbox, other = opened().outbox, opened().outbox
+    outbox.register("shop", SUBSCRIBER._replace(topics=("old", "kept")))
+    has_read, may_write = threading.Event(), threading.Event()
+    decode = sql_outbox._decode
+
+    def pausing(row: str) -> Subscriber:
+        if threading.current_thread() is removal and not has_read.is_set():
+            has_read.set()
+            assert may_write.wait(timeout=30)
+        return decode(row)
+
+    monkeypatch.setattr(sql_outbox, "_decode", pausing)
+    removal = threading.Thread(target=outbox.unregister, args=("shop", "task", ["old"]))
+    removal.start()
+    assert has_read.wait(timeout=30)
+    # when another process removes it from the other one, or registers it with a new one
+    changes: dict[str, Callable[[], object]] = {
+        "unregister": lambda: other.unregister("shop", "task", ["kept"]),
+        "register": lambda: other.register("shop", SUBSCRIBER._replace(topics=("kept", "new"))),
+    }
+    change = threading.Thread(target=changes[beside])
+    change.start()
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with other.store.engine.connect() as connection:
+        wait_until(
+            lambda: not change.is_alive() or connection.scalar(text(waiting)),
+            message="the other process to have done it, or to wait",
+        )
+    may_write.set()
+    removal.join(timeout=30)
+    change.join(timeout=30)
+    # then that stands
+    topics = [one.topics for one in outbox.subscribers("shop")]
+    assert topics == {"unregister": [], "register": [("kept", "new")]}[beside]
 
 
 #: What begins with a connection that lay in a pool.

@@ -258,6 +258,17 @@ UPDATE cqrs_relay_subscribers SET subscriber=?, registered_at=? OUTPUT inserted.
 -- register
 INSERT INTO cqrs_relay_subscribers (application, name, subscriber, registered_at) VALUES (?, ?, ?, ?)
 
+-- unregister
+UPDATE cqrs_relay_subscribers SET registered_at=cqrs_relay_subscribers.registered_at OUTPUT inserted.application, inserted.name WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ? OR cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ?
+
+-- unregister
+SELECT cqrs_relay_subscribers.subscriber
+FROM cqrs_relay_subscribers
+WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ? OR cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ? ORDER BY cqrs_relay_subscribers.application DESC
+
+-- unregister
+DELETE FROM cqrs_relay_subscribers WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ? OR cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ?
+
 -- forget_expired_commands
 DELETE FROM cqrs_commands OUTPUT deleted.command_id WHERE cqrs_commands.command_id IN (SELECT TOP 4000 cqrs_commands.command_id
 FROM cqrs_commands

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import sqlglot
 from sqlalchemy import create_engine
@@ -115,9 +116,15 @@ def outbox_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
     """Return the statements of what the relay keeps, and of its cleaning."""
     subscriber = Subscriber("shop.till", ("shop.paid",), "till", ("", "", "", "", ""))
     none, some = (SimpleNamespace(all=lambda found=found: found) for found in ([], [("x",)]))
+    known = SimpleNamespace(all=lambda: [(msgspec.json.encode(subscriber).decode(),)])
     written = {}
     for name, write, answers in (
         ("register", lambda: store.outbox.register("shop", subscriber), [None, none, None]),
+        (
+            "unregister",
+            lambda: store.outbox.unregister("shop", "shop.till", ["shop.paid"]),
+            [some, known, None],
+        ),
         ("forget_expired_commands", store.forget_expired_commands, [some]),
     ):
         recorder: Any = Recorder(store, iter(answers))

@@ -10,6 +10,7 @@ import click
 from celery.bin.base import CeleryCommand
 
 from ..errors import CQRSError
+from .application import cqrs_of
 from .table import print_table
 
 
@@ -24,9 +25,7 @@ def outbox() -> None:
 def status(context: click.Context, as_json: bool) -> None:
     """Show the events that subscribers' queues do not have yet, and which relay sees to them."""
     app: Any = context.obj.app
-    cqrs = getattr(app, "cqrs", None)
-    if cqrs is None:
-        raise click.UsageError(f"{app.main} has no CQRS: make one with CQRS(app)")
+    cqrs = cqrs_of(context)
     try:
         store = cqrs.store
         if cqrs.relay is None:

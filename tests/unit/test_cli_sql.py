@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 
 from cqrs_celery import CQRS
+from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.cli import cqrs as command
+from cqrs_celery.store.events import Subscriber
 
 MakeApplication = Callable[..., celery.Celery]
 
@@ -78,3 +81,90 @@ def test_a_store_in_no_sql_database_is_refused_by_its_name(
     assert result.exit_code == 2
     assert output in result.output
     assert "object at" not in result.output
+
+
+#: Brokers that are not the reliable queue; nobody runs the second one.
+OTHER_BROKERS = ["memory://", "amqp://127.0.0.1:1//"]
+
+
+def with_subscribers(app: Any) -> Any:
+    """Register two functions of one subscription and one of another; return the store."""
+    store = app.cqrs.bare_store
+    create_schema(store)
+    head = ("", "", "", "", "")
+    for name, topics, queue in (
+        ("till.add", ("sold", "given"), "till"),
+        ("till.take", ("sold",), "till"),
+        ("mail.send", ("sold",), "mail"),
+    ):
+        store.outbox.register("shop", Subscriber(name, topics, queue, head))
+    return store
+
+
+def registered(store: Any) -> list[str]:
+    return sorted(one.name for one in store.outbox.subscribers("shop"))
+
+
+@pytest.mark.parametrize("broker", OTHER_BROKERS)
+def test_with_another_broker_the_database_tells_who_gets_which_events(
+    make_application: MakeApplication, broker: str
+) -> None:
+    app = make_application(broker)
+    with_subscribers(app)
+
+    result = run_cli(app, "subscriptions", "list", "--json")
+
+    assert result.exit_code == 0, result.output
+    unknown = {"waiting": None, "dead": None, "workers": None}
+    assert json.loads(result.stdout) == [
+        {"subscription": "mail", "task": "mail.send", "events": ["sold"], **unknown},
+        {"subscription": "till", "task": "till.add", "events": ["given", "sold"], **unknown},
+        {"subscription": "till", "task": "till.take", "events": ["sold"], **unknown},
+    ]
+    table = run_cli(app, "subscriptions", "list").output
+    assert [line.split()[-1] for line in table.splitlines()[2:]] == ["?", "?", "?"]
+
+
+@pytest.mark.parametrize("broker", OTHER_BROKERS)
+def test_with_another_broker_a_removed_function_gets_no_more(
+    make_application: MakeApplication, broker: str
+) -> None:
+    # given functions that the relay sends events to
+    app = make_application(broker)
+    store = with_subscribers(app)
+    # when a whole subscription is removed, and nothing but shown, and not agreed to
+    result = run_cli(app, "subscriptions", "remove", "till", "--dry-run")
+    assert "till.add gets sold, given" in result.output
+    assert run_cli(app, "subscriptions", "remove", "till", answer="n\n").exit_code == 1
+    assert registered(store) == ["mail.send", "till.add", "till.take"]
+    # and then really
+    result = run_cli(app, "subscriptions", "remove", "till", answer="y\n")
+    # then the other one is left
+    assert result.exit_code == 0, result.output
+    assert registered(store) == ["mail.send"]
+    # and an unknown one is refused
+    result = run_cli(app, "subscriptions", "remove", "till", "--yes")
+    assert result.exit_code == 2
+    assert "no subscription till is registered; there are: mail" in result.output
+
+
+def test_a_purge_of_another_brokers_queue_is_left_to_celery(
+    make_application: MakeApplication,
+) -> None:
+    app = make_application()
+    store = with_subscribers(app)
+
+    result = run_cli(app, "subscriptions", "remove", "mail", "--purge", "--yes")
+
+    assert result.exit_code == 2
+    assert "celery -A <app> purge -Q <subscription>" in result.output
+    assert "mail.send" in registered(store)
+
+
+def test_where_nothing_registers_subscriptions_their_list_says_so(
+    make_application: MakeApplication,
+) -> None:
+    result = run_cli(make_application(cqrs_event_store="memory://"), "subscriptions", "list")
+
+    assert result.exit_code == 2
+    assert "is not the reliable queue" in result.output

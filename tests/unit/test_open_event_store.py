@@ -60,7 +60,8 @@ def test_a_url_gets_the_driver_that_is_installed(
 @pytest.mark.parametrize(
     ("url", "install"),
     [
-        ("postgresql://h/d", "cqrs-celery[postgresql]"),
+        ("postgresql://h/d", "pip install '.[postgresql]', in a checkout of cqrs-celery"),
+        ("mssql+pyodbc://h/d", "pip install '.[sqlserver]' mssql-python, in a checkout"),
         ("mssql+pyodbc://h/d", "unixodbc"),
         ("postgresql+psycopg://h/d", "psycopg[binary]"),
     ],
@@ -92,7 +93,7 @@ def test_a_driver_whose_errors_have_no_numbers_is_refused_by_url_and_by_engine()
 
 def test_missing_sqlalchemy_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cqrs_celery.backends.sql.opening", None)
-    with pytest.raises(MissingDependency, match=r"cqrs-celery\[sql\]"):
+    with pytest.raises(MissingDependency, match=r"in a checkout of cqrs-celery.*\[sql\]"):
         open_event_store("sqlite:///events.db")
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from ...errors import InvalidSetting, MissingDependency
+from ...extras import how_to_install
 from ..sqlite.forking import ForkSafeConnection
 
 #: Connections that a process keeps open, at most.
@@ -33,15 +34,15 @@ class Driver(NamedTuple):
 #: The drivers of each engine, the preferred one first.
 DRIVERS: Final = {
     "postgresql": (
-        Driver("psycopg2", "psycopg2", "pip install 'cqrs-celery[postgresql]'"),
+        Driver("psycopg2", "psycopg2", how_to_install("postgresql")),
         Driver("psycopg", "psycopg", "pip install 'psycopg[binary]'"),
     ),
     "mssql": (
         Driver(
             "pyodbc",
             "pyodbc",
-            "pip install 'cqrs-celery[sqlserver]' mssql-python, of which the latter brings"
-            " Microsoft's ODBC driver as a file, and the system's libodbc (on Debian: apt-get"
+            f"{how_to_install('sqlserver', 'mssql-python')}; the second of them brings Microsoft's"
+            " ODBC driver as a file. Besides, the system's libodbc (on Debian, as root: apt-get"
             " install unixodbc)",
         ),
     ),

@@ -16,6 +16,7 @@ from typing import Any, Final
 from sqlalchemy import Column, Connection, MetaData, String, Table, select
 
 from ...errors import MissingDependency
+from ...extras import how_to_install
 from .event_store import SqlEventStore
 from .failures import schema_missing
 
@@ -99,8 +100,8 @@ def _alembic(**options: Any) -> tuple[Any, Any]:
         from alembic.config import Config
     except ImportError as error:
         raise MissingDependency(
-            "making the event store's tables needs Alembic, which is not installed: pip install"
-            " 'cqrs-celery[sql]'"
+            "making the event store's tables needs Alembic, which is not installed:"
+            f" {how_to_install('sql')}"
         ) from error
     config = Config(**options)
     config.set_main_option("script_location", str(_here()).replace("%", "%%"))

@@ -195,6 +195,11 @@ SELECT count(*) AS count_1, min(cqrs_events.recorded_at) AS min_1
 FROM cqrs_events
 WHERE cqrs_events.row_version > ?
 
+-- leader_of_another
+SELECT cqrs_relays.leader, cqrs_relays.application
+FROM cqrs_relays
+WHERE cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND cqrs_relays.application != ? AND cqrs_relays.lease_until_ms > datediff_big(ms, '19700101', sysutcdatetime())
+
 -- find_snapshot
 SELECT cqrs_snapshots.version, cqrs_snapshots.schema_version, cqrs_snapshots.taken_at, cqrs_snapshots.payload AS payload
 FROM cqrs_snapshots JOIN cqrs_streams ON cqrs_streams.stream_id = cqrs_snapshots.stream_id

@@ -172,6 +172,7 @@ def all_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
     store.find_command("c-1")
     store.outbox.last_position()
     store.outbox.pending(5)
+    store.leadership("shop", broker="redis").leader_of_another("b")
     return {
         "schema": [one for one in schema_sql("mssql").split("GO\n") if one.strip()],
         "append": append_statements(store),
@@ -180,6 +181,7 @@ def all_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
         "find_command": read[2:3],
         "last_position": read[3:4],
         "pending": read[4:5],
+        "leader_of_another": read[5:6],
         **snapshot_statements(store, read),
         **outbox_statements(store),
     }

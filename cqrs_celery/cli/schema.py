@@ -30,8 +30,15 @@ def create(context: click.Context) -> None:
 @schema.command(cls=CeleryCommand, name="check")
 @click.pass_context
 def check(context: click.Context) -> None:
-    """Exit with 1 if the tables are not there in this version."""
+    """Exit with 1 if the tables are not there in this version, or may not be used.
+
+    Whether the role of the application's URL may use them, PostgreSQL alone is asked.
+    """
     with _sql_store(context) as (store, tables):
+        from ..backends.sql.rights import check_rights
+
+        # First, since the look at the version needs a right, too.
+        check_rights(store)
         click.echo(f"{store.where} has version {tables.check_schema(store)}")
 
 

@@ -13,9 +13,12 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 
 from cqrs_celery import CQRS
-from cqrs_celery.backends.sql.schema import create_schema
+from cqrs_celery.backends.sql.rights import SEQUENCES, TABLES
+from cqrs_celery.backends.sql.schema import VERSION_TABLE, create_schema
+from cqrs_celery.backends.sql.tables import metadata
 from cqrs_celery.cli import cqrs as command
 from cqrs_celery.store.events import Subscriber
+from tests.nodes import REPOSITORY
 
 MakeApplication = Callable[..., celery.Celery]
 
@@ -81,6 +84,14 @@ def test_a_store_in_no_sql_database_is_refused_by_its_name(
     assert result.exit_code == 2
     assert output in result.output
     assert "object at" not in result.output
+
+
+def test_every_table_has_its_rights_and_the_page_has_them_all() -> None:
+    assert set(TABLES) == {*metadata.tables, VERSION_TABLE}
+    page = (REPOSITORY / "docs/how-to/keep-events-in-a-sql-database.md").read_text("utf-8")
+    grants = [f"GRANT {', '.join(rights)} ON {table} TO" for table, rights in TABLES.items()]
+    for grant in (*grants, *(f"GRANT USAGE ON SEQUENCE {one} TO" for one in SEQUENCES.values())):
+        assert grant in page
 
 
 #: Brokers that are not the reliable queue; nobody runs the second one.

@@ -142,6 +142,24 @@ def make_engine(url: URL) -> Engine:
 
 
 def where(url: URL) -> str:
-    """Return the part of a URL that may be shown: engine, host, port and database."""
-    host = f"{url.host or ''}{f':{url.port}' if url.port else ''}"
+    """Return the part of a URL that may be shown: engine, hosts, ports and database."""
+    host = f"{url.host or ''}{f':{url.port}' if url.port else ''}" or _hosts_of(url)
     return f"{url.get_backend_name()}://{host}/{url.database or ''}"
+
+
+def _hosts_of(url: URL) -> str:
+    """Return the hosts that a URL names behind its question mark, where PostgreSQL takes several.
+
+    That is `?host=one:5432&host=two:5432`, or `?host=one,two&port=5432,5433`.
+    """
+    hosts, ports = _listed(url, "host"), _listed(url, "port")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    if len(ports) == len(hosts):
+        hosts = [f"{host}:{port}" for host, port in zip(hosts, ports, strict=True)]
+    return ",".join(hosts)
+
+
+def _listed(url: URL, name: str) -> list[str]:
+    values = url.normalized_query.get(name, ())
+    return [one for value in values for one in value.split(",")]

@@ -871,22 +871,21 @@ def test_a_connection_that_the_server_has_ended_meanwhile_is_replaced(
 @pytest.fixture(scope="module")
 def role(database: str) -> Iterator[Engine]:
     """Give connections of a role that has exactly the rights that the check asks for."""
-    owner = create_engine(database)
+    # Tests in between end connections, and start the server anew.
+    owner = create_engine(database, poolclass=NullPool)
     with owner.begin() as connection:
         connection.execute(text('CREATE ROLE "till-app" LOGIN'))
         connection.execute(text('GRANT ALL ON own_rows TO "till-app"'))
-    engine = create_engine(make_url(database).set(username="till-app"))
+    engine = create_engine(make_url(database).set(username="till-app"), poolclass=NullPool)
     with pytest.raises(StoreError, match='the role "till-app" may not do all') as refused:
         check_rights(PostgresqlEventStore(engine))
     with owner.begin() as connection:
         for grant in str(refused.value).partition(" run: ")[2].split("; "):
             connection.execute(text(grant))
     yield engine
-    engine.dispose()
     with owner.begin() as connection:
         connection.execute(text('DROP OWNED BY "till-app"'))
         connection.execute(text('DROP ROLE "till-app"'))
-    owner.dispose()
 
 
 #: What an application does, other than making its tables.

@@ -126,7 +126,7 @@ class CQRS:
     def _compose(self) -> Runtime:
         settings = self.settings
         check_tasks(self.app)
-        store = self._given_store or self._open_store(settings)
+        store = self.bare_store
         serializer = Serializer(
             settings.application,
             compression=settings.compression,
@@ -185,6 +185,18 @@ class CQRS:
     def store(self) -> EventStore:
         """The event store."""
         return self.runtime.store
+
+    @cached_property
+    def bare_store(self) -> EventStore:
+        """The event store, without what delivers its events: for looking after its tables.
+
+        One in a SQL database needs no broker for that, and nothing of the broker is checked.
+
+        Raises:
+            InvalidSetting: a setting has a value that is not accepted.
+            MissingDependency: the store's driver is not installed.
+        """
+        return self._given_store or self._open_store(self.settings)
 
     def check_handlers(self) -> None:
         """Check that there is what the declared handlers and aggregates ask for.

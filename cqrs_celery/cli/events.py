@@ -13,6 +13,7 @@ from ..errors import CQRSError, MessageError, UnknownMessageType
 from ..messages.serializer import Serializer
 from ..store.events import StoredEvent
 from ..store.ports import EventStore
+from .application import cqrs_of
 from .table import plain, print_table
 
 #: Events read at once.
@@ -135,9 +136,7 @@ def check(context: click.Context, after: int, as_json: bool) -> None:
     here takes, is counted and no failure. Nothing is changed, and no handler runs.
     """
     app: Any = context.obj.app
-    cqrs = getattr(app, "cqrs", None)
-    if cqrs is None:
-        raise click.UsageError(f"{app.main} has no CQRS: make one with CQRS(app)")
+    cqrs = cqrs_of(context)
     # What a worker would know: the modules that the configuration names.
     app.loader.import_default_modules()
     try:

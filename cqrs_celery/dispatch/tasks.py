@@ -427,19 +427,25 @@ def publishing(app: celery.Celery, message_id: str, name: str) -> Iterator[None]
     except OperationalError as error:
         raise _not_sent(message_id, name, "broker", "broker_url", error) from error
     except Exception as error:
-        # Celery subscribes to the result before it publishes, and gives up with a RuntimeError.
-        if app.conf.task_always_eager or not _is_result_backend_away(app, error):
+        lost = None if app.conf.task_always_eager else _lost_result_backend(app, error)
+        if lost is None:
             raise
-        raise _not_sent(message_id, name, "result backend", "result_backend", error) from error
+        raise _not_sent(message_id, name, "result backend", "result_backend", lost) from error
 
 
-def _is_result_backend_away(app: celery.Celery, error: Exception) -> bool:
+def _lost_result_backend(app: celery.Celery, error: Exception) -> BaseException | None:
+    """Return the driver's error if the result backend does not answer, else None.
+
+    Celery subscribes to the result before it publishes, and gives up with a RuntimeError, whose
+    text asks for a restart of the application. Sending needs none: the driver's error says what is
+    wrong.
+    """
     errors = getattr(app.backend, "connection_errors", ())
-    return isinstance(error, errors) or isinstance(error.__cause__, errors)
+    return next((one for one in (error, error.__cause__) if isinstance(one, errors)), None)
 
 
 def _not_sent(
-    message_id: str, name: str, server: str, setting: str, error: Exception
+    message_id: str, name: str, server: str, setting: str, error: BaseException
 ) -> PublishFailed:
     return PublishFailed(
         f"{name} [{message_id}] was not sent: the {server} does not answer"

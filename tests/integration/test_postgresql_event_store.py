@@ -16,18 +16,22 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from sqlalchemy import Connection, Engine, create_engine, inspect, text
+from click.testing import CliRunner
+from sqlalchemy import Connection, Engine, create_engine, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from cqrs_celery import CQRS, Command, Session, command_handler
 from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.postgresql.event_store import NOT_SETTLED, PostgresqlEventStore, Settled
+from cqrs_celery.backends.sql import outbox as sql_outbox
 from cqrs_celery.backends.sql.batch import Batch
 from cqrs_celery.backends.sql.event_store import LeaseCheck, SqlEventStore
 from cqrs_celery.backends.sql.failures import Failure
+from cqrs_celery.backends.sql.rights import SEQUENCES, TABLES, check_rights
 from cqrs_celery.backends.sql.schema import check_schema, create_schema
 from cqrs_celery.backends.sql.tables import metadata
+from cqrs_celery.cli import cqrs as cqrs_command
 from cqrs_celery.errors import (
     ConcurrencyError,
     DuplicateCommand,
@@ -926,6 +930,47 @@ def lead(store: PostgresqlEventStore) -> None:
     leadership.release()
 
 
+@pytest.mark.parametrize("beside", ["unregister", "register"])
+def test_a_removal_undoes_nothing_that_is_registered_or_removed_at_the_same_time(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, beside: str
+) -> None:
+    # given a function that is removed from one of its topics, by a process that has read both
+    outbox, other = opened().outbox, opened().outbox
+    outbox.register("shop", SUBSCRIBER._replace(topics=("old", "kept")))
+    has_read, may_write = threading.Event(), threading.Event()
+    decode = sql_outbox._decode
+
+    def pausing(row: str) -> Subscriber:
+        if threading.current_thread() is removal and not has_read.is_set():
+            has_read.set()
+            assert may_write.wait(timeout=30)
+        return decode(row)
+
+    monkeypatch.setattr(sql_outbox, "_decode", pausing)
+    removal = threading.Thread(target=outbox.unregister, args=("shop", "task", ["old"]))
+    removal.start()
+    assert has_read.wait(timeout=30)
+    # when another process removes it from the other one, or registers it with a new one
+    changes: dict[str, Callable[[], object]] = {
+        "unregister": lambda: other.unregister("shop", "task", ["kept"]),
+        "register": lambda: other.register("shop", SUBSCRIBER._replace(topics=("kept", "new"))),
+    }
+    change = threading.Thread(target=changes[beside])
+    change.start()
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with other.store.engine.connect() as connection:
+        wait_until(
+            lambda: not change.is_alive() or connection.scalar(text(waiting)),
+            message="the other process to have done it, or to wait",
+        )
+    may_write.set()
+    removal.join(timeout=30)
+    change.join(timeout=30)
+    # then that stands
+    topics = [one.topics for one in outbox.subscribers("shop")]
+    assert topics == {"unregister": [], "register": [("kept", "new")]}[beside]
+
+
 #: What begins with a connection that lay in a pool.
 FIRST_USES: dict[str, Callable[[PostgresqlEventStore], object]] = {
     "append": lambda store: append(store, BOLT, NO_STREAM, event()),
@@ -990,6 +1035,86 @@ def test_a_connection_that_the_server_has_ended_meanwhile_is_replaced(
     # then nobody notices
     use(store)
     store.close()
+
+
+@pytest.fixture(scope="module")
+def role(database: str) -> Iterator[Engine]:
+    """Give connections of a role that has exactly the rights that the check asks for."""
+    # Tests in between end connections, and start the server anew.
+    owner = create_engine(database, poolclass=NullPool)
+    with owner.begin() as connection:
+        connection.execute(text('CREATE ROLE "till-app" LOGIN'))
+        connection.execute(text('GRANT ALL ON own_rows TO "till-app"'))
+    engine = create_engine(make_url(database).set(username="till-app"), poolclass=NullPool)
+    with pytest.raises(StoreError, match='the role "till-app" may not do all') as refused:
+        check_rights(PostgresqlEventStore(engine))
+    with owner.begin() as connection:
+        for grant in str(refused.value).partition(" run: ")[2].split("; "):
+            connection.execute(text(grant))
+    yield engine
+    with owner.begin() as connection:
+        connection.execute(text('DROP OWNED BY "till-app"'))
+        connection.execute(text('DROP ROLE "till-app"'))
+
+
+#: What an application does, other than making its tables.
+USES = {**FIRST_USES, **READS}
+del USES["make the tables"]
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_the_rights_that_are_checked_are_enough_for_all_that_a_store_does(
+    opened: Opened, role: Engine, use: Callable[[PostgresqlEventStore], object]
+) -> None:
+    # given a store with something in it, used by a role that has those rights and no others
+    append(opened(), NUT, NO_STREAM, event())
+    store = PostgresqlEventStore(role)
+    check_rights(store)
+    # then it may do this
+    use(store)
+    store.close()
+
+
+def test_each_right_that_is_missing_is_named_with_the_statement_that_gives_it(
+    opened: Opened, role: Engine
+) -> None:
+    owner, store = opened().engine, PostgresqlEventStore(role)
+    rights = [(right, table) for table, all_of in TABLES.items() for right in all_of]
+    for right, thing in [*rights, *(("USAGE", f"SEQUENCE {one}") for one in SEQUENCES.values())]:
+        with owner.begin() as connection:
+            connection.execute(text(f'REVOKE {right} ON {thing} FROM "till-app"'))
+        with pytest.raises(StoreError) as refused:
+            check_rights(store)
+        grant = f'GRANT {right} ON {thing} TO "till-app"'
+        assert str(refused.value).partition(" run: ")[2] == grant
+        with owner.begin() as connection:
+            connection.execute(text(grant))
+    check_rights(store)
+    store.close()
+
+
+def test_the_schemas_check_ends_with_1_where_a_right_is_missing(
+    database: str, role: Engine
+) -> None:
+    # given an application whose role may not look at the tables' version
+    app: Any = Celery("shop", broker="memory://", set_as_current=False)
+    app.conf.cqrs_event_store = role.url.render_as_string(hide_password=False)
+    cqrs = CQRS(app)
+    obj = type("Context", (), {"app": app})()
+    owner = create_engine(database, poolclass=NullPool)
+    with owner.begin() as connection:
+        connection.execute(text('REVOKE SELECT ON cqrs_schema FROM "till-app"'))
+    # then the check says what to do
+    result = CliRunner().invoke(cqrs_command, ["schema", "check"], obj=obj)
+    assert result.exit_code == 1
+    assert 'GRANT SELECT ON cqrs_schema TO "till-app"' in result.output
+    # and all is well when that is done
+    with owner.begin() as connection:
+        connection.execute(text('GRANT SELECT ON cqrs_schema TO "till-app"'))
+    result = CliRunner().invoke(cqrs_command, ["schema", "check"], obj=obj)
+    assert result.exit_code == 0, result.output
+    cqrs.bare_store.close()
+    app.close()
 
 
 def test_a_server_that_takes_no_writes_is_away_until_it_does(

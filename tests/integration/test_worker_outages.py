@@ -139,6 +139,9 @@ def test_a_sender_and_an_executor_are_told_that_the_server_is_away(
     with pytest.raises(PublishFailed, match="the result backend does not answer") as caught:
         cqrs.send_command(fill)
     assert caught.value.message_id in str(caught.value)
+    # and has the driver's reason, not Celery's, which asks for a restart
+    assert "onnect" in str(caught.value)
+    assert "restart" not in str(caught.value)
     # when one is executed, then the error says what could not be done
     with pytest.raises(StoreUnavailable, match=r"read DepotBox-away: redis://.* does not answer"):
         cqrs.execute(FillBox(id="away"))

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import sqlglot
 from sqlalchemy import create_engine
@@ -115,9 +116,15 @@ def outbox_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
     """Return the statements of what the relay keeps, and of its cleaning."""
     subscriber = Subscriber("shop.till", ("shop.paid",), "till", ("", "", "", "", ""))
     none, some = (SimpleNamespace(all=lambda found=found: found) for found in ([], [("x",)]))
+    known = SimpleNamespace(all=lambda: [(msgspec.json.encode(subscriber).decode(),)])
     written = {}
     for name, write, answers in (
         ("register", lambda: store.outbox.register("shop", subscriber), [none, None, None]),
+        (
+            "unregister",
+            lambda: store.outbox.unregister("shop", "shop.till", ["shop.paid"]),
+            [some, known, None],
+        ),
         ("forget_expired_commands", store.forget_expired_commands, [some]),
     ):
         recorder: Any = Recorder(store, iter(answers))
@@ -169,6 +176,7 @@ def all_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
     store.outbox.pending(5)
     store.read_history(StreamName("shop", "Item", "1"))
     store.history()
+    store.leadership("shop", broker="redis").leader_of_another("b")
     return {
         "schema": [one for one in schema_sql("mssql").split("GO\n") if one.strip()],
         "append": append_statements(store),
@@ -179,6 +187,7 @@ def all_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
         "pending": read[4:5],
         "read_history": read[5:6],
         "history": read[6:7],
+        "leader_of_another": read[7:8],
         **snapshot_statements(store, read),
         **outbox_statements(store),
     }

@@ -10,6 +10,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from ...errors import InvalidSetting, MissingDependency
+from ...extras import how_to_install
 from ..postgresql.driver import tcp_options
 from ..sqlite.forking import ForkSafeConnection
 
@@ -34,15 +35,15 @@ class Driver(NamedTuple):
 #: The drivers of each engine, the preferred one first.
 DRIVERS: Final = {
     "postgresql": (
-        Driver("psycopg2", "psycopg2", "pip install 'cqrs-celery[postgresql]'"),
+        Driver("psycopg2", "psycopg2", how_to_install("postgresql")),
         Driver("psycopg", "psycopg", "pip install 'psycopg[binary]'"),
     ),
     "mssql": (
         Driver(
             "pyodbc",
             "pyodbc",
-            "pip install 'cqrs-celery[sqlserver]' mssql-python, of which the latter brings"
-            " Microsoft's ODBC driver as a file, and the system's libodbc (on Debian: apt-get"
+            f"{how_to_install('sqlserver', 'mssql-python')}; the second of them brings Microsoft's"
+            " ODBC driver as a file. Besides, the system's libodbc (on Debian, as root: apt-get"
             " install unixodbc)",
         ),
     ),
@@ -151,6 +152,24 @@ def _not_loaded(url: URL, error: ImportError) -> MissingDependency:
 
 
 def where(url: URL) -> str:
-    """Return the part of a URL that may be shown: engine, host, port and database."""
-    host = f"{url.host or ''}{f':{url.port}' if url.port else ''}"
+    """Return the part of a URL that may be shown: engine, hosts, ports and database."""
+    host = f"{url.host or ''}{f':{url.port}' if url.port else ''}" or _hosts_of(url)
     return f"{url.get_backend_name()}://{host}/{url.database or ''}"
+
+
+def _hosts_of(url: URL) -> str:
+    """Return the hosts that a URL names behind its question mark, where PostgreSQL takes several.
+
+    That is `?host=one:5432&host=two:5432`, or `?host=one,two&port=5432,5433`.
+    """
+    hosts, ports = _listed(url, "host"), _listed(url, "port")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    if len(ports) == len(hosts):
+        hosts = [f"{host}:{port}" for host, port in zip(hosts, ports, strict=True)]
+    return ",".join(hosts)
+
+
+def _listed(url: URL, name: str) -> list[str]:
+    values = url.normalized_query.get(name, ())
+    return [one for value in values for one in value.split(",")]

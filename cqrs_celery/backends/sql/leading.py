@@ -124,6 +124,29 @@ class Leadership:
         is_live = self._is_until(row.lease_until_ms, row.now_ms)
         return Led(row.leader, row.broker_id, row.broker, row.lease_until_ms, is_live)
 
+    def leader_of_another(self, broker_id: str) -> tuple[str, str] | None:
+        """Return who relays to a broker for another application, and so for this one too.
+
+        Args:
+            broker_id: the broker.
+
+        Returns:
+            The leader, host and process, and its application; None if none leads there now.
+
+        Raises:
+            SchemaError: the tables are missing or of another version.
+            StoreUnavailable: the server does not answer.
+        """
+        store = self._store
+        live = select(relays.c.leader, relays.c.application).where(
+            relays.c.broker_id == broker_id,
+            relays.c.broker_id != "",
+            ~self._is_mine(),
+            relays.c.lease_until_ms > store.now_ms(),
+        )
+        rows = store._rows(live, "look up the active relay", store._primary_reader)
+        return (str(rows[0][0]), str(rows[0][1])) if rows else None
+
     def claim(self, broker_id: str, next_number: Callable[[], int] = _no_number) -> bool:
         """Become the active relay if there is none, with a lease from now on.
 

@@ -181,49 +181,59 @@ class SqlOutbox:
         for text in subscriber.head:
             # In JSON, NUL has an escape.
             check_text(text.replace("\0", ""), f"the head of {subscriber.name}'s messages")
+        self.store.run_each(
+            f"register {subscriber.name}",
+            lambda connection: self._put(connection, application, subscriber),
+        )
+
+    def _put(self, connection: Connection, application: str, subscriber: Subscriber) -> None:
         values = {
             "subscriber": _encode(subscriber).decode(),
             "registered_at": self.store._time(datetime.now(UTC)),
         }
-        key = {"application": application, "name": subscriber.name}
-
-        def put(connection: Connection) -> None:
-            is_it = _is(application, subscriber.name)
-            if not self.store.changed(
-                connection, update(subscribers).where(is_it).values(**values)
-            ):
-                connection.execute(insert(subscribers).values(**key, **values))
-            # Last, so that it is registered at every moment.
-            if application != EVERY_APPLICATION:
-                is_old = _is(EVERY_APPLICATION, subscriber.name)
-                connection.execute(delete(subscribers).where(is_old))
-
-        self.store.run_each(f"register {subscriber.name}", put)
+        is_it = _is(application, subscriber.name)
+        if not self.store.changed(connection, update(subscribers).where(is_it).values(**values)):
+            connection.execute(
+                insert(subscribers).values(application=application, name=subscriber.name, **values)
+            )
+        # Last, so that it is registered at every moment.
+        if application != EVERY_APPLICATION:
+            is_old = _is(EVERY_APPLICATION, subscriber.name)
+            connection.execute(delete(subscribers).where(is_old))
 
     def unregister(self, application: str, name: str, topics: Sequence[str]) -> int:
         """Remove a subscriber from topics, altogether if none is left; returns from how many.
 
+        What others register or remove at the same time stands: the row is locked from before it is
+        read until it is written.
+
         Raises:
             InvalidText: its name can't be one of a subscriber.
             StoreUnavailable: the server does not answer.
+            TransactionConflict: others were in its way as often as it was tried.
         """
         _check(application, name)
-        for known in self.subscribers(application):
-            if known.name != name:
-                continue
-            left = tuple(topic for topic in known.topics if topic not in topics)
-            if left:
-                self.register(application, known._replace(topics=left))
-            else:
-                self._remove(application, name)
-            return len(known.topics) - len(left)
-        return 0
+        is_it = or_(_is(application, name), _is(EVERY_APPLICATION, name))
 
-    def _remove(self, application: str, name: str) -> None:
-        removal = delete(subscribers).where(
-            or_(_is(application, name), _is(EVERY_APPLICATION, name))
-        )
-        self.store.transact(f"unregister {name}", lambda connection: connection.execute(removal))
+        def remove(connection: Connection) -> int:
+            # An UPDATE locks the row on every engine, and what is read after it is the newest.
+            same = {"registered_at": subscribers.c.registered_at}
+            if not self.store.changed(connection, update(subscribers).where(is_it).values(same)):
+                return 0
+            newest = (
+                select(self.store._as_text(subscribers.c.subscriber))
+                .where(is_it)
+                .order_by(subscribers.c.application.desc())
+            )
+            known = _decode(connection.execute(newest).all()[0][0])
+            left = tuple(topic for topic in known.topics if topic not in topics)
+            if not left:
+                connection.execute(delete(subscribers).where(is_it))
+            elif len(left) < len(known.topics):
+                self._put(connection, application, known._replace(topics=left))
+            return len(known.topics) - len(left)
+
+        return self.store.transact(f"unregister {name}", remove)
 
     def _first(self, what: str, statement: Any) -> Any:
         rows = self.store._rows(statement, what, self.store._primary_reader)

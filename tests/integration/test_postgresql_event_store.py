@@ -1137,6 +1137,9 @@ def test_a_stream_is_read_from_the_replica_unless_it_was_just_written_here(
     # then a stream that others wrote is not seen there
     assert list(both.read_stream(NUT)) == []
     assert list(both.read_all()) == []
+    # nor does a relay wait for the replica
+    assert isinstance(both, PostgresqlEventStore)
+    assert [one.stream for one in both.outbox.read(0, 10)] == [NUT]
     # but one that was written here is, and one that was found to have changed
     append(both, BOLT, NO_STREAM, event())
     assert len(both.read_stream(BOLT)) == 1

@@ -295,7 +295,9 @@ class PostgresqlEventStore(SqlEventStore):
         self, kept: KeptConnections, what: str, statement: Statement, *arguments: Any
     ) -> list[Any]:
         """Run a statement that reads; a connection that was lost meanwhile is replaced once."""
-        return self.attempt_anew(what, partial(kept.run, statement, arguments))
+        is_replica = kept is not self._kept
+        do = partial(kept.run, statement, arguments)
+        return self.attempt_anew(what, do, is_replica=is_replica)
 
     def _rows_of_stream(
         self, stream: StreamName, after_version: int, limit: int | None
@@ -311,7 +313,7 @@ class PostgresqlEventStore(SqlEventStore):
         Raises:
             StoreUnavailable: the server does not answer.
         """
-        kept = self._kept if self._is_fresh(stream) else self._kept_to_read
+        kept = self._kept_to_read if self._may_ask_replica(stream) else self._kept
         return self._run(kept, what, statement, *arguments)
 
     def snapshots(self) -> PostgresqlSnapshotStore:
@@ -319,8 +321,8 @@ class PostgresqlEventStore(SqlEventStore):
         return PostgresqlSnapshotStore(self)
 
     def _rows_of_history(self, stream: StreamName, after_version: int) -> Sequence[Any]:
-        kept = self._kept if self._is_fresh(stream) else self._kept_to_read
-        return self._run(kept, f"read {stream}", _READ_HISTORY, stream.key, after_version)
+        what = f"read {stream}"
+        return self.read_kept(stream, what, _READ_HISTORY, stream.key, after_version)
 
     def find_command(self, command_id: str) -> CommandOutcome | None:
         """Return what a command recorded when it committed; see `EventStore.find_command`."""
@@ -331,11 +333,12 @@ class PostgresqlEventStore(SqlEventStore):
 
     def _rows_of_all(self, after_position: int, limit: int) -> Sequence[Any]:
         arguments = reading_from(after_position), _READ_ALL, after_position, limit
-        rows = self._run(self._kept_to_read, *arguments)
+        kept = self._kept_to_read if self._may_ask_replica() else self._kept
+        rows = self._run(kept, *arguments)
         if not rows or rows[-1][_AT] == after_position + len(rows):
             return rows
         # On a replica nobody holds the lock, and a commit may have overtaken an earlier one.
-        if self._has_replica:
+        if kept is not self._kept:
             rows = self._run(self._kept, *arguments)
         if self._gap(rows, after_position) < len(rows) and self._settle_gaps(arguments[0]):
             rows = self._run(self._kept, *arguments)
@@ -345,7 +348,8 @@ class PostgresqlEventStore(SqlEventStore):
         wanted = {row[0] for row in rows}
         names: dict[int, StreamName] = {}
         # What was read from the primary may not have come to the replica.
-        for kept in (self._kept_to_read, self._kept):
+        is_replica_asked = self._may_ask_replica()
+        for kept in (self._kept_to_read, self._kept) if is_replica_asked else (self._kept,):
             if missing := wanted - names.keys():
                 found = self._run(kept, "read the streams' names", _NAMES, list(missing))
                 names |= {stream_id: StreamName(*parts) for stream_id, *parts in found}

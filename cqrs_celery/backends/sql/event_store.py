@@ -55,6 +55,7 @@ from ...store.events import (
     StoredEvent,
     StreamAppend,
 )
+from ...store.reading import replica_may_answer
 from ...store.refusals import (
     check_command,
     check_stream,
@@ -607,9 +608,8 @@ class SqlEventStore:
         ]
 
     def _rows_of_history(self, stream: StreamName, after_version: int) -> Sequence[Any]:
-        reader = self._primary_reader if self._is_fresh(stream) else self._reader
         return self._rows(
-            self._select_history, f"read {stream}", reader,
+            self._select_history, f"read {stream}", self._reader_of(stream),
             key=self._key(stream), after=after_version,
         )  # fmt: skip
 
@@ -619,9 +619,12 @@ class SqlEventStore:
         statement = self._select_stream
         if limit is not None:
             statement = statement.limit(limit)
-        reader = self._primary_reader if self._is_fresh(stream) else self._reader
         return self._rows(
-            statement, f"read {stream}", reader, key=self._key(stream), after=after_version
+            statement,
+            f"read {stream}",
+            self._reader_of(stream),
+            key=self._key(stream),
+            after=after_version,
         )
 
     def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
@@ -670,7 +673,9 @@ class SqlEventStore:
 
     def _rows_of_all(self, after_position: int, limit: int) -> Sequence[Any]:
         """Return what `read_all` reads; an engine where commits overtake each other sees to it."""
-        return self._rows(self._select_all(after_position, limit), reading_from(after_position))
+        reader = self._reader if self._may_ask_replica() else self._primary_reader
+        statement = self._select_all(after_position, limit)
+        return self._rows(statement, reading_from(after_position), reader)
 
     def _select_all(self, after_position: int, limit: int) -> Select[Any]:
         # The limit comes before the join: the page is cut from the index of positions.
@@ -777,16 +782,24 @@ class SqlEventStore:
         reader: Engine | None = None,
         **parameters: Any,
     ) -> Sequence[Any]:
-        """Run a statement that reads; a connection that was lost in the pool is replaced once."""
-        reader = reader or self._reader
+        """Run a statement that reads; a connection that was lost in the pool is replaced once.
+
+        Args:
+            statement: what to run.
+            what: is being done: "read Order-42".
+            reader: connects to the primary, which is the default, or to the replica.
+            parameters: of the statement.
+        """
+        reader = reader or self._primary_reader
 
         def read() -> Sequence[Any]:
             with reader.connect() as connection:
                 return connection.execute(statement, parameters).all()
 
-        return self.attempt_anew(what, read)
+        is_replica = self._has_replica and reader is self._reader
+        return self.attempt_anew(what, read, is_replica=is_replica)
 
-    def attempt_anew(self, what: str, do: Callable[[], R]) -> R:
+    def attempt_anew(self, what: str, do: Callable[[], R], *, is_replica: bool = False) -> R:
         """Do as `attempt`, once more if a connection was lost in the pool; it may be repeated.
 
         Raises:
@@ -794,16 +807,17 @@ class SqlEventStore:
             TransactionConflict: other transactions were in its way as often as it was tried.
         """
         try:
-            return self.attempt(what, do)
+            return self.attempt(what, do, is_replica=is_replica)
         except StoreUnavailable:
-            return self.attempt(what, do)
+            return self.attempt(what, do, is_replica=is_replica)
 
-    def attempt(self, what: str, do: Callable[[], R]) -> R:
+    def attempt(self, what: str, do: Callable[[], R], *, is_replica: bool = False) -> R:
         """Do something; again, while the database ends it for the sake of another transaction.
 
         Args:
             what: is being done: "read Order-42".
             do: does it, all or nothing.
+            is_replica: whether the replica is asked, which errors then name.
 
         Returns:
             What `do` does.
@@ -814,16 +828,17 @@ class SqlEventStore:
         """
         for attempt in range(1, self.attempts + 1):
             try:
-                with self.reach(what):
+                with self.reach(what, is_replica=is_replica):
                     return do()
             except (AlreadyThere, TransactionBeaten) as error:
                 reason = error
                 time.sleep(0.001 * attempt)
         raise beaten_repeatedly(what, self.where, self.attempts, reason) from reason
 
-    def reach(self, what: str) -> AbstractContextManager[None]:
+    def reach(self, what: str, *, is_replica: bool = False) -> AbstractContextManager[None]:
         """Turn the driver's errors into ours for as long as something is done; see `reaching`."""
-        return reaching(self, what, self.engine.dialect.loaded_dbapi.Error)
+        replica = where(self._reader.url) if is_replica else None
+        return reaching(self, what, self.engine.dialect.loaded_dbapi.Error, replica=replica)
 
     def _note(self, batch: Batch) -> None:
         """Remember which streams a replica may not know in their newest state."""
@@ -835,8 +850,16 @@ class SqlEventStore:
         for append in batch.appends:
             self._fresh[append.stream] = until
 
-    def _is_fresh(self, stream: StreamName) -> bool:
-        return self._has_replica and self._fresh.get(stream, 0.0) > time.monotonic()
+    def _may_ask_replica(self, stream: StreamName | None = None) -> bool:
+        """Return whether the replica may answer the next read: of a stream, or of all events."""
+        if not self._has_replica:
+            return False
+        if stream is not None and self._fresh.get(stream, 0.0) > time.monotonic():
+            return False
+        return replica_may_answer()
+
+    def _reader_of(self, stream: StreamName) -> Engine:
+        return self._reader if self._may_ask_replica(stream) else self._primary_reader
 
 
 def reading_from(after_position: int) -> str:

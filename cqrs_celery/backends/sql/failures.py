@@ -57,13 +57,16 @@ def driver_error(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def reaching(dialect: Dialect, what: str, drivers: type[Exception]) -> Iterator[None]:
+def reaching(
+    dialect: Dialect, what: str, drivers: type[Exception], *, replica: str | None = None
+) -> Iterator[None]:
     """Turn the errors of a driver, and of SQLAlchemy, into ours.
 
     Args:
         dialect: knows them.
         what: is being done: "read Order-42".
         drivers: the base of the driver's errors.
+        replica: names the replica in errors, if that is asked; None for the primary.
 
     Raises:
         StoreUnavailable: the server does not answer.
@@ -72,35 +75,44 @@ def reaching(dialect: Dialect, what: str, drivers: type[Exception]) -> Iterator[
         AlreadyThere: to be looked at.
         StoreError: anything else that the database refuses.
     """
+    named = _named(dialect, replica)
     try:
         yield
     except PoolTimeoutError as error:
         raise StoreUnavailable(
-            f"could not {what}: no connection to {dialect.where} came free in time. Let fewer"
+            f"could not {what}: no connection to {named} came free in time. Let fewer"
             " threads share the store, or give it an engine with a larger pool."
         ) from error
     except (SQLAlchemyError, drivers) as error:
-        meaning = meaning_of(dialect, what, driver_error(error))
+        meaning = meaning_of(dialect, what, driver_error(error), replica=replica)
         if isinstance(meaning, StoreUnavailable):
             dialect.forget_lost()
         raise meaning from error
 
 
-def meaning_of(dialect: Dialect, what: str, error: BaseException) -> Exception:
+def _named(dialect: Dialect, replica: str | None) -> str:
+    return dialect.where if replica is None else f"the replica {replica}"
+
+
+def meaning_of(
+    dialect: Dialect, what: str, error: BaseException, *, replica: str | None = None
+) -> Exception:
     """Return the error of ours that a driver's error means; see `reaching`."""
     failure, said = dialect.failure(error), driver_text(error)
+    named = _named(dialect, replica)
     if failure is Failure.BEATEN:
         return TransactionBeaten(said)
     if failure is Failure.TAKEN:
         return AlreadyThere(said)
     if failure is Failure.AWAY:
         return StoreUnavailable(
-            f"could not {what}: {dialect.where} does not answer, or can't do it now ({said}). Start"
-            " it, or correct its URL, which must lead to the server that takes writes."
+            f"could not {what}: {named} does not answer, or can't do it now ({said}). Start"
+            " it, or correct its URL"
+            + (", which must lead to the server that takes writes." if replica is None else ".")
         )
     if failure is Failure.SCHEMA:
-        return schema_missing(dialect.where, f"could not {what} ({said})")
-    return StoreError(f"could not {what}: {dialect.where} refused it ({said})")
+        return schema_missing(named, f"could not {what} ({said})")
+    return StoreError(f"could not {what}: {named} refused it ({said})")
 
 
 def schema_missing(where: str, found: str) -> SchemaError:

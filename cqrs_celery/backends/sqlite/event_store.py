@@ -66,9 +66,9 @@ class SqliteEventStore(SqlEventStore):
         """Return the time by the machine's clock, in milliseconds since 1970."""
         return cast((func.julianday("now") - JULIAN_1970) * DAY_MS, BigInteger)
 
-    def reach(self, what: str) -> AbstractContextManager[None]:
+    def reach(self, what: str, *, is_replica: bool = False) -> AbstractContextManager[None]:
         """Turn the driver's errors into ours, and keep forks waiting, while something is done."""
-        return _between_forks(super().reach(what))
+        return _between_forks(super().reach(what, is_replica=is_replica))
 
     def close(self) -> None:
         """Give back connections; the store may be used again and makes new ones."""

@@ -18,7 +18,12 @@ from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.cli.events import Check
 from cqrs_celery.dispatch.bus import Attempt, Bus, CommandResult
-from cqrs_celery.errors import AggregateNotFound, ConcurrencyError, StoreUnavailable
+from cqrs_celery.errors import (
+    AggregateNotFound,
+    ConcurrencyError,
+    InvalidSetting,
+    StoreUnavailable,
+)
 from cqrs_celery.messages.metadata import NO_METADATA
 from cqrs_celery.messages.serializer import Serializer
 from cqrs_celery.session.repository import Repository
@@ -305,3 +310,22 @@ def test_a_handler_that_was_answered_by_the_primary_alone_is_not_repeated(
     with pytest.raises(ValueError, match="1 litres are left"):
         run(primary, Drain(id="new", litres=2))
     assert seen == [1]
+
+
+def test_a_replica_of_the_same_database_is_accepted(replicated: SqlEventStore) -> None:
+    replicated.check_replica()
+
+
+def test_another_database_is_no_replica(primary: SqlEventStore, tmp_path: Path) -> None:
+    # given a database of another store, and one without tables
+    other = opened(f"sqlite:///{tmp_path}/other.db")
+    create_schema(other)
+    other.close()
+    for name in ("other", "empty"):
+        store = opened(f"sqlite:///{tmp_path}/primary.db", f"sqlite:///{tmp_path}/{name}.db")
+        # then the error names both databases, and the setting
+        with pytest.raises(InvalidSetting, match=rf"{name}\.db, which is no replica of .*primary"):
+            store.check_replica()
+        store.close()
+    # and without a replica there is nothing to check
+    primary.check_replica()

@@ -9,6 +9,7 @@ will not come. No other transaction delays a reader, however long it is open.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -156,6 +157,12 @@ LOCK_NOT_AVAILABLE: Final = "55P03"
 #: application has swallowed an error.
 _AWAY: Final = ("08", "53", "57P", "58", "28", "3D", "25006", QUERY_CANCELED, "40003")
 _BEATEN: Final = ("40001", "40P01", LOCK_NOT_AVAILABLE)
+#: There is no such database, no such user, or its password is another one.
+_MISCONFIGURED: Final = ("3D000", "28000", "28P01")
+_REFUSED: Final = re.compile(
+    r"FATAL: .*((database|role) \".*\" does not exist|authentication failed|no pg_hba\.conf entry)"
+    r"|no password supplied"
+)
 _SCHEMA: Final = ("42P01", "42883", "42703", "3F000")
 
 
@@ -188,6 +195,15 @@ class PostgresqlEventStore(SqlEventStore):
         # "cannot … during recovery": a code of many meanings, the others for good.
         is_recovering = code == "55000" and "recovery" in str(error)
         return Failure.AWAY if is_recovering else Failure.OTHER
+
+    def is_misconfigured(self, error: BaseException) -> bool:
+        """Return whether the URL is to blame for the server's being away.
+
+        At a connection's beginning, the drivers give no SQLSTATE. A server may also speak another
+        language than English, which goes unnoticed.
+        """
+        code = code_of(error)
+        return code in _MISCONFIGURED or (not code and bool(_REFUSED.search(str(error))))
 
     def is_away(self, error: BaseException) -> bool:
         """Say whether a statement of the application's own failed since the server is away.

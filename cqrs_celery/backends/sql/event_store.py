@@ -42,7 +42,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.pool import Pool
 
-from ...errors import StoreError, StoreUnavailable
+from ...errors import InvalidSetting, SchemaError, StoreError, StoreUnavailable
 from ...messages.compression import COMPRESSED
 from ...messages.metadata import NO_METADATA, Metadata
 from ...store.events import (
@@ -193,6 +193,10 @@ class SqlEventStore:
     def failure(self, error: BaseException) -> Failure:
         """Return what a driver's error means."""
         raise NotImplementedError
+
+    def is_misconfigured(self, error: BaseException) -> bool:
+        """Return whether the URL is to blame for the server's being away, as far as can be told."""
+        return False
 
     def _reading(self, engine: Engine) -> Engine:
         """Return an engine whose connections are for single statements that read."""
@@ -756,6 +760,34 @@ class SqlEventStore:
         change = update(identity).values(history=secrets.token_hex(16))
         self.transact("begin a new history", methodcaller("execute", change))
         self._history = "", -math.inf
+
+    def check_replica(self) -> None:
+        """Check that the replica, if there is one, is one of this database.
+
+        Raises:
+            InvalidSetting: it is another database, or one that has no tables of a store.
+            SchemaError: the tables of this database are missing.
+            StoreUnavailable: a server does not answer.
+        """
+        if not self._has_replica:
+            return
+        own = self.outbox.store_id
+        try:
+            statement = select(identity.c.store_id)
+            rows = self._rows(statement, "look up the replica's id", self._reader)
+        except SchemaError as error:
+            raise self._no_replica("it has no tables of an event store", own) from error
+        found = str(rows[0][0]) if rows else "none"
+        if found != own:
+            raise self._no_replica(f"its store's id is {found}", own)
+
+    def _no_replica(self, found: str, own: str) -> InvalidSetting:
+        return InvalidSetting(
+            f"the read URL leads to {where(self._reader.url)}, which is no replica of {self.where}:"
+            f" {found}, expected the id {own}. Correct cqrs_event_store_read_url, or remove it.",
+            setting="cqrs_event_store_read_url",
+            accepted="the URL of a replica of the event store's database",
+        )
 
     def snapshots(self) -> SqlSnapshotStore:
         """Return the store of the streams' snapshots, in the same database."""

@@ -47,6 +47,9 @@ class Dialect(Protocol):
     def failure(self, error: BaseException) -> Failure:
         """Return what a driver's error means."""
 
+    def is_misconfigured(self, error: BaseException) -> bool:
+        """Return whether the URL is to blame for the server's being away."""
+
     def forget_lost(self) -> None:
         """Throw away connections that may be lost, as one of them is."""
 
@@ -104,6 +107,12 @@ def meaning_of(
         return TransactionBeaten(said)
     if failure is Failure.TAKEN:
         return AlreadyThere(said)
+    if failure is Failure.AWAY and dialect.is_misconfigured(error):
+        return StoreUnavailable(
+            f"could not {what}: {named} can't be opened ({_refusal(error)}). Correct its URL, or"
+            " make what that names.",
+            is_misconfigured=True,
+        )
     if failure is Failure.AWAY:
         return StoreUnavailable(
             f"could not {what}: {named} does not answer, or can't do it now ({said}). Start"
@@ -126,3 +135,12 @@ def schema_missing(where: str, found: str) -> SchemaError:
 def driver_text(error: Any) -> str:
     """Return the first line of a driver's error; the others repeat the statement."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason")
+
+
+def _refusal(error: BaseException) -> str:
+    """Return the line with which a server has refused a connection; others may not have answered.
+
+    A host has several addresses, and a URL several hosts: PostgreSQL's driver has a line for each.
+    """
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if "FATAL" in line), driver_text(error))

@@ -57,6 +57,10 @@ class SqliteEventStore(SqlEventStore):
             return Failure.SCHEMA if is_missing else Failure.AWAY
         return Failure.AWAY if isinstance(error, sqlite3.DatabaseError) else Failure.OTHER
 
+    def is_misconfigured(self, error: BaseException) -> bool:
+        """Return whether the URL leads to no folder, or to a file of another kind."""
+        return str(error) in ("unable to open database file", "file is not a database")
+
     @property
     def file(self) -> Path:
         """The database's file."""

@@ -133,3 +133,19 @@ def test_no_password_is_shown() -> None:
     url = "postgresql://bob:s3cret@db:5433/shop?password=s3cret&sslpassword=s3cret"
     assert where(parse_url(url, setting="the URL")) == "postgresql://db:5433/shop"
     assert "s3cret" not in repr(open_event_store(url))
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (
+            "postgresql://bob:secret@/shop?host=a:5432&host=b:5433",
+            "postgresql://a:5432,b:5433/shop",
+        ),
+        ("postgresql://bob:secret@/shop?host=a,b&port=5432,5433", "postgresql://a,b/shop"),
+        ("postgresql://bob:secret@/shop?host=/run/postgresql", "postgresql:///shop"),
+        ("postgresql://bob:secret@/shop", "postgresql:///shop"),
+    ],
+)
+def test_all_hosts_of_a_url_are_named(given: str, shown: str) -> None:
+    assert where(parse_url(given, setting="the URL")) == shown

@@ -102,6 +102,13 @@ def test_an_error_names_the_server_that_was_asked(primary: SqlEventStore, tmp_pa
     # when it is asked, then the error names it
     with pytest.raises(StoreUnavailable, match=r"the replica sqlite:///.*/nowhere/replica\.db"):
         store.read_stream(BOLT)
+    # and the connections to the primary are kept
+    with store.engine.connect() as connection:
+        kept = connection.connection.dbapi_connection
+    with pytest.raises(StoreUnavailable):
+        store.read_stream(BOLT)
+    with store.engine.connect() as connection:
+        assert connection.connection.dbapi_connection is kept
     # and what the primary answers goes on
     assert store.find_command("c-1") is None
     assert len(store.outbox.read(0, 10)) == 1

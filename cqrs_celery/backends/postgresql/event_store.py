@@ -279,6 +279,11 @@ class PostgresqlEventStore(SqlEventStore):
         # settled may come again.
         self._settled = 0
 
+    def forget_lost_replica(self) -> None:
+        """Let no connection to the replica be used again that was made before now."""
+        super().forget_lost_replica()
+        self._kept_to_read.close()
+
     def close(self) -> None:
         """Give back connections; the store may be used again and makes new ones."""
         self._kept.close()

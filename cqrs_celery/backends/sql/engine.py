@@ -141,6 +141,11 @@ def make_engine(url: URL) -> Engine:
 
 
 def where(url: URL) -> str:
-    """Return the part of a URL that may be shown: engine, host, port and database."""
+    """Return the part of a URL that may be shown: engine, hosts, ports and database."""
     host = f"{url.host or ''}{f':{url.port}' if url.port else ''}"
+    if not host and url.get_backend_name() == "postgresql":
+        # Several hosts, of which the driver takes the first that will do, stand in the options.
+        given = url.query.get("host", ())
+        hosts = [given] if isinstance(given, str) else given
+        host = ",".join(one for one in hosts if not one.startswith("/"))
     return f"{url.get_backend_name()}://{host}/{url.database or ''}"

@@ -258,6 +258,10 @@ class SqlEventStore:
         age(self.engine)
         age(self._reader)
 
+    def forget_lost_replica(self) -> None:
+        """Let no connection to the replica be used again that was made before now."""
+        age(self._reader)
+
     def on_begin(self, connection: Connection) -> None:
         """Do what a transaction needs that begins with statements of the application's own."""
 

@@ -53,6 +53,9 @@ class Dialect(Protocol):
     def forget_lost(self) -> None:
         """Throw away connections that may be lost, as one of them is."""
 
+    def forget_lost_replica(self) -> None:
+        """Throw away connections to the replica; those to the primary are as good as before."""
+
 
 def driver_error(error: BaseException) -> BaseException:
     """Return the driver's own error, which SQLAlchemy may have wrapped."""
@@ -89,7 +92,10 @@ def reaching(
     except (SQLAlchemyError, drivers) as error:
         meaning = meaning_of(dialect, what, driver_error(error), replica=replica)
         if isinstance(meaning, StoreUnavailable):
-            dialect.forget_lost()
+            if replica is None:
+                dialect.forget_lost()
+            else:
+                dialect.forget_lost_replica()
         raise meaning from error
 
 

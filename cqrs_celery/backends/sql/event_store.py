@@ -873,8 +873,10 @@ class SqlEventStore:
 
     def reach(self, what: str, *, is_replica: bool = False) -> AbstractContextManager[None]:
         """Turn the driver's errors into ours for as long as something is done; see `reaching`."""
-        replica = where(self._reader.url) if is_replica else None
-        return reaching(self, what, self.engine.dialect.loaded_dbapi.Error, replica=replica)
+        # The replica's URL may name another driver.
+        engine = self._reader if is_replica else self.engine
+        replica = where(engine.url) if is_replica else None
+        return reaching(self, what, engine.dialect.loaded_dbapi.Error, replica=replica)
 
     def _note(self, batch: Batch) -> None:
         """Remember which streams a replica may not know in their newest state."""

@@ -126,8 +126,9 @@ def test_a_file_without_tables_is_one_clear_error(url: str) -> None:
 
 def test_a_file_that_can_not_be_opened_is_one_clear_error(tmp_path: Path) -> None:
     store = open_event_store(f"sqlite:///{tmp_path}/missing/events.db")
-    with pytest.raises(StoreUnavailable, match=r"missing/events\.db does not answer"):
+    with pytest.raises(StoreUnavailable, match=r"missing/events\.db can't be opened") as failed:
         store.read_all()
+    assert failed.value.is_misconfigured
 
 
 def test_tables_that_are_there_are_left_alone(store: SqliteEventStore) -> None:

@@ -267,7 +267,13 @@ class StoreWentBack(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """Say that a store's server does not answer; the driver's error is its cause."""
+    """Say that a store's server does not answer; the driver's error is its cause.
+
+    `is_misconfigured` is True where waiting will hardly help: the server has no such database or
+    user, the file has no folder, the driver is not installed.
+    """
+
+    is_misconfigured: bool = False
 
 
 class LockTimeout(CQRSError):

@@ -1,8 +1,9 @@
 """An application with a SQL event store: heaps that grow, and two subscriptions that see it.
 
-A worker runs `tests.yard:app`, on the broker in YARD_BROKER and the store in YARD_STORE. What is
-handled is written to the file YARD_OUT, a line each, by one short system call: it survives whatever
-is killed. The left subscription fails for the heaps that `break_heap` names, until `mend_heaps`.
+A worker runs `tests.yard:app`, on the broker in YARD_BROKER and the store in YARD_STORE, with a
+replica in YARD_READ_URL. What is handled is written to the file YARD_OUT, a line each, by one short
+system call: it survives whatever is killed. The left subscription fails for the heaps that
+`break_heap` names, until `mend_heaps`.
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ def make_app(broker: str, store: str) -> Celery:
         made.conf.broker_transport = TRANSPORT
     made.conf.update(
         cqrs_event_store=store,
+        cqrs_event_store_read_url=os.environ.get("YARD_READ_URL") or None,
         broker_transport_options=_options(broker, is_reliable=bool(made.conf.broker_transport)),
         broker_connection_retry_on_startup=True,
         task_ignore_result=True,

@@ -42,7 +42,7 @@ def open_event_store(
             databases: then events are committed in the transactions of its models.
         engine: SQLAlchemy's, in place of a URL; its pool is shared with whoever else uses it.
         read_url: of a replica. Streams, and everything in order, are read there; what was just
-            written here, and whatever decides about a commit, is not.
+            written here, and what the relay gives to subscribers, is read from the primary.
         lease_check: tells whether a worker still holds its message; asked right before a commit
             under a lease.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..errors import CQRSError, MessageError, UnknownMessageType
 from ..messages.serializer import Serializer
 from ..store.events import StoredEvent
 from ..store.ports import EventStore
+from ..store.reading import Reads
 from .application import cqrs_of
 from .table import plain, print_table
 
@@ -77,12 +79,17 @@ class Check:
             StoreUnavailable: its server does not answer.
         """
         self.position = after_position
-        while batch := store.read_all(after_position=self.position, limit=BATCH):
+        while batch := self._next(store):
             for stored in batch:
                 self._note(stored, *self._outcome_of(stored))
             self.position = batch[-1].global_position
             self.events += len(batch)
             yield self
+
+    def _next(self, store: EventStore) -> Sequence[StoredEvent]:
+        # A replica may not have all of them, or be another database by mistake.
+        with Reads(from_primary=True):
+            return store.read_all(after_position=self.position, limit=BATCH)
 
     def findings(self) -> list[Finding]:
         """Return what was found: failures first, then by type and version."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import celery
 import msgspec
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore
 from kombu.exceptions import OperationalError
 from kombu.utils.uuid import uuid
 
@@ -72,6 +72,13 @@ class NoLongerHeld(Ignore):
     """Say that a worker's message is another's by now, and so may be what it has behind it."""
 
 
+class StoreAway(Ignore):
+    """The event store did not answer; the message goes back, and is tried again later.
+
+    Not Celery's Reject, of which each is logged with its traceback.
+    """
+
+
 class HandlerTask(celery.Task):
     """Be a task that runs a declared handler."""
 
@@ -123,7 +130,12 @@ class HandlerTask(celery.Task):
         except StoreUnavailable as error:
             if not is_worker:
                 raise
-            raise Reject(error, requeue=True) from error
+            logger.debug(
+                "the store is away, the message waits",
+                exc_info=True,
+                extra={"task": self.name, "task_id": self.request.id},
+            )
+            raise StoreAway(str(error)) from None
 
     def retry(self, *args: Any, **options: Any) -> Any:
         """Retry as Celery does; the message remembers when it first failed."""

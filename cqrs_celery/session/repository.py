@@ -45,6 +45,7 @@ from ..store.ports import (
     StoreTransaction,
     TransactionalStore,
 )
+from ..store.reading import Reads
 from ..store.refusals import check_text, version_conflict
 from ..store.stream import StreamName
 from .cache import AggregateCache
@@ -206,11 +207,18 @@ class Repository:
     def get(self, cls: type[A], id: str) -> A:
         """Return an aggregate as its events have left it.
 
+        One that a replica does not have is looked for in the primary.
+
         Raises:
             AggregateNotFound: it has no events.
             CQRSError: as `find` does.
         """
-        aggregate = self.find(cls, id)
+        with Reads() as reads:
+            aggregate = self.find(cls, id)
+        if aggregate is None and reads.used_replica:
+            # A replica that lags does not have it yet.
+            with Reads(from_primary=True):
+                aggregate = self.find(cls, id)
         if aggregate is None:
             raise AggregateNotFound(
                 f"{cls.__aggregate_type__}-{id} has no events in the store of application"

@@ -42,7 +42,15 @@ from cqrs_celery.errors import (
     StoreUnavailable,
     TransactionConflict,
 )
-from cqrs_celery.store.events import CommandRecord, Place, StoredEvent, StreamAppend, Subscriber
+from cqrs_celery.store.events import (
+    CommandRecord,
+    History,
+    Place,
+    StoredEvent,
+    StreamAppend,
+    Subscriber,
+)
+from cqrs_celery.store.reading import Reads
 from cqrs_celery.store.stream import ANY_VERSION, NO_STREAM, StreamName
 from cqrs_celery.testing.event_store_contract import (
     BOLT,
@@ -55,7 +63,7 @@ from cqrs_celery.testing.event_store_contract import (
 )
 from cqrs_celery.testing.snapshot_store_contract import snapshot
 from tests.chaos.wear_servers import PgBouncerNode
-from tests.nodes import REPOSITORY
+from tests.nodes import REPOSITORY, free_port
 from tests.postgres import DRIVERS, PostgresNode, with_driver
 from tests.sql_writers import LEASE, Writers, slow_and_unsteady
 from tests.waiting import wait_until
@@ -65,6 +73,8 @@ needs_pgbouncer = pytest.mark.skipif(
 )
 
 Opened = Callable[..., PostgresqlEventStore]
+
+NO_HISTORY = History([], "")
 
 
 @pytest.fixture(scope="module", params=DRIVERS)
@@ -831,7 +841,6 @@ def test_a_number_that_no_database_holds_is_no_error_where_events_are_read(
     # then behind a number that is too high there is nothing, and below one that is too low is all
     assert len(store.read_all(after_position=number)) == expected
     assert len(store.read_stream(BOLT, after_version=number)) == expected
-    assert len(store.read_history(BOLT, after_version=number)) == expected
     # and no more can be asked for than everything
     assert len(store.read_all(limit=number)) == 2 - expected
     assert len(store.read_stream(BOLT, limit=number)) == 2 - expected
@@ -1565,6 +1574,9 @@ def test_a_stream_is_read_from_the_replica_unless_it_was_just_written_here(
     # then a stream that others wrote is not seen there
     assert list(both.read_stream(NUT)) == []
     assert list(both.read_all()) == []
+    # nor does a relay wait for the replica
+    assert isinstance(both, PostgresqlEventStore)
+    assert [one.stream for one in both.outbox.read(0, 10)] == [NUT]
     # but one that was written here is, and one that was found to have changed
     append(both, BOLT, NO_STREAM, event())
     assert len(both.read_stream(BOLT)) == 1
@@ -1576,6 +1588,52 @@ def test_a_stream_is_read_from_the_replica_unless_it_was_just_written_here(
     assert both.find_command("c-1") is not None
     both.close()
     replica.close()
+
+
+def test_what_must_come_from_the_primary_does(
+    store: PostgresqlEventStore, database: str, postgres_url: str
+) -> None:
+    # given a replica that has nothing yet
+    replica = open_event_store(postgres_url)
+    assert isinstance(replica, PostgresqlEventStore)
+    create_schema(replica)
+    replica.close()
+    append(store, NUT, NO_STREAM, event())
+    both = open_event_store(database, read_url=postgres_url)
+    assert isinstance(both, PostgresqlEventStore)
+    snapshots = both.snapshots()
+
+    def found() -> list[int]:
+        return [
+            len(both.read_stream(NUT)),
+            len((both.read_history(NUT) or NO_HISTORY).events),
+            len(both.read_all()),
+            len(snapshots.find_with_newer(NUT, 1)[1]),
+        ]
+
+    # when a replica may answer, then it does, and that is known
+    with Reads() as reads:
+        assert found() == [0, 0, 0, 0]
+    assert reads.used_replica
+    # and when it may not, then it does not
+    with Reads(from_primary=True) as reads:
+        assert found() == [1, 1, 1, 1]
+    assert not reads.used_replica
+    both.close()
+
+
+def test_a_replica_that_is_away_is_named_and_the_primary_goes_on(
+    store: PostgresqlEventStore, database: str
+) -> None:
+    append(store, NUT, NO_STREAM, event())
+    port = free_port()
+    both = open_event_store(database, read_url=f"postgresql://postgres@127.0.0.1:{port}/shop")
+    assert isinstance(both, PostgresqlEventStore)
+    with pytest.raises(StoreUnavailable, match=f"the replica postgresql://127.0.0.1:{port}/shop"):
+        both.read_stream(NUT)
+    assert len(both.outbox.read(0, 10)) == 1
+    assert append(both, NUT, 1, event()).versions == (2,)
+    both.close()
 
 
 def test_a_forked_child_makes_connections_of_its_own(store: PostgresqlEventStore) -> None:

@@ -208,6 +208,11 @@ WHERE cqrs_streams.stream_key = ?) AND cqrs_events.version > ? ORDER BY cqrs_eve
 SELECT cqrs_store.store_id, cqrs_store.history
 FROM cqrs_store
 
+-- leader_of_another
+SELECT cqrs_relays.leader, cqrs_relays.application
+FROM cqrs_relays
+WHERE cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND cqrs_relays.application != ? AND cqrs_relays.lease_until_ms > datediff_big(ms, '19700101', sysutcdatetime())
+
 -- find_snapshot
 SELECT cqrs_snapshots.version, cqrs_snapshots.schema_version, cqrs_snapshots.taken_at, cqrs_snapshots.payload AS payload
 FROM cqrs_snapshots JOIN cqrs_streams ON cqrs_streams.stream_id = cqrs_snapshots.stream_id
@@ -270,6 +275,17 @@ INSERT INTO cqrs_relay_subscribers (application, name, subscriber, registered_at
 
 -- register
 DELETE FROM cqrs_relay_subscribers WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ?
+
+-- unregister
+UPDATE cqrs_relay_subscribers SET registered_at=cqrs_relay_subscribers.registered_at OUTPUT inserted.application, inserted.name WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ? OR cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ?
+
+-- unregister
+SELECT cqrs_relay_subscribers.subscriber
+FROM cqrs_relay_subscribers
+WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ? OR cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ? ORDER BY cqrs_relay_subscribers.application DESC
+
+-- unregister
+DELETE FROM cqrs_relay_subscribers WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ? OR cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ?
 
 -- forget_expired_commands
 DELETE FROM cqrs_commands WITH (UPDLOCK, READPAST, ROWLOCK) OUTPUT deleted.command_id WHERE cqrs_commands.command_id IN (SELECT TOP 4000 cqrs_commands.command_id

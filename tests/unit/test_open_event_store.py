@@ -146,6 +146,7 @@ def test_no_password_is_shown() -> None:
         ("postgresql://bob:s3cret@/shop?host=one,two&port=5432,5433", "one:5432,two:5433"),
         ("postgresql://bob:s3cret@/shop?host=one,two&port=5432", "one:5432,two:5432"),
         ("postgresql://bob:s3cret@/shop?host=one,two", "one,two"),
+        ("postgresql://bob:s3cret@/shop?host=/run/postgresql", ""),
         ("postgresql://bob:s3cret@/shop", ""),
     ],
 )

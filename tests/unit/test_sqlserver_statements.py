@@ -128,7 +128,8 @@ def outbox_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
         ("forget_expired_commands", store.forget_expired_commands, [some]),
     ):
         recorder: Any = Recorder(store, iter(answers))
-        store.run_each = lambda _, do, to=recorder: do(to)  # type: ignore[method-assign, misc]
+        do_it: Any = lambda _, do, to=recorder: do(to)  # noqa: E731
+        store.run_each = store.transact = do_it  # type: ignore[method-assign]
         write()
         written[name] = recorder.statements
     return {**written, **relay_statements(store)}

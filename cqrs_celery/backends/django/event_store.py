@@ -60,9 +60,9 @@ def open_django_store(url: str, *, lease_check: LeaseCheck | None = None) -> Sql
 class _Reaching:
     """Take the errors of Django for those of its driver."""
 
-    def reach(self, what: str) -> AbstractContextManager[None]:
+    def reach(self, what: str, *, is_replica: bool = False) -> AbstractContextManager[None]:
         """Turn the driver's errors, and Django's, into ours for as long as something is done."""
-        return _reaching(super().reach(what))  # type: ignore[misc]
+        return _reaching(super().reach(what, is_replica=is_replica))  # type: ignore[misc]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ will not come. No other transaction delays a reader, however long it is open.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -203,6 +204,12 @@ _AWAY: Final = (
     "08", "53", "57P", "58", "28", "3D", "25006", "25P03", "25P04", QUERY_CANCELED, "40003",
 )  # fmt: skip
 _BEATEN: Final = ("40001", "40P01", LOCK_NOT_AVAILABLE)
+#: There is no such database, no such user, or its password is another one.
+_MISCONFIGURED: Final = ("3D000", "28000", "28P01")
+_REFUSED: Final = re.compile(
+    r"FATAL: .*((database|role) \".*\" does not exist|authentication failed|no pg_hba\.conf entry)"
+    r"|no password supplied"
+)
 _SCHEMA: Final = ("42P01", "42883", "42703", "3F000")
 
 
@@ -238,6 +245,15 @@ class PostgresqlEventStore(SqlEventStore):
         is_recovering = code == "55000" and "recovery" in str(error)
         return Failure.AWAY if is_recovering else Failure.OTHER
 
+    def is_misconfigured(self, error: BaseException) -> bool:
+        """Return whether the URL is to blame for the server's being away.
+
+        At a connection's beginning, the drivers give no SQLSTATE. A server may also speak another
+        language than English, which goes unnoticed.
+        """
+        code = code_of(error)
+        return code in _MISCONFIGURED or (not code and bool(_REFUSED.search(str(error))))
+
     def is_away(self, error: BaseException) -> bool:
         """Say whether a statement of the application's own failed since the server is away.
 
@@ -269,9 +285,9 @@ class PostgresqlEventStore(SqlEventStore):
             return False
         return bool(is_read_only == "off")
 
-    def reach(self, what: str) -> AbstractContextManager[None]:
+    def reach(self, what: str, *, is_replica: bool = False) -> AbstractContextManager[None]:
         """Turn the driver's errors into ours, and give up what takes too long; see `answering`."""
-        return within_limit(super().reach(what))
+        return within_limit(super().reach(what, is_replica=is_replica))
 
     def limited(self, limit_s: float | None) -> AbstractContextManager[None]:
         """Let this thread wait for each answer for so long; None for as long as it takes."""
@@ -323,6 +339,11 @@ class PostgresqlEventStore(SqlEventStore):
         self._kept_to_read.close()
         self._settled = NOT_SETTLED
 
+    def forget_lost_replica(self) -> None:
+        """Let no connection to the replica be used again that was made before now."""
+        super().forget_lost_replica()
+        self._kept_to_read.close()
+
     def close(self) -> None:
         """Give back connections; the store may be used again and makes new ones."""
         self._kept.close()
@@ -356,7 +377,9 @@ class PostgresqlEventStore(SqlEventStore):
         self, kept: KeptConnections, what: str, statement: Statement, *arguments: Any
     ) -> list[Any]:
         """Run a statement that reads; a connection that was lost meanwhile is replaced once."""
-        return self.attempt_anew(what, partial(kept.run, statement, arguments))
+        is_replica = kept is not self._kept
+        do = partial(kept.run, statement, arguments)
+        return self.attempt_anew(what, do, is_replica=is_replica)
 
     def _rows_of_stream(
         self, stream: StreamName, after_version: int, limit: int | None
@@ -372,20 +395,17 @@ class PostgresqlEventStore(SqlEventStore):
         Raises:
             StoreUnavailable: the server does not answer.
         """
-        kept = self._kept if self._is_fresh(stream) else self._kept_to_read
+        kept = self._kept_to_read if self._may_ask_replica(stream) else self._kept
         return self._run(kept, what, statement, *arguments)
 
     def snapshots(self) -> PostgresqlSnapshotStore:
         """Return the store of the streams' snapshots, in the same database."""
         return PostgresqlSnapshotStore(self)
 
-    def _rows_of_history(
-        self, stream: StreamName, known: Sequence[KnownEvent], *, from_primary: bool
-    ) -> Sequence[Any]:
-        kept = self._kept if from_primary else self._kept_to_read
+    def _rows_of_history(self, stream: StreamName, known: Sequence[KnownEvent]) -> Sequence[Any]:
         first, last = (known[0][0], known[-1][0]) if known else (1, 0)
         arguments = last, stream.key, first - 1
-        return self._run(kept, f"read {stream}", _READ_HISTORY, *arguments)
+        return self.read_kept(stream, f"read {stream}", _READ_HISTORY, *arguments)
 
     def find_command(self, command_id: str) -> CommandOutcome | None:
         """Return what a command recorded when it committed; see `EventStore.find_command`."""
@@ -397,11 +417,12 @@ class PostgresqlEventStore(SqlEventStore):
     def _rows_of_all(self, after_position: int, limit: int) -> Sequence[Any]:
         what = reading_from(after_position)
         arguments = what, _READ_ALL, after_position, limit
-        rows = self._run(self._kept_to_read, *arguments)
+        kept = self._kept_to_read if self._may_ask_replica() else self._kept
+        rows = self._run(kept, *arguments)
         if not rows or rows[-1][_AT] == after_position + len(rows):
             return rows
         # On a replica nobody holds the lock, and a commit may have overtaken an earlier one.
-        if self._has_replica:
+        if kept is not self._kept:
             rows = self._run(self._kept, *arguments)
         whole = self._whole(rows, after_position, what)
         if whole < len(rows) and self._settle_gaps(what):
@@ -413,7 +434,8 @@ class PostgresqlEventStore(SqlEventStore):
         wanted = {row[0] for row in rows}
         names: dict[int, StreamName] = {}
         # What was read from the primary may not have come to the replica.
-        for kept in (self._kept_to_read, self._kept):
+        is_replica_asked = self._may_ask_replica()
+        for kept in (self._kept_to_read, self._kept) if is_replica_asked else (self._kept,):
             if missing := wanted - names.keys():
                 found = self._run(kept, "read the streams' names", _NAMES, list(missing))
                 names |= {stream_id: StreamName(*parts) for stream_id, *parts in found}

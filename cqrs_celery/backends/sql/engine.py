@@ -162,7 +162,9 @@ def _hosts_of(url: URL) -> str:
 
     That is `?host=one:5432&host=two:5432`, or `?host=one,two&port=5432,5433`.
     """
-    hosts, ports = _listed(url, "host"), _listed(url, "port")
+    # One that begins with a slash is the folder of a socket.
+    hosts = [host for host in _listed(url, "host") if not host.startswith("/")]
+    ports = _listed(url, "port")
     if len(ports) == 1:
         ports *= len(hosts)
     if len(ports) == len(hosts):

@@ -44,7 +44,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.pool import Pool
 
-from ...errors import StoreError, StoreUnavailable
+from ...errors import InvalidSetting, SchemaError, StoreError, StoreUnavailable
 from ...messages.compression import COMPRESSED
 from ...messages.metadata import NO_METADATA, Metadata
 from ...store.events import (
@@ -58,6 +58,7 @@ from ...store.events import (
     StoredEvent,
     StreamAppend,
 )
+from ...store.reading import Reads, replica_may_answer
 from ...store.refusals import (
     check_command,
     check_stream,
@@ -220,6 +221,10 @@ class SqlEventStore:
         """Return what a driver's error means."""
         raise NotImplementedError
 
+    def is_misconfigured(self, error: BaseException) -> bool:
+        """Return whether the URL is to blame for the server's being away, as far as can be told."""
+        return False
+
     def _reading(self, engine: Engine) -> Engine:
         """Return an engine whose connections are for single statements that read."""
         return engine
@@ -292,6 +297,10 @@ class SqlEventStore:
         Raises:
             StoreUnavailable: it is lost.
         """
+
+    def forget_lost_replica(self) -> None:
+        """Let no connection to the replica be used again that was made before now."""
+        age(self._reader)
 
     def on_begin(self, connection: Connection) -> None:
         """Do what a transaction needs that begins with statements of the application's own."""
@@ -679,11 +688,11 @@ class SqlEventStore:
         From a replica where `read_stream` reads from it, unless that does not have what is known.
         """
         check_stream(stream)
-        is_fresh = self._is_fresh(stream)
-        rows = self._rows_of_history(stream, known, from_primary=is_fresh)
-        if self._has_replica and not is_fresh and not _have(rows, known):
-            # It may not have got there yet.
-            rows = self._rows_of_history(stream, known, from_primary=True)
+        rows = self._rows_of_history(stream, known)
+        if self._has_replica and not _have(rows, known):
+            # The replica may not have got there yet.
+            with Reads(from_primary=True):
+                rows = self._rows_of_history(stream, known)
         if not _have(rows, known):
             return None
         newer = rows[known[-1][0] - known[0][0] + 1 :] if known else rows
@@ -700,14 +709,12 @@ class SqlEventStore:
             newer[-1][_ID_IN_HISTORY] or "" if newer else "",
         )
 
-    def _rows_of_history(
-        self, stream: StreamName, known: Sequence[KnownEvent], *, from_primary: bool
-    ) -> Sequence[Any]:
+    def _rows_of_history(self, stream: StreamName, known: Sequence[KnownEvent]) -> Sequence[Any]:
         """Return the rows of a history, from the first event that is known on."""
         return self._rows(
             self._select_history,
             f"read {stream}",
-            self._primary_reader if from_primary else self._reader,
+            self._reader_of(stream),
             key=self._key(stream),
             after=known[0][0] - 1 if known else 0,
             known=known[-1][0] if known else 0,
@@ -719,9 +726,12 @@ class SqlEventStore:
         statement = self._select_stream
         if limit is not None:
             statement = statement.limit(limit)
-        reader = self._primary_reader if self._is_fresh(stream) else self._reader
         return self._rows(
-            statement, f"read {stream}", reader, key=self._key(stream), after=after_version
+            statement,
+            f"read {stream}",
+            self._reader_of(stream),
+            key=self._key(stream),
+            after=after_version,
         )
 
     def read_all(self, *, after_position: int = 0, limit: int = 1000) -> Sequence[StoredEvent]:
@@ -771,7 +781,9 @@ class SqlEventStore:
 
     def _rows_of_all(self, after_position: int, limit: int) -> Sequence[Any]:
         """Return what `read_all` reads; an engine where commits overtake each other sees to it."""
-        return self._rows(self._select_all(after_position, limit), reading_from(after_position))
+        reader = self._reader if self._may_ask_replica() else self._primary_reader
+        statement = self._select_all(after_position, limit)
+        return self._rows(statement, reading_from(after_position), reader)
 
     def _select_all(self, after_position: int, limit: int) -> Select[Any]:
         # The limit comes before the join: the page is cut from the index of positions.
@@ -860,6 +872,34 @@ class SqlEventStore:
         self.run_each("begin a new history", methodcaller("execute", change))
         self._history = "", -math.inf
 
+    def check_replica(self) -> None:
+        """Check that the replica, if there is one, is one of this database.
+
+        Raises:
+            InvalidSetting: it is another database, or one that has no tables of a store.
+            SchemaError: the tables of this database are missing.
+            StoreUnavailable: a server does not answer.
+        """
+        if not self._has_replica:
+            return
+        own = self.outbox.store_id
+        try:
+            statement = select(identity.c.store_id)
+            rows = self._rows(statement, "look up the replica's id", self._reader)
+        except SchemaError as error:
+            raise self._no_replica("it has no tables of an event store", own) from error
+        found = str(rows[0][0]) if rows else "none"
+        if found != own:
+            raise self._no_replica(f"its store's id is {found}", own)
+
+    def _no_replica(self, found: str, own: str) -> InvalidSetting:
+        return InvalidSetting(
+            f"the read URL leads to {where(self._reader.url)}, which is no replica of {self.where}:"
+            f" {found}, expected the id {own}. Correct cqrs_event_store_read_url, or remove it.",
+            setting="cqrs_event_store_read_url",
+            accepted="the URL of a replica of the event store's database",
+        )
+
     def snapshots(self) -> SqlSnapshotStore:
         """Return the store of the streams' snapshots, in the same database."""
         return SqlSnapshotStore(self)
@@ -886,16 +926,24 @@ class SqlEventStore:
         reader: Engine | None = None,
         **parameters: Any,
     ) -> Sequence[Any]:
-        """Run a statement that reads; a connection that was lost in the pool is replaced once."""
-        reader = reader or self._reader
+        """Run a statement that reads; a connection that was lost in the pool is replaced once.
+
+        Args:
+            statement: what to run.
+            what: is being done: "read Order-42".
+            reader: connects to the primary, which is the default, or to the replica.
+            parameters: of the statement.
+        """
+        reader = reader or self._primary_reader
 
         def read() -> Sequence[Any]:
             with reader.connect() as connection:
                 return connection.execute(statement, parameters).all()
 
-        return self.attempt_anew(what, read)
+        is_replica = self._has_replica and reader is self._reader
+        return self.attempt_anew(what, read, is_replica=is_replica)
 
-    def attempt_anew(self, what: str, do: Callable[[], R]) -> R:
+    def attempt_anew(self, what: str, do: Callable[[], R], *, is_replica: bool = False) -> R:
         """Do as `attempt`, once more if a connection was lost in the pool; it may be repeated.
 
         Raises:
@@ -903,16 +951,17 @@ class SqlEventStore:
             TransactionConflict: other transactions were in its way as often as it was tried.
         """
         try:
-            return self.attempt(what, do)
+            return self.attempt(what, do, is_replica=is_replica)
         except StoreUnavailable:
-            return self.attempt(what, do)
+            return self.attempt(what, do, is_replica=is_replica)
 
-    def attempt(self, what: str, do: Callable[[], R]) -> R:
+    def attempt(self, what: str, do: Callable[[], R], *, is_replica: bool = False) -> R:
         """Do something; again, while the database ends it for the sake of another transaction.
 
         Args:
             what: is being done: "read Order-42".
             do: does it, all or nothing.
+            is_replica: whether the replica is asked, which errors then name.
 
         Returns:
             What `do` does.
@@ -923,16 +972,19 @@ class SqlEventStore:
         """
         for attempt in range(1, self.attempts + 1):
             try:
-                with self.reach(what):
+                with self.reach(what, is_replica=is_replica):
                     return do()
             except (AlreadyThere, TransactionBeaten) as error:
                 reason = error
                 time.sleep(0.001 * attempt)
         raise beaten_repeatedly(what, self.where, self.attempts, reason) from reason
 
-    def reach(self, what: str) -> AbstractContextManager[None]:
+    def reach(self, what: str, *, is_replica: bool = False) -> AbstractContextManager[None]:
         """Turn the driver's errors into ours for as long as something is done; see `reaching`."""
-        return reaching(self, what, self.engine.dialect.loaded_dbapi.Error)
+        # The replica's URL may name another driver.
+        engine = self._reader if is_replica else self.engine
+        replica = where(engine.url) if is_replica else None
+        return reaching(self, what, engine.dialect.loaded_dbapi.Error, replica=replica)
 
     def limited(self, limit_s: float | None) -> AbstractContextManager[None]:
         """Let this thread wait for each answer for so long; None for as long as it takes.
@@ -951,8 +1003,16 @@ class SqlEventStore:
         for append in batch.appends:
             self._fresh[append.stream] = until
 
-    def _is_fresh(self, stream: StreamName) -> bool:
-        return self._has_replica and self._fresh.get(stream, 0.0) > time.monotonic()
+    def _may_ask_replica(self, stream: StreamName | None = None) -> bool:
+        """Return whether the replica may answer the next read: of a stream, or of all events."""
+        if not self._has_replica:
+            return False
+        if stream is not None and self._fresh.get(stream, 0.0) > time.monotonic():
+            return False
+        return replica_may_answer()
+
+    def _reader_of(self, stream: StreamName) -> Engine:
+        return self._reader if self._may_ask_replica(stream) else self._primary_reader
 
 
 def _have(rows: Sequence[Any], known: Sequence[KnownEvent]) -> bool:

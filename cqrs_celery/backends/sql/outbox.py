@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or
 
 from ...errors import StoreWentBack
 from ...store.events import START, Place, StoredEvent, Subscriber
+from ...store.reading import Reads
 from ...store.refusals import check_text
 from .failures import schema_missing
 from .tables import events, identity, relays, subscribers
@@ -71,8 +72,9 @@ class SqlOutbox:
         self._store_id = None
 
     def read(self, after_position: int, limit: int) -> Sequence[StoredEvent]:
-        """Return events in order, none of which may be overtaken any more."""
-        return self.store.read_all(after_position=after_position, limit=limit)
+        """Return events in order, none of which may be overtaken any more; from the primary."""
+        with Reads(from_primary=True):
+            return self.store.read_all(after_position=after_position, limit=limit)
 
     def read_behind(self, place: Place, limit: int) -> Sequence[StoredEvent]:
         """Return the events behind a place, in order, if it is still the same one.
@@ -92,7 +94,7 @@ class SqlOutbox:
             if place.event_id in ("", found[0].event.event_id):
                 return found[1:]
         elif self.has(place):
-            # A replica that has not got there yet.
+            # It was behind a gap that may still be filled.
             return ()
         raise StoreWentBack(
             f"could not read on behind position {place.position}, where the event"

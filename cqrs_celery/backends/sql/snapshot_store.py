@@ -132,7 +132,7 @@ class SqlSnapshotStore:
     def _rows_with_newer(self, stream: StreamName, what: str, schema_version: int) -> Sequence[Any]:
         """Return rows of events, in front of them the snapshot's: its position is 0."""
         store = self._store
-        reader = store._primary_reader if store._is_fresh(stream) else store._reader
+        reader = store._reader_of(stream)
         return store._rows(
             self._select_with_newer, what, reader,
             key=store._key(stream), schema_version=schema_version,

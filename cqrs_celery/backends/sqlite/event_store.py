@@ -86,6 +86,10 @@ class SqliteEventStore(SqlEventStore):
             return Failure.SCHEMA if is_missing else Failure.AWAY
         return Failure.AWAY if isinstance(error, sqlite3.DatabaseError) else Failure.OTHER
 
+    def is_misconfigured(self, error: BaseException) -> bool:
+        """Return whether the URL leads to no folder, or to a file of another kind."""
+        return str(error) in ("unable to open database file", "file is not a database")
+
     @property
     def file(self) -> Path:
         """The database's file."""
@@ -95,9 +99,9 @@ class SqliteEventStore(SqlEventStore):
         """Return the time by the machine's clock, in milliseconds since 1970."""
         return cast((func.julianday("now") - JULIAN_1970) * DAY_MS, BigInteger)
 
-    def reach(self, what: str) -> AbstractContextManager[None]:
+    def reach(self, what: str, *, is_replica: bool = False) -> AbstractContextManager[None]:
         """Turn the driver's errors into ours, and keep forks waiting, while something is done."""
-        return _between_forks(super().reach(what))
+        return _between_forks(super().reach(what, is_replica=is_replica))
 
     def close(self) -> None:
         """Give back connections; the store may be used again and makes new ones."""

@@ -65,6 +65,9 @@ _READ_ALL: Final = text(
 #: A lock was not free in time.
 LOCK_TIMEOUT: Final = 1222
 
+#: There is no such login, or its password is another one.
+LOGIN_FAILED: Final = 18456
+
 #: What SQL Server's numbers of errors mean.
 _FAILURES: Final = {
     # A unique key.
@@ -130,6 +133,16 @@ class SqlServerEventStore(SqlEventStore):
         if state.startswith("08"):
             return Failure.AWAY
         return _STATES.get(state, Failure.OTHER)
+
+    def is_misconfigured(self, error: BaseException) -> bool:
+        """Return whether the URL is to blame: its driver is not there, or its login refused.
+
+        A database that can't be opened may be recovering, and refuses logins meanwhile.
+        """
+        state = str(error.args[0]) if len(error.args) > 1 else ""
+        if state == "IM002" or "Can't open lib" in str(error):
+            return True
+        return state == "28000" and set(_numbers_of(error)) <= {LOGIN_FAILED}
 
     def is_deadlock(self, error: BaseException) -> bool:
         """Return whether the database ended the transaction in a statement of the application's.

@@ -54,7 +54,6 @@ def lead(cqrs: Any) -> None:
     """Be the active relay of an application."""
     leadership, broker_id = cqrs.relay.leadership, cqrs.relay.destination.broker_id()
     assert leadership.claim(broker_id)
-    leadership.keep_broker(broker_id)
 
 
 def test_an_application_that_another_ones_relay_serves_names_that_relay(

@@ -43,9 +43,9 @@ from cqrs_celery.errors import (
     TransactionConflict,
 )
 from cqrs_celery.store.events import (
+    START,
     CommandRecord,
     History,
-    Place,
     StoredEvent,
     StreamAppend,
     Subscriber,
@@ -935,7 +935,7 @@ def register_and_unregister(store: PostgresqlEventStore) -> None:
 def lead(store: PostgresqlEventStore) -> None:
     leadership = store.leadership("shop", broker="redis")
     assert leadership.claim("broker")
-    assert leadership.save_checkpoint(Place(1, "x"))
+    assert leadership.save_checkpoint(START)
     leadership.release()
 
 

@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import celery
 from celery.signals import celeryd_init
@@ -137,14 +137,13 @@ class CQRS:
             store,
             serializer,
             snapshots=open_snapshots(self.app, settings, store, self._given_snapshots),
-            cache=open_cache(self.app, settings, store),
+            cache=open_cache(self.app, settings),
         )
         relay = self.relay = open_relay(
             self.app,
             store,
             settings.application,
             is_reliable=self._is_reliable,
-            on_went_back=lambda place: cast(Any, store).begin_new_history(),
         )
         bus = Bus(repository, serializer, locks=locks, middleware=self._middleware)
         return Runtime(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -132,8 +132,6 @@ class RelayParts:
         destination: gets them.
         application: whose relay it is.
         leadership: makes one of its relays the active one, and remembers what the queue may lose.
-        on_went_back: called where the store has lost events that were given, with the place behind
-            which they are given again.
         is_registered: set when this process has registered its subscribers. Before that, a relay
             could pass an event for which there is a subscriber.
         registered: what this process has registered, by name, with the id of the store then.
@@ -143,7 +141,6 @@ class RelayParts:
     destination: Destination
     application: str
     leadership: Any
-    on_went_back: Callable[[Place], object] = lambda place: None
     is_registered: threading.Event = field(default_factory=threading.Event)
     registered: dict[str, tuple[Subscriber, str]] = field(default_factory=dict)
 
@@ -230,7 +227,6 @@ def open_relay(
     application: str,
     *,
     is_reliable: bool,
-    on_went_back: Callable[[Place], object],
 ) -> RelayParts | None:
     """Return what a relay of an application's store needs; None if the store delivers itself.
 
@@ -241,7 +237,6 @@ def open_relay(
         store: has an outbox, if it needs a relay.
         application: whose relay it is.
         is_reliable: whether the broker is the reliable queue.
-        on_went_back: called where the store has lost events; see `RelayParts`.
 
     Raises:
         InvalidSetting: a broker is named that is RabbitMQ, and does not confirm what is sent.
@@ -277,7 +272,7 @@ def open_relay(
         sql.on_commit = destination.wake
         if sql.lease_check is None:
             sql.lease_check = destination.is_held
-    return RelayParts(store, destination, application, leadership, on_went_back)
+    return RelayParts(store, destination, application, leadership)
 
 
 class CeleryDestination:

@@ -63,10 +63,9 @@ class Ledger:
     """Keep an aggregate's id, its committed version, and what it has recorded since.
 
     Beside them, for policies of snapshots: the version and time of the newest one that fits, and
-    the seconds that loading took; and, for the cache, which history of its store it was loaded
-    from, None for a new one. `known` has the version and id of the event that it was loaded at, and
-    of the last one of each commit since: if its stream has all of them, its state is the stream's.
-    It is empty if that can't be told.
+    the seconds that loading took. `known` has the version and id of the event that it was loaded
+    at, and of the last one of each commit since: if its stream has all of them, its state is the
+    stream's. It is empty if that can't be told.
     """
 
     id: str
@@ -76,7 +75,6 @@ class Ledger:
     snapshot_version: int = 0
     snapshot_taken_at: datetime | None = None
     load_s: float = 0.0
-    history: str | None = None
     known: list[tuple[int, str]] = field(default_factory=list)
 
 

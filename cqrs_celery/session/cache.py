@@ -35,7 +35,6 @@ class _Entry(msgspec.Struct, array_like=True):
     state: bytes
     snapshot_version: int
     snapshot_taken_at: datetime | None
-    history: str = ""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -89,24 +88,11 @@ class AggregateCache:
 
     Args:
         states: keeps the bytes.
-        history: tells the store's present history from those that it went back from, as after
-            restoring a backup: what was kept of another one is none. None where it is always one.
     """
 
-    def __init__(self, states: StateCache, *, history: Callable[[], str] | None = None) -> None:
+    def __init__(self, states: StateCache) -> None:
         self._states = states
-        self._current_history = history or (lambda: "")
         self._told: set[type[Aggregate]] = set()
-
-    def history(self) -> str:
-        """Return the store's present history; empty if that can't be told.
-
-        Then nothing else can be read from it either.
-        """
-        try:
-            return self._current_history()
-        except CQRSError:
-            return ""
 
     def get(self, cls: type[A], stream: StreamName) -> A | None:
         """Return an instance of the caller's own, at the version that was kept; None if none was.
@@ -120,7 +106,7 @@ class AggregateCache:
             if kept is None:
                 return None
             entry = _decode(kept)
-            if entry.schema_version != cls.__snapshot_version__ or entry.history != self.history():
+            if entry.schema_version != cls.__snapshot_version__:
                 return None
             aggregate = restore(cls, stream.aggregate_id, entry.version, entry.state)
             if not aggregate.__ledger__.known:
@@ -133,7 +119,6 @@ class AggregateCache:
         ledger = aggregate.__ledger__
         ledger.snapshot_version = entry.snapshot_version
         ledger.snapshot_taken_at = entry.snapshot_taken_at
-        ledger.history = entry.history
         return aggregate
 
     def put(self, aggregate: Aggregate, stream: StreamName) -> None:
@@ -151,7 +136,6 @@ class AggregateCache:
                 capture(aggregate),
                 ledger.snapshot_version,
                 ledger.snapshot_taken_at,
-                self.history() if ledger.history is None else ledger.history,
             )
             self._states.put(stream, _encode(entry))
         except (SnapshotError, RegistrationError) as error:

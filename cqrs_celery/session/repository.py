@@ -107,15 +107,11 @@ class Repository:
         stream = self.stream_of(cls, id)
         if self._cache is None:
             return self.rebuild(cls, id)
-        # Before it is loaded: the store may go back meanwhile.
-        history = self._cache.history()
         aggregate = self._brought_forward(cls, stream, self._cache)
         if aggregate is None:
             aggregate = self.rebuild(cls, id)
-            if aggregate is not None:
-                aggregate.__ledger__.history = history
-                if self._may_keep():
-                    self._cache.put(aggregate, stream)
+            if aggregate is not None and self._may_keep():
+                self._cache.put(aggregate, stream)
         return aggregate
 
     def rebuild(self, cls: type[A], id: str, *, from_events_alone: bool = False) -> A | None:

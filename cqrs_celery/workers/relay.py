@@ -266,7 +266,6 @@ class Relay:
             },
         )
         self._parts.register_again(is_lost=True)
-        self._parts.on_went_back(noted)
         return self._go_to(noted)
 
     def _go_to(self, place: Place) -> Place:

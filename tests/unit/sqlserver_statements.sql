@@ -120,9 +120,6 @@ INSERT INTO cqrs_relay_subscribers (application, name, subscriber, registered_at
 DROP TABLE cqrs_subscribers;
 
 -- schema
-ALTER TABLE cqrs_store ADD history NVARCHAR(64) COLLATE Latin1_General_100_BIN2 NOT NULL DEFAULT '';
-
--- schema
 UPDATE cqrs_schema SET version_num='0002' WHERE cqrs_schema.version_num = '0001';
 
 -- schema
@@ -203,10 +200,6 @@ FROM cqrs_events
 WHERE cqrs_events.stream_id = (SELECT cqrs_streams.stream_id
 FROM cqrs_streams
 WHERE cqrs_streams.stream_key = ?) AND cqrs_events.version > ? ORDER BY cqrs_events.version
-
--- history
-SELECT cqrs_store.store_id, cqrs_store.history
-FROM cqrs_store
 
 -- leader_of_another
 SELECT cqrs_relays.leader, cqrs_relays.application

@@ -485,27 +485,16 @@ def test_a_tier_that_is_away_fails_no_command(store, caplog):
     assert {record.message for record in caplog.records} == {"cache passed over"}
 
 
-def test_what_was_kept_of_a_history_that_the_store_went_back_from_is_not_taken(store, states):
+def test_what_was_kept_of_a_state_that_the_store_went_back_from_is_not_taken(store, states):
     # given an aggregate that is cached
-    history = ["first"]
-    repository = Repository(
-        store, Serializer("shop"), cache=AggregateCache(states, history=lambda: history[0])
-    )
+    repository = Repository(store, Serializer("shop"), cache=AggregateCache(states))
     counter = saved(repository, 1, 2)
     # when the store goes back and on to the same version, then it is loaded anew
     store.__init__()
     saved(Repository(store, Serializer("shop")), 3, 4)
     assert repository.get(Counter, "42").counts == [3, 4]
-    # and again when that is noted
-    history[0] = "second"
-    store.reads.clear()
-    assert repository.get(Counter, "42").counts == [3, 4]
-    assert store.reads == [0]
-    # and one that was loaded before and is saved after it does not count for one of now
-    counter.__ledger__.history = "first"
-    AggregateCache(states, history=lambda: history[0]).put(
-        counter, repository.stream_of(Counter, "42")
-    )
+    # and one that was loaded before and is kept after it does not count for one of now
+    AggregateCache(states).put(counter, repository.stream_of(Counter, "42"))
     assert repository.get(Counter, "42").counts == [3, 4]
 
 
@@ -515,7 +504,7 @@ def test_what_was_kept_of_a_history_that_the_store_went_back_from_is_not_taken(s
 def cache_of(**settings):
     app = Celery("shop", broker="memory://", set_as_current=False)
     app.conf.update(cqrs_event_store="memory://", **settings)
-    return open_cache(app, read_settings(app), MemoryEventStore())
+    return open_cache(app, read_settings(app))
 
 
 def test_the_cache_is_off_unless_it_is_set():

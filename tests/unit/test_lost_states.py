@@ -229,9 +229,6 @@ def test_a_cached_load_is_one_statement_that_gives_one_row_without_newer_events(
     cached.get(Counter, "42")
     statements: list[str] = []
     event.listen(store.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
-    # what tells one history of the store from another is asked for once a second
-    store.history()
-    statements.clear()
     assert cached.get(Counter, "42").version == 100
     assert len(statements) == 1
     history = store.read_history(
@@ -259,19 +256,6 @@ def test_a_replica_that_lags_does_not_look_like_a_store_that_went_back(
     assert repository(both, states).get(Counter, "42").counts == [1, 2, 3]
     for store in (primary, replica, both):
         store.close()
-
-
-def test_histories_of_two_databases_differ_from_the_beginning(tmp_path: Path) -> None:
-    histories = []
-    for name in ("one", "two"):
-        store = open_event_store(f"sqlite:///{tmp_path / name}.db")
-        assert isinstance(store, SqlEventStore)
-        create_schema(store)
-        histories.append(store.history())
-        store.begin_new_history()
-        histories.append(store.history())
-        store.close()
-    assert len(set(histories)) == 4
 
 
 # Snapshots

@@ -176,7 +176,6 @@ def all_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
     store.outbox.last_position()
     store.outbox.pending(5)
     store.read_history(StreamName("shop", "Item", "1"))
-    store.history()
     store.leadership("shop", broker="redis").leader_of_another("b")
     return {
         "schema": [one for one in schema_sql("mssql").split("GO\n") if one.strip()],
@@ -187,8 +186,7 @@ def all_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
         "last_position": read[3:4],
         "pending": read[4:5],
         "read_history": read[5:6],
-        "history": read[6:7],
-        "leader_of_another": read[7:8],
+        "leader_of_another": read[6:7],
         **snapshot_statements(store, read),
         **outbox_statements(store),
     }

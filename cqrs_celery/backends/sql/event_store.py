@@ -11,16 +11,14 @@ leave a number out. Delivery is the relay's.
 
 from __future__ import annotations
 
-import math
 import os
-import secrets
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
-from operator import itemgetter, methodcaller
+from operator import itemgetter
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
@@ -103,9 +101,6 @@ MOST: Final = 2**63 - 1
 #: Seconds for which a stream that was written here, or found changed, is not read from a replica.
 FRESH_S: Final = 10.0
 
-#: Seconds for which the store's history is taken for what it was.
-HISTORY_S: Final = 1.0
-
 #: Streams of which that is remembered.
 FRESH_STREAMS: Final = 10_000
 
@@ -165,7 +160,6 @@ class SqlEventStore:
         self.on_commit: Callable[[], object] | None = None
         self.outbox = SqlOutbox(self)
         self._fresh: dict[StreamName, float] = {}
-        self._history = "", -math.inf
         # A row's columns are in the order of _stored's parameters.
         self._columns = (
             self._position().label("position"),
@@ -289,7 +283,6 @@ class SqlEventStore:
     def _forget_known(self) -> None:
         """Forget what is known of the database, which may be another one, or an earlier state."""
         self.outbox.forget()
-        self._history = "", -math.inf
 
     def check_kept(self, connection: Any) -> None:
         """Check that what a connection has committed is in the database that others see.
@@ -840,37 +833,6 @@ class SqlEventStore:
             return self.run_each(
                 "delete expired commands", lambda connection: self.changed(connection, statement)
             )
-
-    def history(self) -> str:
-        """Return what tells the store's history from others', and from those it went back from.
-
-        What is known is a second old at most.
-
-        Raises:
-            StoreUnavailable: the server does not answer.
-        """
-        known, read_at = self._history
-        if time.monotonic() - read_at < HISTORY_S:
-            return known
-        read_at = time.monotonic()
-        rows = self._rows(
-            select(identity.c.store_id, identity.c.history),
-            "look up the store's history",
-            self._primary_reader,
-        )
-        known = ":".join(rows[0]) if rows else ""
-        self._history = known, read_at
-        return known
-
-    def begin_new_history(self) -> None:
-        """Note that the store went back: what was known of its streams counts no more.
-
-        Raises:
-            StoreUnavailable: the server does not answer.
-        """
-        change = update(identity).values(history=secrets.token_hex(16))
-        self.run_each("begin a new history", methodcaller("execute", change))
-        self._history = "", -math.inf
 
     def check_replica(self) -> None:
         """Check that the replica, if there is one, is one of this database.

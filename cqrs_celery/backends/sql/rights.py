@@ -35,7 +35,7 @@ TABLES: Final = {
     "cqrs_snapshots": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "cqrs_relays": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "cqrs_relay_subscribers": ("SELECT", "INSERT", "UPDATE", "DELETE"),
-    "cqrs_store": ("SELECT", "UPDATE"),
+    "cqrs_store": ("SELECT",),
     "cqrs_schema": ("SELECT",),
 }
 

@@ -53,7 +53,7 @@ SENDING_S: Final = 1.0
 
 
 class Destination(Protocol):
-    """Be where the relay gives events to.
+    """Where the relay gives events to.
 
     Attributes:
         has_leases: whether a worker's hold on its message can be looked up here.
@@ -120,12 +120,12 @@ class Destination(Protocol):
         """Remove a subscriber from topics; returns from how many."""
 
     def is_held(self, lease: Lease) -> bool:
-        """Say whether a worker still holds its message."""
+        """Return whether a worker still holds its message."""
 
 
 @dataclass(frozen=True)
 class RelayParts:
-    """Be what a relay is put together from; and where its subscribers are registered.
+    """What a relay is put together from; and where its subscribers are registered.
 
     Attributes:
         store: has the events.
@@ -189,25 +189,13 @@ class RelayParts:
             StoreUnavailable: the store or the broker does not answer.
         """
         began_at, first = time.monotonic(), None
-        while (led := self.other_broker()) is not None:
+        broker_id = self.destination.broker_id()
+        while (led := self.leadership.led()) is not None and leads_elsewhere(led, broker_id):
             first = first or led
             is_renewed = led.until_ms != first.until_ms
             if is_renewed and time.monotonic() - began_at > CONFLICT_S:
                 raise self.broker_conflict(led)
             time.sleep(CONFLICT_LOOK_S)
-
-    def other_broker(self) -> Any:
-        """Return who leads this application's relays at another broker; None if nobody does.
-
-        Two brokers without an id can't be told apart: one of them may have several names.
-
-        Raises:
-            StoreUnavailable: the store or the broker does not answer.
-        """
-        led = self.leadership.led()
-        if led is None or not led.is_live or led.broker_id == self.destination.broker_id():
-            return None
-        return led
 
     def broker_conflict(self, led: Any) -> BrokerConflict:
         """Return the error for an application that has another broker."""
@@ -219,6 +207,18 @@ class RelayParts:
             " setting cqrs_application).",
             application=self.application,
         )
+
+
+def leads_elsewhere(led: Any, broker_id: str) -> bool:
+    """Return whether who leads an application's relays is alive, and has another broker.
+
+    Two brokers without an id can't be told apart: one of them may have several names.
+
+    Args:
+        led: who leads it, as `Leadership.led` returns it.
+        broker_id: this one's broker.
+    """
+    return bool(led.is_live and led.broker_id != broker_id)
 
 
 def open_relay(
@@ -400,5 +400,5 @@ class CeleryDestination:
         return 0
 
     def is_held(self, lease: Lease) -> bool:
-        """Say yes: it can't be told, so the streams' versions decide."""
+        """Return True: it can't be told, so the streams' versions decide."""
         return True

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from celery import bootsteps
 
-from ..app.relaying import CONFLICT_S, WAIT_S, RelayParts
+from ..app.relaying import CONFLICT_S, WAIT_S, RelayParts, leads_elsewhere
 from ..app.settings import check_confirms
 from ..dispatch.runtime import runtime_of
 from ..errors import CQRSError, StoreError, StoreWentBack
@@ -72,7 +72,7 @@ STOP_S: Final = 5.0
 
 
 class Relay:
-    """Be a relay; `run` returns when it was told to stop.
+    """A relay; `run` returns when it was told to stop.
 
     Args:
         parts: outbox and destination.
@@ -120,7 +120,7 @@ class Relay:
                 self._parts.register_again()
                 broker_id = self._destination.broker_id()
                 if not self._leadership.claim(broker_id, self._destination.next_number):
-                    self._stand_by()
+                    self._stand_by(broker_id)
                     continue
                 level = logging.DEBUG if self._faults.are_there else logging.INFO
                 logger.log(level, "relay active", extra={"store": self._store.where})
@@ -134,10 +134,10 @@ class Relay:
                 self._say_down(error)
                 self._stop.wait(RETRY_S)
 
-    def _stand_by(self) -> None:
+    def _stand_by(self, broker_id: str) -> None:
         """Wait for the next try; say if the active relay's broker is, and stays, another one."""
-        led, now = self._parts.other_broker(), time.monotonic()
-        if led is None:
+        led, now = self._leadership.seen, time.monotonic()
+        if led is None or not leads_elsewhere(led, broker_id):
             self._conflict = None
         elif self._conflict is None:
             self._conflict = led.until_ms, now + CONFLICT_S

@@ -87,17 +87,8 @@ class Bench:
 
     @contextmanager
     def relaying(self, count: int = 1) -> Iterator[None]:
-        relays = [Relay(self.parts_of("inventory"), batch=10, note_s=0.05) for _ in range(count)]
-        threads = [threading.Thread(target=relay.run) for relay in relays]
-        for thread in threads:
-            thread.start()
-        try:
+        with serving(self, *["inventory"] * count):
             yield
-        finally:
-            for relay in relays:
-                relay.stop()
-            for thread in threads:
-                thread.join(30)
 
     def noted(self) -> int:
         """Return up to where everything is noted as handled."""

@@ -83,6 +83,7 @@ class Leadership:
         broker_id: the broker that is relayed to; empty if it has no id.
         former_broker_id: the one before it, if what that had is to be given again; empty if not.
         is_first: whether no relay of this application has been active before.
+        seen: who led when `claim` looked last; None if nobody ever had.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Leadership:
         self.broker_id = ""
         self.former_broker_id = ""
         self.is_first = False
+        self.seen: Led | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._application} in {self._store.where}>"
@@ -161,7 +163,7 @@ class Leadership:
         Raises:
             StoreUnavailable: the server does not answer.
         """
-        led = self.led()
+        led = self.seen = self.led()
         if led is None:
             self._make_row()
         elif led.is_live:

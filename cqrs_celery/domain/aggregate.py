@@ -60,7 +60,7 @@ class PendingEvent:
 
 @dataclass(slots=True)
 class Ledger:
-    """Keep an aggregate's id, its committed version, and what it has recorded since.
+    """An aggregate's id, its committed version, and what it has recorded since.
 
     Beside them, for policies of snapshots: the version and time of the newest one that fits, and
     the seconds that loading took. `known` has the version and id of the event that it was loaded

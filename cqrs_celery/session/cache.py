@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Entry(msgspec.Struct, array_like=True):
-    """Be what is kept: a state, and what a policy of snapshots would have to ask the store for."""
+    """What is kept: a state, and what a policy of snapshots would have to ask the store for."""
 
     version: int
     schema_version: int
@@ -84,7 +84,7 @@ class TieredCache:
 
 
 class AggregateCache:
-    """Be what a repository knows of cached aggregates.
+    """The cached aggregates, as a repository knows them.
 
     Args:
         states: keeps the bytes.

@@ -241,7 +241,7 @@ class Subscriber(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Be a place in a store's order: a position, and the id of the event there.
+    """A place in a store's order: a position, and the id of the event there.
 
     A position alone does not tell that a store went back to an earlier state, and on from there.
     The id is empty in front of the first event, and where an earlier version did not keep it.

@@ -72,7 +72,7 @@ QUEUE_ROWS = (
 
 @dataclass(frozen=True)
 class Table:
-    """Be the outcome of one run."""
+    """The outcome of one run."""
 
     title: str
     rows: dict[str, Any]
@@ -122,7 +122,7 @@ def queue_model(options: argparse.Namespace) -> Iterator[Table]:
 
 @dataclass(frozen=True)
 class Rounds:
-    """Be a run against real workers: so many rounds of something that goes wrong.
+    """A run against real workers: so many rounds of something that goes wrong.
 
     Args:
         title: the table's.

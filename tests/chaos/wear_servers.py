@@ -50,7 +50,7 @@ class Server:
 
     @contextlib.contextmanager
     def committing(self, chance: random.Random) -> Iterator[None]:
-        """Be what a commit is made in."""
+        """Enter what a commit is made in."""
         yield
 
     def close(self) -> None:
@@ -234,7 +234,7 @@ class _Django(Server):
 
     @contextlib.contextmanager
     def committing(self, chance: random.Random) -> Iterator[None]:
-        """Be a transaction of Django's, or nothing."""
+        """Enter a transaction of Django's, or nothing."""
         from django.db import connections, transaction
         from django.db.utils import InterfaceError, OperationalError
 

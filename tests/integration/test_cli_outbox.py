@@ -51,7 +51,7 @@ def status(cqrs: CQRS, *options: str) -> Result:
 
 
 def lead(cqrs: Any) -> None:
-    """Be the active relay of an application."""
+    """Become the active relay of an application."""
     leadership, broker_id = cqrs.relay.leadership, cqrs.relay.destination.broker_id()
     assert leadership.claim(broker_id)
 

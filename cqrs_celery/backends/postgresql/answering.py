@@ -115,6 +115,7 @@ class _Limited:
         return self._around.__exit__(kind, error, traceback)
 
     def add(self, connection: Any) -> None:
+        """Count a connection of the driver's as used in this context."""
         self._numbers.append(_watcher.add(connection, self._limit_s))
 
 

@@ -255,7 +255,7 @@ class PostgresqlEventStore(SqlEventStore):
         return code in _MISCONFIGURED or (not code and bool(_REFUSED.search(str(error))))
 
     def is_away(self, error: BaseException) -> bool:
-        """Say whether a statement of the application's own failed since the server is away.
+        """Return whether a statement of the application's own failed since the server is away.
 
         One that the server has ended may have been too slow for a `statement_timeout`, and would be
         again and again.
@@ -270,7 +270,7 @@ class PostgresqlEventStore(SqlEventStore):
         return super().is_deadlock(error) and code_of(error) != LOCK_NOT_AVAILABLE
 
     def serves(self, connection: Any) -> bool:
-        """Say whether the server still serves a connection of the driver's, and lets it write."""
+        """Return whether the server serves a connection of the driver's, and lets it write."""
         before = connection.autocommit
         try:
             # Otherwise the driver would begin a transaction.
@@ -545,7 +545,7 @@ def _jsonb(data: bytes) -> bytes:
 
 
 def _is_of_the_connection(error: BaseException) -> bool:
-    """Say whether a driver's error without a code comes from a connection that broke.
+    """Return whether a driver's error without a code comes from a connection that broke.
 
     psycopg2 has a bare DatabaseError for some; both drivers derive from the others.
     """

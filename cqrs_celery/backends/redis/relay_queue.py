@@ -33,7 +33,7 @@ _take_over = load("relay_take_over", __package__ + ".scripts")
 
 
 class RelayQueue:
-    """Be the subscribers' queues, in the broker's Redis, for the relay of one store.
+    """The subscribers' queues, in the broker's Redis, for the relay of one store.
 
     Args:
         client: returns a redis client that gives bytes; asked once per operation.
@@ -255,7 +255,7 @@ class RelayQueue:
         return self._registry.unregister(name, topics)
 
     def is_held(self, lease: Lease) -> bool:
-        """Say whether a worker still holds its message.
+        """Return whether a worker still holds its message.
 
         Raises:
             StoreUnavailable: the server does not answer.

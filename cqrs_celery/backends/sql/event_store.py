@@ -256,7 +256,7 @@ class SqlEventStore:
         return connection.execute(statement).rowcount
 
     def serves(self, connection: Any) -> bool:
-        """Say whether the server still serves a connection of the driver's, and lets it write."""
+        """Return whether the server serves a connection of the driver's, and lets it write."""
         try:
             self.engine.dialect.do_ping(connection)
         except self.engine.dialect.loaded_dbapi.Error:
@@ -264,7 +264,7 @@ class SqlEventStore:
         return True
 
     def is_away(self, error: BaseException) -> bool:
-        """Say whether a statement of the application's own failed since the server is away."""
+        """Return whether a statement of the application's own failed since the server is away."""
         return self.failure(error) is Failure.AWAY
 
     def is_deadlock(self, error: BaseException) -> bool:

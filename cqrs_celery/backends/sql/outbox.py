@@ -1,4 +1,4 @@
-"""Be the outbox: the events' table, read in order by a relay; and who gets its events.
+"""The outbox: the events' table, read in order by a relay; and who gets its events.
 
 How far the relay has come is the queue's to know, where the queue is our own: enqueuing and
 remembering are one step there. Who the subscribers are is here as well, for when the queue has lost
@@ -32,14 +32,14 @@ _decode = msgspec.json.Decoder(Subscriber).decode
 
 
 class Pending(NamedTuple):
-    """Say how many events stand behind a position, and when the oldest of them was recorded."""
+    """How many events stand behind a position, and when the oldest of them was recorded."""
 
     events: int
     oldest_at: datetime | None
 
 
 class SqlOutbox:
-    """Be the outbox of a SQL event store.
+    """The outbox of a SQL event store.
 
     Args:
         store: whose events it has.
@@ -106,7 +106,7 @@ class SqlOutbox:
         )
 
     def has(self, place: Place) -> bool:
-        """Say whether the store has the event of a place there; asked of the primary.
+        """Return whether the store has the event of a place there; asked of the primary.
 
         A place without an event's id is there if the store has come so far.
         """

@@ -109,7 +109,7 @@ class SqliteEventStore(SqlEventStore):
             super().close()
 
     def is_away(self, error: BaseException) -> bool:
-        """Say no: there is no server, and the driver has one error for bad SQL and for a lock."""
+        """Return False: without a server, one error of the driver's is for bad SQL and locks."""
         return False
 
     def is_deadlock(self, error: BaseException) -> bool:
@@ -117,7 +117,7 @@ class SqliteEventStore(SqlEventStore):
         return False
 
     def serves(self, connection: Any) -> bool:
-        """Say yes: a file has no server that could go away."""
+        """Return True: a file has no server that could go away."""
         return True
 
     def on_begin(self, connection: Connection) -> None:

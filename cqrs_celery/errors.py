@@ -114,7 +114,7 @@ class UnsupportedCelery(ConfigurationError):
 
 
 class BrokerConflict(ConfigurationError):
-    """Say that workers of one application, on one store, have two brokers; names both."""
+    """Workers of one application, on one store, have two brokers; both are named."""
 
     application: str
 
@@ -303,14 +303,20 @@ class SchemaError(StoreError):
 
 
 class StoreWentBack(StoreError):
-    """Say that a store no longer has an event that it had, as after restoring a backup."""
+    """A store no longer has an event that it had, as after restoring a backup."""
 
     position: int
     event_id: str
 
 
 class StoreUnavailable(StoreError):
-    """Say that a store's server does not answer; the driver's error is its cause."""
+    """A store's server does not answer; the driver's error is its cause.
+
+    `is_misconfigured` is True where waiting will hardly help: the server has no such database or
+    user, the file has no folder, the driver is not installed.
+    """
+
+    is_misconfigured: bool = False
 
 
 class NestedExecution(CQRSError):

@@ -147,6 +147,11 @@ class ProcessNode(ABC):
             return "exited"
         return "paused" if self._is_frozen else "running"
 
+    @property
+    def exit_code(self) -> int | None:
+        """How the process has ended; None if it has not, or was never started."""
+        return None if self._process is None else self._process.poll()
+
     def logs(self) -> str:
         """Return all output since the first start."""
         return self._log_path.read_text(errors="replace") if self._log_path.exists() else ""

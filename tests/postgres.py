@@ -179,6 +179,12 @@ class PostgresNode(ProcessNode):
                 f"{self._settings}\n"
             )
 
+    def configure(self, settings: str) -> None:
+        """Add lines to the configuration, and start again with them."""
+        with (self._data / "data" / "postgresql.conf").open("a") as conf:
+            conf.write(f"{settings}\n")
+        self.restart()
+
     def back_up(self) -> Path:
         """Take a base backup of the running server; returns its folder, removed with the data."""
         folder = self._data / f"backup-{time.monotonic_ns()}"

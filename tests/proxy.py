@@ -100,6 +100,10 @@ class Proxy:
             pair.cut()
         return len(pairs)
 
+    def turn_to(self, target: int) -> None:
+        """Pass new connections on to another port."""
+        self._target = target
+
     def refuse(self) -> None:
         """Cut every connection, and each new one at once."""
         self._is_refusing = True

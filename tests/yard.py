@@ -1,8 +1,9 @@
 """An application with a SQL event store: heaps that grow, and two subscriptions that see it.
 
-A worker runs `tests.yard:app`, on the broker in YARD_BROKER and the store in YARD_STORE. What is
-handled is written to the file YARD_OUT, a line each, by one short system call: it survives whatever
-is killed.
+A worker runs `tests.yard:app`, on the broker in YARD_BROKER and the store in YARD_STORE, with a
+replica in YARD_READ_URL. What is handled is written to the file YARD_OUT, a line each, by one short
+system call: it survives whatever is killed. The left subscription fails for the heaps that
+`break_heap` names, until `mend_heaps`.
 """
 
 from __future__ import annotations
@@ -58,8 +59,14 @@ def grow_heap(command: GrowHeap, session: Session) -> int:
     return heap.size
 
 
+class Broken(Exception):
+    """A heap was broken on purpose."""
+
+
 @subscribes(Grown, subscription="yard.left")
 def left(event: Grown, recorded: RecordedEvent[Grown]) -> None:
+    if _broken(Path(os.environ["YARD_OUT"]), recorded.aggregate_id).exists():
+        raise Broken(recorded.aggregate_id)
     write_down("yard.left", recorded)
 
 
@@ -72,6 +79,21 @@ def write_down(subscription: str, recorded: RecordedEvent[Any]) -> None:
     line = f"{subscription} {recorded.aggregate_id} {recorded.version} {recorded.event_id}\n"
     with Path(os.environ["YARD_OUT"]).open("ab", buffering=0) as out:
         out.write(line.encode())
+
+
+def _broken(out: Path, heap: str) -> Path:
+    return out.with_name(f"{out.name}.broken.{heap}")
+
+
+def break_heap(out: Path, heap: str) -> None:
+    """Let the left subscription fail for a heap."""
+    _broken(out, heap).touch()
+
+
+def mend_heaps(out: Path) -> None:
+    """Let no heap fail any more."""
+    for path in out.parent.glob(_broken(out, "*").name):
+        path.unlink()
 
 
 class Handled(NamedTuple):
@@ -120,6 +142,7 @@ def make_app(broker: str, store: str) -> Celery:
         made.conf.broker_transport = TRANSPORT
     made.conf.update(
         cqrs_event_store=store,
+        cqrs_event_store_read_url=os.environ.get("YARD_READ_URL") or None,
         broker_transport_options=_options(broker, is_reliable=bool(made.conf.broker_transport)),
         broker_connection_retry_on_startup=True,
         task_ignore_result=True,

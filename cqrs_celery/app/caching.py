@@ -8,7 +8,7 @@ from ..backends.memory.state_cache import MemoryStateCache
 from ..backends.redis.state_cache import RedisStateCache
 from ..errors import InvalidSetting
 from ..session.cache import AggregateCache, TieredCache
-from ..store.ports import EventStore, StateCache
+from ..store.ports import StateCache
 from ..transport.clients import BrokerClient
 from .settings import IN_BOTH, IN_MEMORY, IN_REDIS, OFF, Settings
 
@@ -16,13 +16,12 @@ from .settings import IN_BOTH, IN_MEMORY, IN_REDIS, OFF, Settings
 ANSWER_S = 2.0
 
 
-def open_cache(app: celery.Celery, settings: Settings, store: EventStore) -> AggregateCache | None:
+def open_cache(app: celery.Celery, settings: Settings) -> AggregateCache | None:
     """Return the cache of an application's aggregates; None where it is off.
 
     Args:
         app: whose broker keeps what all processes share.
         settings: say where aggregates are cached.
-        store: has their events, and may tell one history of its own from another.
 
     Raises:
         InvalidSetting: they are to be cached in Redis, and the broker is none.
@@ -34,7 +33,7 @@ def open_cache(app: celery.Celery, settings: Settings, store: EventStore) -> Agg
         tiers.append(MemoryStateCache(size=settings.cache_size, ttl_s=settings.cache_ttl_s))
     if settings.cache in (IN_REDIS, IN_BOTH):
         tiers.append(_in_redis(app, settings))
-    return AggregateCache(TieredCache(*tiers), history=getattr(store, "history", None))
+    return AggregateCache(TieredCache(*tiers))
 
 
 def _in_redis(app: celery.Celery, settings: Settings) -> RedisStateCache:

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import celery
@@ -60,7 +60,6 @@ from .settings import BROKER, Settings, check_broker, check_tasks, read_settings
 from .snapshots import (
     add_snapshot_task,
     check_snapshots,
-    forget_lost,
     open_snapshots,
 )
 from .stores import open_store
@@ -142,7 +141,7 @@ class CQRS:
     def _compose(self) -> Runtime:
         settings = self.settings
         check_tasks(self.app)
-        store = self._given_store or self._open_store(settings)
+        store = self.bare_store
         serializer = Serializer(
             settings.application,
             compression=settings.compression,
@@ -153,7 +152,7 @@ class CQRS:
             store,
             serializer,
             snapshots=open_snapshots(self.app, settings, store, self._given_snapshots),
-            cache=open_cache(self.app, settings, store),
+            cache=open_cache(self.app, settings),
             check=refusing_undelivered(store),
         )
         relay = self.relay = open_relay(
@@ -161,7 +160,6 @@ class CQRS:
             store,
             settings.application,
             is_reliable=self._is_reliable,
-            on_went_back=partial(forget_lost, store, repository.snapshots, settings.application),
         )
         bus = Bus(repository, serializer, locks=locks, middleware=self._middleware)
         return Runtime(
@@ -203,6 +201,18 @@ class CQRS:
     def store(self) -> EventStore:
         """The event store."""
         return self.runtime.store
+
+    @cached_property
+    def bare_store(self) -> EventStore:
+        """The event store, without what delivers its events: for looking after its tables.
+
+        One in a SQL database needs no broker for that, and nothing of the broker is checked.
+
+        Raises:
+            InvalidSetting: a setting has a value that is not accepted.
+            MissingDependency: the store's driver is not installed.
+        """
+        return self._given_store or self._open_store(self.settings)
 
     def check_handlers(self) -> None:
         """Check that there is what the declared handlers and aggregates ask for.

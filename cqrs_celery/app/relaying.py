@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -20,6 +20,7 @@ from ..dispatch.envelope import pack_event
 from ..errors import BrokerConflict
 from ..store.events import Lease, Place, StoredEvent, Subscriber
 from ..store.ports import EventStore
+from ..store.refusals import ClaimLost
 from ..transport.clients import BrokerClient
 from ..transport.merging import BODY
 from .settings import check_confirms
@@ -46,8 +47,13 @@ CONFLICT_S: Final = 3.0
 CONFLICT_LOOK_S: Final = 0.2
 
 
+#: Seconds of sending, with another broker, after which it is remembered how far that has come: less
+#: than a leader's lease lasts without being renewed.
+SENDING_S: Final = 1.0
+
+
 class Destination(Protocol):
-    """Be where the relay gives events to.
+    """Where the relay gives events to.
 
     Attributes:
         has_leases: whether a worker's hold on its message can be looked up here.
@@ -63,15 +69,33 @@ class Destination(Protocol):
     def position(self) -> int | None:
         """Return up to where events were given; None if nothing is known."""
 
-    def take_over(self, token: str, place: Place | None = None) -> Place | None:
+    def next_number(self) -> int:
+        """Return a number for a claim, higher than every one before."""
+
+    def is_at(self, token: str, position: int, broker_id: str) -> bool:
+        """Return whether a relay is still the one whose events count, and has come so far.
+
+        Args:
+            token: the relay's claim.
+            position: up to which it gave events.
+            broker_id: the broker's id when the claim was made.
+        """
+
+    def take_over(
+        self, token: str, place: Place | None = None, *, broker_id: str = ""
+    ) -> Place | None:
         """Become the one whose events count.
 
         Args:
             token: the relay's claim.
             place: to go on behind; None for what is known.
+            broker_id: the broker's id when the claim was made; empty if it does not matter.
 
         Returns:
             The place behind which to go on; None if nothing is known.
+
+        Raises:
+            ClaimLost: a later claim has taken over already, or the broker is another one.
         """
 
     def enqueue(self, token: str, after_position: int, events: Sequence[StoredEvent]) -> int | None:
@@ -96,30 +120,29 @@ class Destination(Protocol):
         """Remove a subscriber from topics; returns from how many."""
 
     def is_held(self, lease: Lease) -> bool:
-        """Say whether a worker still holds its message."""
+        """Return whether a worker still holds its message."""
 
 
 @dataclass(frozen=True)
 class RelayParts:
-    """Be what a relay is put together from; and where its subscribers are registered.
+    """What a relay is put together from; and where its subscribers are registered.
 
     Attributes:
         store: has the events.
         destination: gets them.
         application: whose relay it is.
         leadership: makes one of its relays the active one, and remembers what the queue may lose.
-        on_went_back: called where the store has lost events that were given, with the place behind
-            which they are given again.
         is_registered: set when this process has registered its subscribers. Before that, a relay
             could pass an event for which there is a subscriber.
+        registered: what this process has registered, by name, with the id of the store then.
     """
 
     store: Any
     destination: Destination
     application: str
     leadership: Any
-    on_went_back: Callable[[Place], object] = lambda place: None
     is_registered: threading.Event = field(default_factory=threading.Event)
+    registered: dict[str, tuple[Subscriber, str]] = field(default_factory=dict)
 
     @property
     def outbox(self) -> Any:
@@ -128,11 +151,30 @@ class RelayParts:
 
     def register(self, subscriber: Subscriber) -> int:
         """Register a subscriber where the relay finds it again, and where events are given."""
-        self.outbox.register(self.application, subscriber)
+        self._remember(subscriber)
         return self.destination.register(subscriber)
+
+    def register_again(self, *, is_lost: bool = False) -> None:
+        """Register in the database what this process has registered, if that is another one now.
+
+        Args:
+            is_lost: it is the same one in an earlier state.
+
+        Raises:
+            SchemaError: it has no tables.
+            StoreUnavailable: it does not answer.
+        """
+        for subscriber, store_id in list(self.registered.values()):
+            if is_lost or store_id != self.outbox.store_id:
+                self._remember(subscriber)
+
+    def _remember(self, subscriber: Subscriber) -> None:
+        self.outbox.register(self.application, subscriber)
+        self.registered[subscriber.name] = subscriber, self.outbox.store_id
 
     def unregister(self, name: str, topics: Sequence[str]) -> int:
         """Remove a subscriber from topics; what it was sent stays. Returns from how many."""
+        self.registered.pop(name, None)
         known: int = self.outbox.unregister(self.application, name, topics)
         return max(known, self.destination.unregister(name, topics))
 
@@ -146,26 +188,37 @@ class RelayParts:
             BrokerConflict: they do, and are alive.
             StoreUnavailable: the store or the broker does not answer.
         """
-        broker_id = self.destination.broker_id()
-        if not broker_id:
-            return
         began_at, first = time.monotonic(), None
-        while True:
-            led = self.leadership.led()
-            if led is None or not led.is_live or led.broker_id in ("", broker_id):
-                return
+        broker_id = self.destination.broker_id()
+        while (led := self.leadership.led()) is not None and leads_elsewhere(led, broker_id):
             first = first or led
             is_renewed = led.until_ms != first.until_ms
             if is_renewed and time.monotonic() - began_at > CONFLICT_S:
-                raise BrokerConflict(
-                    f"{self.application!r} relays the events of {self.store.where} to"
-                    f" {led.broker or 'another broker'} already (its active relay is {led.leader}),"
-                    f" so not to {self.destination.where}, this worker's broker. Stop the workers"
-                    " there first; a broker of its own is for an application with another name (the"
-                    " setting cqrs_application).",
-                    application=self.application,
-                )
+                raise self.broker_conflict(led)
             time.sleep(CONFLICT_LOOK_S)
+
+    def broker_conflict(self, led: Any) -> BrokerConflict:
+        """Return the error for an application that has another broker."""
+        return BrokerConflict(
+            f"{self.application!r} relays the events of {self.store.where} to"
+            f" {led.broker or 'another broker'} already (its active relay is {led.leader}),"
+            f" so not to {self.destination.where}, this worker's broker. Stop the workers"
+            " there first; a broker of its own is for an application with another name (the"
+            " setting cqrs_application).",
+            application=self.application,
+        )
+
+
+def leads_elsewhere(led: Any, broker_id: str) -> bool:
+    """Return whether who leads an application's relays is alive, and has another broker.
+
+    Two brokers without an id can't be told apart: one of them may have several names.
+
+    Args:
+        led: who leads it, as `Leadership.led` returns it.
+        broker_id: this one's broker.
+    """
+    return bool(led.is_live and led.broker_id != broker_id)
 
 
 def open_relay(
@@ -174,7 +227,6 @@ def open_relay(
     application: str,
     *,
     is_reliable: bool,
-    on_went_back: Callable[[Place], object],
 ) -> RelayParts | None:
     """Return what a relay of an application's store needs; None if the store delivers itself.
 
@@ -185,7 +237,6 @@ def open_relay(
         store: has an outbox, if it needs a relay.
         application: whose relay it is.
         is_reliable: whether the broker is the reliable queue.
-        on_went_back: called where the store has lost events; see `RelayParts`.
 
     Raises:
         InvalidSetting: a broker is named that is RabbitMQ, and does not confirm what is sent.
@@ -221,7 +272,7 @@ def open_relay(
         sql.on_commit = destination.wake
         if sql.lease_check is None:
             sql.lease_check = destination.is_held
-    return RelayParts(store, destination, application, leadership, on_went_back)
+    return RelayParts(store, destination, application, leadership)
 
 
 class CeleryDestination:
@@ -266,27 +317,47 @@ class CeleryDestination:
         place = self._leadership.checkpoint()
         return None if place is None else int(place.position)
 
-    def take_over(self, token: str, place: Place | None = None) -> Place | None:
+    def next_number(self) -> int:
+        """Return 0: the database alone tells which claim holds."""
+        return 0
+
+    def is_at(self, token: str, position: int, broker_id: str) -> bool:
+        """Return whether the store's own database knows of all that was sent."""
+        return self.position() == position
+
+    def take_over(
+        self, token: str, place: Place | None = None, *, broker_id: str = ""
+    ) -> Place | None:
         """Go on behind a place, or behind what the store's own database knows; returns it."""
-        if place is not None:
-            self._leadership.save_checkpoint(place)
+        if place is not None and not self._leadership.save_checkpoint(place):
+            raise ClaimLost
         known: Place | None = self._leadership.checkpoint()
         return known
 
     def enqueue(self, token: str, after_position: int, events: Sequence[StoredEvent]) -> int | None:
-        """Send events to their subscribers, and remember the last one, while the claim holds."""
+        """Send events to their subscribers, and remember the last one, while the claim holds.
+
+        What takes long is remembered event by event, so that a claim that is lost meanwhile, or the
+        end of this process, has less sent again; and the lease is renewed.
+        """
         if time.monotonic() - self._read_at > WAIT_S:
             self._subscribers = self._outbox.subscribers(self._application)
             self._read_at = time.monotonic()
+        saved_at = time.monotonic()
         with self._app.producer_pool.acquire(block=True) as producer:
             for stored in events:
                 packed = pack_event(stored)
                 for subscriber in self._subscribers:
                     if stored.event.type in subscriber.topics:
                         self._send(subscriber, stored, packed, producer)
-        last = events[-1]
-        place = Place(last.global_position, last.event.event_id)
-        return place.position if self._leadership.save_checkpoint(place) else self.position()
+                is_last = stored is events[-1]
+                if is_last or time.monotonic() - saved_at > SENDING_S:
+                    is_held = is_last or self._leadership.holds()
+                    place = Place(stored.global_position, stored.event.event_id)
+                    if not is_held or not self._leadership.save_checkpoint(place):
+                        return self.position()
+                    saved_at = time.monotonic()
+        return events[-1].global_position
 
     def _send(
         self, subscriber: Subscriber, stored: StoredEvent, packed: Any, producer: Any
@@ -329,5 +400,5 @@ class CeleryDestination:
         return 0
 
     def is_held(self, lease: Lease) -> bool:
-        """Say yes: it can't be told, so the streams' versions decide."""
+        """Return True: it can't be told, so the streams' versions decide."""
         return True

@@ -42,8 +42,8 @@ CACHE_SIZE = 1000
 #: 10 minutes, in seconds: for so long one is cached that nobody asks for.
 CACHE_TTL_S = 600
 
-#: How the URL of a SQL database begins, its driver left out.
-SQL = ("postgresql", "mssql", "sqlite")
+#: How the URL of a SQL database begins, its driver left out; all that `open_event_store` takes.
+SQL = ("postgresql", "postgres", "mssql", "sqlserver", "sqlite")
 #: How the URL of one of Django's databases begins.
 DJANGO = "django://"
 #: What `cqrs_event_store` accepts, as errors say it.

@@ -11,7 +11,6 @@ from ..dispatch.runtime import runtime_of
 from ..domain.classes import snapshotted_classes
 from ..domain.state import codec_of
 from ..session.snapshots import Defer, Snapshots
-from ..store.events import Place
 from ..store.ports import EventStore, SnapshotStore, SnapshottingStore
 from ..store.stream import StreamName
 from .settings import IN_A_TASK, OFF, Settings
@@ -41,33 +40,6 @@ def open_snapshots(
         return None
     defer = _sender(app, settings) if settings.snapshots == IN_A_TASK else None
     return Snapshots(given, defer=defer, compression=settings.compression)
-
-
-def forget_lost(store: Any, snapshots: Snapshots | None, application: str, place: Place) -> None:
-    """Forget cached states, and snapshots, that may hold events that a store has lost.
-
-    Snapshots in the store's own database have gone back with it. Of others, those are deleted that
-    were taken since the place behind which events may have been lost, or are of a later version
-    than their stream.
-
-    Args:
-        store: went back.
-        snapshots: of its streams; None for none.
-        application: whose streams.
-        place: behind it, events may have been lost.
-    """
-    store.begin_new_history()
-    if snapshots is None or getattr(snapshots.store, "is_beside_events", False):
-        return
-    since = store.outbox.recorded_at(place)
-    for aggregate_type in snapshotted_classes():
-        for stream in list(snapshots.store.streams(application, aggregate_type)):
-            kept = snapshots.store.find(stream)
-            if kept is None:
-                continue
-            is_of_now = store.read_stream(stream, after_version=kept.version - 1, limit=1)
-            if not is_of_now or since is None or kept.taken_at >= since:
-                snapshots.store.remove(stream)
 
 
 def snapshot_queue(application: str) -> str:

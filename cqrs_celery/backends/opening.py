@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidSetting, MissingDependency
+from ..extras import how_to_install
 from ..store.ports import EventStore
 from .memory.event_store import MemoryEventStore
 
@@ -41,7 +42,7 @@ def open_event_store(
             databases: then events are committed in the transactions of its models.
         engine: SQLAlchemy's, in place of a URL; its pool is shared with whoever else uses it.
         read_url: of a replica. Streams, and everything in order, are read there; what was just
-            written here, and whatever decides about a commit, is not.
+            written here, and what the relay gives to subscribers, is read from the primary.
         lease_check: tells whether a worker still holds its message; asked right before a commit
             under a lease.
 
@@ -58,8 +59,8 @@ def open_event_store(
     except ImportError as error:
         raise MissingDependency(
             f"a SQL event store needs SQLAlchemy 2.1, which can't be imported ({error}). Install it"
-            " with the database's driver: pip install 'cqrs-celery[postgresql]', or"
-            " 'cqrs-celery[sqlserver]', or for SQLite 'cqrs-celery[sql]'"
+            f" with the database's driver: {how_to_install('postgresql')}; for SQL Server the extra"
+            " is [sqlserver], for SQLite [sql]"
         ) from error
     if (url is None) == (engine is None):
         raise InvalidSetting(
@@ -85,7 +86,7 @@ def _open_in_django(
     except ImportError as error:
         raise MissingDependency(
             f"an event store in Django's database needs Django and SQLAlchemy 2.1; one can't be"
-            f" imported ({error}). Install them: pip install django 'cqrs-celery[postgresql]', or"
-            " for SQLite 'cqrs-celery[sql]'"
+            f" imported ({error}). Install them: {how_to_install('postgresql', 'django')}; for"
+            " SQLite the extra is [sql]"
         ) from error
     return open_django_store(url, lease_check=lease_check)

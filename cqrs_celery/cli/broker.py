@@ -15,6 +15,17 @@ from ..transport.options import check_is_dict
 from ..transport.transport import Transport
 
 
+def is_reliable(context: click.Context) -> bool:
+    """Return whether the application's broker is the reliable queue; nothing is connected.
+
+    Raises:
+        InvalidSetting: the transport options are wrong.
+    """
+    check_is_dict(context.obj.app.conf.broker_transport_options)
+    with context.obj.app.connection_for_read() as connection:
+        return issubclass(connection.get_transport_cls(), Transport)
+
+
 @contextmanager
 def broker_channel(context: click.Context) -> Iterator[Channel]:
     """Give a channel to the application's broker, which knows the application's exchanges.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import click
 from celery.bin.base import CeleryCommand
+
+from .application import sql_store_of
 
 
 @click.group(name="commands", help="Look after the commands that a SQL event store remembers.")
@@ -22,15 +23,8 @@ def purge(context: click.Context, as_json: bool) -> None:
 
     The relay does it each minute; this is for where no worker runs.
     """
-    app: Any = context.obj.app
-    cqrs = getattr(app, "cqrs", None)
-    if cqrs is None:
-        raise click.UsageError(f"{app.main} has no CQRS: make one with CQRS(app)")
-    store = cqrs.store
-    forget = getattr(store, "forget_expired_commands", None)
-    if forget is None:
-        raise click.UsageError(f"the event store of {app.main} forgets them itself: {store!r}")
+    store = sql_store_of(context, otherwise="forgets them itself")
     deleted = 0
-    while batch := forget():
+    while batch := store.forget_expired_commands():
         deleted += batch
     click.echo(json.dumps({"deleted": deleted}) if as_json else f"deleted {deleted:,} command ids")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ from ..errors import CQRSError, MessageError, UnknownMessageType
 from ..messages.serializer import Serializer
 from ..store.events import StoredEvent
 from ..store.ports import EventStore
+from ..store.reading import Reads
+from .application import cqrs_of
 from .table import plain, print_table
 
 #: Events read at once.
@@ -76,12 +79,17 @@ class Check:
             StoreUnavailable: its server does not answer.
         """
         self.position = after_position
-        while batch := store.read_all(after_position=self.position, limit=BATCH):
+        while batch := self._next(store):
             for stored in batch:
                 self._note(stored, *self._outcome_of(stored))
             self.position = batch[-1].global_position
             self.events += len(batch)
             yield self
+
+    def _next(self, store: EventStore) -> Sequence[StoredEvent]:
+        # A replica may not have all of them, or be another database by mistake.
+        with Reads(from_primary=True):
+            return store.read_all(after_position=self.position, limit=BATCH)
 
     def findings(self) -> list[Finding]:
         """Return what was found: failures first, then by type and version."""
@@ -135,9 +143,7 @@ def check(context: click.Context, after: int, as_json: bool) -> None:
     here takes, is counted and no failure. Nothing is changed, and no handler runs.
     """
     app: Any = context.obj.app
-    cqrs = getattr(app, "cqrs", None)
-    if cqrs is None:
-        raise click.UsageError(f"{app.main} has no CQRS: make one with CQRS(app)")
+    cqrs = cqrs_of(context)
     # What a worker would know: the modules that the configuration names.
     app.loader.import_default_modules()
     try:

@@ -9,7 +9,8 @@ from typing import Any
 import click
 from celery.bin.base import CeleryCommand
 
-from ..errors import CQRSError
+from ..errors import CQRSError, StoreUnavailable
+from .application import cqrs_of
 from .table import print_table
 
 
@@ -22,46 +23,80 @@ def outbox() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def status(context: click.Context, as_json: bool) -> None:
-    """Show the events that subscribers' queues do not have yet, and which relay sees to them."""
-    app: Any = context.obj.app
-    cqrs = getattr(app, "cqrs", None)
-    if cqrs is None:
-        raise click.UsageError(f"{app.main} has no CQRS: make one with CQRS(app)")
+    """Show the events that subscribers' queues do not have yet, and which relay sees to them.
+
+    Without the broker only what the database knows is shown, and the exit code is 1.
+    """
+    cqrs = cqrs_of(context)
     try:
         store = cqrs.store
         if cqrs.relay is None:
-            raise click.UsageError(f"the event store of {app.main} needs no relay: {store!r}")
-        relayed = cqrs.relay.destination.position()
-        pending = cqrs.relay.outbox.pending(relayed or 0)
-        led = cqrs.relay.leadership.led()
-        row = {
-            "store": store.where,
-            "last": cqrs.relay.outbox.last_position(),
-            "relayed": relayed,
-            "events_behind": pending.events,
-            "seconds_behind": _age_s(pending.oldest_at),
-            "active_relay": led.leader if led is not None and led.is_live else None,
-            "broker": None if led is None else led.broker,
-        }
+            place = getattr(store, "where", None) or type(store).__name__
+            raise click.UsageError(
+                f"the event store of {context.obj.app.main} needs no relay: {place}"
+            )
+        row = _status(store, cqrs.relay)
     except CQRSError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
         click.echo(json.dumps(row, indent=2))
-        return
-    seconds = row["seconds_behind"]
+    else:
+        _print(row)
+    if row["error"]:
+        # The JSON has it, where that is printed.
+        if not as_json:
+            click.echo(f"Error: {row['error']}", err=True)
+        context.exit(1)
+
+
+def _status(store: Any, relay: Any) -> dict[str, Any]:
+    led = relay.leadership.led()
+    row = {
+        "store": store.where,
+        "last": relay.outbox.last_position(),
+        "relayed": None,
+        "events_behind": None,
+        "seconds_behind": None,
+        "active_relay": led.leader if led is not None and led.is_live else None,
+        "application": relay.application if led is not None and led.is_live else None,
+        "broker": None if led is None else led.broker,
+        "error": None,
+    }
+    try:
+        relayed = relay.destination.position()
+        broker_id = relay.destination.broker_id()
+    except StoreUnavailable as error:
+        return row | {"error": str(error)}
+    if row["active_relay"] is None:
+        other = relay.leadership.leader_of_another(broker_id)
+        row["active_relay"], row["application"] = other or (None, None)
+    pending = relay.outbox.pending(relayed or 0)
+    behind = {"events_behind": pending.events, "seconds_behind": _age_s(pending.oldest_at)}
+    return row | {"relayed": relayed} | behind
+
+
+def _print(row: dict[str, Any]) -> None:
+    seconds, relayed = row["seconds_behind"], row["relayed"]
+    unknown = "?" if row["error"] else None
     print_table(
         ("store", "last", "relayed", "events behind", "behind by", "active relay"),
         [
             (
                 row["store"],
                 row["last"],
-                "never" if relayed is None else relayed,
-                row["events_behind"],
-                "" if seconds is None else f"{seconds} s",
-                row["active_relay"] or "none",
+                unknown or ("never" if relayed is None else relayed),
+                unknown or row["events_behind"],
+                unknown or ("" if seconds is None else f"{seconds} s"),
+                _relay_of(row),
             )
         ],
     )
+
+
+def _relay_of(row: dict[str, Any]) -> str:
+    if row["active_relay"] is None:
+        return "none"
+    return f"{row['active_relay']} ({row['application']})"
 
 
 def _age_s(at: datetime | None) -> float | None:

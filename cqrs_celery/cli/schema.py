@@ -11,6 +11,7 @@ import click
 from celery.bin.base import CeleryCommand
 
 from ..errors import CQRSError
+from .application import sql_store_of
 
 
 @click.group(name="schema", help="Look after the tables of a SQL event store.")
@@ -29,8 +30,15 @@ def create(context: click.Context) -> None:
 @schema.command(cls=CeleryCommand, name="check")
 @click.pass_context
 def check(context: click.Context) -> None:
-    """Exit with 1 unless the tables are there in this version."""
+    """Exit with 1 if the tables are not there in this version, or may not be used.
+
+    Whether the role of the application's URL may use them, PostgreSQL alone is asked.
+    """
     with _sql_store(context) as (store, tables):
+        from ..backends.sql.rights import check_rights
+
+        # First, since the look at the version needs a right, too.
+        check_rights(store)
         click.echo(f"{store.where} has version {tables.check_schema(store)}")
 
 
@@ -50,16 +58,8 @@ def _sql_store(context: click.Context) -> Iterator[tuple[Any, ModuleType]]:
         click.UsageError: the application has no `CQRS`, or its store is none.
         click.ClickException: the server does not answer, or the tables are not as they should be.
     """
-    app: Any = context.obj.app
-    cqrs = getattr(app, "cqrs", None)
-    if cqrs is None:
-        raise click.UsageError(f"{app.main} has no CQRS: make one with CQRS(app)")
     try:
-        store = cqrs.store
-        if not hasattr(store, "engine"):
-            raise click.UsageError(
-                f"the event store of {app.main} is no SQL store, and has no tables: {store!r}"
-            )
+        store = sql_store_of(context, otherwise="has no tables")
         from ..backends.sql import schema as tables
 
         yield store, tables

@@ -18,6 +18,7 @@ from ..session.repository import Repository
 from ..session.snapshots import Snapshots
 from ..store.ports import EventStore
 from ..store.stream import StreamName
+from .application import cqrs_of
 from .table import plain, print_table
 
 #: Events that are read at a time, to see which aggregates there are.
@@ -111,9 +112,7 @@ def _reach(context: click.Context) -> Iterator[Reached]:
         click.ClickException: a server does not answer.
     """
     app: Any = context.obj.app
-    cqrs = getattr(app, "cqrs", None)
-    if cqrs is None:
-        raise click.UsageError(f"{app.main} has no CQRS: make one with CQRS(app)")
+    cqrs = cqrs_of(context)
     # Imports the modules of handlers, which import the aggregates.
     app.loader.import_default_modules()
     try:

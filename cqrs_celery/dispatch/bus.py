@@ -3,14 +3,14 @@
 Order of a command's execution: its id is looked up, and has it committed before, the recorded
 outcome is the result; else a session is opened; the handler runs; what its aggregates have recorded
 is committed in one append, together with the command's id. An exception commits nothing. A conflict
-with another writer repeats all of it, with fresh state, under the aggregate's lock. Around all of
-that is the middleware.
+with another writer repeats all of it, with fresh state, under the aggregate's lock. An exception
+after a replica was read repeats it once, with reads of the primary. Around all of that is the
+middleware.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -30,17 +30,16 @@ from ..session.repository import Repository
 from ..session.session import HandlerSession, Session
 from ..store.events import CommandOutcome, CommandRecord, Lease, RecordedEvent
 from ..store.stream import StreamName
-from .conflicts import HOPELESS, delay_s
+from .conflicts import delay_s
 from .context import handling
 from .definitions import Definition, Definitions
 from .definitions import definitions as all_definitions
 from .event_loop import run_coroutine
 from .locks import CommandLock, Locks
 from .middleware import Call, Middleware, around, checked
+from .repeating import Next, Tries
 from .results import CommandResult as CommandResult
 from .results import Returned
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,6 +121,9 @@ class Bus:
     def run(self, definition: Definition, attempt: Attempt) -> CommandResult:
         """Run a handler with a session, and commit on its return; repeat it on a conflict.
 
+        It is repeated as well, once and with reads of the primary, if it raises after something was
+        read from a replica, which may lag or be away.
+
         Returns:
             What it returned; what was recorded, without running it, where that is looked for first
             and found.
@@ -143,21 +145,22 @@ class Bus:
     def _run(self, definition: Definition, attempt: Attempt) -> CommandResult:
         if attempt.looks_first and (found := attempt.find()):
             return result_of(found, definition)
-        retries = definition.on_conflict.retries
+        tries = Tries(definition)
         with CommandLock(self.locks, attempt.stream, definition) as lock:
             lock.before()
-            for number in range(retries + 1):
+            while True:
                 try:
-                    return self._run_once(definition, attempt)
+                    with tries.reads:
+                        return self._run_once(definition, attempt)
                 except DuplicateCommand as error:
                     return result_of(CommandOutcome(error.position, error.outcome), definition)
-                except ConcurrencyError as error:
-                    if number == retries or isinstance(error, HOPELESS):
+                except Exception as error:
+                    follows = tries.after(error)
+                    if follows is Next.FAIL:
                         raise
-                    _tell_of_conflict(definition, error)
-                    time.sleep(delay_s(number))
+                if follows is Next.CONFLICT:
+                    time.sleep(delay_s(tries.conflicts - 1))
                     lock.after_conflict()
-        raise AssertionError("unreachable")
 
     def _run_once(self, definition: Definition, attempt: Attempt) -> CommandResult:
         session = HandlerSession(self.repository, metadata=attempt.metadata)
@@ -204,21 +207,22 @@ class Bus:
     async def _run_async(self, definition: Definition, attempt: Attempt) -> CommandResult:
         if attempt.looks_first and (found := await off_loop(attempt.find)):
             return result_of(found, definition)
-        retries = definition.on_conflict.retries
+        tries = Tries(definition)
         async with CommandLock(self.locks, attempt.stream, definition) as lock:
             await lock.before_async()
-            for number in range(retries + 1):
+            while True:
                 try:
-                    return await self._run_once_async(definition, attempt)
+                    with tries.reads:
+                        return await self._run_once_async(definition, attempt)
                 except DuplicateCommand as error:
                     return result_of(CommandOutcome(error.position, error.outcome), definition)
-                except ConcurrencyError as error:
-                    if number == retries or isinstance(error, HOPELESS):
+                except Exception as error:
+                    follows = tries.after(error)
+                    if follows is Next.FAIL:
                         raise
-                    _tell_of_conflict(definition, error)
-                    await asyncio.sleep(delay_s(number))
+                if follows is Next.CONFLICT:
+                    await asyncio.sleep(delay_s(tries.conflicts - 1))
                     await lock.after_conflict_async()
-        raise AssertionError("unreachable")
 
     async def _run_once_async(self, definition: Definition, attempt: Attempt) -> CommandResult:
         session = HandlerSession(self.repository, metadata=attempt.metadata)
@@ -278,17 +282,6 @@ def result_of(found: CommandOutcome, definition: Definition) -> CommandResult:
     """Return the result of a command that had committed before: the first one's, in its type."""
     value = definition.returned.read(found.outcome)
     return CommandResult(value=value, position=found.position or None, is_repeated=True)
-
-
-def _tell_of_conflict(definition: Definition, error: ConcurrencyError) -> None:
-    logger.warning(
-        "conflict on %s (expected version %s, found %s), handler %s is repeated",
-        error.stream,
-        error.expected,
-        error.found,
-        definition.function.__qualname__,
-        extra={"handler": definition.function.__qualname__, "stream": error.stream},
-    )
 
 
 def _may_be_repeated(error: Exception) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import celery
 import msgspec
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore
 from kombu.exceptions import OperationalError
 from kombu.utils.uuid import uuid
 
@@ -28,7 +28,7 @@ from ..errors import (
 from ..messages.message import Command
 from ..messages.metadata import Metadata
 from ..refusal import Refusal
-from ..store.events import Lease, RecordedEvent
+from ..store.events import POSITION_HEADER, Lease, RecordedEvent
 from ..store.refusals import check_stream, check_text
 from ..store.stream import StreamName
 from .bus import Attempt, record_of
@@ -74,6 +74,13 @@ def command_queue(task_name: str) -> str:
 
 class NoLongerHeld(Ignore):
     """Say that a worker's message is another's by now, and so may be what it has behind it."""
+
+
+class StoreAway(Ignore):
+    """The event store did not answer; the message goes back, and is tried again later.
+
+    Not Celery's Reject, of which each is logged with its traceback.
+    """
 
 
 class HandlerTask(celery.Task):
@@ -133,7 +140,12 @@ class HandlerTask(celery.Task):
         except StoreUnavailable as error:
             if not is_worker:
                 raise
-            raise Reject(error, requeue=True) from error
+            logger.debug(
+                "the store is away, the message waits",
+                exc_info=True,
+                extra={"task": self.name, "task_id": self.request.id},
+            )
+            raise StoreAway(str(error)) from None
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Send the task's message; in eager mode inside a handler, run it when that is through."""
@@ -154,8 +166,13 @@ class HandlerTask(celery.Task):
 
     def retry(self, *args: Any, **options: Any) -> Any:
         """Retry as Celery does; the message remembers when it first failed."""
-        headers = {FIRST_FAILED_AT: time.time(), **(self.request.headers or {})}
+        headers = {**self._retry_headers, **(self.request.headers or {})}
         return super().retry(*args, **{**options, "headers": headers})
+
+    @property
+    def _retry_headers(self) -> dict[str, Any]:
+        """What a retry's message has beside the headers of the message before it."""
+        return {FIRST_FAILED_AT: time.time()}
 
     @property
     def _delivery_info(self) -> dict[str, Any]:
@@ -293,6 +310,13 @@ class SubscriptionTask(HandlerTask):
     abstract = True
     ignore_result = True
     acks_on_failure = False
+
+    @property
+    def _retry_headers(self) -> dict[str, Any]:
+        # By the position, the relay knows what is not handled, whatever the retry's arguments are.
+        [argument, *_] = self.request.args or [None]
+        position = argument.get("position") if isinstance(argument, dict) else None
+        return {**super()._retry_headers, **({POSITION_HEADER: position} if position else {})}
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Send a recorded event or message by hand; it is handled beside its sequence."""
@@ -492,7 +516,7 @@ def publishing(
         repeat_with: the arguments with which it is to be sent again.
     """
 
-    def not_sent(server: str, setting: str, error: Exception) -> PublishFailed:
+    def not_sent(server: str, setting: str, error: BaseException) -> PublishFailed:
         again = ", ".join(f"{name}={value!r}" for name, value in repeat_with.items())
         return PublishFailed(
             f"{name} [{message_id}] was not sent: the {server} does not answer"
@@ -507,15 +531,21 @@ def publishing(
     except OperationalError as error:
         raise not_sent("broker", "broker_url", error) from error
     except Exception as error:
-        # Celery subscribes to the result before it publishes, and gives up with a RuntimeError.
-        if app.conf.task_always_eager or not _is_result_backend_away(app, error):
+        lost = None if app.conf.task_always_eager else _lost_result_backend(app, error)
+        if lost is None:
             raise
-        raise not_sent("result backend", "result_backend", error) from error
+        raise not_sent("result backend", "result_backend", lost) from error
 
 
-def _is_result_backend_away(app: celery.Celery, error: Exception) -> bool:
+def _lost_result_backend(app: celery.Celery, error: Exception) -> BaseException | None:
+    """Return the driver's error if the result backend does not answer, else None.
+
+    Celery subscribes to the result before it publishes, and gives up with a RuntimeError, whose
+    text asks for a restart of the application. Sending needs none: the driver's error says what is
+    wrong.
+    """
     errors = getattr(app.backend, "connection_errors", ())
-    return isinstance(error, errors) or isinstance(error.__cause__, errors)
+    return next((one for one in (error, error.__cause__) if isinstance(one, errors)), None)
 
 
 def _only(task: celery.Task, args: Any, kwargs: Any) -> Any:

@@ -75,9 +75,11 @@ class Ledger:
     """An aggregate's id, its committed version, and what it has recorded since.
 
     Besides them, whether its session has ended, so that nobody would write what it records; for
-    policies of snapshots: the version and time of the newest one that fits, and
-    the seconds that loading took; and, for the cache, which history of its store it was loaded
-    from, None for a new one, and the state that its events alone have made, with its version.
+    policies of snapshots: the version and time of the newest one that fits, and the seconds that
+    loading took; and, for the cache, the state that its events alone have made, with its version.
+    `known` has the version and id of the event that it was loaded at, and of the last one of each
+    commit since: if its stream has all of them, its state is the stream's. It is empty if that
+    can't be told.
     """
 
     id: str
@@ -87,10 +89,10 @@ class Ledger:
     snapshot_version: int = 0
     snapshot_taken_at: datetime | None = None
     load_s: float = 0.0
-    history: str | None = None
     is_detached: bool = False
     made: bytes | None = None
     made_version: int = 0
+    known: list[tuple[int, str]] = field(default_factory=list)
 
 
 class Aggregate:

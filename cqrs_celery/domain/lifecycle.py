@@ -108,6 +108,9 @@ def mark_saved(aggregate: Aggregate, version: int) -> None:
         version: its stream's, after the append.
     """
     ledger = aggregate.__ledger__
+    if ledger.known or not ledger.version:
+        # A new list: an instance that was restored from the same bytes may have the old one.
+        ledger.known = [*ledger.known, (version, ledger.pending[-1].event_id)]
     ledger.version = version
     ledger.pending.clear()
 

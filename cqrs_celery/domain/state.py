@@ -44,10 +44,14 @@ _WORDS: Final = ("default", "description", "title")
 
 
 class _Kept(msgspec.Struct):
-    """Be the bytes: the state, and the shape of the class that it was captured by."""
+    """The bytes: the state, the shape of its class, and the events that it was made of.
+
+    Earlier versions did not keep `known`; see `Ledger`.
+    """
 
     shape: int
     state: msgspec.Raw
+    known: list[tuple[int, str]] = []
 
 
 _encode = msgspec.json.Encoder().encode
@@ -102,7 +106,7 @@ class StateCodec:
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise _not_captured(aggregate, str(error)) from error
         self._check_same(aggregate, state, found)
-        return _encode(_Kept(self._shape, msgspec.Raw(data)))
+        return _encode(_Kept(self._shape, msgspec.Raw(data), aggregate.__ledger__.known))
 
     def restore(self, id: str, version: int, data: bytes) -> Aggregate:
         """Return an aggregate in a captured state.
@@ -140,7 +144,10 @@ class StateCodec:
                     held[field] = value
                 elif field in held:
                     del held[field]
-        aggregate.__ledger__.version = version
+        ledger = aggregate.__ledger__
+        ledger.version = version
+        if kept.known and kept.known[-1][0] == version:
+            ledger.known = kept.known
         return aggregate
 
     def check(self) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from ..errors import ConfigurationError, MissingDependency
+from ..extras import how_to_install
 
 #: What can be asked for.
 ALGORITHMS: Final = ("gzip", "zstd")
@@ -177,6 +178,6 @@ def _zstd() -> ModuleType | Any:
     except ImportError as error:
         raise MissingDependency(
             "zstd is not installed, and is needed to compress or to read what was compressed by it:"
-            " pip install 'cqrs-celery[zstd]'"
+            f" {how_to_install('zstd')}"
         ) from error
     return zstd

@@ -96,7 +96,7 @@ def later(id: int, fence: int, delay_ms: int, payload: str | bytes = "") -> Sett
         id: the message.
         fence: of its delivery.
         delay_ms: milliseconds by Redis's clock, from now.
-        payload: replaces the stored payload; "" keeps it.
+        payload: replaces the stored payload and the shared body; "" keeps them.
     """
     return Settlement("l", id, fence, delay_ms, payload)
 

@@ -3,8 +3,9 @@
 What is kept is an aggregate's state as bytes, as a snapshot has it: so each caller gets an instance
 of its own, and what one does with it no other sees. After a commit, it is not the caller's instance
 that is kept, which may hold what no event has made, but the state that was loaded and the events
-that were recorded. It may be old; whoever takes it brings it
-forward by the events that have come since. Whatever goes wrong with it is logged, and the aggregate
+that were recorded. It may be old; whoever takes it brings it forward by the events that have come
+since. It names the events that it was made of, and whoever takes it sees whether the stream has
+them. Whatever goes wrong with it is logged, and the aggregate
 is loaded as if nothing had been kept.
 """
 
@@ -29,14 +30,13 @@ logger = logging.getLogger(__name__)
 
 
 class _Entry(msgspec.Struct, array_like=True):
-    """Be what is kept: a state, and what a policy of snapshots would have to ask the store for."""
+    """What is kept: a state, and what a policy of snapshots would have to ask the store for."""
 
     version: int
     schema_version: int
     state: bytes
     snapshot_version: int
     snapshot_taken_at: datetime | None
-    history: str = ""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -91,28 +91,15 @@ class TieredCache:
 
 
 class AggregateCache:
-    """Be what a repository knows of cached aggregates.
+    """The cached aggregates, as a repository knows them.
 
     Args:
         states: keeps the bytes.
-        history: tells the store's present history from those that it went back from, as after
-            restoring a backup: what was kept of another one is none. None where it is always one.
     """
 
-    def __init__(self, states: StateCache, *, history: Callable[[], str] | None = None) -> None:
+    def __init__(self, states: StateCache) -> None:
         self._states = states
-        self._current_history = history or (lambda: "")
         self._told: set[type[Aggregate]] = set()
-
-    def history(self) -> str:
-        """Return the store's present history; empty if that can't be told.
-
-        Then nothing else can be read from it either.
-        """
-        try:
-            return self._current_history()
-        except CQRSError:
-            return ""
 
     def get(self, cls: type[A], stream: StreamName) -> A | None:
         """Return an instance of the caller's own, at the version that was kept; None if none was.
@@ -126,9 +113,11 @@ class AggregateCache:
             if kept is None:
                 return None
             entry = _decode(kept)
-            if entry.schema_version != cls.__snapshot_version__ or entry.history != self.history():
+            if entry.schema_version != cls.__snapshot_version__:
                 return None
             aggregate = restore(cls, stream.aggregate_id, entry.version, entry.state)
+            if not aggregate.__ledger__.known:
+                return None
         except SnapshotError:
             return None
         except Exception as error:  # noqa: BLE001  whatever it is, the events are there
@@ -137,18 +126,19 @@ class AggregateCache:
         ledger = aggregate.__ledger__
         ledger.snapshot_version = entry.snapshot_version
         ledger.snapshot_taken_at = entry.snapshot_taken_at
-        ledger.history = entry.history
         ledger.made, ledger.made_version = entry.state, entry.version
         return aggregate
 
     def put(self, aggregate: Aggregate, stream: StreamName) -> None:
         """Keep an aggregate as its events have made it; not one without events, or without an id.
 
+        Nor one of which it is not known of which events it was made.
+
         Args:
             aggregate: as it was loaded, before anybody else had it; it has nothing pending.
             stream: its events'.
         """
-        if not (stream.aggregate_id and aggregate.version):
+        if not (stream.aggregate_id and aggregate.__ledger__.known):
             return
         ledger = aggregate.__ledger__
         try:
@@ -160,7 +150,6 @@ class AggregateCache:
                 state,
                 ledger.snapshot_version,
                 ledger.snapshot_taken_at,
-                self.history() if ledger.history is None else ledger.history,
             )
             self._states.put(stream, _encode(entry))
         except (SnapshotError, RegistrationError) as error:

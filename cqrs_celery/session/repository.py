@@ -4,7 +4,9 @@ A save is one append, whatever the number of aggregates. Nothing in an aggregate
 succeeded, so a failed save may be repeated: the events keep their ids, and the store knows them.
 
 A load replays the events behind what is cached, else those behind a snapshot, else all of them. The
-result is the same: a cached state or a snapshot that the events don't follow is thrown away.
+result is the same: a cached state or a snapshot that the events don't follow is thrown away. So is
+one of events that the stream does not have, as after the restoring of a backup, or in another
+database: each carries the version and id of its last event, with which the same read compares.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from functools import partial
+from typing import Any, Final, TypeVar, cast
 
 from ..domain.aggregate import Aggregate, PendingEvent, apply
 from ..domain.lifecycle import build, mark_saved, replay
@@ -29,8 +32,23 @@ from ..errors import (
 from ..messages.metadata import NO_METADATA, Metadata
 from ..messages.serializer import Serializer
 from ..store.decoding import recorded_events, replayed_events
-from ..store.events import CommandRecord, Committed, Lease, NewEvent, StoredEvent, StreamAppend
-from ..store.ports import EnclosingStore, EventStore, StoreTransaction, TransactionalStore
+from ..store.events import (
+    CommandRecord,
+    Committed,
+    KnownEvent,
+    Lease,
+    NewEvent,
+    StoredEvent,
+    StreamAppend,
+)
+from ..store.ports import (
+    EnclosingStore,
+    EventStore,
+    HistoryStore,
+    StoreTransaction,
+    TransactionalStore,
+)
+from ..store.reading import Reads
 from ..store.refusals import check_text, stale_version
 from ..store.stream import StreamName
 from .cache import AggregateCache
@@ -39,6 +57,20 @@ from .snapshots import Snapshots
 A = TypeVar("A", bound=Aggregate)
 
 logger = logging.getLogger(__name__)
+
+#: Events, at most, that a load reads again to see whether its stream has what was kept of it. If a
+#: commit has more, that is seen to right behind it.
+KNOWN_MOST: Final = 10
+
+
+class _OtherEvents(Exception):
+    """The stream does not have the events that a kept state was made of."""
+
+    def __init__(self, stream: StreamName, version: int) -> None:
+        super().__init__(
+            f"{stream} does not have the events that the state at version {version} was made of:"
+            " the store went back, or is another one"
+        )
 
 
 class Repository:
@@ -81,15 +113,11 @@ class Repository:
         stream = self.stream_of(cls, id)
         if self._cache is None:
             return self.rebuild(cls, id)
-        # Before it is loaded: the store may go back meanwhile.
-        history = self._cache.history()
         aggregate = self._brought_forward(cls, stream, self._cache)
         if aggregate is None:
             aggregate = self.rebuild(cls, id)
-            if aggregate is not None:
-                aggregate.__ledger__.history = history
-                if self._may_keep():
-                    self._cache.put(aggregate, stream)
+            if aggregate is not None and self._may_keep():
+                self._cache.put(aggregate, stream)
         return aggregate
 
     def rebuild(self, cls: type[A], id: str, *, from_events_alone: bool = False) -> A | None:
@@ -153,26 +181,49 @@ class Repository:
         self,
         aggregate: Aggregate,
         stream: StreamName,
-        history: Sequence[StoredEvent] | None = None,
+        newer: Sequence[StoredEvent] | None = None,
     ) -> None:
-        """Apply the stored events behind an aggregate's version; read them if they are not."""
-        read_history = getattr(self._store, "read_history", None)
-        if history is None and read_history is not None:
-            data = read_history(stream, after_version=aggregate.version)
-            replay(aggregate, replayed_events(data, stream, self._serializer))
-            return
-        if history is None:
-            history = self._store.read_stream(stream, after_version=aggregate.version)
-        replay(aggregate, recorded_events(history, self._serializer))
+        """Apply the stored events behind an aggregate's version; read them if they are not.
+
+        Raises:
+            _OtherEvents: the stream does not have those that the aggregate was made of.
+        """
+        ledger, version = aggregate.__ledger__, aggregate.version
+        known = ledger.known
+        if newer is None and hasattr(self._store, "read_history"):
+            history = cast(HistoryStore, self._store).read_history(stream, known=known)
+            if history is None:
+                raise _OtherEvents(stream, version)
+            last_id = history.last_id
+            replay(aggregate, replayed_events(history.events, stream, self._serializer))
+        else:
+            if newer is None:
+                after = known[0][0] - 1 if known else 0
+                newer = newer_than(known, self._store.read_stream(stream, after_version=after))
+            if newer is None:
+                raise _OtherEvents(stream, version)
+            last_id = newer[-1].event.event_id if newer else ""
+            replay(aggregate, recorded_events(newer, self._serializer))
+        if ledger.version == version:
+            ledger.known = known[-1:]
+        else:
+            ledger.known = [(ledger.version, last_id)] if last_id else []
 
     def get(self, cls: type[A], id: str) -> A:
         """Return an aggregate as its events have left it.
+
+        One that a replica does not have is looked for in the primary.
 
         Raises:
             AggregateNotFound: it has no events.
             CQRSError: as `find` does.
         """
-        aggregate = self.find(cls, id)
+        with Reads() as reads:
+            aggregate = self.find(cls, id)
+        if aggregate is None and reads.used_replica:
+            # A replica that lags does not have it yet.
+            with Reads(from_primary=True):
+                aggregate = self.find(cls, id)
         if aggregate is None:
             raise AggregateNotFound(
                 f"{cls.__aggregate_type__}-{id} has no events in the store of application"
@@ -266,17 +317,28 @@ class Repository:
             recorded: what was saved of it.
             since: its version before that.
         """
+        ledger = aggregate.__ledger__
+        if self._cache is None and aggregate.__snapshot_policy__ is None:
+            # Nobody keeps it, so nobody will ask.
+            ledger.known = []
+        if self._cache is not None and is_long(ledger.known):
+            self._confirm(aggregate, stream)
         made = None if self._cache is None else self._made(aggregate, recorded, since)
 
         def load() -> Aggregate:
-            known = made or self._made(aggregate, recorded, since)
-            return self._read_again(aggregate, stream) if known is None else known
+            found = made or self._made(aggregate, recorded, since)
+            if found is None:
+                return self._read_again(aggregate, stream)
+            found.__ledger__.known = ledger.known
+            return found
 
         if self.snapshots is not None:
-            self.snapshots.after_commit(aggregate, stream, load=load)
+            self.snapshots.after_commit(
+                aggregate, stream, load=load, confirm=partial(self._confirm, aggregate, stream)
+            )
         if self._cache is not None and made is not None:
-            ledger, now = aggregate.__ledger__, made.__ledger__
-            now.history = ledger.history
+            now = made.__ledger__
+            now.known = ledger.known
             now.snapshot_version = ledger.snapshot_version
             now.snapshot_taken_at = ledger.snapshot_taken_at
             self._cache.put(made, stream)
@@ -303,8 +365,31 @@ class Repository:
 
     def _read_again(self, aggregate: Aggregate, stream: StreamName) -> Aggregate:
         made = as_made(aggregate)
+        if not made.__ledger__.known:
+            # Of an earlier version, which did not keep them.
+            made = build(type(aggregate), aggregate.id)
         self._replay_newer(made, stream)
         return made
+
+    def _confirm(self, aggregate: Aggregate, stream: StreamName) -> bool:
+        """Return whether the stream of an aggregate that was just committed has all it was made of.
+
+        A commit checks the version alone. If the store went back since the load, others may have
+        written as many events as were lost.
+        """
+        ledger = aggregate.__ledger__
+        *earlier, last = ledger.known or [(0, "")]
+        if earlier:
+            first, end = earlier[0][0], earlier[-1][0]
+            try:
+                events = self._store.read_stream(
+                    stream, after_version=first - 1, limit=end - first + 1
+                )
+            except Exception as error:  # noqa: BLE001  it has been saved
+                logger.debug("not known whether %s has what it had: %s", stream, error)
+                return False
+            ledger.known = [] if newer_than(earlier, events) is None else [last]
+        return bool(ledger.known)
 
     def _forget(self, changed: Mapping[StreamName, Aggregate], error: BaseException) -> None:
         """Forget what is cached of aggregates that could not be saved.
@@ -377,6 +462,33 @@ class Repository:
     def _new_event(self, pending: PendingEvent, metadata: Metadata) -> NewEvent:
         name, version, data = self._serializer.seal(pending.type, pending.data)
         return NewEvent(pending.event_id, name, version, pending.timestamp, data, metadata)
+
+
+def is_long(known: Sequence[KnownEvent]) -> bool:
+    """Return whether a load would have too much to read again."""
+    return bool(known) and known[-1][0] - known[0][0] > KNOWN_MOST
+
+
+def newer_than(
+    known: Sequence[KnownEvent], events: Sequence[StoredEvent]
+) -> Sequence[StoredEvent] | None:
+    """Return the events behind those that are known.
+
+    Args:
+        known: versions and ids of events, oldest first.
+        events: the stream's, from the first one that is known on; all, if none is.
+
+    Returns:
+        Those behind the last one; None if one is missing, or another one.
+    """
+    if not known:
+        return events
+    first = known[0][0]
+    for version, event_id in known:
+        at = version - first
+        if at >= len(events) or events[at].event.event_id != event_id:
+            return None
+    return events[known[-1][0] - first + 1 :]
 
 
 def two_instances(stream: StreamName, first: Aggregate, second: Aggregate) -> DuplicateInstance:

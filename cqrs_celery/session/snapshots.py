@@ -92,6 +92,12 @@ class Snapshots:
                 return Restored(newer=newer)
             data = bytes(decompress(snapshot.data, MOST_STATE_BYTES))
             aggregate = restore(cls, stream.aggregate_id, snapshot.version, data)
+            if newer is None and not aggregate.__ledger__.known:
+                raise SnapshotError(
+                    f"the snapshot of {stream} does not name its last event, as those of earlier"
+                    " versions: whether it goes with the events can't be told",
+                    aggregate=str(stream),
+                )
         except SnapshotError as error:
             _tell(logging.INFO, "snapshot of %s does not fit: %s", stream, error)
             return Restored()
@@ -120,6 +126,7 @@ class Snapshots:
         stream: StreamName,
         *,
         load: Callable[[], Aggregate],
+        confirm: Callable[[], bool],
     ) -> None:
         """Take a snapshot of an aggregate that was just committed, if its policy says so.
 
@@ -128,15 +135,24 @@ class Snapshots:
             stream: its events'.
             load: returns the aggregate as its events alone have made it, of which the snapshot is:
                 the instance may hold what none of them has.
+            confirm: returns whether the stream has the events that the aggregate was made of;
+                called before `load`.
         """
         try:
             if not self.is_due(aggregate):
                 return
             if self._defer is None:
-                made = load()
-                self.take(made, stream)
-                taken = made.__ledger__
-                self._note(aggregate, taken.snapshot_version, taken.snapshot_taken_at)
+                if confirm():
+                    made = load()
+                    self.take(made, stream)
+                    taken = made.__ledger__
+                    self._note(aggregate, taken.snapshot_version, taken.snapshot_taken_at)
+                else:
+                    logger.warning(
+                        "snapshot of %s not taken: it may be of events that the store has lost",
+                        stream,
+                        extra={"stream": str(stream)},
+                    )
                 return
             if self._asked.get(stream) is None:
                 self._defer(stream, aggregate.version)

@@ -14,7 +14,7 @@ import msgspec
 from ..errors import MessageError
 from ..messages.metadata import Metadata
 from ..messages.serializer import Serializer
-from .events import History, RecordedEvent, RecordedPart, StoredEvent
+from .events import HistoricRow, RecordedEvent, RecordedPart, StoredEvent
 from .stream import StreamName
 
 #: What a RecordedEvent has beside the event, in the order of its attributes.
@@ -46,7 +46,7 @@ class ReplayedEvent(msgspec.Struct, frozen=True, gc=False):
 
 
 def replayed_events(
-    history: History, stream: StreamName, serializer: Serializer
+    history: Iterable[HistoricRow], stream: StreamName, serializer: Serializer
 ) -> Iterator[ReplayedEvent]:
     """Yield the events of a stream's history, decoded, in their order.
 

@@ -55,8 +55,26 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
     event: NewEvent
 
 
-#: What a replay needs of a stream's events: version, type, the type's version, data.
-History = Sequence[tuple[int, str, int, bytes]]
+#: The header in which the message of an event that is retried keeps the event's position.
+POSITION_HEADER: Final = "cqrs_position"
+
+#: An event of a stream that somebody knows: its version, and its id.
+KnownEvent = tuple[int, str]
+
+#: What a replay needs of an event: version, type, the type's version, data.
+HistoricRow = tuple[int, str, int, bytes]
+
+
+class History(NamedTuple):
+    """What a replay needs of a stream's events.
+
+    Attributes:
+        events: oldest first.
+        last_id: the id of the last one; empty without one, or where it could not be told.
+    """
+
+    events: Sequence[HistoricRow]
+    last_id: str
 
 
 class RecordedEvent(msgspec.Struct, Generic[E], frozen=True, gc=False):
@@ -223,7 +241,7 @@ class Subscriber(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Be a place in a store's order: a position, and the id of the event there.
+    """A place in a store's order: a position, and the id of the event there.
 
     A position alone does not tell that a store went back to an earlier state, and on from there.
     The id is empty in front of the first event, and where an earlier version did not keep it.

@@ -13,6 +13,7 @@ from .events import (
     CommandRecord,
     Committed,
     History,
+    KnownEvent,
     Lease,
     StoredEvent,
     StreamAppend,
@@ -268,15 +269,19 @@ class HistoryStore(Protocol):
     read for nothing. Without it, `read_stream` serves.
     """
 
-    def read_history(self, stream: StreamName, *, after_version: int = 0) -> History:
+    def read_history(
+        self, stream: StreamName, *, known: Sequence[KnownEvent] = ()
+    ) -> History | None:
         """Return the version, type, type's version and data of a stream's events.
 
         Args:
             stream: whose events.
-            after_version: the first one returned is the next version.
+            known: events that the reader has already, oldest first; what is returned begins behind
+                the last one.
 
         Returns:
-            Oldest first; empty if the stream is new or ends there.
+            The events; without any, if the stream is new or ends there. None if the stream does not
+            have every known event: then the reader knows another stream than this one.
 
         Raises:
             StoreUnavailable: the server does not answer.

@@ -23,6 +23,10 @@ from .stream import NO_STREAM, StreamName
 SHOWN: Final = 100
 
 
+class ClaimLost(Exception):
+    """Another relay has claimed to be the active one since, or the broker is another one."""
+
+
 def check_appends(appends: Sequence[StreamAppend]) -> None:
     """Check that an append writes something, to each stream once, under ids that can be kept.
 

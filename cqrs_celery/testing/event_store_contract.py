@@ -202,14 +202,41 @@ class EventStoreContract:
         append(store, NUT, NO_STREAM, *events(3))
         append(store, BOLT, 3, event(type_version=7), event(data=_WITH_NUL))
         # then it has of each what reading the stream has
-        for after in (0, 2, 5, 99):
-            stored = store.read_stream(BOLT, after_version=after)
-            assert list(read_history(BOLT, after_version=after)) == [
-                (one.version, one.event.type, one.event.type_version, one.event.data)
-                for one in stored
-            ]
-        assert len(read_history(BOLT)) == 5
-        assert list(read_history(StreamName("inventory", "InventoryItem", "none"))) == []
+        stored = store.read_stream(BOLT)
+        read = [(e.version, e.event.type, e.event.type_version, e.event.data) for e in stored]
+        ids = [one.event.event_id for one in stored]
+        assert read_history(BOLT) == (read, ids[-1])
+        assert len(read) == 5
+        # and of those behind the ones that are known
+        for known in ([2], [2, 4], [1, 2, 3], [5], [1, 5]):
+            after = known[-1]
+            assert read_history(BOLT, known=[(version, ids[version - 1]) for version in known]) == (
+                read[after:],
+                "" if after == 5 else ids[-1],
+            )
+        assert read_history(StreamName("inventory", "InventoryItem", "none")) == ([], "")
+
+    def test_a_history_of_a_stream_without_a_known_event_is_none(self, store: EventStore) -> None:
+        """Only of a store that reads it by itself: see `HistoryStore`."""
+        read_history = getattr(store, "read_history", None)
+        if read_history is None:
+            return
+        append(store, BOLT, NO_STREAM, *events(3))
+        append(store, NUT, NO_STREAM, *events(3))
+        one, two, three = (stored.event.event_id for stored in store.read_stream(BOLT))
+        assert read_history(BOLT, known=[(1, one), (3, three)]) == ([], "")
+        for known in (
+            [(4, "another")],
+            [(3, two)],
+            [(2, three)],
+            [(1, two), (3, three)],
+            [(1, one), (3, two)],
+            [(3, three), (4, "another")],
+        ):
+            assert read_history(BOLT, known=known) is None
+        assert read_history(NUT, known=[(1, one)]) is None
+        none = StreamName("inventory", "InventoryItem", "none")
+        assert read_history(none, known=[(1, one)]) is None
 
     def test_no_stream_is_refused_where_there_is_one(self, store: EventStore) -> None:
         append(store, BOLT, NO_STREAM, *events(2))

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
+import time
+from typing import Any, Final
 
 from celery import bootsteps
+from celery.worker.state import maybe_shutdown
 
+from ..app.relaying import RelayParts
 from ..dispatch.definitions import Definition, definitions
 from ..dispatch.handler import task_of
 from ..dispatch.runtime import Runtime, runtime_of
@@ -21,10 +24,20 @@ from ..errors import InvalidSetting, StoreUnavailable
 from ..store.events import DeadLetterPolicy, Subscriber
 from ..store.ports import Subscriptions
 from ..transport import wire
+from ..transport.faults import Faults
 from ..transport.merging import BATCH_HEADER
 from .refusing import ending_the_worker
 
 logger = logging.getLogger(__name__)
+
+#: What it does, as its failures are logged.
+STEP: Final = "register its subscriptions"
+
+#: Seconds between two tries, while the store is away.
+RETRY_S: Final = 1.0
+
+#: Seconds between two looks meanwhile at whether the worker is to stop.
+LOOK_S: Final = 0.1
 
 #: Stand for what the event store puts into a head; no JSON text holds them by chance.
 _ID, _ROOT, _PARENT = "\x00id\x00", "\x00root\x00", "\x00parent\x00"
@@ -39,11 +52,15 @@ class RegistrationStep(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Register every subscription of the worker's application.
 
+        A store in a database of its own that does not answer is waited for here: it is no fault of
+        the broker's, of which Celery would speak, and connecting to that anew could not help.
+
         Raises:
-            ConnectionError: the store, or the queue, does not answer; the worker connects anew, and
-                this is done again.
-            SystemExit: a handler asks for what is not there, or the event store has no tables. A
-                signal's receiver, at an earlier time, could not end the worker.
+            ConnectionError: the broker's own Redis is the store, and does not answer; the worker
+                connects anew, and this is done again.
+            SystemExit: a handler asks for what is not there, or the event store has no tables, or
+                its URL is wrong. A signal's receiver, at an earlier time, could not end the worker.
+                Or the worker was told to stop meanwhile.
         """
         with ending_the_worker():
             self._start(parent)
@@ -51,10 +68,15 @@ class RegistrationStep(bootsteps.StartStopStep):
     def _start(self, parent: Any) -> None:
         runtime = runtime_of(parent.app)
         parent.app.cqrs.check_handlers()
-        if runtime.subscriptions is None:
+        subscriptions, relay = runtime.subscriptions, parent.app.cqrs.relay
+        if subscriptions is None:
+            return
+        if relay is not None:
+            self._register_and_wait(runtime, subscriptions, relay)
+            relay.is_registered.set()
             return
         try:
-            self._register(runtime, runtime.subscriptions)
+            self._register(runtime, subscriptions)
         except StoreUnavailable as error:
             logger.error(
                 "subscriptions of %s not registered, tries again: %s",
@@ -64,8 +86,36 @@ class RegistrationStep(bootsteps.StartStopStep):
             )
             # To Celery, any other error is one that no worker outlives.
             raise ConnectionError(str(error)) from error
-        if parent.app.cqrs.relay is not None:
-            parent.app.cqrs.relay.is_registered.set()
+
+    def _register_and_wait(
+        self, runtime: Runtime, subscriptions: Subscriptions, relay: RelayParts
+    ) -> None:
+        """Register as soon as store and queue answer.
+
+        Raises:
+            InvalidSetting: at the worker's start, a URL is wrong.
+            SystemExit: the worker was told to stop.
+        """
+        faults = Faults(logger, of="the worker", away=StoreUnavailable)
+        # What worked before may be away in any manner, as a database that is being restored.
+        is_checked = relay.is_registered.is_set()
+        while True:
+            try:
+                self._register(runtime, subscriptions)
+                if not is_checked:
+                    _check_database(relay)
+            except StoreUnavailable as error:
+                if error.is_misconfigured and not relay.is_registered.is_set():
+                    raise InvalidSetting(
+                        str(error),
+                        setting="cqrs_event_store",
+                        accepted="the URL of a database that there is",
+                    ) from error
+                faults.note(STEP, error)
+                _pause()
+            else:
+                faults.clear(STEP)
+                return
 
     def _register(self, runtime: Runtime, subscriptions: Subscriptions) -> None:
         registered: dict[str, list[str]] = {}
@@ -85,6 +135,38 @@ class RegistrationStep(bootsteps.StartStopStep):
                 new[queue],
                 extra={"queue": queue, "topics": topics, "new_topics": new[queue]},
             )
+
+
+def _check_database(relay: RelayParts) -> None:
+    """Check that the store's database has its tables, and that its replica is one.
+
+    Raises:
+        InvalidSetting: the replica is none.
+        SchemaError: the tables are missing.
+        StoreUnavailable: the database does not answer. Without the replica, a worker can work.
+    """
+    logger.debug("the store's id is %s", relay.outbox.store_id)
+    check_replica = getattr(relay.store, "check_replica", None)
+    if check_replica is None:
+        return
+    try:
+        check_replica()
+    except StoreUnavailable as error:
+        if error.is_misconfigured:
+            raise
+        logger.warning("the replica was not checked: %s", error)
+
+
+def _pause() -> None:
+    """Wait a moment before the next try.
+
+    Raises:
+        SystemExit: the worker was told to stop.
+    """
+    ends_at = time.monotonic() + RETRY_S
+    while time.monotonic() < ends_at:
+        maybe_shutdown()
+        time.sleep(LOOK_S)
 
 
 def subscriber_of(definition: Definition, runtime: Runtime) -> Subscriber:

@@ -17,12 +17,14 @@ from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry
 from celery.worker.request import Request as CeleryRequest
+from celery.worker.state import task_ready
 
 from ..dispatch.runtime import runtime_of
-from ..dispatch.tasks import FIRST_FAILED_AT, NoLongerHeld
-from ..errors import MessageError, StoreUnavailable, UnwritableMessage
+from ..dispatch.tasks import FIRST_FAILED_AT, NoLongerHeld, StoreAway
+from ..errors import MessageError, UnwritableMessage
 from ..transport.merging import BATCH_HEADER
 from ..transport.qos import REASON
+from .waiting import waiting_messages
 
 #: How many times larger a body may be than the message in it: Kombu escapes what is not ASCII.
 BODY_TO_MESSAGE = 4
@@ -82,8 +84,8 @@ class Request(CeleryRequest):
         elif isinstance(error, MessageError) and not isinstance(error, UnwritableMessage):
             self._say("unreadable message", error, exc_info, must_bury=True)
             self.reject(requeue=False)
-        elif isinstance(error, Reject) and isinstance(error.reason, StoreUnavailable):
-            self._again_in_s = STORE_AWAY_DELAY_S
+        elif isinstance(error, StoreAway):
+            return self._put_off(error)
         elif isinstance(error, NoLongerHeld):
             self._ack_unsurely()
         elif not isinstance(error, (Ignore, Reject, Retry)):
@@ -105,6 +107,18 @@ class Request(CeleryRequest):
             self.send_event("task-rejected", requeue=True)
             return
         super().reject(requeue=requeue and not self._must_bury)
+
+    def acknowledge(self) -> None:
+        """Settle the message as done."""
+        super().acknowledge()
+        if waiting_messages.are_there:
+            waiting_messages.note_handled()
+
+    def _put_off(self, error: StoreAway) -> None:
+        waiting_messages.note(str(error))
+        self._again_in_s = STORE_AWAY_DELAY_S
+        task_ready(self)
+        self.reject(requeue=True)
 
     def _ack_unsurely(self) -> None:
         ack = getattr(self._message.channel, "ack_unsure", None)

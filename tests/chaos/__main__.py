@@ -45,7 +45,18 @@ from tests.chaos.subscriptions import (
     disturb_subscriptions,
     disturb_threads,
 )
-from tests.chaos.wear import wear_postgresql, wear_psycopg3, wear_sqlite
+from tests.chaos.wear import (
+    wear_postgresql,
+    wear_psycopg3,
+    wear_sqlite,
+    wear_workers_by_sessions,
+    wear_workers_by_transactions,
+    wear_workers_in_django,
+    wear_workers_in_django_on_sqlite,
+    wear_workers_on_postgresql,
+    wear_workers_on_psycopg3,
+    wear_workers_on_sqlite,
+)
 from tests.nodes import RedisNode
 
 #: Steps between two empty servers. Short, so that a failure is quickly repeated with its seed.
@@ -61,7 +72,7 @@ QUEUE_ROWS = (
 
 @dataclass(frozen=True)
 class Table:
-    """Be the outcome of one run."""
+    """The outcome of one run."""
 
     title: str
     rows: dict[str, Any]
@@ -111,17 +122,19 @@ def queue_model(options: argparse.Namespace) -> Iterator[Table]:
 
 @dataclass(frozen=True)
 class Rounds:
-    """Be a run against real workers: so many rounds of something that goes wrong.
+    """A run against real workers: so many rounds of something that goes wrong.
 
     Args:
         title: the table's.
         work: takes a folder, the rounds and the seed; returns rows.
-        rounds: how many, if nothing else is said; all runs together take some forty-five minutes.
+        rounds: how many, if nothing else is said; all runs together take some two hours.
+        needs: a program without which the run is left out, and says so.
     """
 
     title: str
     work: Callable[..., dict[str, Any]]
     rounds: int
+    needs: str = ""
 
     @property
     def __name__(self) -> str:
@@ -130,6 +143,9 @@ class Rounds:
 
     def __call__(self, options: argparse.Namespace) -> Iterator[Table]:
         """Do all rounds in a folder of their own, which is kept if a promise was not."""
+        if self.needs and shutil.which(self.needs) is None:
+            yield Table(self.title, {"not run": f"no {self.needs} on PATH"})
+            return
         folder = Path(tempfile.mkdtemp(prefix="cqrs-chaos-"))
         try:
             found = self.work(folder, rounds=options.rounds or self.rounds, seed=options.seed)
@@ -163,6 +179,9 @@ def newest_server() -> str:
             node.teardown()
 
 
+#: No wheel brings it.
+PGBOUNCER = "pgbouncer"
+
 #: Every run, in the order of printing.
 RUNS: list[Callable[[argparse.Namespace], Iterator[Table]]] = [
     queue_model,
@@ -184,6 +203,17 @@ RUNS: list[Callable[[argparse.Namespace], Iterator[Table]]] = [
     Rounds("What the events are in, the queue, and the relays broken", wear_postgresql, 34),
     Rounds("The same, with psycopg 3", wear_psycopg3, 33),
     Rounds("The same, with SQLite", wear_sqlite, 33),
+    Rounds(
+        "PostgreSQL, the queue, and workers that handle broken", wear_workers_on_postgresql, 100
+    ),
+    Rounds("The same, with psycopg 3", wear_workers_on_psycopg3, 100),
+    Rounds("The same, through PgBouncer by sessions", wear_workers_by_sessions, 100, PGBOUNCER),
+    Rounds(
+        "The same, through PgBouncer by transactions", wear_workers_by_transactions, 100, PGBOUNCER
+    ),
+    Rounds("The same, with SQLite", wear_workers_on_sqlite, 100),
+    Rounds("The same, in Django's database on PostgreSQL", wear_workers_in_django, 100),
+    Rounds("The same, in Django's database on SQLite", wear_workers_in_django_on_sqlite, 100),
     Rounds("Subscriptions whose workers are killed and frozen", disturb_subscriptions, 50_000),
     Rounds("The same, in pools of threads", disturb_threads, 5_000),
     Rounds("The same, in solo workers", disturb_solo, 5_000),

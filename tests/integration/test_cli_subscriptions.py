@@ -18,6 +18,7 @@ from cqrs_celery import CQRS
 from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.cli import cqrs
 from cqrs_celery.queue.reliable_queue import ReliableQueue
+from cqrs_celery.queue.values import Destination
 from cqrs_celery.store.events import Subscriber
 from cqrs_celery.transport import TRANSPORT
 from tests.queues import Worker
@@ -111,6 +112,28 @@ def test_a_purge_deletes_what_waits_where_nobody_else_uses_the_queue(app: celery
     with queue_of(app) as queue:
         assert not any(queue.count("mail"))
         assert queue.count("stock").in_sequences == 3
+
+
+def test_a_purge_says_beforehand_how_many_messages_it_deletes(app: celery.Celery) -> None:
+    # given one message that can be taken, others behind it, and one that is delayed
+    with queue_of(app) as queue:
+        queue.publish([Destination("mail", "later")], delay_ms=3_600_000)
+    # when they are purged
+    output = run_cli(app, "remove", "mail", "--purge", "--yes").output
+    # then as many were announced as were deleted
+    assert "mail has 4 messages that wait\n" in output
+    assert "4 messages of mail deleted" in output
+
+
+def test_a_single_message_is_one(app: celery.Celery) -> None:
+    with queue_of(app) as queue:
+        queue.purge("mail")
+        queue.publish([Destination("mail", "alone", sequence="Item-9")])
+
+    output = run_cli(app, "remove", "mail", "--purge", "--yes").output
+
+    assert "mail has 1 message that waits\n" in output
+    assert "1 message of mail deleted" in output
 
 
 @pytest.mark.parametrize(

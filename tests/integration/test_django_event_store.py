@@ -366,6 +366,28 @@ def test_a_handler_whose_connection_is_lost_finds_the_store_unavailable(
     assert ids(cqrs) == ["1"]
 
 
+def test_a_handler_of_which_django_s_database_ends_a_statement_for_another_s_sake_is_repeated(
+    cqrs: CQRS,
+) -> None:
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite has one writer at a time")
+    runs = []
+
+    def be_a_victim(session: Any) -> None:
+        runs.append(session)
+        if len(runs) == 1:
+            with connection.cursor() as cursor:
+                cursor.execute("DO $$ BEGIN RAISE deadlock_detected; END $$")
+
+    # when a statement of the handler's own ends as a deadlock's victim does, at first
+    playhouse.in_between.append(be_a_victim)
+    cqrs.execute(TakeSeat(id="1", by="ann"))
+    # then it was repeated as a whole
+    assert len(runs) == 2
+    assert visitors() == ["ann"]
+    assert ids(cqrs) == ["1"]
+
+
 # ---------------------------------------------------------------- the store
 
 

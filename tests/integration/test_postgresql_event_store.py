@@ -4,36 +4,53 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, inspect, text
+from celery import Celery
+from click.testing import CliRunner
+from sqlalchemy import Connection, Engine, create_engine, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
+from cqrs_celery import CQRS, Command, Session, command_handler
 from cqrs_celery.backends.opening import open_event_store
-from cqrs_celery.backends.postgresql.event_store import PostgresqlEventStore
+from cqrs_celery.backends.postgresql.event_store import NOT_SETTLED, PostgresqlEventStore, Settled
+from cqrs_celery.backends.sql import outbox as sql_outbox
 from cqrs_celery.backends.sql.batch import Batch
 from cqrs_celery.backends.sql.event_store import LeaseCheck, SqlEventStore
 from cqrs_celery.backends.sql.failures import Failure
+from cqrs_celery.backends.sql.rights import SEQUENCES, TABLES, check_rights
 from cqrs_celery.backends.sql.schema import check_schema, create_schema
 from cqrs_celery.backends.sql.tables import metadata
+from cqrs_celery.cli import cqrs as cqrs_command
 from cqrs_celery.errors import (
     ConcurrencyError,
     DuplicateCommand,
+    InvalidText,
     LeaseLost,
     SchemaError,
     StoreError,
     StoreUnavailable,
     TransactionConflict,
 )
-from cqrs_celery.store.events import CommandRecord, Place, StreamAppend, Subscriber
+from cqrs_celery.store.events import (
+    START,
+    CommandRecord,
+    History,
+    StoredEvent,
+    StreamAppend,
+    Subscriber,
+)
+from cqrs_celery.store.reading import Reads
 from cqrs_celery.store.stream import ANY_VERSION, NO_STREAM, StreamName
 from cqrs_celery.testing.event_store_contract import (
     BOLT,
@@ -45,12 +62,19 @@ from cqrs_celery.testing.event_store_contract import (
     events,
 )
 from cqrs_celery.testing.snapshot_store_contract import snapshot
-from tests.nodes import REPOSITORY
+from tests.chaos.wear_servers import PgBouncerNode
+from tests.nodes import REPOSITORY, free_port
 from tests.postgres import DRIVERS, PostgresNode, with_driver
 from tests.sql_writers import LEASE, Writers, slow_and_unsteady
 from tests.waiting import wait_until
 
+needs_pgbouncer = pytest.mark.skipif(
+    shutil.which("pgbouncer") is None, reason="no pgbouncer on PATH"
+)
+
 Opened = Callable[..., PostgresqlEventStore]
+
+NO_HISTORY = History([], "")
 
 
 @pytest.fixture(scope="module", params=DRIVERS)
@@ -193,18 +217,181 @@ def test_a_reader_stops_in_front_of_a_gap_that_may_still_be_filled(
     assert [stored.global_position for stored in store.read_all()] == [1, 2, 3]
 
 
+@pytest.fixture
+def two_phase_store(fresh_postgres_node: PostgresNode) -> Iterator[PostgresqlEventStore]:
+    """Open a store in a database that allows two-phase commits."""
+    fresh_postgres_node.configure("max_prepared_transactions = 5")
+    store = open_event_store(fresh_postgres_node.create_database("shop"))
+    assert isinstance(store, PostgresqlEventStore)
+    create_schema(store)
+    yield store
+    store.close()
+
+
+def test_a_reader_stops_in_front_of_an_append_that_is_prepared_for_a_two_phase_commit(
+    two_phase_store: PostgresqlEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cqrs_celery.backends.postgresql.event_store.GAP_WAIT_S", 0.2)
+    store = two_phase_store
+    append(store, BOLT, NO_STREAM, event())
+    with closing(store.engine.raw_connection()) as pooled:
+        other: Any = pooled.driver_connection
+        # given an append whose connection has prepared it, and one that came after it
+        append_by_hand(other, NUT)
+        other.cursor().execute("PREPARE TRANSACTION 'nut'")
+        append(store, BOLT, 1, event())
+        # when somebody reads, then only what stands in front of it is there
+        assert [one.global_position for one in store.read_all()] == [1]
+        # and everything once it is committed
+        commit_prepared(other)
+    assert [one.global_position for one in store.read_all()] == [1, 2, 3]
+
+
+def test_an_append_that_is_prepared_while_a_reader_waits_for_it_is_not_passed(
+    two_phase_store: PostgresqlEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cqrs_celery.backends.postgresql.event_store.GAP_WAIT_S", 3)
+    store = two_phase_store
+    append(store, BOLT, NO_STREAM, event())
+    with closing(store.engine.raw_connection()) as pooled:
+        other: Any = pooled.driver_connection
+        # given a reader that waits for an append that is in the middle of its transaction
+        append_by_hand(other, NUT)
+        append(store, BOLT, 1, event())
+        looks: list[set[str]] = []
+        look = store._appending
+
+        def noted(what: str) -> set[str]:
+            looks.append(look(what))
+            return looks[-1]
+
+        monkeypatch.setattr(store, "_appending", noted)
+        found: list[Any] = []
+        reader = threading.Thread(target=lambda: found.extend(store.read_all()))
+        reader.start()
+        wait_until(lambda: len(looks) > 1, message="the reader to wait")
+        # when that is prepared, so that no session has it any more
+        other.cursor().execute("PREPARE TRANSACTION 'nut'")
+        reader.join(30)
+        # then it was waited for to the end
+        assert [one.global_position for one in found] == [1]
+        assert looks[0] & looks[-1]
+        commit_prepared(other)
+    assert [one.global_position for one in store.read_all()] == [1, 2, 3]
+
+
+def commit_prepared(connection: Any) -> None:
+    connection.commit()  # what the driver takes for its transaction
+    connection.autocommit = True
+    connection.cursor().execute("COMMIT PREPARED 'nut'")
+
+
+def append_by_hand(connection: Any, stream: StreamName) -> None:
+    """Append an event in an open transaction of the driver's own, as a commit in two phases is."""
+    new = event()
+    connection.cursor().execute(
+        "SELECT cqrs_append_one_v1(%s, %s, %s, %s, -1, %s, %s, 1, %s, '{}', now(),"
+        " NULL, NULL, NULL)",
+        (stream.key, *stream, new.event_id, new.type, new.data.decode()),
+    )
+
+
 def test_numbers_that_were_settled_before_connections_were_lost_are_so_no_more(
     opened: Opened, postgres_node: PostgresNode
 ) -> None:
     # given a reader that knows of no number up to 1,000 that may still come
     store = opened()
     append(store, BOLT, NO_STREAM, event())
-    store._settled = 1_000
+    store._settled = Settled(1_000, store._present("look").of)
     # when the server has ended its connections, as when it goes back to an earlier state
     end_connections(store, postgres_node)
     store.read_all()
     # then it knows of none
-    assert store._settled == 0
+    assert store._settled == NOT_SETTLED
+
+
+@needs_pgbouncer
+def test_numbers_that_were_settled_before_a_restore_behind_a_pooler_are_so_no_more(
+    fresh_postgres_node: PostgresNode, tmp_path: Path
+) -> None:
+    node = fresh_postgres_node
+    direct = open_event_store(node.create_database("shop"))
+    assert isinstance(direct, PostgresqlEventStore)
+    create_schema(direct)
+    pooler = PgBouncerNode(tmp_path, node.port, "transaction")
+    pooler.start()
+    try:
+        reader = open_event_store(f"postgresql://postgres@127.0.0.1:{pooler.port}/shop")
+        assert isinstance(reader, PostgresqlEventStore)
+        # given a backup, and a reader that has passed a number which was rolled back after it
+        append(direct, BOLT, NO_STREAM, event())
+        backup = node.back_up()
+        burn_number(direct)
+        append(direct, BOLT, 1, *events(8))
+        assert len(reader.read_all()) == 9
+        assert reader._settled.position == 10
+        # when it is restored while the reader is idle, and has more events than it had
+        direct.close()
+        node.kill()
+        node.restore(backup)
+        node.start()
+        # and an append is in flight, behind which others have committed
+        slow = direct.engine.connect()
+        try:
+            slow.begin()
+            direct.write(slow, Batch.of([StreamAppend(NUT, ANY_VERSION, events(1))]), None)
+            append(direct, BOLT, 1, *events(12))
+            # then the reader stops in front of it
+            assert [one.global_position for one in read_patiently(reader)] == [1]
+            slow.commit()
+        finally:
+            slow.close()
+        # and has it once it has committed
+        assert [one.global_position for one in reader.read_all()] == [*range(1, 15)]
+        reader.close()
+    finally:
+        direct.close()
+        pooler.teardown()
+
+
+def burn_number(store: SqlEventStore) -> None:
+    """Take a position that no event will have, as an append does that is rolled back."""
+    with store.engine.begin() as connection:
+        connection.execute(text("SELECT nextval('cqrs_events_global_position_seq')"))
+
+
+def read_patiently(store: SqlEventStore) -> Sequence[StoredEvent]:
+    """Return what the store has, once its server answers again."""
+    found: list[Sequence[StoredEvent]] = []
+
+    def read() -> bool:
+        with suppress(StoreUnavailable):
+            found.append(store.read_all())
+        return bool(found)
+
+    wait_until(read, 30, "the server to answer")
+    return found[0]
+
+
+def test_numbers_that_were_settled_in_a_table_that_was_emptied_are_so_no_more(
+    store: PostgresqlEventStore,
+) -> None:
+    # given a reader that has passed a number which was rolled back
+    append(store, BOLT, NO_STREAM, event())
+    burn_number(store)
+    append(store, BOLT, 1, *events(3))
+    assert len(store.read_all()) == 4
+    # when the table is emptied, and filled with one append in flight
+    with store.engine.begin() as connection:
+        connection.execute(text("TRUNCATE cqrs_events, cqrs_streams RESTART IDENTITY"))
+    with store.engine.connect() as slow:
+        slow.begin()
+        store.write(slow, Batch.of([StreamAppend(NUT, ANY_VERSION, events(1))]), None)
+        append(store, BOLT, NO_STREAM, *events(9))
+        # then the reader stops in front of it
+        assert store.read_all() == []
+        slow.commit()
+    assert len(store.read_all()) == 10
 
 
 def test_a_reader_at_a_gap_looks_less_and_less_often(
@@ -381,7 +568,7 @@ def test_transactions_in_each_others_way_are_told_so(store: PostgresqlEventStore
     second.connection.execute(text("UPDATE cqrs_streams SET version = version"))
 
     def want_the_first_one_s_row() -> None:
-        with suppress(DBAPIError):
+        with suppress(TransactionConflict):
             second.connection.execute(change, {"id": "1"})
 
     other = threading.Thread(target=want_the_first_one_s_row)
@@ -404,6 +591,81 @@ def test_transactions_in_each_others_way_are_told_so(store: PostgresqlEventStore
     # then one of the two was ended, and nothing of it is there
     assert beaten in ([], ["InventoryItem-bolt"])
     assert len(store.read_all()) == (1 if beaten else 2)
+
+
+def test_a_deadlock_in_a_statement_of_the_application_s_own_is_a_conflict(
+    store: PostgresqlEventStore,
+) -> None:
+    # given two transactions, each with a row that the other one wants; the second one looks first
+    with store.engine.begin() as connection:
+        insert_row(connection, "1")
+        insert_row(connection, "2")
+    first, second = store.begin(), store.begin()
+    change = text("UPDATE own_rows SET id = id WHERE id = :id")
+    for transaction, timeout, row in ((first, "20s", "1"), (second, "10ms", "2")):
+        transaction.connection.execute(text(f"SET LOCAL deadlock_timeout = '{timeout}'"))
+        transaction.connection.execute(change, {"id": row})
+    other = threading.Thread(target=lambda: first.connection.execute(change, {"id": "2"}))
+    other.start()
+    with store.engine.connect() as connection:
+        wait_until(
+            lambda: connection.execute(
+                text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            ).scalar(),
+            message="the first one to wait",
+        )
+    # when the second one asks for the first one's row, then it is ended, to be tried again
+    with pytest.raises(TransactionConflict, match=r"deadlock detected.*Repeat the command"):
+        second.connection.execute(change, {"id": "1"})
+    second.rollback()
+    other.join(30)
+    first.append([StreamAppend(BOLT, NO_STREAM, events(1))])
+    assert len(store.read_all()) == 1
+
+
+def test_a_lock_that_the_application_did_not_want_to_wait_for_is_the_driver_s_error(
+    store: PostgresqlEventStore,
+) -> None:
+    with store.engine.begin() as connection:
+        insert_row(connection, "1")
+    first, second = store.begin(), store.begin()
+    lock = text("SELECT id FROM own_rows FOR UPDATE NOWAIT")
+    first.connection.execute(lock)
+    with pytest.raises(DBAPIError, match="could not obtain lock"):
+        second.connection.execute(lock)
+    second.rollback()
+    first.rollback()
+
+
+class AddRow(Command, name="own.add_row"):
+    id: str
+
+
+#: One for each run of the handler.
+runs: list[str] = []
+
+
+@command_handler(AddRow)
+def add_row(command: AddRow, session: Session) -> None:
+    runs.append(command.id)
+    insert_row(session.connection, command.id)
+    if len(runs) == 1:
+        session.connection.execute(text("DO $$ BEGIN RAISE deadlock_detected; END $$"))
+
+
+def test_a_handler_whose_own_statement_is_a_deadlock_s_victim_is_repeated(
+    store: PostgresqlEventStore,
+) -> None:
+    # given a handler whose first run is ended by the database in a statement of its own
+    app = Celery("own", set_as_current=False)
+    cqrs = CQRS(app, store=store)
+    runs.clear()
+    # when it is called
+    cqrs.execute(AddRow(id="1"))
+    # then it was repeated, and its row is there once
+    assert len(runs) == 2
+    assert rows_of(store) == ["1"]
+    app.close()
 
 
 # ------------------------------------------------------------ a server that goes away
@@ -508,7 +770,7 @@ def test_a_connection_that_was_lost_in_the_pool_costs_nothing(
 #: statement was ended while it was about to.
 AWAY = [
     "08000", "08003", "08006", "08P01", "25006", "40003", "53100", "53200", "53300", "57014",
-    "57P01", "57P02", "57P03", "57P05", "58030",
+    "57P01", "57P02", "57P03", "57P05", "58030", "25P03", "25P04",
 ]  # fmt: skip
 
 
@@ -537,6 +799,82 @@ def test_of_the_errors_of_one_code_those_of_a_recovery_are_tried_again(
     assert store.failure(raised(store, "55000", said)) is Failure.OTHER
     # nor is a transaction whose earlier error somebody has swallowed
     assert store.failure(raised(store, "25P02")) is Failure.OTHER
+
+
+@pytest.mark.parametrize("setting", ["idle_in_transaction_session_timeout", "transaction_timeout"])
+def test_a_transaction_that_the_server_ended_for_being_idle_means_that_it_is_away(
+    store: PostgresqlEventStore, setting: str
+) -> None:
+    with store.engine.connect() as connection:
+        names = text("SELECT count(*) FROM pg_settings WHERE name = :name")
+        if not connection.execute(names, {"name": setting}).scalar():
+            pytest.skip(f"this PostgreSQL has no {setting}")
+    # given a transaction that was idle for longer than the server allows
+    transaction = store.begin()
+    transaction.connection.execute(text(f"SET LOCAL {setting} = '20ms'"))
+    pid = transaction.connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+    wait_until(lambda: not is_there_in(store, pid), 20, "the server to end it")
+    # when something is done in it, then that can be tried again
+    with pytest.raises(StoreUnavailable):
+        transaction.connection.execute(text("SELECT 1"))
+    transaction.rollback()
+    # and the store goes on
+    append(store, BOLT, NO_STREAM, event())
+
+
+def is_there_in(store: SqlEventStore, pid: int) -> bool:
+    with store.engine.connect() as connection:
+        return bool(
+            connection.execute(
+                text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid}
+            ).scalar()
+        )
+
+
+@pytest.mark.parametrize("number", [-1, -(2**64), 2**63 - 1, 2**63, 2**64])
+def test_a_number_that_no_database_holds_is_no_error_where_events_are_read(
+    store: PostgresqlEventStore, number: int
+) -> None:
+    # given two events
+    append(store, BOLT, NO_STREAM, *events(2))
+    expected = 2 if number < 0 else 0
+    # then behind a number that is too high there is nothing, and below one that is too low is all
+    assert len(store.read_all(after_position=number)) == expected
+    assert len(store.read_stream(BOLT, after_version=number)) == expected
+    # and no more can be asked for than everything
+    assert len(store.read_all(limit=number)) == 2 - expected
+    assert len(store.read_stream(BOLT, limit=number)) == 2 - expected
+
+
+def register_surrogate(store: SqlEventStore) -> None:
+    store.outbox.register("shop", Subscriber("t\ud800", ("a",), "q", ("", "", "", "", "")))
+
+
+def register_topic(store: SqlEventStore) -> None:
+    store.outbox.register("shop", Subscriber("t", ("a\0",), "q", ("", "", "", "", "")))
+
+
+def register_head(store: SqlEventStore) -> None:
+    store.outbox.register("shop", Subscriber("t", ("a",), "q", ("\ud800", "", "", "", "")))
+
+
+@pytest.mark.parametrize(
+    "do",
+    [
+        register_surrogate,
+        register_topic,
+        register_head,
+        lambda store: store.outbox.unregister("shop", "t\0", ("a",)),
+        lambda store: store.outbox.unregister("shop\0", "t", ("a",)),
+        lambda store: store.leadership("shop\0", broker="redis"),
+        lambda store: store.leadership("shop\ud800", broker="redis"),
+    ],
+)
+def test_a_name_that_can_not_be_kept_is_refused_as_such(
+    store: PostgresqlEventStore, do: Callable[[SqlEventStore], object]
+) -> None:
+    with pytest.raises(InvalidText):
+        do(store)
 
 
 def test_a_driver_s_errors_without_a_code_mean_a_broken_connection(
@@ -597,8 +935,49 @@ def register_and_unregister(store: PostgresqlEventStore) -> None:
 def lead(store: PostgresqlEventStore) -> None:
     leadership = store.leadership("shop", broker="redis")
     assert leadership.claim("broker")
-    assert leadership.save_checkpoint(Place(1, "x"))
+    assert leadership.save_checkpoint(START)
     leadership.release()
+
+
+@pytest.mark.parametrize("beside", ["unregister", "register"])
+def test_a_removal_undoes_nothing_that_is_registered_or_removed_at_the_same_time(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, beside: str
+) -> None:
+    # given a function that is removed from one of its topics, by a process that has read both
+    outbox, other = opened().outbox, opened().outbox
+    outbox.register("shop", SUBSCRIBER._replace(topics=("old", "kept")))
+    has_read, may_write = threading.Event(), threading.Event()
+    decode = sql_outbox._decode
+
+    def pausing(row: str) -> Subscriber:
+        if threading.current_thread() is removal and not has_read.is_set():
+            has_read.set()
+            assert may_write.wait(timeout=30)
+        return decode(row)
+
+    monkeypatch.setattr(sql_outbox, "_decode", pausing)
+    removal = threading.Thread(target=outbox.unregister, args=("shop", "task", ["old"]))
+    removal.start()
+    assert has_read.wait(timeout=30)
+    # when another process removes it from the other one, or registers it with a new one
+    changes: dict[str, Callable[[], object]] = {
+        "unregister": lambda: other.unregister("shop", "task", ["kept"]),
+        "register": lambda: other.register("shop", SUBSCRIBER._replace(topics=("kept", "new"))),
+    }
+    change = threading.Thread(target=changes[beside])
+    change.start()
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with other.store.engine.connect() as connection:
+        wait_until(
+            lambda: not change.is_alive() or connection.scalar(text(waiting)),
+            message="the other process to have done it, or to wait",
+        )
+    may_write.set()
+    removal.join(timeout=30)
+    change.join(timeout=30)
+    # then that stands
+    topics = [one.topics for one in outbox.subscribers("shop")]
+    assert topics == {"unregister": [], "register": [("kept", "new")]}[beside]
 
 
 #: What begins with a connection that lay in a pool.
@@ -665,6 +1044,86 @@ def test_a_connection_that_the_server_has_ended_meanwhile_is_replaced(
     # then nobody notices
     use(store)
     store.close()
+
+
+@pytest.fixture(scope="module")
+def role(database: str) -> Iterator[Engine]:
+    """Give connections of a role that has exactly the rights that the check asks for."""
+    # Tests in between end connections, and start the server anew.
+    owner = create_engine(database, poolclass=NullPool)
+    with owner.begin() as connection:
+        connection.execute(text('CREATE ROLE "till-app" LOGIN'))
+        connection.execute(text('GRANT ALL ON own_rows TO "till-app"'))
+    engine = create_engine(make_url(database).set(username="till-app"), poolclass=NullPool)
+    with pytest.raises(StoreError, match='the role "till-app" may not do all') as refused:
+        check_rights(PostgresqlEventStore(engine))
+    with owner.begin() as connection:
+        for grant in str(refused.value).partition(" run: ")[2].split("; "):
+            connection.execute(text(grant))
+    yield engine
+    with owner.begin() as connection:
+        connection.execute(text('DROP OWNED BY "till-app"'))
+        connection.execute(text('DROP ROLE "till-app"'))
+
+
+#: What an application does, other than making its tables.
+USES = {**FIRST_USES, **READS}
+del USES["make the tables"]
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_the_rights_that_are_checked_are_enough_for_all_that_a_store_does(
+    opened: Opened, role: Engine, use: Callable[[PostgresqlEventStore], object]
+) -> None:
+    # given a store with something in it, used by a role that has those rights and no others
+    append(opened(), NUT, NO_STREAM, event())
+    store = PostgresqlEventStore(role)
+    check_rights(store)
+    # then it may do this
+    use(store)
+    store.close()
+
+
+def test_each_right_that_is_missing_is_named_with_the_statement_that_gives_it(
+    opened: Opened, role: Engine
+) -> None:
+    owner, store = opened().engine, PostgresqlEventStore(role)
+    rights = [(right, table) for table, all_of in TABLES.items() for right in all_of]
+    for right, thing in [*rights, *(("USAGE", f"SEQUENCE {one}") for one in SEQUENCES.values())]:
+        with owner.begin() as connection:
+            connection.execute(text(f'REVOKE {right} ON {thing} FROM "till-app"'))
+        with pytest.raises(StoreError) as refused:
+            check_rights(store)
+        grant = f'GRANT {right} ON {thing} TO "till-app"'
+        assert str(refused.value).partition(" run: ")[2] == grant
+        with owner.begin() as connection:
+            connection.execute(text(grant))
+    check_rights(store)
+    store.close()
+
+
+def test_the_schemas_check_ends_with_1_where_a_right_is_missing(
+    database: str, role: Engine
+) -> None:
+    # given an application whose role may not look at the tables' version
+    app: Any = Celery("shop", broker="memory://", set_as_current=False)
+    app.conf.cqrs_event_store = role.url.render_as_string(hide_password=False)
+    cqrs = CQRS(app)
+    obj = type("Context", (), {"app": app})()
+    owner = create_engine(database, poolclass=NullPool)
+    with owner.begin() as connection:
+        connection.execute(text('REVOKE SELECT ON cqrs_schema FROM "till-app"'))
+    # then the check says what to do
+    result = CliRunner().invoke(cqrs_command, ["schema", "check"], obj=obj)
+    assert result.exit_code == 1
+    assert 'GRANT SELECT ON cqrs_schema TO "till-app"' in result.output
+    # and all is well when that is done
+    with owner.begin() as connection:
+        connection.execute(text('GRANT SELECT ON cqrs_schema TO "till-app"'))
+    result = CliRunner().invoke(cqrs_command, ["schema", "check"], obj=obj)
+    assert result.exit_code == 0, result.output
+    cqrs.bare_store.close()
+    app.close()
 
 
 def test_a_server_that_takes_no_writes_is_away_until_it_does(
@@ -855,6 +1314,53 @@ def test_the_applications_engine_gets_its_connections_back_as_they_were(database
     engine.dispose()
 
 
+def test_a_statement_that_the_server_does_not_answer_in_time_is_given_up(
+    store: PostgresqlEventStore,
+) -> None:
+    # given a stream that another transaction holds, as a server that hangs would
+    append(store, BOLT, NO_STREAM, event())
+    with store.engine.connect() as other:
+        other.execute(text("SELECT 1 FROM cqrs_streams FOR UPDATE"))
+        # when one waits for it for longer than allowed, then that is a server that is away
+        with store.limited(0.1), pytest.raises(StoreUnavailable):
+            append(store, BOLT, 1, event())
+        transaction = store.begin()
+        with store.limited(0.1), pytest.raises(StoreUnavailable):
+            transaction.append([StreamAppend(BOLT, 1, events(1))])
+        # and nobody else is in its way
+        others = threading.Thread(target=lambda: append(store, NUT, NO_STREAM, event()))
+        others.start()
+        others.join(30)
+        assert not others.is_alive()
+    # and the store goes on
+    wait_until(lambda: not is_waiting(store), 30, "the server to end what was given up")
+    append(store, BOLT, ANY_VERSION, event())
+
+
+def is_waiting(store: SqlEventStore) -> bool:
+    """Return whether a session waits for a lock."""
+    waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+    with store.engine.connect() as connection:
+        return bool(connection.execute(waiting).scalar())
+
+
+def test_a_connection_notices_that_its_host_is_gone_unless_the_url_says_otherwise(
+    database: str,
+) -> None:
+    # given a URL that says something of it
+    store = open_event_store(f"{database}?connect_timeout=3&keepalives_idle=77")
+    assert isinstance(store, PostgresqlEventStore)
+    # when a connection is opened
+    with store.engine.connect() as connection:
+        info = connection.connection.dbapi_connection.info  # type: ignore[union-attr]
+        asked = getattr(info, "dsn_parameters", None) or info.get_parameters()
+    store.close()
+    # then the rest has what a dead host is noticed by
+    assert (asked["connect_timeout"], asked["keepalives_idle"]) == ("3", "77")
+    assert (asked["keepalives_interval"], asked["keepalives_count"]) == ("5", "3")
+    assert asked["tcp_user_timeout"] == "15000"
+
+
 def test_statements_that_the_server_no_longer_knows_are_run_unprepared(
     opened: Opened, database: str
 ) -> None:
@@ -969,6 +1475,93 @@ def test_expired_commands_are_deleted_a_few_at_a_time_the_oldest_first(
             assert connection.execute(remaining).scalars().all() == left
 
 
+def test_a_purge_passes_over_commands_that_another_transaction_has_locked(
+    store: PostgresqlEventStore,
+) -> None:
+    # given expired commands, of which another session holds one
+    for version in range(3):
+        record = CommandRecord(f"c-{version}", "1", -1)
+        store.append([StreamAppend(BOLT, version, events(1))], command=record)
+    locked = text("SELECT 1 FROM cqrs_commands WHERE command_id = 'c-1' FOR UPDATE")
+    with store.engine.connect() as other:
+        other.execute(locked)
+        # when they are deleted, then it does not wait
+        assert forget_within(store, 20) == 2
+    # and the one that was held goes later
+    assert store.forget_expired_commands() == 1
+
+
+def forget_within(store: SqlEventStore, seconds: float) -> int | None:
+    """Return how many expired commands a thread has deleted; None if it waits for a lock."""
+    deleted: list[int] = []
+    thread = threading.Thread(
+        target=lambda: deleted.append(store.forget_expired_commands()), daemon=True
+    )
+    thread.start()
+    thread.join(seconds)
+    return deleted[0] if deleted else None
+
+
+def test_two_purges_at_once_share_the_commands_and_neither_waits_for_a_frozen_one(
+    store: PostgresqlEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given more expired commands than one purge deletes
+    monkeypatch.setattr("cqrs_celery.backends.sql.event_store.FORGET_ROWS", 2)
+    for version in range(5):
+        record = CommandRecord(f"c-{version}", "1", -1)
+        store.append([StreamAppend(BOLT, version, events(1))], command=record)
+    change, is_frozen, thaw = store.changed, threading.Event(), threading.Event()
+
+    def freeze(connection: Connection, statement: Any) -> int:
+        deleted = change(connection, statement)
+        is_frozen.set()
+        assert thaw.wait(30)
+        return deleted
+
+    # when a process is frozen right after the statement of its purge
+    monkeypatch.setattr(store, "changed", freeze)
+    frozen = threading.Thread(target=store.forget_expired_commands)
+    frozen.start()
+    assert is_frozen.wait(30)
+    monkeypatch.setattr(store, "changed", change)
+    # then another one deletes the others
+    assert [forget_within(store, 20) for _ in range(3)] == [2, 1, 0]
+    thaw.set()
+    frozen.join(30)
+
+
+def test_a_process_that_is_frozen_while_it_registers_a_subscriber_holds_up_nobody(
+    store: PostgresqlEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a subscriber, and a process that is frozen right after it has changed it
+    subscriber = Subscriber("task", ("a",), "queue", ("", "", "", "", ""))
+    store.outbox.register("shop", subscriber)
+    change, is_frozen, thaw = store.changed, threading.Event(), threading.Event()
+
+    def freeze(connection: Connection, statement: Any) -> int:
+        changed = change(connection, statement)
+        is_frozen.set()
+        assert thaw.wait(30)
+        return changed
+
+    monkeypatch.setattr(store, "changed", freeze)
+    frozen = threading.Thread(target=store.outbox.register, args=("shop", subscriber))
+    frozen.start()
+    assert is_frozen.wait(30)
+    monkeypatch.setattr(store, "changed", change)
+    # when another one registers it
+    other = threading.Thread(
+        target=store.outbox.register, args=("shop", subscriber._replace(topics=("a", "b")))
+    )
+    other.start()
+    other.join(20)
+    # then it does not wait
+    assert not other.is_alive()
+    assert [one.topics for one in store.outbox.subscribers("shop")] == [("a", "b")]
+    thaw.set()
+    frozen.join(30)
+
+
 def test_a_stream_is_read_from_the_replica_unless_it_was_just_written_here(
     store: PostgresqlEventStore, database: str, postgres_url: str
 ) -> None:
@@ -981,6 +1574,9 @@ def test_a_stream_is_read_from_the_replica_unless_it_was_just_written_here(
     # then a stream that others wrote is not seen there
     assert list(both.read_stream(NUT)) == []
     assert list(both.read_all()) == []
+    # nor does a relay wait for the replica
+    assert isinstance(both, PostgresqlEventStore)
+    assert [one.stream for one in both.outbox.read(0, 10)] == [NUT]
     # but one that was written here is, and one that was found to have changed
     append(both, BOLT, NO_STREAM, event())
     assert len(both.read_stream(BOLT)) == 1
@@ -992,6 +1588,52 @@ def test_a_stream_is_read_from_the_replica_unless_it_was_just_written_here(
     assert both.find_command("c-1") is not None
     both.close()
     replica.close()
+
+
+def test_what_must_come_from_the_primary_does(
+    store: PostgresqlEventStore, database: str, postgres_url: str
+) -> None:
+    # given a replica that has nothing yet
+    replica = open_event_store(postgres_url)
+    assert isinstance(replica, PostgresqlEventStore)
+    create_schema(replica)
+    replica.close()
+    append(store, NUT, NO_STREAM, event())
+    both = open_event_store(database, read_url=postgres_url)
+    assert isinstance(both, PostgresqlEventStore)
+    snapshots = both.snapshots()
+
+    def found() -> list[int]:
+        return [
+            len(both.read_stream(NUT)),
+            len((both.read_history(NUT) or NO_HISTORY).events),
+            len(both.read_all()),
+            len(snapshots.find_with_newer(NUT, 1)[1]),
+        ]
+
+    # when a replica may answer, then it does, and that is known
+    with Reads() as reads:
+        assert found() == [0, 0, 0, 0]
+    assert reads.used_replica
+    # and when it may not, then it does not
+    with Reads(from_primary=True) as reads:
+        assert found() == [1, 1, 1, 1]
+    assert not reads.used_replica
+    both.close()
+
+
+def test_a_replica_that_is_away_is_named_and_the_primary_goes_on(
+    store: PostgresqlEventStore, database: str
+) -> None:
+    append(store, NUT, NO_STREAM, event())
+    port = free_port()
+    both = open_event_store(database, read_url=f"postgresql://postgres@127.0.0.1:{port}/shop")
+    assert isinstance(both, PostgresqlEventStore)
+    with pytest.raises(StoreUnavailable, match=f"the replica postgresql://127.0.0.1:{port}/shop"):
+        both.read_stream(NUT)
+    assert len(both.outbox.read(0, 10)) == 1
+    assert append(both, NUT, 1, event()).versions == (2,)
+    both.close()
 
 
 def test_a_forked_child_makes_connections_of_its_own(store: PostgresqlEventStore) -> None:

@@ -135,6 +135,79 @@ def test_a_replaced_payload_needs_the_body_no_more(queue: QueueCase, sequence: s
     assert leftovers(queue.client) == []
 
 
+@pytest.mark.parametrize("sequence", ["", "Item-1"])
+def test_a_replaced_message_counts_as_not_done_until_it_is(queue: QueueCase, sequence: str) -> None:
+    # given messages with one body, of which the second is replaced, twice, and the other is done
+    anna = queue.worker("anna", "orders", "stock")
+    queue.send_shared("body", "orders", "stock", sequence=sequence)
+    first, second = anna.take()
+    anna.settle(ack(first.id, first.fence), later(second.id, second.fence, 60_000, "new"))
+    queue.make_due()
+    anna.end(later, anna.take(), 60_000, "newer")
+    # then there is a count of its own for it
+    assert not_done(queue) == {f"0{second.id}": 1}
+    # when it dies, and is put in line again, then it still is
+    queue.block_on_dead_letter("stock")
+    queue.make_due()
+    anna.end(bury, anna.take(), "{}")
+    assert not_done(queue) == {f"0{second.id}": 1}
+    queue.redrive("stock", second.id)
+    taken = anna.take()
+    assert texts(taken) == ["newer"]
+    assert not_done(queue) == {f"0{second.id}": 1}
+    # when it is done
+    anna.end(ack, taken)
+    # then nothing is left
+    assert leftovers(queue.client) == []
+
+
+@pytest.mark.parametrize("way", ["purged", "discarded", "its queue deleted"])
+def test_a_replaced_message_that_is_deleted_leaves_nothing(queue: QueueCase, way: str) -> None:
+    anna = queue.worker("anna", "orders", "stock")
+    queue.send_shared("body", "orders", "stock")
+    first, second = anna.take()
+    anna.settle(ack(first.id, first.fence), later(second.id, second.fence, 60_000, "new"))
+    if way == "discarded":
+        queue.make_due()
+        anna.end(bury, anna.take(), "{}")
+        queue.discard(second.queue, second.id)
+    else:
+        (queue.purge if way == "purged" else queue.delete)(second.queue)
+
+    assert leftovers(queue.client) == []
+
+
+def test_a_replaced_message_without_a_shared_body_is_not_counted(queue: QueueCase) -> None:
+    anna = queue.worker()
+    queue.send("command")
+    anna.end(later, anna.take(), 60_000, "again")
+
+    assert not_done(queue) == {}
+
+
+def test_a_replaced_message_of_a_dead_worker_comes_again_whole(queue: QueueCase) -> None:
+    queue.send_shared("body", "orders", "stock")
+    anna = queue.worker("anna", "stock")
+    anna.end(later, anna.take(), 60_000, "@new")
+    queue.make_due()
+    assert texts(anna.take()) == ["@new"]
+    queue.end_lease("anna")
+    queue.recover()
+
+    berta = queue.worker("berta", "stock")
+    taken = berta.take()
+    assert (texts(taken), taken[0].body) == (["@new"], b"")
+    berta.end(ack, taken)
+    assert queue.purge("orders") == 1
+    assert leftovers(queue.client) == []
+
+
+def not_done(queue: QueueCase) -> dict[str, int]:
+    """Return the counts of what is not done."""
+    counts = queue.redis.hgetall(queue.key("refs"))
+    return {body.decode(): int(count) for body, count in counts.items()}
+
+
 def test_a_dead_workers_messages_have_their_bodies_still(queue: QueueCase) -> None:
     queue.send_shared("body", "orders", "stock")
     queue.worker("anna", "orders", "stock").take()

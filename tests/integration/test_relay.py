@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -15,22 +16,27 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from sqlalchemy import text
+from celery import Celery
+from sqlalchemy import false, text
 
-from cqrs_celery.app.relaying import RelayParts
+from cqrs_celery.app.relaying import CeleryDestination, RelayParts
 from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.redis.relay_queue import RelayQueue
+from cqrs_celery.backends.redis.unhandled import PlacesGiven
+from cqrs_celery.backends.sql import leading
 from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.errors import BrokerConflict
 from cqrs_celery.queue.reliable_queue import ReliableQueue
-from cqrs_celery.queue.values import ack
+from cqrs_celery.queue.values import LetterPolicy, ack, bury, give_back, later
 from cqrs_celery.store.events import START, Lease, Place, StoredEvent, Subscriber
+from cqrs_celery.store.refusals import ClaimLost
 from cqrs_celery.store.stream import ANY_VERSION, StreamName
 from cqrs_celery.testing.event_store_contract import BOLT, NUT, append, event, events
 from cqrs_celery.workers.relay import Relay
@@ -81,17 +87,8 @@ class Bench:
 
     @contextmanager
     def relaying(self, count: int = 1) -> Iterator[None]:
-        relays = [Relay(self.parts_of("inventory"), batch=10, note_s=0.05) for _ in range(count)]
-        threads = [threading.Thread(target=relay.run) for relay in relays]
-        for thread in threads:
-            thread.start()
-        try:
+        with serving(self, *["inventory"] * count):
             yield
-        finally:
-            for relay in relays:
-                relay.stop()
-            for thread in threads:
-                thread.join(30)
 
     def noted(self) -> int:
         """Return up to where everything is noted as handled."""
@@ -132,6 +129,16 @@ class Bench:
             return known.split(b"|")[:2] == [str(last.position).encode(), last.event_id.encode()]
 
         wait_until(is_given, 30, "the relay")
+
+    def wait_given(self, queues: Sequence[str]) -> None:
+        """Wait until everything that is committed is on the queues, whatever may be taken."""
+        stored = len(self.store.read_all(limit=100_000))
+        reliable = ReliableQueue(self.client)
+        wait_until(
+            lambda: all(reliable.count(queue).in_sequences >= stored for queue in queues),
+            30,
+            "the relay",
+        )
 
     def take_all(self, queue: str) -> list[tuple[str, str]]:
         """Take what is on a queue; return the sequence and event id of each, in order."""
@@ -320,6 +327,164 @@ def test_a_queue_that_has_lost_its_data_gets_what_is_not_known_to_be_handled(
         assert sorted(event_id for _, event_id in bench.take_all(queue)) == sorted(later)
 
 
+@pytest.mark.parametrize("is_dead", [False, True], ids=["waits for a retry", "a dead letter"])
+def test_what_was_retried_and_all_behind_it_is_given_again_in_order_when_the_queue_loses_its_data(
+    bench: Bench, is_dead: bool
+) -> None:
+    # given an event that one subscriber retries, or that is its dead letter after that
+    reliable = ReliableQueue(bench.client)
+    reliable.letters.set_policy("left", LetterPolicy())
+    reliable.beat("worker", 60_000, register=True)
+    append(bench.store, BOLT, 0, event())
+    with bench.relaying():
+        bench.wait()
+        [first] = reliable.settle_and_take("worker", queues=["left"], count=1).taken
+        [stored] = bench.store.read_all()
+        headers = {"id": stored.event.event_id, "cqrs_position": stored.global_position}
+        head = json.dumps({"headers": headers})
+        reliable.settle_and_take(
+            "worker", [later(first.id, first.fence, 1 if is_dead else 60_000, head + "\n[]")]
+        )
+        if is_dead:
+
+            def taken_again() -> Any:
+                return reliable.settle_and_take("worker", queues=["left"], count=1).taken
+
+            [again] = wait_until(taken_again, 10, "the retry")
+            reliable.settle_and_take("worker", [bury(again.id, again.fence, "{}")])
+        # and later events of its aggregate, which wait, and of others, which are handled
+        append(bench.store, BOLT, ANY_VERSION, *events(2))
+        append(bench.store, NUT, 0, *events(2))
+        bench.wait()
+        for queue in QUEUES:
+            taken = reliable.settle_and_take("worker", queues=[queue], count=100, run=100).taken
+            assert {one.sequence for one in taken} == {NUT.key, BOLT.key} - (
+                {BOLT.key} if queue == "left" else set()
+            )
+            reliable.settle_and_take("worker", [ack(one.id, one.fence) for one in taken])
+        # then it is the oldest that is not handled
+        assert bench.destination.lowest_unhandled() == stored.global_position
+    # when Redis loses everything
+    bench.client.flushall()
+    with bench.relaying():
+        bench.wait()
+    # then it comes again, and before those behind it
+    bench.check()
+
+
+def end(reliable: ReliableQueue, queue: str, events: Sequence[StoredEvent]) -> None:
+    """Handle these events of a queue, and nothing else."""
+    reliable.beat("worker", 60_000, register=True)
+    taken = reliable.settle_and_take("worker", queues=[queue], count=1000, run=1000).taken
+    ids = {one.event.event_id for one in events}
+    is_one = [one.payload.split(b'"')[3].decode() in ids for one in taken]
+    assert sum(is_one) == len(events)
+    settlements = [
+        (ack if one else give_back)(t.id, t.fence) for t, one in zip(taken, is_one, strict=True)
+    ]
+    reliable.settle_and_take("worker", settlements)
+
+
+def is_noted(bench: Bench, position: int) -> bool:
+    return bench.noted() == position
+
+
+@pytest.fixture
+def other(bench: Bench, tmp_path: Path) -> Iterator[Bench]:
+    """Another store, whose relay gives to the same queues."""
+    url = f"sqlite:///{tmp_path / 'other.db'}"
+    store = open_event_store(url)
+    assert isinstance(store, SqlEventStore)
+    create_schema(store)
+    yield Bench(store, url, bench.redis_url)
+    store.close()
+
+
+def test_what_one_of_several_stores_on_one_redis_has_given_is_handled_when_nothing_older_is_left(
+    bench: Bench, other: Bench
+) -> None:
+    # given two stores that give to the same queues
+    reliable = ReliableQueue(bench.client)
+    for one in (bench, other):
+        one.destination.take_over("it", START)
+    append(bench.store, BOLT, 0, *events(3))
+    first = bench.store.read_all()
+    bench.give(*first, token="it")
+    append(other.store, NUT, 0, *events(2))
+    others = other.store.read_all()
+    # when the first one's events are handled, then that is known
+    assert bench.destination.lowest_unhandled() == 1
+    for queue in QUEUES:
+        end(reliable, queue, first)
+    known = first[-1].global_position
+    assert bench.destination.lowest_unhandled() == known + 1
+    # when one of the other is left, then what is given later is not known to be handled
+    other.give(*others, token="it")
+    append(bench.store, BOLT, 3, *events(2))
+    later_ones = bench.store.read_all(after_position=known)
+    bench.give(*later_ones, token="it", after=known)
+    for queue in QUEUES:
+        end(reliable, queue, later_ones)
+    end(reliable, "left", others)
+    assert bench.destination.lowest_unhandled() == known + 1
+    assert other.destination.lowest_unhandled() == 1
+    # and when that is handled too, then all is
+    end(reliable, "right", others)
+    for one, last in ((bench, later_ones[-1]), (other, others[-1])):
+        assert one.destination.lowest_unhandled() == last.global_position + 1
+
+
+def test_stores_on_one_redis_each_note_what_is_handled(bench: Bench, other: Bench) -> None:
+    # given a Redis in which events of a Redis store are, and a SQL store gave that is no more
+    bench.client.hset("cq:relay", "dropped", "77|some-event|token|0")
+    bench.client.rpush("cq:all", "shop:Order:1\x1f1")
+    reliable = ReliableQueue(bench.client)
+    write(bench, 10)
+    write(other, 5)
+    with bench.relaying(), other.relaying():
+        for one in (bench, other):
+            one.wait()
+        # when everything is handled, then both stores note it
+        for queue in QUEUES:
+            end(reliable, queue, [*bench.store.read_all(), *other.store.read_all()])
+        for one in (bench, other):
+            last = one.store.outbox.last_position()
+            wait_until(partial(is_noted, one, last), message="the note")
+        noted = bench.noted()
+        write(bench, 3)
+        bench.wait()
+    # when Redis loses everything
+    bench.client.flushall()
+    with bench.relaying(), other.relaying():
+        bench.wait()
+        wait_until(lambda: other.destination.position() == other.noted(), message="the other")
+    # then what was not handled comes again, and no more
+    for queue in QUEUES:
+        given = Counter(event_id for _, event_id in bench.take_all(queue))
+        assert given == Counter(
+            one.event.event_id for one in bench.store.read_all(after_position=noted)
+        )
+
+
+def test_places_given_are_handled_when_all_numbers_up_to_theirs_are() -> None:
+    places = PlacesGiven()
+    assert places.handled_before(1_000_000) == 0
+    # given many places, of which some are forgotten
+    for position in range(1, 2_001):
+        places.remember(position, 10 * position)
+        places.remember(position, 10 * position + 5)
+    # when all before a number is handled, then what is known is not too much
+    answers = [places.handled_before(number) for number in range(1, 20_002)]
+    assert answers == sorted(answers)
+    assert all(10 * position < number for number, position in enumerate(answers, 1) if position)
+    # and not much too little
+    assert answers[10_000] > 950
+    assert answers[-1] == 2_000
+    # when the relay goes back, then nothing is known
+    places.forget()
+    assert places.handled_before(1_000_000) == 0
+
+
 def test_a_queue_that_loses_its_data_while_the_relay_runs_gets_it_again(bench: Bench) -> None:
     write(bench, 5)
     with bench.relaying():
@@ -426,47 +591,270 @@ def test_two_applications_on_one_database_have_relays_of_their_own(
 def test_applications_with_one_broker_have_one_active_relay_and_share_what_it_remembers(
     bench: Bench,
 ) -> None:
-    # given two applications on one store and one Redis
-    broker_id = bench.destination.broker_id()
+    # given two applications on one store and one Redis, of which one leads
+    write(bench, 5)
     first, second = (bench.parts_of(name).leadership for name in ("inventory", "sales"))
-    assert second.claim(broker_id)
-    second.keep_broker(broker_id)
-    second.release()
-    # when one leads
+    broker_id = bench.destination.broker_id()
     assert first.claim(broker_id)
-    first.keep_broker(broker_id)
     # then the other stands by, and knows how far all is handled
     assert not second.claim(broker_id)
-    first.save_checkpoint(Place(7, "x"))
-    assert second.checkpoint() == Place(7, "x")
+    place = bench.store.outbox.place_before(4)
+    assert first.save_checkpoint(place)
+    assert second.checkpoint() == place
     # and leads when the first has ended
     first.release()
     assert second.claim(broker_id)
+
+
+def test_of_applications_that_claim_one_broker_at_the_same_moment_one_leads_in_the_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given two applications that have both looked whether another one leads, and seen none
+    first, second = (bench.parts_of(name).leadership for name in ("inventory", "sales"))
+    broker_id = bench.destination.broker_id()
+    is_there = second._is_there
+    looks: list[bool] = []
+
+    def look_before_the_first_claims(query: Any) -> bool:
+        found = is_there(query)
+        if not looks:
+            looks.append(found)
+            assert first.claim(broker_id)
+        return found
+
+    monkeypatch.setattr(second, "_is_there", look_before_the_first_claims)
+    # when the second claims all the same, by a statement that did not see the first one's
+    monkeypatch.setattr(leading, "exists", lambda query: false() if looks == [False] else query)
+    assert not second.claim(broker_id)
+    # then it has withdrawn
+    assert looks == [False]
+    assert first.holds()
+    assert not second.claim(broker_id)
 
 
 def test_what_a_former_leader_remembers_changes_nothing_for_other_applications_either(
     bench: Bench,
 ) -> None:
     # given a relay that serves another application too, and one that has taken its place
+    write(bench, 5)
+    early, late = bench.store.outbox.place_before(3), bench.store.outbox.place_before(5)
     broker_id = bench.destination.broker_id()
     former, present, other = (
         bench.parts_of(name).leadership for name in ("inventory", "inventory", "sales")
     )
-    assert other.claim(broker_id)
-    other.keep_broker(broker_id)
-    other.release()
     assert former.claim(broker_id)
-    former.keep_broker(broker_id)
+    assert not other.claim(broker_id)
+    end_leases(bench)
+    assert present.claim(broker_id)
+    assert present.save_checkpoint(early)
+    # when the former one goes on
+    assert not former.save_checkpoint(late)
+    former.former_broker_id, former.broker_id = broker_id, "another"
+    former.take_along()
+    # then nobody's row is its
+    assert other.checkpoint() == present.checkpoint() == early
+    assert [led.broker_id for led in (other.led(), present.led()) if led] == [broker_id] * 2
+
+
+def test_a_lease_that_has_ended_is_not_renewed_since_another_application_may_lead(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leading, "RENEW_S", 0)
+    # given a leader that was frozen until its lease had ended, and another application's since then
+    first, second = (bench.parts_of(name).leadership for name in ("inventory", "sales"))
+    broker_id = bench.destination.broker_id()
+    assert first.claim(broker_id)
+    end_leases(bench)
+    assert second.claim(broker_id)
+    # when it goes on, then it leads no more
+    assert not first.holds()
+    assert second.holds()
+
+
+def test_a_lease_of_a_clock_that_ran_ahead_has_ended(bench: Bench) -> None:
+    # given a lease that ends in an hour, by the clock of a server that was the primary
+    first, second = (bench.parts_of("inventory").leadership for _ in range(2))
+    broker_id = bench.destination.broker_id()
+    assert first.claim(broker_id)
+    with bench.store.engine.begin() as connection:
+        connection.execute(text("UPDATE cqrs_relays SET lease_until_ms = lease_until_ms + 3600000"))
+    # then another one leads at once
+    assert second.claim(broker_id)
+
+
+def test_a_checkpoint_is_not_written_onto_a_store_that_has_no_such_event(bench: Bench) -> None:
+    # given a relay that is about to note an event, of a store that goes back meanwhile
+    write(bench, 5)
+    leadership = bench.parts_of("inventory").leadership
+    assert leadership.claim(bench.destination.broker_id())
+    assert leadership.save_checkpoint(bench.store.outbox.place_before(3))
+    lost = bench.store.read_all(after_position=2)
+    place = Place(lost[-1].global_position, lost[-1].event.event_id)
+    bench.forget(lost)
+    # then what was noted before stays, also when another event has that position
+    known = bench.store.outbox.place_before(3)
+    assert not leadership.save_checkpoint(place)
+    write(bench, 9)
+    assert not leadership.save_checkpoint(place)
+    assert leadership.checkpoint() == known
+
+
+def test_what_an_older_claim_takes_over_counts_nothing_after_a_newer_one_has(bench: Bench) -> None:
+    # given a relay that is frozen as it begins, and another one that has begun since
+    broker_id = bench.destination.broker_id()
+    older, newer = (f"{bench.destination.next_number()}.x" for _ in range(2))
+    write(bench, 3)
+    place = bench.store.outbox.place_before(3)
+    assert bench.destination.take_over(newer, place, broker_id=broker_id) == place
+    # when the older one takes over, with or without a place, then it is told that it has lost
+    for to in (START, None):
+        with pytest.raises(ClaimLost):
+            bench.destination.take_over(older, to, broker_id=broker_id)
+    assert bench.destination.position() == place.position
+    # as is one that was made for a broker that has lost its data since
+    bench.client.flushall()
+    with pytest.raises(ClaimLost):
+        bench.destination.take_over(newer, place, broker_id=broker_id)
+    assert bench.destination.position() is None
+
+
+def end_leases(bench: Bench) -> None:
+    """Let all leases have ended."""
     with bench.store.engine.begin() as connection:
         connection.execute(text("UPDATE cqrs_relays SET lease_until_ms = 0"))
-    assert present.claim(broker_id)
-    assert present.save_checkpoint(Place(5, "now"))
-    # when the former one goes on
-    assert not former.save_checkpoint(Place(9, "then"))
-    former.keep_broker("another")
-    # then nobody's row is its
-    assert other.checkpoint() == present.checkpoint() == Place(5, "now")
-    assert [led.broker_id for led in (other.led(), present.led()) if led] == [broker_id] * 2
+
+
+@contextmanager
+def serving(bench: Bench, *applications: str) -> Iterator[None]:
+    """Run a relay for each application."""
+    relays = [Relay(bench.parts_of(name), batch=10, note_s=0.05) for name in applications]
+    threads = [threading.Thread(target=relay.run) for relay in relays]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for relay in relays:
+            relay.stop()
+        for thread in threads:
+            thread.join(30)
+
+
+@pytest.mark.parametrize("leads", ["inventory", "sales"])
+def test_a_broker_that_loses_its_data_gets_everything_again_for_all_applications_that_have_it(
+    bench: Bench, leads: str
+) -> None:
+    # given two applications with one broker, one subscriber each, of which one leads
+    for name, one in zip(("inventory", "sales"), QUEUES, strict=True):
+        bench.store.outbox.unregister("inventory", subscriber(one).name, subscriber(one).topics)
+        bench.parts_of(name).register(subscriber(one))
+    standby = "sales" if leads == "inventory" else "inventory"
+    with serving(bench, leads):
+        write(bench, 10)
+        bench.wait()
+        with serving(bench, standby):
+            wait_until(lambda: broker_of(bench, standby), message="it to stand by")
+            # when the broker loses its data while events are on its queues
+            bench.client.flushall()
+            write(bench, 10)
+            bench.wait_given(QUEUES)
+    # then all that was not handled is on the queues of both, again
+    for queue in QUEUES:
+        given = {event_id for _, event_id in bench.take_all(queue)}
+        assert given == {one.event.event_id for one in bench.store.read_all()}
+
+
+def test_when_the_leader_is_gone_as_a_broker_loses_its_data_its_events_come_again_too(
+    bench: Bench,
+) -> None:
+    # given two applications with one broker, of which one has led and is gone
+    for name, one in zip(("inventory", "sales"), QUEUES, strict=True):
+        bench.store.outbox.unregister("inventory", subscriber(one).name, subscriber(one).topics)
+        bench.parts_of(name).register(subscriber(one))
+    with serving(bench, "inventory"):
+        write(bench, 10)
+        bench.wait()
+        assert not bench.parts_of("sales").leadership.claim(bench.destination.broker_id())
+    # when the broker loses its data, and the other one's relay is there alone
+    bench.client.flushall()
+    with serving(bench, "sales"):
+        bench.wait_given(QUEUES)
+    # then what was not handled is on the queues of both
+    for queue in QUEUES:
+        given = {event_id for _, event_id in bench.take_all(queue)}
+        assert given == {one.event.event_id for one in bench.store.read_all()}
+
+
+def broker_of(bench: Bench, application: str) -> str:
+    led = bench.parts_of(application).leadership.led()
+    return led.broker_id if led is not None else ""
+
+
+def test_an_application_that_moves_to_another_ones_broker_gets_its_events_there(
+    bench: Bench, redis_factory: RedisFactory
+) -> None:
+    # given an application that has moved, with events that nobody handled at its former broker
+    other = Bench(bench.store, bench.url, redis_factory().url)
+    moving = other.parts_of("sales")
+    other.store.outbox.unregister("inventory", "task-left", subscriber("left").topics)
+    other.parts_of("sales").register(subscriber("left"))
+    relay = Relay(moving, batch=10)
+    thread = threading.Thread(target=relay.run)
+    thread.start()
+    write(bench, 10)
+    wait_until(lambda: other.destination.position() == bench.store.outbox.last_position(), 30)
+    relay.stop()
+    thread.join(30)
+    bench.parts_of("sales").register(subscriber("left"))
+    with serving(bench, "inventory"):
+        # when it comes to a broker at which another application leads
+        bench.wait()
+        with serving(bench, "sales"):
+            bench.wait_given(("left",))
+    # then it has all of them
+    given = {event_id for _, event_id in bench.take_all("left")}
+    assert given == {one.event.event_id for one in bench.store.read_all()}
+    other.client.close()
+
+
+def test_a_relay_that_stands_by_for_another_broker_says_so(
+    bench: Bench,
+    redis_factory: RedisFactory,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cqrs_celery.workers.relay.CONFLICT_S", 0.5)
+    # given two relays of one application that have started at once, with two brokers
+    other = Bench(bench.store, bench.url, redis_factory().url)
+    with bench.relaying(), caplog.at_level(logging.ERROR):
+        write(bench, 1)
+        bench.wait()
+        relay = Relay(other.parts_of("inventory"), batch=10)
+        thread = threading.Thread(target=relay.run)
+        thread.start()
+        # then the one that stands by names both
+        wait_until(
+            lambda: "'inventory' relays the events of" in caplog.text, 20, message="a log line"
+        )
+        relay.stop()
+        thread.join(30)
+    other.client.close()
+
+
+def test_a_broker_without_an_id_is_a_second_one_where_the_first_one_has_one(bench: Bench) -> None:
+    with bench.relaying():
+        write(bench, 1)
+        bench.wait()
+        destination = CeleryDestination(
+            Celery("other", set_as_current=False),
+            bench.store.outbox,
+            bench.parts.leadership,
+            "inventory",
+            where="amqp://elsewhere",
+        )
+        parts = RelayParts(bench.store, destination, "inventory", bench.parts.leadership)
+        with pytest.raises(BrokerConflict, match="not to amqp://elsewhere"):
+            parts.check_broker()
 
 
 def test_a_second_broker_of_one_application_is_refused_while_relays_to_the_first_are_alive(

@@ -19,7 +19,7 @@ from cqrs_celery.backends.sql.event_store import LeaseCheck, SqlEventStore
 from cqrs_celery.backends.sql.schema import check_schema, create_schema
 from cqrs_celery.backends.sqlite.event_store import SqliteEventStore
 from cqrs_celery.errors import ConcurrencyError, LeaseLost, SchemaError, StoreUnavailable
-from cqrs_celery.store.events import CommandRecord, StreamAppend
+from cqrs_celery.store.events import CommandRecord, Lease, StreamAppend
 from cqrs_celery.store.stream import NO_STREAM
 from cqrs_celery.testing.event_store_contract import (
     BOLT,
@@ -126,8 +126,9 @@ def test_a_file_without_tables_is_one_clear_error(url: str) -> None:
 
 def test_a_file_that_can_not_be_opened_is_one_clear_error(tmp_path: Path) -> None:
     store = open_event_store(f"sqlite:///{tmp_path}/missing/events.db")
-    with pytest.raises(StoreUnavailable, match=r"missing/events\.db does not answer"):
+    with pytest.raises(StoreUnavailable, match=r"missing/events\.db can't be opened") as failed:
         store.read_all()
+    assert failed.value.is_misconfigured
 
 
 def test_tables_that_are_there_are_left_alone(store: SqliteEventStore) -> None:
@@ -190,6 +191,133 @@ def test_expired_commands_are_deleted_a_few_at_a_time_the_oldest_first(
         assert store.forget_expired_commands() == count
         with store.engine.connect() as connection:
             assert connection.execute(remaining).scalars().all() == left
+
+
+@pytest.mark.parametrize("number", [-1, -(2**64), 2**63 - 1, 2**63, 2**64])
+def test_a_number_that_no_database_holds_is_no_error_where_events_are_read(
+    store: SqliteEventStore, number: int
+) -> None:
+    # given two events
+    append(store, BOLT, NO_STREAM, *events(2))
+    expected = 2 if number < 0 else 0
+    # then behind a number that is too high there is nothing, and below one that is too low is all
+    assert len(store.read_all(after_position=number)) == expected
+    assert len(store.read_stream(BOLT, after_version=number)) == expected
+    # and no more can be asked for than everything
+    assert len(store.read_all(limit=number)) == 2 - expected
+    assert len(store.read_stream(BOLT, limit=number)) == 2 - expected
+
+
+def replace_by(file: Path, other: Path) -> None:
+    """Move a file to the place of a database's, as a backup is put back while processes run."""
+    for path in (Path(f"{file}-wal"), Path(f"{file}-shm"), file):
+        path.unlink(missing_ok=True)
+    other.replace(file)
+
+
+def backed_up(store: SqliteEventStore) -> Path:
+    """Return a copy of the database, with what it has now."""
+    path = store.file.with_name("backup.db")
+    with closing(sqlite3.connect(store.file)) as source, closing(sqlite3.connect(path)) as copy:
+        source.backup(copy)
+    return path
+
+
+def test_a_file_that_is_replaced_is_opened_anew_and_nothing_is_written_to_the_old_one(
+    store: SqliteEventStore,
+) -> None:
+    # given a backup, connections in the pool, and an event of after it
+    append(store, BOLT, NO_STREAM, event())
+    backup = backed_up(store)
+    append(store, BOLT, 1, event())
+    transaction = store.begin()
+    transaction.rollback()
+    # when the backup is put in the file's place
+    replace_by(store.file, backup)
+    # then what is read is the backup's, and what is committed is in the new file
+    assert len(store.read_stream(BOLT)) == 1
+    append(store, BOLT, 1, event())
+    with closing(sqlite3.connect(store.file)) as other:
+        assert other.execute("SELECT count(*) FROM cqrs_events").fetchone() == (2,)
+
+
+def test_a_commit_to_a_file_that_is_replaced_meanwhile_is_made_again_in_the_new_one(
+    opened: Opened,
+) -> None:
+    # given a store whose file is replaced between an append's statements and its commit
+    backups: list[Path] = []
+
+    def replace(lease: Lease) -> bool:
+        if backups:
+            backup = backups.pop()
+            replace_by(backup.with_name("events.db"), backup)
+        return True
+
+    store = opened(lease_check=replace)
+    backups.append(backed_up(store))
+    # when events are appended
+    store.append([StreamAppend(BOLT, NO_STREAM, events(2))], lease=LEASE)
+    # then they are in the new file
+    with closing(sqlite3.connect(store.file)) as other:
+        assert other.execute("SELECT count(*) FROM cqrs_events").fetchone() == (2,)
+    # and rows of one's own are not said to be committed
+    backups.append(backed_up(store))
+    transaction = store.begin()
+    transaction.connection.execute(text("CREATE TABLE own_rows (id TEXT)"))
+    with pytest.raises(StoreUnavailable, match="what was committed is lost"):
+        transaction.append([StreamAppend(NUT, NO_STREAM, events(1))], lease=LEASE)
+    assert store.read_stream(NUT) == []
+
+
+def test_while_a_file_is_gone_none_is_made_and_the_store_goes_on_once_it_is_there(
+    store: SqliteEventStore,
+) -> None:
+    # given a store whose file is removed
+    append(store, BOLT, NO_STREAM, event())
+    backup = backed_up(store)
+    store.file.unlink()
+    # when it is used, then that is tried again later, and no empty file is made
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="is gone"):
+            append(store, BOLT, 1, event())
+        with pytest.raises(StoreUnavailable, match="is gone"):
+            store.read_stream(BOLT)
+    assert not store.file.exists()
+    # and when it is back, the store goes on
+    replace_by(store.file, backup)
+    append(store, BOLT, 1, event())
+    assert len(store.read_stream(BOLT)) == 2
+
+
+def test_a_backup_that_is_restored_into_the_file_is_seen_at_once(store: SqliteEventStore) -> None:
+    # given a backup, and an event of after it
+    append(store, BOLT, NO_STREAM, event())
+    backup = backed_up(store)
+    append(store, BOLT, 1, event())
+    # when it is written into the file by SQLite's own means
+    with closing(sqlite3.connect(backup)) as source, closing(sqlite3.connect(store.file)) as file:
+        source.backup(file)
+    # then the store has what the backup has
+    assert len(store.read_stream(BOLT)) == 1
+    append(store, BOLT, 1, event())
+    assert len(store.read_all()) == 2
+
+
+def test_a_database_that_is_made_anew_has_another_id(
+    store: SqliteEventStore, tmp_path: Path
+) -> None:
+    # given a store whose id is known
+    first = store.outbox.store_id
+    # when its file is replaced by one of another store
+    other = open_event_store(f"sqlite:///{tmp_path / 'other.db'}")
+    assert isinstance(other, SqliteEventStore)
+    create_schema(other)
+    second = other.outbox.store_id
+    other.close()
+    replace_by(store.file, tmp_path / "other.db")
+    # then it has that one's, from the next use on
+    assert store.read_all() == []
+    assert store.outbox.store_id == second != first
 
 
 def test_a_forked_child_makes_connections_of_its_own(store: SqliteEventStore) -> None:

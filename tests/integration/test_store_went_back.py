@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from functools import partial
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import psycopg2.errors
 import pytest
 import redis
-from sqlalchemy import text
 
-from cqrs_celery import Aggregate, Event, applies
 from cqrs_celery.app.relaying import RelayParts
-from cqrs_celery.app.snapshots import forget_lost
-from cqrs_celery.backends.memory.snapshot_store import MemorySnapshotStore
 from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.redis.relay_queue import RelayQueue
 from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.errors import StoreUnavailable
-from cqrs_celery.messages.serializer import Serializer
 from cqrs_celery.queue.reliable_queue import ReliableQueue
-from cqrs_celery.session.repository import Repository
-from cqrs_celery.session.snapshots import Snapshots
-from cqrs_celery.store.events import Place, Subscriber
+from cqrs_celery.store.events import Subscriber
 from cqrs_celery.store.stream import ANY_VERSION, StreamName
 from cqrs_celery.testing.event_store_contract import append, events
 from cqrs_celery.workers.relay import Relay
-from tests.postgres import PostgresNode
+from tests.postgres import DRIVERS, PostgresNode
 from tests.waiting import wait_until
 
 HEAD = ('{"id":"', '","again":"', '","root":"', '","parent":"', '"}')
@@ -52,8 +46,7 @@ class Line:
             lambda: self.client, store_id=lambda: store.outbox.store_id, body=("[[", "],{},{}]")
         )
         leadership = store.leadership("inventory", broker="redis")
-        went_back = partial(forget_lost, store, None, "inventory")
-        self.parts = RelayParts(store, queue, "inventory", leadership, went_back)
+        self.parts = RelayParts(store, queue, "inventory", leadership)
         self.written = 0
 
     def write(self, count: int) -> None:
@@ -123,7 +116,7 @@ def test_a_database_restored_from_a_base_backup_delivers_what_it_has_and_what_co
         # given a backup, and events that were delivered before and after it
         line.write(10)
         line.wait_all_given()
-        backup, history = node.back_up(), line.store.history()
+        backup = node.back_up()
         line.write(10)
         line.wait_all_given()
         # when it is restored under the running relay, and more is written than was lost
@@ -132,10 +125,9 @@ def test_a_database_restored_from_a_base_backup_delivers_what_it_has_and_what_co
         node.start()
         assert len(line.stored()) == 10
         line.write(25)
-        # then everything is delivered, it is said, and cached states of before count no more
+        # then everything is delivered, and it is said
         line.wait_all_given()
         assert len(line.stored()) == 35
-        wait_until(lambda: line.store.history() != history, 10, "a new history")
     assert "the store went back: it has no event" in caplog.text
 
 
@@ -174,6 +166,123 @@ def test_a_replica_that_lagged_is_promoted_and_delivers_what_it_has_and_what_com
         assert "the store went back: it has no event" in caplog.text
     finally:
         replica.teardown()
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_relays_go_on_at_the_promoted_replica_of_a_primary_that_is_frozen(
+    fresh_postgres_node: PostgresNode,
+    open_line: Callable[[str], Line],
+    tmp_path: Path,
+    driver: str,
+) -> None:
+    primary = fresh_postgres_node
+    primary.create_database("shop")
+    replica = primary.stand_by(tmp_path / "replica")
+    url = (
+        f"postgresql+{driver}://postgres@/shop?host=127.0.0.1:{primary.port}"
+        f"&host=127.0.0.1:{replica.port}&target_session_attrs=read-write&connect_timeout=2"
+    )
+    try:
+        # given two relays, and a process with connections in its pool
+        line, other = open_line(url), open_line(url)
+        create_schema(line.store)
+        line.parts.register(SUBSCRIBER)
+        with line.relaying(), other.relaying():
+            line.write(10)
+            line.wait_all_given()
+            wait_until(lambda: is_there(replica, line), 20, "the replica to have them")
+            # when the primary is frozen, and the replica is promoted
+            with frozen(primary):
+                replica.promote()
+                later = open_line(url)
+                later.written = line.written
+                wait_until(lambda: has_written(later), 30, "the new primary")
+                # then a relay goes on there
+                wait_until(lambda: later.stored() <= line.given(), 30, "all to be given")
+                # and what waits for the old one in a process that was there gives up
+                with line.store.limited(0.5):
+                    assert len(line.stored()) == 11
+                primary.kill()
+    finally:
+        replica.teardown()
+
+
+@contextmanager
+def frozen(node: PostgresNode) -> Iterator[None]:
+    """Let no process of a server run, as on a host that hangs; its kernel still answers."""
+    processes = [psutil.Process(node.pid)]
+    processes[0].suspend()
+    processes += processes[0].children(recursive=True)
+    for one in processes[1:]:
+        one.suspend()
+    try:
+        yield
+    finally:
+        for one in processes:
+            with suppress(psutil.NoSuchProcess):
+                one.resume()
+
+
+def test_a_database_that_is_made_anew_under_running_workers_is_taken_for_a_new_one(
+    fresh_postgres_node: PostgresNode,
+    open_line: Callable[[str], Line],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    node = fresh_postgres_node
+    url = node.create_database("shop")
+    line = open_line(url)
+    create_schema(line.store)
+    line.parts.register(SUBSCRIBER)
+    with line.relaying():
+        # given a database whose events were delivered
+        line.write(10)
+        line.wait_all_given()
+        before = line.store.outbox.store_id
+        # when it is dropped and made anew under the running relay
+        node.drop_database("shop")
+        node.create_database("shop")
+        anew = open_line(url)
+        create_schema(anew.store)
+        anew.written = line.written
+        anew.write(5)
+        # then what is committed there is delivered, and its subscribers are registered there
+        wait_until(lambda: anew.stored() <= line.given(), 30, "the new events to be given")
+        assert anew.store.outbox.subscribers("inventory") == [SUBSCRIBER]
+        # and how far it is relayed, each process finds under its id
+        assert line.store.outbox.store_id == anew.store.outbox.store_id != before
+        wait_until(lambda: anew.parts.destination.position() == 5, 10, "its position")
+    # and a relay that is started anew says nothing of lost data
+    with caplog.at_level(logging.ERROR), anew.relaying():
+        anew.write(1)
+        wait_until(lambda: anew.stored() <= line.given(), 30, "the new event to be given")
+    assert "the queue has lost its data" not in caplog.text
+
+
+def test_a_subscriber_that_a_restored_backup_does_not_know_is_registered_again(
+    tmp_path: Path, open_line: Callable[[str], Line]
+) -> None:
+    file = tmp_path / "events.db"
+    line = open_line(f"sqlite:///{file}")
+    create_schema(line.store)
+    # given a backup of before a subscriber was registered
+    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(tmp_path / "b")) as copy:
+        source.backup(copy)
+    line.parts.register(SUBSCRIBER)
+    with line.relaying():
+        line.write(3)
+        line.wait_all_given()
+        # when it is restored under the running relay
+        with (
+            closing(sqlite3.connect(tmp_path / "b")) as source,
+            closing(sqlite3.connect(file)) as copy,
+        ):
+            source.backup(copy)
+        # then the database knows the subscriber, for when the queue loses its data
+        wait_until(
+            lambda: line.store.outbox.subscribers("inventory") == [SUBSCRIBER],
+            30,
+            "the subscriber to be registered",
+        )
 
 
 def is_there(replica: PostgresNode, line: Line) -> bool:
@@ -219,45 +328,3 @@ def test_an_sqlite_file_that_is_put_back_delivers_what_it_has_and_what_comes(
         line.wait_all_given()
     assert len(line.stored()) == 35
     assert "the store went back: it has no event" in caplog.text
-
-
-class Counted(Event):
-    count: int
-
-
-class Total(Aggregate, name="WentBackTotal", snapshot_every=1):
-    sum: int = 0
-
-    def add(self, count: int) -> None:
-        self.record(Counted(count=count))
-
-    @applies(Counted)
-    def _counted(self, event: Counted) -> None:
-        self.sum += event.count
-
-
-def test_snapshots_elsewhere_that_may_hold_what_was_lost_are_deleted_and_others_stay(
-    tmp_path: Path,
-) -> None:
-    # given snapshots in another store, one of before the place where all was handled
-    store = open_event_store(f"sqlite:///{tmp_path / 'events.db'}")
-    assert isinstance(store, SqlEventStore)
-    create_schema(store)
-    snapshots = Snapshots(MemorySnapshotStore())
-    repository = Repository(store, Serializer("shop"), snapshots=snapshots)
-    for name in ("early", "late", "lost"):
-        total = Total(name)
-        total.add(1)
-        repository.save(total)
-    late = store.read_all()[1]
-    # when the last event is lost, and all up to the first one is known to be handled
-    with store.engine.begin() as connection:
-        connection.execute(text("DELETE FROM cqrs_events WHERE global_position = 3"))
-        connection.execute(text("UPDATE cqrs_streams SET version = 0 WHERE aggregate_id = 'lost'"))
-    before = store.history()
-    forget_lost(store, snapshots, "shop", Place(late.global_position, late.event.event_id))
-    # then only what was taken before that stays, and the store has another history
-    left = [stream.aggregate_id for stream in snapshots.store.streams("shop", "WentBackTotal")]
-    assert left == ["early"]
-    assert store.history() != before
-    store.close()

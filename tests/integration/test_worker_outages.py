@@ -139,6 +139,9 @@ def test_a_sender_and_an_executor_are_told_that_the_server_is_away(
     assert caught.value.message_id == "filling-1"
     with pytest.raises(PublishFailed, match="the result backend does not answer") as caught:
         cqrs.send_command(fill)
+    # and has the driver's reason, not Celery's, which asks for a restart
+    assert "onnect" in str(caught.value)
+    assert "restart" not in str(caught.value)
     # and with what to repeat it
     error = caught.value
     assert error.repeat_with == {"task_id": error.message_id}

@@ -9,24 +9,28 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import redis
 from celery import Celery
 
 from benchmarks.transport import RabbitNode
 from cqrs_celery.backends.sql.event_store import SqlEventStore
+from cqrs_celery.backends.sql.opening import open_sql_store
 from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.errors import LeaseLost
+from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.store.events import Lease, StreamAppend
 from cqrs_celery.store.stream import StreamName
 from cqrs_celery.testing.event_store_contract import events
 from tests import yard
 from tests.conftest import RedisFactory
 from tests.integration.conftest import WorkerFactory
-from tests.nodes import REPOSITORY, RedisNode, WorkerNode
-from tests.postgres import with_driver
+from tests.nodes import REPOSITORY, RedisNode, WorkerNode, free_port
+from tests.postgres import PostgresNode, with_driver
 from tests.waiting import wait_until
 
 ALONE = ("--without-mingle", "--without-gossip")
@@ -190,6 +194,39 @@ def test_another_worker_relays_when_the_one_that_does_is_killed(
     yard.check(place.out, place.event_ids(), is_once=False)
 
 
+@pytest.mark.parametrize("is_dead", [False, True], ids=["waits for a retry", "a dead letter"])
+def test_when_redis_loses_all_what_was_retried_comes_again_before_what_waits_behind_it(
+    yards: Yard, redis_url: str, is_dead: bool
+) -> None:
+    # given an event whose handler fails, until it waits for a retry, or is a dead letter
+    place = yards(redis_url)
+    worker = place.start(name="first")
+    queue = ReliableQueue(redis.Redis.from_url(redis_url))
+    yard.break_heap(place.out, "9")
+    place.app.cqrs.execute(yard.GrowHeap(id="9"))
+
+    def is_set_aside() -> bool:
+        count = queue.count("yard.left")
+        return bool(count.dead if is_dead else count.retrying)
+
+    wait_until(is_set_aside, 60, "the failure")
+    # and others, which are handled, and one that waits behind it
+    for heap in ("1", "9"):
+        place.app.cqrs.execute(yard.GrowHeap(id=heap))
+    wait_until(lambda: len(yard.handled(place.out)) == 4, 20, "the others")
+    destination = place.app.cqrs.relay.destination
+    assert destination.lowest_unhandled() == 1
+    # when the worker is killed, and Redis loses everything
+    worker.kill()
+    queue.client.flushall()
+    yard.mend_heaps(place.out)
+    place.start(name="second")
+    # then it comes again, and then those behind it
+    place.wait(3)
+    yard.check(place.out, place.event_ids(), is_once=False)
+    queue.client.close()
+
+
 def test_a_worker_with_a_second_broker_ends_and_names_both(
     yards: Yard, redis_url: str, redis_factory: RedisFactory
 ) -> None:
@@ -270,13 +307,22 @@ def test_a_broker_s_outage_does_not_fill_the_log(
     wait_until(lambda: "subscribers again after" in worker.logs(), 20, worker.log_tail)
 
 
-def refused_worker(
-    worker_factory: WorkerFactory, tmp_path: Path, broker: str, **env: str
+def start_worker(
+    worker_factory: WorkerFactory, tmp_path: Path, broker: str, store: str = "", **env: str
 ) -> WorkerNode:
-    """Start a worker that ends by itself; return it when it has."""
-    env |= {"YARD_BROKER": broker, "YARD_STORE": f"sqlite:///{tmp_path / 'events.db'}"}
+    """Start a worker that can't become ready."""
+    store = store or f"sqlite:///{tmp_path / 'events.db'}"
+    env |= {"YARD_BROKER": broker, "YARD_STORE": store}
     worker = worker_factory(APPLICATION, env=env, arguments=ALONE, pool="solo", is_started=False)
     worker.start()
+    return worker
+
+
+def refused_worker(
+    worker_factory: WorkerFactory, tmp_path: Path, broker: str, store: str = "", **env: str
+) -> WorkerNode:
+    """Start a worker that ends by itself; return it when it has."""
+    worker = start_worker(worker_factory, tmp_path, broker, store, **env)
     wait_until(lambda: worker.status == "exited", 30, worker.log_tail)
     assert "Traceback" not in worker.logs()
     return worker
@@ -290,6 +336,100 @@ def test_a_worker_without_tables_ends_with_one_line_that_says_how_to_make_them(
     assert "the worker can't start: could not register" in line
     assert "celery -A <app> cqrs schema create" in line
     assert logs[-1] == line
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("/no_such_database", 'database "no_such_database" does not exist'),
+        ("nobody", 'role "nobody" does not exist'),
+    ],
+)
+def test_a_worker_whose_url_no_postgresql_accepts_ends_with_one_line(
+    redis_url: str,
+    worker_factory: WorkerFactory,
+    tmp_path: Path,
+    postgres_url: str,
+    driver: str,
+    change: str,
+    reason: str,
+) -> None:
+    # given the URL of a database, or of a user, that the server does not have
+    parts = urlsplit(with_driver(postgres_url, driver))
+    if change.startswith("/"):
+        url = parts._replace(path=change).geturl()
+    else:
+        url = parts._replace(netloc=f"{change}@127.0.0.1:{parts.port}").geturl()
+    # then a worker says so, and ends
+    assert reason in only_line(refused_worker(worker_factory, tmp_path, redis_url, url))
+
+
+def test_a_worker_whose_sqlite_file_has_no_folder_ends_with_one_line(
+    redis_url: str, worker_factory: WorkerFactory, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/no/events.db"
+    line = only_line(refused_worker(worker_factory, tmp_path, redis_url, url))
+    assert "unable to open database file" in line
+
+
+def test_a_worker_whose_replica_is_another_database_ends_with_one_line(
+    yards: Yard, redis_url: str, worker_factory: WorkerFactory, tmp_path: Path
+) -> None:
+    # given the store, and another one's file in place of a replica's
+    yards(redis_url)
+    other = f"sqlite:///{tmp_path}/other.db"
+    with closing(open_sql_store(other)) as store:
+        create_schema(store)
+    # then a worker names both, and ends
+    refused = refused_worker(worker_factory, tmp_path, redis_url, YARD_READ_URL=other)
+    assert f"{other}, which is no replica of sqlite:///" in only_line(refused)
+
+
+def only_line(worker: WorkerNode) -> str:
+    """Return the line with which a worker has ended, which is its last one."""
+    assert worker.exit_code == 1
+    logs = worker.logs().splitlines()
+    [line] = [line for line in logs if "CRITICAL" in line]
+    assert "the worker can't start: " in line
+    assert logs[-1] == line
+    return line
+
+
+def test_a_worker_that_starts_without_its_database_waits_for_it_and_says_so(
+    redis_url: str,
+    worker_factory: WorkerFactory,
+    fresh_postgres_node: PostgresNode,
+    yards: Yard,
+) -> None:
+    # given a database that is away
+    place = yards(redis_url, fresh_postgres_node.create_database("yard"))
+    fresh_postgres_node.kill()
+    worker = place.start(is_started=False)
+    # when a worker starts, then it says so, in a line now and then, and blames no broker
+    worker.start()
+    wait_until(lambda: "(failure 4)" in worker.logs(), 60, worker.log_tail)
+    lines = [line for line in worker.logs().splitlines() if "could not register" in line]
+    assert len(lines) == 3
+    assert "the worker could not register its subscriptions, tries again" in lines[0]
+    for wrong in ("Traceback", "broker lost", "Frequent restarts", "DeprecationWarning"):
+        assert wrong not in worker.logs()
+    # and when the database is back, it works
+    fresh_postgres_node.start()
+    worker.wait_ready(60)
+    place.grow(3)
+    place.wait(3)
+
+
+def test_a_worker_that_waits_for_its_database_can_be_stopped(
+    redis_url: str, worker_factory: WorkerFactory, tmp_path: Path
+) -> None:
+    url = f"postgresql://postgres@127.0.0.1:{free_port()}/yard"
+    worker = start_worker(worker_factory, tmp_path, redis_url, url)
+    wait_until(lambda: "(failure 1)" in worker.logs(), 60, worker.log_tail)
+    worker.stop()
+    assert worker.exit_code == 0
+    assert "Traceback" not in worker.logs()
 
 
 @pytest.mark.parametrize("broker", ["amqp://nobody.invalid//", ""], ids=["named", "by default"])

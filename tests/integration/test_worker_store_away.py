@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
 import redis
 from celery import Celery
 
@@ -73,6 +76,32 @@ def test_a_command_waits_for_its_store_longer_than_it_may_be_redelivered(
     assert client.llen("cq:stream:note:Note:7") == 1
     # and nothing became a dead letter
     assert not client.exists("cq:dead:note.commands")
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
+def test_messages_that_wait_for_their_store_are_counted_and_not_logged_one_by_one(
+    redis_url: str, worker_factory: WorkerFactory, pool: str
+) -> None:
+    # given a store that is away for twenty times, and ten commands to ten aggregates
+    client = redis.Redis.from_url(redis_url)
+    client.set("away_for", 20)
+    worker = worker_factory(SOURCE, pool=pool, env={"TEST_URL": redis_url})
+    app = Celery("sender", broker=redis_url, backend=redis_url, set_as_current=False)
+    app.conf.broker_transport = "cqrs_celery.transport:Transport"
+    # when they wait for it, and are carried out
+    for number in range(10):
+        plain = {"type": "note.take", "version": 1, "data": {"id": f"{number}"}}
+        app.send_task("note.take", (plain,), queue="note.commands")
+    wait_until(lambda: client.get("attempts") == b"30", 30, "all commands to be carried out")
+    # then one line says why, others how often, and none is a traceback
+    lines = [line for line in worker.logs().splitlines() if "could not handle a message" in line]
+    counts = [int(found) for found in re.findall(r"\(failure (\d+)\)", "".join(lines))]
+    assert counts == [1, 2, 4, 8, 16]
+    assert "WARNING" in lines[0]
+    assert "StoreUnavailable: the store is away" in lines[0]
+    assert "Traceback" not in worker.logs()
+    assert "requeue=True" not in worker.logs()
+    app.close()
 
 
 #: Subscriptions that can't be registered for the first times, as many as the test says.

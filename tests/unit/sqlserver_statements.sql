@@ -120,9 +120,6 @@ INSERT INTO cqrs_relay_subscribers (application, name, subscriber, registered_at
 DROP TABLE cqrs_subscribers;
 
 -- schema
-ALTER TABLE cqrs_store ADD history NVARCHAR(64) COLLATE Latin1_General_100_BIN2 NOT NULL DEFAULT '';
-
--- schema
 UPDATE cqrs_schema SET version_num='0002' WHERE cqrs_schema.version_num = '0001';
 
 -- schema
@@ -195,6 +192,20 @@ SELECT count(*) AS count_1, min(cqrs_events.recorded_at) AS min_1
 FROM cqrs_events
 WHERE cqrs_events.row_version > ?
 
+-- read_history
+SELECT cqrs_events.version, cqrs_events.type, cqrs_events.type_version, CASE WHEN (cqrs_events.version > ?) THEN cqrs_events.payload END AS payload, CASE WHEN (cqrs_events.version <= ? OR cqrs_events.version = (SELECT cqrs_streams.version
+FROM cqrs_streams
+WHERE cqrs_streams.stream_key = ?)) THEN cqrs_events.event_id END AS event_id
+FROM cqrs_events
+WHERE cqrs_events.stream_id = (SELECT cqrs_streams.stream_id
+FROM cqrs_streams
+WHERE cqrs_streams.stream_key = ?) AND cqrs_events.version > ? ORDER BY cqrs_events.version
+
+-- leader_of_another
+SELECT cqrs_relays.leader, cqrs_relays.application
+FROM cqrs_relays
+WHERE cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND cqrs_relays.application != ? AND cqrs_relays.lease_until_ms > datediff_big(ms, '19700101', sysutcdatetime())
+
 -- find_snapshot
 SELECT cqrs_snapshots.version, cqrs_snapshots.schema_version, cqrs_snapshots.taken_at, cqrs_snapshots.payload AS payload
 FROM cqrs_snapshots JOIN cqrs_streams ON cqrs_streams.stream_id = cqrs_snapshots.stream_id
@@ -250,42 +261,62 @@ FROM cqrs_streams
 WHERE cqrs_streams.stream_key = ?)
 
 -- register
-DELETE FROM cqrs_relay_subscribers WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ?
-
--- register
 UPDATE cqrs_relay_subscribers SET subscriber=?, registered_at=? OUTPUT inserted.application, inserted.name WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ?
 
 -- register
 INSERT INTO cqrs_relay_subscribers (application, name, subscriber, registered_at) VALUES (?, ?, ?, ?)
 
+-- register
+DELETE FROM cqrs_relay_subscribers WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ?
+
+-- unregister
+UPDATE cqrs_relay_subscribers SET registered_at=cqrs_relay_subscribers.registered_at OUTPUT inserted.application, inserted.name WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ? OR cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ?
+
+-- unregister
+SELECT cqrs_relay_subscribers.subscriber
+FROM cqrs_relay_subscribers
+WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ? OR cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ? ORDER BY cqrs_relay_subscribers.application DESC
+
+-- unregister
+DELETE FROM cqrs_relay_subscribers WHERE cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ? OR cqrs_relay_subscribers.application = ? AND cqrs_relay_subscribers.name = ?
+
 -- forget_expired_commands
-DELETE FROM cqrs_commands OUTPUT deleted.command_id WHERE cqrs_commands.command_id IN (SELECT TOP 4000 cqrs_commands.command_id
-FROM cqrs_commands
+DELETE FROM cqrs_commands WITH (UPDLOCK, READPAST, ROWLOCK) OUTPUT deleted.command_id WHERE cqrs_commands.command_id IN (SELECT TOP 4000 cqrs_commands.command_id
+FROM cqrs_commands WITH (UPDLOCK, READPAST, ROWLOCK)
 WHERE cqrs_commands.expires_at <= ? ORDER BY cqrs_commands.expires_at) AND cqrs_commands.expires_at <= ?
 
 -- claim_relay
-UPDATE cqrs_relays SET leader=?, token=?, lease_until_ms=(datediff_big(ms, '19700101', sysutcdatetime()) + ?) WHERE cqrs_relays.application = ? AND cqrs_relays.lease_until_ms <= datediff_big(ms, '19700101', sysutcdatetime()) AND NOT (EXISTS (SELECT cqrs_relays_1.application
-FROM cqrs_relays AS cqrs_relays_1
-WHERE cqrs_relays_1.application != ? AND cqrs_relays_1.broker_id = ? AND cqrs_relays_1.broker_id != ? AND cqrs_relays_1.lease_until_ms > datediff_big(ms, '19700101', sysutcdatetime())))
+UPDATE cqrs_relays SET broker_id=?, broker=?, leader=?, token=?, lease_until_ms=(datediff_big(ms, '19700101', sysutcdatetime()) + ?) WHERE cqrs_relays.application = ? AND cqrs_relays.broker_id = ? AND (cqrs_relays.lease_until_ms <= datediff_big(ms, '19700101', sysutcdatetime()) OR cqrs_relays.lease_until_ms > datediff_big(ms, '19700101', sysutcdatetime()) + ?) AND NOT (EXISTS (SELECT other.application
+FROM cqrs_relays AS other
+WHERE other.application != ? AND other.broker_id = ? AND other.broker_id != ? AND other.lease_until_ms > datediff_big(ms, '19700101', sysutcdatetime()) AND other.lease_until_ms <= datediff_big(ms, '19700101', sysutcdatetime()) + ?))
 
 -- renew_relay
-UPDATE cqrs_relays SET lease_until_ms=(datediff_big(ms, '19700101', sysutcdatetime()) + ?) WHERE cqrs_relays.application = ? AND cqrs_relays.token = ?
+UPDATE cqrs_relays SET lease_until_ms=(datediff_big(ms, '19700101', sysutcdatetime()) + ?) WHERE cqrs_relays.application = ? AND cqrs_relays.token = ? AND cqrs_relays.lease_until_ms > datediff_big(ms, '19700101', sysutcdatetime())
 
 -- save_checkpoint
-UPDATE cqrs_relays SET position=?, event_id=? WHERE cqrs_relays.application = ? AND cqrs_relays.token = ?
+UPDATE cqrs_relays SET position=?, event_id=? WHERE (cqrs_relays.application = ? OR cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ?) AND (EXISTS (SELECT own.token
+FROM cqrs_relays AS own
+WHERE own.application = ? AND own.token = ?)) AND (EXISTS (SELECT cqrs_events.event_id
+FROM cqrs_events
+WHERE cqrs_events.row_version > ? AND cqrs_events.row_version <= ? AND cqrs_events.event_id = ?))
 
--- save_checkpoint
-UPDATE cqrs_relays SET position=?, event_id=? WHERE cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND cqrs_relays.application != ? AND (EXISTS (SELECT own.token
+-- take_along
+UPDATE cqrs_relays SET broker_id=? WHERE cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND cqrs_relays.broker = ? AND (EXISTS (SELECT own.token
 FROM cqrs_relays AS own
 WHERE own.application = ? AND own.token = ?))
 
--- keep_broker
-UPDATE cqrs_relays SET broker_id=?, broker=? WHERE cqrs_relays.application = ? AND cqrs_relays.token = ?
+-- move_relay
+UPDATE cqrs_relays SET broker_id=?, broker=?, leader=?, token=?, lease_until_ms=(datediff_big(ms, '19700101', sysutcdatetime()) + ?) WHERE cqrs_relays.application = ? AND cqrs_relays.broker_id = ? AND (cqrs_relays.lease_until_ms <= datediff_big(ms, '19700101', sysutcdatetime()) OR cqrs_relays.lease_until_ms > datediff_big(ms, '19700101', sysutcdatetime()) + ?) AND NOT (EXISTS (SELECT other.application
+FROM cqrs_relays AS other
+WHERE other.application != ? AND other.broker_id = ? AND other.broker_id != ? AND other.broker = ? AND other.lease_until_ms > datediff_big(ms, '19700101', sysutcdatetime()) AND other.lease_until_ms <= datediff_big(ms, '19700101', sysutcdatetime()) + ?))
 
--- keep_broker
-UPDATE cqrs_relays SET broker_id=?, broker=? WHERE cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND cqrs_relays.broker = ? AND (EXISTS (SELECT own.token
+-- move_relay
+UPDATE cqrs_relays SET token=?, lease_until_ms=? WHERE cqrs_relays.application != ? AND cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND (EXISTS (SELECT own.token
 FROM cqrs_relays AS own
 WHERE own.application = ? AND own.token = ?))
+
+-- join_relay
+UPDATE cqrs_relays SET broker_id=?, broker=?, position=? WHERE cqrs_relays.application = ? AND cqrs_relays.broker_id = ?
 
 -- release_relay
 UPDATE cqrs_relays SET lease_until_ms=? WHERE cqrs_relays.application = ? AND cqrs_relays.token = ?

@@ -102,6 +102,13 @@ def test_no_page_names_a_machine_or_a_registry(page: Path) -> None:
     assert not PRIVATE.search(page.read_text(encoding="utf-8"))
 
 
+def test_nothing_is_installed_by_the_package_s_name_while_it_is_on_no_index() -> None:
+    # `how_to_install` has the one wording; pages say the same.
+    sources = (REPOSITORY / "cqrs_celery").rglob("*.py")
+    for text in (*TEXTS, *sources):
+        assert "cqrs-celery[" not in text.read_text(encoding="utf-8"), text
+
+
 def test_the_word_saga_stands_once_in_the_glossary() -> None:
     texts = {page: page.read_text(encoding="utf-8").lower() for page in TEXTS}
     assert {page.name: text.count("saga") for page, text in texts.items() if "saga" in text} == {

@@ -9,14 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery
 from sqlalchemy import create_engine
 
 from cqrs_celery import open_event_store
+from cqrs_celery.app.settings import read_settings
 from cqrs_celery.backends.memory.event_store import MemoryEventStore
 from cqrs_celery.backends.postgresql.event_store import PostgresqlEventStore
 from cqrs_celery.backends.sql.engine import parse_url, where
+from cqrs_celery.backends.sql.schema import check_schema
 from cqrs_celery.backends.sqlite.event_store import SqliteEventStore
-from cqrs_celery.errors import InvalidSetting, MissingDependency
+from cqrs_celery.errors import InvalidSetting, MissingDependency, SchemaError
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
@@ -60,7 +63,8 @@ def test_a_url_gets_the_driver_that_is_installed(
 @pytest.mark.parametrize(
     ("url", "install"),
     [
-        ("postgresql://h/d", "cqrs-celery[postgresql]"),
+        ("postgresql://h/d", "pip install '.[postgresql]', in a checkout of cqrs-celery"),
+        ("mssql+pyodbc://h/d", "pip install '.[sqlserver]' mssql-python, in a checkout"),
         ("mssql+pyodbc://h/d", "unixodbc"),
         ("postgresql+psycopg://h/d", "psycopg[binary]"),
     ],
@@ -92,7 +96,7 @@ def test_a_driver_whose_errors_have_no_numbers_is_refused_by_url_and_by_engine()
 
 def test_missing_sqlalchemy_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cqrs_celery.backends.sql.opening", None)
-    with pytest.raises(MissingDependency, match=r"cqrs-celery\[sql\]"):
+    with pytest.raises(MissingDependency, match=r"in a checkout of cqrs-celery.*\[sql\]"):
         open_event_store("sqlite:///events.db")
 
 
@@ -133,3 +137,37 @@ def test_no_password_is_shown() -> None:
     url = "postgresql://bob:s3cret@db:5433/shop?password=s3cret&sslpassword=s3cret"
     assert where(parse_url(url, setting="the URL")) == "postgresql://db:5433/shop"
     assert "s3cret" not in repr(open_event_store(url))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://bob:s3cret@/shop?host=one:5432&host=two:5433", "one:5432,two:5433"),
+        ("postgresql://bob:s3cret@/shop?host=one,two&port=5432,5433", "one:5432,two:5433"),
+        ("postgresql://bob:s3cret@/shop?host=one,two&port=5432", "one:5432,two:5432"),
+        ("postgresql://bob:s3cret@/shop?host=one,two", "one,two"),
+        ("postgresql://bob:s3cret@/shop?host=/run/postgresql", ""),
+        ("postgresql://bob:s3cret@/shop", ""),
+    ],
+)
+def test_every_host_of_a_url_with_several_is_shown(url: str, shown: str) -> None:
+    assert where(parse_url(url, setting="the URL")) == f"postgresql://{shown}/shop"
+
+
+@pytest.mark.parametrize("url", ["postgres://h/d", "sqlserver://h/d?driver=x"])
+def test_the_setting_takes_every_url_that_a_store_is_opened_by(url: str) -> None:
+    app = Celery("shop", changes={"cqrs_event_store": url, "cqrs_event_store_read_url": url})
+    assert read_settings(app).event_store == url
+
+
+def test_a_file_that_is_not_there_is_not_made_by_a_look_at_its_tables(tmp_path: Path) -> None:
+    # given a store in a file that nobody has made, as in the wrong folder
+    file = tmp_path / "events.db"
+    store: Any = open_event_store(f"sqlite:///{file}")
+    # when its tables are looked for
+    with pytest.raises(SchemaError, match="there is no such file") as missing:
+        check_schema(store)
+    # then it is told where, and no empty file is left behind
+    assert str(file) in str(missing.value)
+    assert not file.exists()
+    store.close()

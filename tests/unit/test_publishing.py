@@ -28,9 +28,11 @@ from cqrs_celery.errors import (
     HandlerSignatureError,
     InvalidSetting,
     MalformedMessage,
+    PublishFailed,
     RegistrationError,
 )
 from cqrs_celery.store.stream import StreamName
+from tests.nodes import free_port
 
 
 class PricesPrinted(Message, name="press.prices_printed"):
@@ -267,3 +269,20 @@ def test_a_message_with_a_key_is_in_order_with_those_of_its_class_and_key(cqrs: 
         ("message:press.page_turned", "press.page_turned:a:b"),
         ("message:press.prices_printed", ""),
     ]
+
+
+def test_a_result_backend_that_is_away_is_named_with_its_drivers_reason() -> None:
+    # given a result backend that nobody runs, and which is tried twice
+    app = Celery("press", broker="memory://", backend=f"redis://127.0.0.1:{free_port()}/0")
+    policy = {"max_retries": 2, "interval_step": 0.01, "interval_max": 0.01}
+    app.conf.update(
+        cqrs_event_store="memory://", result_backend_transport_options={"retry_policy": policy}
+    )
+    cqrs = CQRS(app)
+    # when a command is sent
+    with pytest.raises(PublishFailed) as caught:
+        cqrs.send_command(Whisper(text="hush"))
+    # then the error tells which server does not answer, and asks for no restart of the application
+    assert "the result backend does not answer (Error " in str(caught.value)
+    assert "restart" not in str(caught.value)
+    app.close()

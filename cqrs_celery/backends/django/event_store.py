@@ -29,7 +29,7 @@ from ...store.events import (
     StoredEvent,
     StreamAppend,
 )
-from ..postgresql.event_store import PostgresqlEventStore
+from ..postgresql.event_store import NOT_SETTLED, PostgresqlEventStore, Settled
 from ..postgresql.prepared import Statement, run_once
 from ..sql.batch import Batch
 from ..sql.event_store import LeaseCheck, SqlEventStore
@@ -60,9 +60,9 @@ def open_django_store(url: str, *, lease_check: LeaseCheck | None = None) -> Sql
 class _Reaching:
     """Take the errors of Django for those of its driver."""
 
-    def reach(self, what: str) -> AbstractContextManager[None]:
+    def reach(self, what: str, *, is_replica: bool = False) -> AbstractContextManager[None]:
         """Turn the driver's errors, and Django's, into ours for as long as something is done."""
-        return _reaching(super().reach(what))  # type: ignore[misc]
+        return _reaching(super().reach(what, is_replica=is_replica))  # type: ignore[misc]
 
 
 @contextmanager
@@ -112,7 +112,9 @@ class _Inside(_Reaching, SqlEventStore):
 
 
 class _InsideSqlite(_Inside, SqliteEventStore):
-    pass
+    def _watch_file(self) -> None:
+        # The connection is Django's, and so is what becomes of it.
+        pass
 
 
 class _InsidePostgresql(_Inside, PostgresqlEventStore):
@@ -124,12 +126,12 @@ class _InsidePostgresql(_Inside, PostgresqlEventStore):
 
     # What a thread knows of gaps comes from its own transaction, which others do not see.
     @property
-    def _settled(self) -> int:
-        return getattr(self._local, "settled", 0)
+    def _settled(self) -> Settled:
+        return getattr(self._local, "settled", NOT_SETTLED)
 
     @_settled.setter
-    def _settled(self, position: int) -> None:
-        self._local.settled = position
+    def _settled(self, settled: Settled) -> None:
+        self._local.settled = settled
 
 
 class _LentStatements:

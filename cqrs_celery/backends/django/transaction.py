@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 from django.db import Error as DjangoError
 from django.db import connections, transaction
 
-from ...errors import StoreError
+from ...errors import StoreError, StoreUnavailable
 from ...store.events import CommandRecord, Committed
 from ..sql.batch import Batch
-from ..sql.connecting import STATEMENT
-from ..sql.failures import meaning_of
+from ..sql.connecting import meaning_of_statement
 from ..sql.transaction import SqlTransaction
 from .connections import is_in_transaction
 
@@ -61,15 +60,16 @@ class DjangoTransaction(SqlTransaction):
             self.connection.close()
 
     def _watched(self, execute: Any, *arguments: Any) -> Any:
-        """Run a statement of Django's; raise StoreUnavailable if the server is away."""
+        """Run a statement of Django's; its error becomes ours if another try may succeed."""
         try:
             return execute(*arguments)
         except DjangoError as error:
             reason = error.__cause__
-            if reason is None or not self._store.is_away(reason):
+            meaning = None if reason is None else meaning_of_statement(self._store, reason)
+            if meaning is None:
                 raise
-            self._is_lost = True
-            raise meaning_of(self._store, STATEMENT, reason) from error
+            self._is_lost = self._is_lost or isinstance(meaning, StoreUnavailable)
+            raise meaning from error
 
     def _discard(self) -> None:
         self._is_lost = True

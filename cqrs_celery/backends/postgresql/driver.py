@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Engine
+from sqlalchemy.engine import URL
 
 
 def prepare_driver(engine: Engine) -> None:
@@ -23,6 +24,42 @@ def prepare_driver(engine: Engine) -> None:
 
         if extensions.get_wait_callback() is None:
             extensions.set_wait_callback(_wait)
+
+
+#: What a connection is opened with if its URL does not say otherwise: the seconds to wait for each
+#: host, and what tells a host that is gone from one that is silent.
+TCP_OPTIONS: Final = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+
+#: Milliseconds for which what was sent may go without TCP's acknowledgement. libpq knows it from
+#: version 12 on.
+TCP_USER_TIMEOUT_MS: Final = 15_000
+
+
+def tcp_options(url: URL) -> dict[str, int]:
+    """Return the options by which a connection notices that its server's host is gone.
+
+    Args:
+        url: whose own options go before.
+    """
+    options = dict(TCP_OPTIONS)
+    if _libpq_version(url.get_driver_name()) >= 120_000:
+        options["tcp_user_timeout"] = TCP_USER_TIMEOUT_MS
+    return {name: value for name, value in options.items() if name not in url.query}
+
+
+def _libpq_version(driver: str) -> int:
+    if driver == "psycopg":
+        from psycopg import pq
+
+        return pq.version()
+    from psycopg2 import extensions
+
+    return int(extensions.libpq_version())
 
 
 def _wait(connection: Any, timeout: float = -1) -> None:

@@ -16,6 +16,8 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Engine
 from sqlalchemy.pool import QueuePool
 
+from .answering import using
+
 #: A parameter in the text of a statement.
 _PARAMETER: Final = re.compile(r"\$(\d+)")
 
@@ -105,12 +107,15 @@ class KeptConnections:
             return cursor.fetchall()  # type: ignore[no-any-return]
 
     def _take(self) -> Any:
+        pooled: Any
         try:
-            return self._idle.pop()
+            pooled = self._idle.pop()
         except IndexError:
-            pooled: Any = self._engine.raw_connection()
+            pooled = self._engine.raw_connection()
             pooled.dbapi_connection.autocommit = True
-            return pooled
+        else:
+            using(pooled.dbapi_connection)
+        return pooled
 
     def _give_back(self, pooled: Any, epoch: int) -> None:
         if epoch != self._epoch:
@@ -131,11 +136,14 @@ class KeptConnections:
             pooled.close()
 
     def close(self) -> None:
-        """Give all connections back to the pool; those in use follow when they are free."""
+        """Close all connections; those in use follow when they are free.
+
+        Nothing is said to the server, which may not answer.
+        """
         self._epoch += 1
         while self._idle:
             with suppress(IndexError):
-                self._return(self._idle.pop())
+                self._idle.pop().invalidate()
 
     def forget(self) -> None:
         """Leave the connections to the parent process, whose fork this one is."""

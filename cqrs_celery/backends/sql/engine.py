@@ -10,6 +10,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from ...errors import InvalidSetting, MissingDependency
+from ...extras import how_to_install
+from ..postgresql.driver import tcp_options
 from ..sqlite.forking import ForkSafeConnection
 
 #: Connections that a process keeps open, at most.
@@ -33,15 +35,15 @@ class Driver(NamedTuple):
 #: The drivers of each engine, the preferred one first.
 DRIVERS: Final = {
     "postgresql": (
-        Driver("psycopg2", "psycopg2", "pip install 'cqrs-celery[postgresql]'"),
+        Driver("psycopg2", "psycopg2", how_to_install("postgresql")),
         Driver("psycopg", "psycopg", "pip install 'psycopg[binary]'"),
     ),
     "mssql": (
         Driver(
             "pyodbc",
             "pyodbc",
-            "pip install 'cqrs-celery[sqlserver]' mssql-python, of which the latter brings"
-            " Microsoft's ODBC driver as a file, and the system's libodbc (on Debian: apt-get"
+            f"{how_to_install('sqlserver', 'mssql-python')}; the second of them brings Microsoft's"
+            " ODBC driver as a file. Besides, the system's libodbc (on Debian, as root: apt-get"
             " install unixodbc)",
         ),
     ),
@@ -124,23 +126,52 @@ def make_engine(url: URL) -> Engine:
     is_sqlite = url.get_backend_name() == "sqlite"
     if is_sqlite:
         options["connect_args"] = {"timeout": SQLITE_BUSY_S, "factory": ForkSafeConnection}
+    try:
+        if url.get_backend_name() == "postgresql":
+            options["connect_args"] = tcp_options(url)
+    except ImportError as error:
+        raise _not_loaded(url, error) from error
     if url.get_driver_name() == "psycopg" and "prepare_threshold" not in url.query:
         # The names of what it prepares by itself are the server's, which a pooler may change.
-        options["connect_args"] = {"prepare_threshold": None}
+        options["connect_args"]["prepare_threshold"] = None
     if not is_sqlite or url.database not in (None, "", ":memory:"):
         options.update(pool_size=POOL_SIZE, max_overflow=0, pool_timeout=POOL_TIMEOUT_S)
     try:
         return create_engine(url, **options)
     except ImportError as error:
-        install = next(one for one in DRIVERS[url.get_backend_name()]).install
-        raise MissingDependency(
-            f"the driver {url.drivername} can't be loaded ({error}). Install it: {install}"
-        ) from error
+        raise _not_loaded(url, error) from error
     except (ArgumentError, TypeError, ValueError) as error:
         raise _invalid("the URL", f"an option of {where(url)} is not accepted") from error
 
 
+def _not_loaded(url: URL, error: ImportError) -> MissingDependency:
+    install = next(one for one in DRIVERS[url.get_backend_name()]).install
+    return MissingDependency(
+        f"the driver {url.drivername} can't be loaded ({error}). Install it: {install}"
+    )
+
+
 def where(url: URL) -> str:
-    """Return the part of a URL that may be shown: engine, host, port and database."""
-    host = f"{url.host or ''}{f':{url.port}' if url.port else ''}"
+    """Return the part of a URL that may be shown: engine, hosts, ports and database."""
+    host = f"{url.host or ''}{f':{url.port}' if url.port else ''}" or _hosts_of(url)
     return f"{url.get_backend_name()}://{host}/{url.database or ''}"
+
+
+def _hosts_of(url: URL) -> str:
+    """Return the hosts that a URL names behind its question mark, where PostgreSQL takes several.
+
+    That is `?host=one:5432&host=two:5432`, or `?host=one,two&port=5432,5433`.
+    """
+    # One that begins with a slash is the folder of a socket.
+    hosts = [host for host in _listed(url, "host") if not host.startswith("/")]
+    ports = _listed(url, "port")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    if len(ports) == len(hosts):
+        hosts = [f"{host}:{port}" for host, port in zip(hosts, ports, strict=True)]
+    return ",".join(hosts)
+
+
+def _listed(url: URL, name: str) -> list[str]:
+    values = url.normalized_query.get(name, ())
+    return [one for value in values for one in value.split(",")]

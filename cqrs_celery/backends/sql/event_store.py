@@ -11,16 +11,14 @@ leave a number out. Delivery is the relay's.
 
 from __future__ import annotations
 
-import math
 import os
-import secrets
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
-from operator import itemgetter, methodcaller
+from operator import itemgetter
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
@@ -35,14 +33,16 @@ from sqlalchemy import (
     TextClause,
     Update,
     bindparam,
+    case,
     delete,
     insert,
+    or_,
     select,
     update,
 )
 from sqlalchemy.pool import Pool
 
-from ...errors import StoreError, StoreUnavailable
+from ...errors import InvalidSetting, SchemaError, StoreError, StoreUnavailable
 from ...messages.compression import COMPRESSED
 from ...messages.metadata import NO_METADATA, Metadata
 from ...store.events import (
@@ -50,12 +50,14 @@ from ...store.events import (
     CommandRecord,
     Committed,
     History,
+    KnownEvent,
     Lease,
     NewEvent,
     StoredEvent,
     StreamAppend,
 )
 from ...store.paging import read_to_the_end
+from ...store.reading import Reads, replica_may_answer
 from ...store.refusals import (
     check_command,
     check_stream,
@@ -91,17 +93,20 @@ INSERT_ROWS: Final = 200
 #: the whole table in place of locks on rows.
 FORGET_ROWS: Final = 4_000
 
+#: Seconds for which that may take, also where all else is given less.
+PURGE_S: Final = 30.0
+
+#: The highest number that a database holds as a version, a position or a limit.
+MOST: Final = 2**63 - 1
+
 #: Seconds for which a stream that was written here, or found changed, is not read from a replica.
 FRESH_S: Final = 10.0
-
-#: Seconds for which the store's history is taken for what it was.
-HISTORY_S: Final = 1.0
 
 #: Streams of which that is remembered.
 FRESH_STREAMS: Final = 10_000
 
-#: Which of a row's columns a replay needs, in their order.
-_OF_HISTORY: Final = (1, 3, 4, 5)
+#: Where a row of a history has the event's id, if it has it.
+_ID_IN_HISTORY: Final = 4
 
 #: The parts of a stream's name, where they are the first columns of a row.
 _NAME = itemgetter(0, 1, 2)
@@ -151,11 +156,11 @@ class SqlEventStore:
         self._reader = self._reading(read_engine or engine)
         self._has_replica = read_engine is not None
         self._primary_reader = self._reading(engine)
+        self._committing = engine.execution_options(isolation_level="AUTOCOMMIT")
         self.lease_check = lease_check
         self.on_commit: Callable[[], object] | None = None
         self.outbox = SqlOutbox(self)
         self._fresh: dict[StreamName, float] = {}
-        self._history = "", -math.inf
         # A row's columns are in the order of _stored's parameters.
         self._columns = (
             self._position().label("position"),
@@ -169,8 +174,25 @@ class SqlEventStore:
         )
         # Made once: to make it takes as long as to run it.
         self._select_stream = self._select_from_stream(self._columns)
-        self._select_history = self._select_from_stream(self._columns[i] for i in _OF_HISTORY)
+        self._select_history = self._select_from_stream(self._columns_of_history())
         _all_stores.add(self)
+
+    def _columns_of_history(self) -> Sequence[ColumnElement[Any]]:
+        """Return what a replay needs of a row.
+
+        That is, the data of events that are not known, and the ids of those that are, and of the
+        stream's last one.
+        """
+        _, version, event_id, name, type_version, payload, _, _ = self._columns
+        last = select(streams.c.version).where(streams.c.stream_key == bindparam("key"))
+        is_known = version <= bindparam("known")
+        return (
+            version,
+            name,
+            type_version,
+            case((version > bindparam("known"), payload)).label("payload"),
+            case((or_(is_known, version == last.scalar_subquery()), event_id)).label("event_id"),
+        )
 
     def _select_from_stream(self, columns: Iterable[ColumnElement[Any]]) -> Select[Any]:
         return (
@@ -193,6 +215,10 @@ class SqlEventStore:
     def failure(self, error: BaseException) -> Failure:
         """Return what a driver's error means."""
         raise NotImplementedError
+
+    def is_misconfigured(self, error: BaseException) -> bool:
+        """Return whether the URL is to blame for the server's being away, as far as can be told."""
+        return False
 
     def _reading(self, engine: Engine) -> Engine:
         """Return an engine whose connections are for single statements that read."""
@@ -231,7 +257,7 @@ class SqlEventStore:
         return connection.execute(statement).rowcount
 
     def serves(self, connection: Any) -> bool:
-        """Say whether the server still serves a connection of the driver's, and lets it write."""
+        """Return whether the server serves a connection of the driver's, and lets it write."""
         try:
             self.engine.dialect.do_ping(connection)
         except self.engine.dialect.loaded_dbapi.Error:
@@ -239,12 +265,35 @@ class SqlEventStore:
         return True
 
     def is_away(self, error: BaseException) -> bool:
-        """Say whether a statement of the application's own failed since the server is away."""
+        """Return whether a statement of the application's own failed since the server is away."""
         return self.failure(error) is Failure.AWAY
+
+    def is_deadlock(self, error: BaseException) -> bool:
+        """Return whether the database ended the transaction in a statement of the application's.
+
+        That is, for the sake of another transaction: by a deadlock or a serialization failure.
+        """
+        return self.failure(error) is Failure.BEATEN
 
     def forget_lost(self) -> None:
         """Let no connection be used again that was made before now: one of them was lost."""
         age(self.engine)
+        age(self._reader)
+        self._forget_known()
+
+    def _forget_known(self) -> None:
+        """Forget what is known of the database, which may be another one, or an earlier state."""
+        self.outbox.forget()
+
+    def check_kept(self, connection: Any) -> None:
+        """Check that what a connection has committed is in the database that others see.
+
+        Raises:
+            StoreUnavailable: it is lost.
+        """
+
+    def forget_lost_replica(self) -> None:
+        """Let no connection to the replica be used again that was made before now."""
         age(self._reader)
 
     def on_begin(self, connection: Connection) -> None:
@@ -256,6 +305,15 @@ class SqlEventStore:
     def _locked(self, statement: Select[Any]) -> Select[Any]:
         """Return a statement that locks the streams that it reads until the transaction's end."""
         return statement.with_for_update()
+
+    def _delete_unlocked(self, first: Select[Any], is_expired: ColumnElement[bool]) -> Delete:
+        """Return a statement that deletes commands, and passes over those that are locked.
+
+        Args:
+            first: selects the ids of those to delete.
+            is_expired: holds for them.
+        """
+        return delete(commands).where(commands.c.command_id.in_(first), is_expired)
 
     def _time(self, time: datetime) -> datetime:
         """Return a time as the driver takes it."""
@@ -373,11 +431,38 @@ class SqlEventStore:
         """
 
         def do() -> R:
-            with connect(self) as connection, connection.begin():
-                self.on_begin(connection)
-                return work(connection)
+            with connect(self) as connection:
+                with connection.begin():
+                    self.on_begin(connection)
+                    done = work(connection)
+                self.check_kept(connection)
+                return done
 
         return self.attempt(what, do)
+
+    def run_each(self, what: str, work: Callable[[Connection], R]) -> R:
+        """Run statements of which each commits by itself; again, while others are in the way.
+
+        Unlike in a transaction, a process that is frozen between two of them has nothing locked.
+
+        Args:
+            what: is being done: "delete expired commands".
+            work: does it, on the connection that it is given; it may be repeated.
+
+        Returns:
+            What `work` does.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+            SchemaError: the tables are missing or of another version.
+            TransactionConflict: other transactions were in its way as often as it was tried.
+        """
+
+        def do() -> R:
+            with self._committing.connect() as connection:
+                return work(connection)
+
+        return self.attempt_anew(what, do)
 
     def committed(self, batch: Batch) -> None:
         """Do what follows a commit."""
@@ -391,7 +476,11 @@ class SqlEventStore:
         Args:
             application: whose relay.
             broker: names what it relays to, without credentials.
+
+        Raises:
+            InvalidText: the application's name can't be kept by every store.
         """
+        check_text(application, "the application's name")
         return Leadership(self, application, broker=broker)
 
     def check_lease(self, lease: Lease | None) -> None:
@@ -580,32 +669,50 @@ class SqlEventStore:
         From a replica, if there is one, and the stream was not just written here.
         """
         check_stream(stream)
-        if limit is not None and limit <= 0:
+        if after_version >= MOST or (limit is not None and limit <= 0):
             return []
-        return self._stored(stream, self._rows_of_stream(stream, after_version, limit))
+        limit = limit and min(limit, MOST)
+        return self._stored(stream, self._rows_of_stream(stream, max(after_version, 0), limit))
 
-    def read_history(self, stream: StreamName, *, after_version: int = 0) -> History:
+    def read_history(
+        self, stream: StreamName, *, known: Sequence[KnownEvent] = ()
+    ) -> History | None:
         """Return what a replay needs of a stream's events; see `HistoryStore.read_history`.
 
-        From a replica where `read_stream` reads from it.
+        From a replica where `read_stream` reads from it, unless that does not have what is known.
         """
         check_stream(stream)
-        return [
-            (
-                version,
-                name,
-                type_version,
-                (payload if payload[0] == "{" else _text_of(payload)).encode(),
-            )
-            for version, name, type_version, payload in self._rows_of_history(stream, after_version)
-        ]
+        rows = self._rows_of_history(stream, known)
+        if self._has_replica and not _have(rows, known):
+            # The replica may not have got there yet.
+            with Reads(from_primary=True):
+                rows = self._rows_of_history(stream, known)
+        if not _have(rows, known):
+            return None
+        newer = rows[known[-1][0] - known[0][0] + 1 :] if known else rows
+        return History(
+            [
+                (
+                    version,
+                    name,
+                    type_version,
+                    (payload if payload[0] == "{" else _text_of(payload)).encode(),
+                )
+                for version, name, type_version, payload, _ in newer
+            ],
+            newer[-1][_ID_IN_HISTORY] or "" if newer else "",
+        )
 
-    def _rows_of_history(self, stream: StreamName, after_version: int) -> Sequence[Any]:
-        reader = self._primary_reader if self._is_fresh(stream) else self._reader
+    def _rows_of_history(self, stream: StreamName, known: Sequence[KnownEvent]) -> Sequence[Any]:
+        """Return the rows of a history, from the first event that is known on."""
         return self._rows(
-            self._select_history, f"read {stream}", reader,
-            key=self._key(stream), after=after_version,
-        )  # fmt: skip
+            self._select_history,
+            f"read {stream}",
+            self._reader_of(stream),
+            key=self._key(stream),
+            after=known[0][0] - 1 if known else 0,
+            known=known[-1][0] if known else 0,
+        )
 
     def _rows_of_stream(
         self, stream: StreamName, after_version: int, limit: int | None
@@ -613,9 +720,12 @@ class SqlEventStore:
         statement = self._select_stream
         if limit is not None:
             statement = statement.limit(limit)
-        reader = self._primary_reader if self._is_fresh(stream) else self._reader
         return self._rows(
-            statement, f"read {stream}", reader, key=self._key(stream), after=after_version
+            statement,
+            f"read {stream}",
+            self._reader_of(stream),
+            key=self._key(stream),
+            after=after_version,
         )
 
     def read_all(
@@ -628,10 +738,11 @@ class SqlEventStore:
         """
         if limit is None:
             return read_to_the_end(self.read_all, after_position)
-        if limit <= 0:
+        if after_position >= MOST or limit <= 0:
             return []
         found: list[StoredEvent] = []
-        for stream, rows in self._by_stream(self._rows_of_all(after_position, limit)):
+        page = self._rows_of_all(max(after_position, 0), min(limit, MOST))
+        for stream, rows in self._by_stream(page):
             found += self._stored(stream, rows)
         return found
 
@@ -668,7 +779,9 @@ class SqlEventStore:
 
     def _rows_of_all(self, after_position: int, limit: int) -> Sequence[Any]:
         """Return what `read_all` reads; an engine where commits overtake each other sees to it."""
-        return self._rows(self._select_all(after_position, limit), reading_from(after_position))
+        reader = self._reader if self._may_ask_replica() else self._primary_reader
+        statement = self._select_all(after_position, limit)
+        return self._rows(statement, reading_from(after_position), reader)
 
     def _select_all(self, after_position: int, limit: int) -> Select[Any]:
         # The limit comes before the join: the page is cut from the index of positions.
@@ -701,13 +814,18 @@ class SqlEventStore:
     def forget_expired_commands(self) -> int:
         """Delete commands that have expired, `FORGET_ROWS` at most; the relay does this.
 
+        It is one statement, and passes over rows that another transaction has locked: it waits for
+        none, and nobody for it but while the database runs it.
+
         Returns:
-            The number of those deleted. Call it again until that is 0.
+            The number of those deleted. Call it again until that is 0; then what is left, somebody
+            else is deleting, or has locked.
 
         Raises:
             StoreUnavailable: the server does not answer.
             TransactionConflict: other transactions were in its way again and again.
         """
+        # Looked at twice: one of them may be recorded anew before its row is locked.
         is_expired = commands.c.expires_at <= self._time(datetime.now(UTC))
         first = (
             select(commands.c.command_id)
@@ -715,40 +833,39 @@ class SqlEventStore:
             .order_by(commands.c.expires_at)
             .limit(FORGET_ROWS)
         )
-        # Looked at twice: one of them may be recorded anew before its row is locked.
-        statement = delete(commands).where(commands.c.command_id.in_(first), is_expired)
-        return self.transact(
-            "delete expired commands", lambda connection: self.changed(connection, statement)
-        )
+        statement = self._delete_unlocked(first, is_expired)
+        with self.limited(PURGE_S):
+            return self.run_each(
+                "delete expired commands", lambda connection: self.changed(connection, statement)
+            )
 
-    def history(self) -> str:
-        """Return what tells the store's history from those that it went back from.
-
-        What is known is a second old at most.
+    def check_replica(self) -> None:
+        """Check that the replica, if there is one, is one of this database.
 
         Raises:
-            StoreUnavailable: the server does not answer.
+            InvalidSetting: it is another database, or one that has no tables of a store.
+            SchemaError: the tables of this database are missing.
+            StoreUnavailable: a server does not answer.
         """
-        known, read_at = self._history
-        if time.monotonic() - read_at < HISTORY_S:
-            return known
-        read_at = time.monotonic()
-        rows = self._rows(
-            select(identity.c.history), "look up the store's history", self._primary_reader
+        if not self._has_replica:
+            return
+        own = self.outbox.store_id
+        try:
+            statement = select(identity.c.store_id)
+            rows = self._rows(statement, "look up the replica's id", self._reader)
+        except SchemaError as error:
+            raise self._no_replica("it has no tables of an event store", own) from error
+        found = str(rows[0][0]) if rows else "none"
+        if found != own:
+            raise self._no_replica(f"its store's id is {found}", own)
+
+    def _no_replica(self, found: str, own: str) -> InvalidSetting:
+        return InvalidSetting(
+            f"the read URL leads to {where(self._reader.url)}, which is no replica of {self.where}:"
+            f" {found}, expected the id {own}. Correct cqrs_event_store_read_url, or remove it.",
+            setting="cqrs_event_store_read_url",
+            accepted="the URL of a replica of the event store's database",
         )
-        known = str(rows[0][0]) if rows else ""
-        self._history = known, read_at
-        return known
-
-    def begin_new_history(self) -> None:
-        """Note that the store went back: what was known of its streams counts no more.
-
-        Raises:
-            StoreUnavailable: the server does not answer.
-        """
-        change = update(identity).values(history=secrets.token_hex(16))
-        self.transact("begin a new history", methodcaller("execute", change))
-        self._history = "", -math.inf
 
     def snapshots(self) -> SqlSnapshotStore:
         """Return the store of the streams' snapshots, in the same database."""
@@ -758,6 +875,7 @@ class SqlEventStore:
         """Give back connections; the store may be used again and makes new ones."""
         self.engine.dispose()
         self._reader.dispose()
+        self._forget_known()
 
     def forget_connections(self) -> None:
         """Leave the connections to the parent process, whose fork this one is."""
@@ -775,16 +893,24 @@ class SqlEventStore:
         reader: Engine | None = None,
         **parameters: Any,
     ) -> Sequence[Any]:
-        """Run a statement that reads; a connection that was lost in the pool is replaced once."""
-        reader = reader or self._reader
+        """Run a statement that reads; a connection that was lost in the pool is replaced once.
+
+        Args:
+            statement: what to run.
+            what: is being done: "read Order-42".
+            reader: connects to the primary, which is the default, or to the replica.
+            parameters: of the statement.
+        """
+        reader = reader or self._primary_reader
 
         def read() -> Sequence[Any]:
             with reader.connect() as connection:
                 return connection.execute(statement, parameters).all()
 
-        return self.attempt_anew(what, read)
+        is_replica = self._has_replica and reader is self._reader
+        return self.attempt_anew(what, read, is_replica=is_replica)
 
-    def attempt_anew(self, what: str, do: Callable[[], R]) -> R:
+    def attempt_anew(self, what: str, do: Callable[[], R], *, is_replica: bool = False) -> R:
         """Do as `attempt`, once more if a connection was lost in the pool; it may be repeated.
 
         Raises:
@@ -792,16 +918,17 @@ class SqlEventStore:
             TransactionConflict: other transactions were in its way as often as it was tried.
         """
         try:
-            return self.attempt(what, do)
+            return self.attempt(what, do, is_replica=is_replica)
         except StoreUnavailable:
-            return self.attempt(what, do)
+            return self.attempt(what, do, is_replica=is_replica)
 
-    def attempt(self, what: str, do: Callable[[], R]) -> R:
+    def attempt(self, what: str, do: Callable[[], R], *, is_replica: bool = False) -> R:
         """Do something; again, while the database ends it for the sake of another transaction.
 
         Args:
             what: is being done: "read Order-42".
             do: does it, all or nothing.
+            is_replica: whether the replica is asked, which errors then name.
 
         Returns:
             What `do` does.
@@ -812,16 +939,26 @@ class SqlEventStore:
         """
         for attempt in range(1, self.attempts + 1):
             try:
-                with self.reach(what):
+                with self.reach(what, is_replica=is_replica):
                     return do()
             except (AlreadyThere, TransactionBeaten) as error:
                 reason = error
                 time.sleep(0.001 * attempt)
         raise beaten_repeatedly(what, self.where, self.attempts, reason) from reason
 
-    def reach(self, what: str) -> AbstractContextManager[None]:
+    def reach(self, what: str, *, is_replica: bool = False) -> AbstractContextManager[None]:
         """Turn the driver's errors into ours for as long as something is done; see `reaching`."""
-        return reaching(self, what, self.engine.dialect.loaded_dbapi.Error)
+        # The replica's URL may name another driver.
+        engine = self._reader if is_replica else self.engine
+        replica = where(engine.url) if is_replica else None
+        return reaching(self, what, engine.dialect.loaded_dbapi.Error, replica=replica)
+
+    def limited(self, limit_s: float | None) -> AbstractContextManager[None]:
+        """Let this thread wait for each answer for so long; None for as long as it takes.
+
+        That is for PostgreSQL. Elsewhere the driver's own limits hold.
+        """
+        return nullcontext()
 
     def read_from_primary(self, *streams: StreamName) -> None:
         """Read streams from no replica for a while: it may not know them in their newest state."""
@@ -837,8 +974,25 @@ class SqlEventStore:
         if self._has_replica:
             self.read_from_primary(*[append.stream for append in batch.appends])
 
-    def _is_fresh(self, stream: StreamName) -> bool:
-        return self._has_replica and self._fresh.get(stream, 0.0) > time.monotonic()
+    def _may_ask_replica(self, stream: StreamName | None = None) -> bool:
+        """Return whether the replica may answer the next read: of a stream, or of all events."""
+        if not self._has_replica:
+            return False
+        if stream is not None and self._fresh.get(stream, 0.0) > time.monotonic():
+            return False
+        return replica_may_answer()
+
+    def _reader_of(self, stream: StreamName) -> Engine:
+        return self._reader if self._may_ask_replica(stream) else self._primary_reader
+
+
+def _have(rows: Sequence[Any], known: Sequence[KnownEvent]) -> bool:
+    """Return whether the rows of a history, which begin with the first known event, have all."""
+    for version, event_id in known:
+        at = version - known[0][0]
+        if at >= len(rows) or (rows[at][0], rows[at][_ID_IN_HISTORY]) != (version, event_id):
+            return False
+    return True
 
 
 def reading_from(after_position: int) -> str:

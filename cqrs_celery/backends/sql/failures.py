@@ -47,8 +47,14 @@ class Dialect(Protocol):
     def failure(self, error: BaseException) -> Failure:
         """Return what a driver's error means."""
 
+    def is_misconfigured(self, error: BaseException) -> bool:
+        """Return whether the URL is to blame for the server's being away."""
+
     def forget_lost(self) -> None:
         """Throw away connections that may be lost, as one of them is."""
+
+    def forget_lost_replica(self) -> None:
+        """Throw away connections to the replica; those to the primary are as good as before."""
 
 
 def driver_error(error: BaseException) -> BaseException:
@@ -57,13 +63,16 @@ def driver_error(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def reaching(dialect: Dialect, what: str, drivers: type[Exception]) -> Iterator[None]:
+def reaching(
+    dialect: Dialect, what: str, drivers: type[Exception], *, replica: str | None = None
+) -> Iterator[None]:
     """Turn the errors of a driver, and of SQLAlchemy, into ours.
 
     Args:
         dialect: knows them.
         what: is being done: "read Order-42".
         drivers: the base of the driver's errors.
+        replica: names the replica in errors, if that is asked; None for the primary.
 
     Raises:
         StoreUnavailable: the server does not answer.
@@ -72,35 +81,53 @@ def reaching(dialect: Dialect, what: str, drivers: type[Exception]) -> Iterator[
         AlreadyThere: to be looked at.
         StoreError: anything else that the database refuses.
     """
+    named = _named(dialect, replica)
     try:
         yield
     except PoolTimeoutError as error:
         raise StoreUnavailable(
-            f"could not {what}: no connection to {dialect.where} came free in time. Let fewer"
+            f"could not {what}: no connection to {named} came free in time. Let fewer"
             " threads share the store, or give it an engine with a larger pool."
         ) from error
     except (SQLAlchemyError, drivers) as error:
-        meaning = meaning_of(dialect, what, driver_error(error))
+        meaning = meaning_of(dialect, what, driver_error(error), replica=replica)
         if isinstance(meaning, StoreUnavailable):
-            dialect.forget_lost()
+            if replica is None:
+                dialect.forget_lost()
+            else:
+                dialect.forget_lost_replica()
         raise meaning from error
 
 
-def meaning_of(dialect: Dialect, what: str, error: BaseException) -> Exception:
+def _named(dialect: Dialect, replica: str | None) -> str:
+    return dialect.where if replica is None else f"the replica {replica}"
+
+
+def meaning_of(
+    dialect: Dialect, what: str, error: BaseException, *, replica: str | None = None
+) -> Exception:
     """Return the error of ours that a driver's error means; see `reaching`."""
-    failure, said = dialect.failure(error), _said(error)
+    failure, said = dialect.failure(error), driver_text(error)
+    named = _named(dialect, replica)
     if failure is Failure.BEATEN:
         return TransactionBeaten(said)
     if failure is Failure.TAKEN:
         return AlreadyThere(said)
+    if failure is Failure.AWAY and dialect.is_misconfigured(error):
+        return StoreUnavailable(
+            f"could not {what}: {named} can't be opened ({_refusal(error)}). Correct its URL, or"
+            " make what that names.",
+            is_misconfigured=True,
+        )
     if failure is Failure.AWAY:
         return StoreUnavailable(
-            f"could not {what}: {dialect.where} does not answer, or can't do it now ({said}). Start"
-            " it, or correct its URL, which must lead to the server that takes writes."
+            f"could not {what}: {named} does not answer, or can't do it now ({said}). Start"
+            " it, or correct its URL"
+            + (", which must lead to the server that takes writes." if replica is None else ".")
         )
     if failure is Failure.SCHEMA:
-        return schema_missing(dialect.where, f"could not {what} ({said})")
-    return StoreError(f"could not {what}: {dialect.where} refused it ({said})")
+        return schema_missing(named, f"could not {what} ({said})")
+    return StoreError(f"could not {what}: {named} refused it ({said})")
 
 
 def schema_missing(where: str, found: str) -> SchemaError:
@@ -111,6 +138,15 @@ def schema_missing(where: str, found: str) -> SchemaError:
     )
 
 
-def _said(error: Any) -> str:
-    """Return the first line of what a driver says; the others repeat the statement."""
+def driver_text(error: Any) -> str:
+    """Return the first line of a driver's error; the others repeat the statement."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason")
+
+
+def _refusal(error: BaseException) -> str:
+    """Return the line with which a server has refused a connection; others may not have answered.
+
+    A host has several addresses, and a URL several hosts: PostgreSQL's driver has a line for each.
+    """
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if "FATAL" in line), driver_text(error))

@@ -1,7 +1,7 @@
 """Let one of several relays be the active one, by a lease in the database.
 
     leadership = store.leadership("shop", broker="redis://…")
-    if leadership.claim():
+    if leadership.claim(broker_id, next_number):
         while leadership.holds():
             …
 
@@ -9,6 +9,12 @@ The row of an application says who leads, until when by the database's own clock
 broker. A leader that is frozen, or cut off, does not renew its lease, and is replaced when that has
 ended; each claim has a token of its own, by which what the former leader still does is told from
 what the present one does. Nothing hangs on a connection, so a pooler may stand in between.
+
+Of the applications that have the same broker, one leads for all: its relay gives that broker
+everything. Two that claim it at the same moment both see the other one afterwards, and withdraw.
+How far everything is handled is remembered in all of their rows, by one statement. An application
+whose broker has lost its data, or is another one than before, has something to give again, which
+nobody else knows of: it leads, also in place of one that leads already.
 """
 
 from __future__ import annotations
@@ -17,12 +23,13 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import Connection, and_, insert, select, update
+from sqlalchemy import Connection, and_, exists, insert, or_, select, true, update
 
 from ...store.events import Place
-from .tables import checkpoints, relays
+from .tables import checkpoints, events, relays
 
 if TYPE_CHECKING:
     from .event_store import SqlEventStore
@@ -41,11 +48,11 @@ _NOBODY: Final = ""
 
 
 class Led(NamedTuple):
-    """Say who leads an application's relays.
+    """Who leads an application's relays.
 
     Attributes:
         leader: host and process.
-        broker_id: the id of the broker that it relays to; empty if none is known yet.
+        broker_id: the id of the broker that it relays to; empty if that has none, or none is known.
         broker: names it in messages, without credentials.
         until_ms: when the lease ends, in milliseconds of the database's clock.
         is_live: whether it has not ended yet.
@@ -58,8 +65,12 @@ class Led(NamedTuple):
     is_live: bool
 
 
+def _no_number() -> int:
+    return 0
+
+
 class Leadership:
-    """Be one process's claim to be the active relay of an application; not for several threads.
+    """One process's claim to be the active relay of an application; not for several threads.
 
     Args:
         store: has the row.
@@ -69,7 +80,10 @@ class Leadership:
 
     Attributes:
         token: tells the present claim from all others; empty without one.
-        broker_id: the broker that was relayed to when the claim was made; empty if there was none.
+        broker_id: the broker that is relayed to; empty if it has no id.
+        former_broker_id: the one before it, if what that had is to be given again; empty if not.
+        is_first: whether no relay of this application has been active before.
+        seen: who led when `claim` looked last; None if nobody ever had.
     """
 
     def __init__(
@@ -83,6 +97,9 @@ class Leadership:
         self._renewed_at = 0.0
         self.token = _NOBODY
         self.broker_id = ""
+        self.former_broker_id = ""
+        self.is_first = False
+        self.seen: Led | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._application} in {self._store.where}>"
@@ -106,16 +123,39 @@ class Leadership:
         )
         if row is None:
             return None
-        is_live = row.lease_until_ms > row.now_ms
+        is_live = self._is_until(row.lease_until_ms, row.now_ms)
         return Led(row.leader, row.broker_id, row.broker, row.lease_until_ms, is_live)
 
-    def claim(self, broker_id: str) -> bool:
-        """Become the active relay if there is none, with a lease from now on.
-
-        Relays of other applications count if they have the same broker: they give it everything.
+    def leader_of_another(self, broker_id: str) -> tuple[str, str] | None:
+        """Return who relays to a broker for another application, and so for this one too.
 
         Args:
-            broker_id: the broker that is relayed to.
+            broker_id: the broker.
+
+        Returns:
+            The leader, host and process, and its application; None if none leads there now.
+
+        Raises:
+            SchemaError: the tables are missing or of another version.
+            StoreUnavailable: the server does not answer.
+        """
+        store = self._store
+        live = select(relays.c.leader, relays.c.application).where(
+            relays.c.broker_id == broker_id,
+            relays.c.broker_id != "",
+            ~self._is_mine(),
+            relays.c.lease_until_ms > store.now_ms(),
+        )
+        rows = store._rows(live, "look up the active relay", store._primary_reader)
+        return (str(rows[0][0]), str(rows[0][1])) if rows else None
+
+    def claim(self, broker_id: str, next_number: Callable[[], int] = _no_number) -> bool:
+        """Become the active relay if there is none, with a lease from now on.
+
+        Args:
+            broker_id: the broker that is relayed to; empty if it has no id.
+            next_number: returns a number that is higher than that of each claim before, by which
+                the broker tells which of two claims came later. Asked for only if nobody leads.
 
         Returns:
             Whether this one is it now.
@@ -123,38 +163,83 @@ class Leadership:
         Raises:
             StoreUnavailable: the server does not answer.
         """
-        led = self.led()
+        led = self.seen = self.led()
         if led is None:
             self._make_row()
         elif led.is_live:
             return False
-        token = secrets.token_hex(8)
-        now_ms = self._store.now_ms()
-        other = relays.alias()
-        is_served = (
-            select(other.c.application)
-            .where(
-                other.c.application != self._application,
-                other.c.broker_id == broker_id,
-                other.c.broker_id != "",
-                other.c.lease_until_ms > now_ms,
-            )
-            .exists()
-        )
-        change = (
-            update(relays)
-            .where(self._is_mine(), relays.c.lease_until_ms <= now_ms, ~is_served)
-            .values(token=token, leader=_me(), lease_until_ms=now_ms + self._lease_ms)
-        )
+        known = "" if led is None else led.broker_id
+        is_new = led is None or not (led.broker_id or led.leader)
+        is_moved = known != broker_id and not is_new
+        # A broker that has lost its data concerns all that have it: who is alive sees to it.
+        rivals = self._live(known, self._broker) if is_moved else self._live(broker_id)
+        if self._is_there(rivals):
+            if is_new:
+                self._join(broker_id)
+            return False
         claimed_at = time.monotonic()
-        row = self._changed("become the active relay", change)
+        token = f"{next_number()}.{secrets.token_hex(8)}"
+        changes = [self._taking(known, broker_id, rivals, token)]
+        if is_moved:
+            changes.append(self._ending_others(broker_id, token))
+        row = self._changed("become the active relay", *changes)
         if row is None or row.token != token:
             return False
-        self.token, self.broker_id, self._renewed_at = token, row.broker_id, claimed_at
+        self.token = token
+        self.broker_id, self._renewed_at, self.is_first = broker_id, claimed_at, is_new
+        if is_moved:
+            self.former_broker_id = known
+        if self._is_there(self._live(broker_id)):
+            # Another one claimed at the same moment, and may not have seen this one.
+            self.release()
+            return False
         return True
 
+    def _taking(self, known: str, broker_id: str, rivals: Any, token: str) -> Any:
+        """Return the statement that writes a claim into the row, if that is free and as it was."""
+        now_ms = self._store.now_ms()
+        return (
+            update(relays)
+            .where(
+                self._is_mine(),
+                relays.c.broker_id == known,
+                or_(relays.c.lease_until_ms <= now_ms, relays.c.lease_until_ms > self._too_late()),
+                ~exists(rivals),
+            )
+            .values(
+                token=token,
+                leader=_me(),
+                lease_until_ms=now_ms + self._lease_ms,
+                broker_id=broker_id,
+                broker=self._broker,
+            )
+        )
+
+    def _ending_others(self, broker_id: str, token: str) -> Any:
+        """Return the statement that ends the leases of other applications at a broker."""
+        return (
+            update(relays)
+            .where(
+                relays.c.application != self._application,
+                relays.c.broker_id == broker_id,
+                relays.c.broker_id != "",
+                self._still_has_claim(token),
+            )
+            .values(token=_NOBODY, lease_until_ms=0)
+        )
+
+    def _join(self, broker_id: str) -> None:
+        """Note which broker this application has, while another one's relay serves it.
+
+        What the row may have from before is of the time when all had one checkpoint.
+        """
+        if broker_id:
+            change = update(relays).where(self._is_mine(), relays.c.broker_id == "")
+            values = {"broker_id": broker_id, "broker": self._broker, "position": None}
+            self._changed("remember the relay's broker", change.values(values))
+
     def holds(self) -> bool:
-        """Say whether the claim still holds; the lease is renewed now and then.
+        """Return whether the claim still holds; the lease is renewed now and then.
 
         Raises:
             StoreUnavailable: the server does not answer.
@@ -163,13 +248,17 @@ class Leadership:
         what = "renew the active relay's lease"
         if now - self._renewed_at < RENEW_S:
             row = self._first(what, relays.c.token)
-        else:
-            until_ms = self._store.now_ms() + self._lease_ms
-            row = self._changed(
-                what, update(relays).where(self._has_claim()).values(lease_until_ms=until_ms)
-            )
-            self._renewed_at = now
-        return row is not None and row.token == self.token
+            return row is not None and row.token == self.token
+        now_ms = self._store.now_ms()
+        # One that has ended stays ended: another application may lead for this one by now.
+        renewal = update(relays).where(self._has_claim(), relays.c.lease_until_ms > now_ms)
+        row = self._changed(what, renewal.values(lease_until_ms=now_ms + self._lease_ms))
+        self._renewed_at = now
+        return (
+            row is not None
+            and row.token == self.token
+            and self._is_until(row.lease_until_ms, row.now_ms)
+        )
 
     def release(self) -> None:
         """Let another one lead at once; a second time does nothing.
@@ -194,45 +283,65 @@ class Leadership:
         row = self._first(what, relays.c.position, relays.c.event_id)
         return None if row is None or row.position is None else Place(row.position, row.event_id)
 
+    def checkpoints(self) -> list[Place]:
+        """Return the checkpoints of this application and of those with its broker, lowest first.
+
+        They differ only where one of them has something to be given again.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        store = self._store
+        found = (
+            select(relays.c.position, relays.c.event_id)
+            .where(or_(self._is_mine(), self._shares_broker()), relays.c.position.is_not(None))
+            .order_by(relays.c.position)
+        )
+        rows = store._rows(found, "look up the relay's checkpoints", store._primary_reader)
+        return [Place(row.position, row.event_id) for row in rows]
+
     def save_checkpoint(self, place: Place) -> bool:
-        """Remember the checkpoint, if the claim still holds; returns whether it does.
+        """Remember the checkpoint, while the claim holds and the store has the event there.
 
-        Applications that this one relays for, since they have the same broker, get the same.
+        Applications that this one relays for, since they have the same broker, get the same, in the
+        same statement.
 
-        Raises:
-            StoreUnavailable: the server does not answer.
-        """
-        what = "save the relay's checkpoint"
-        values = {"position": place.position, "event_id": place.event_id}
-        change = update(relays).where(self._has_claim()).values(values)
-        also = (
-            update(relays)
-            .where(self._shares_broker(), ~self._is_mine(), self._still_has_claim())
-            .values(values)
-        )
-        row = self._changed(what, change, also)
-        return row is not None and row.token == self.token
-
-    def keep_broker(self, broker_id: str) -> None:
-        """Remember which broker is relayed to, while the claim holds.
+        Returns:
+            Whether it was written.
 
         Raises:
             StoreUnavailable: the server does not answer.
         """
-        values = {"broker_id": broker_id, "broker": self._broker}
-        change = update(relays).where(self._has_claim()).values(values)
-        # Whoever shares a server that has lost its id has the new one too.
-        also = (
-            update(relays)
-            .where(
-                self._shares_broker(),
-                relays.c.broker == self._broker,
-                self._still_has_claim(),
-            )
-            .values(values)
+        change = update(relays).where(
+            or_(self._is_mine(), self._shares_broker()),
+            self._still_has_claim(self.token),
+            self._has_event(place),
         )
-        self._changed("remember the relay's broker", change, also)
-        self.broker_id = broker_id
+        row = self._changed(
+            "save the relay's checkpoint",
+            change.values(position=place.position, event_id=place.event_id),
+        )
+        return (
+            row is not None
+            and row.token == self.token
+            and (row.position, row.event_id) == (place.position, place.event_id)
+        )
+
+    def take_along(self) -> None:
+        """Note the broker's new id for the applications that had its former one, by the same name.
+
+        Only a broker that has lost its data has another id under the same name.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        change = update(relays).where(
+            relays.c.broker_id == self.former_broker_id,
+            relays.c.broker_id != "",
+            relays.c.broker == self._broker,
+            self._still_has_claim(self.token),
+        )
+        self._changed("remember the relay's broker", change.values(broker_id=self.broker_id))
 
     # ------------------------------------------------------------ inside
 
@@ -245,14 +354,49 @@ class Leadership:
     def _shares_broker(self) -> Any:
         return and_(relays.c.broker_id == self.broker_id, relays.c.broker_id != "")
 
-    def _still_has_claim(self) -> Any:
+    def _still_has_claim(self, token: str) -> Any:
         """Return the condition on other applications' rows that the claim on the own one holds."""
         own = relays.alias("own")
-        return (
-            select(own.c.token)
-            .where(own.c.application == self._application, own.c.token == self.token)
-            .exists()
+        return exists(
+            select(own.c.token).where(own.c.application == self._application, own.c.token == token)
         )
+
+    def _live(self, broker_id: str, broker: str | None = None) -> Any:
+        """Return the query for other applications that lead at a broker; by its name, too."""
+        other = relays.alias("other")
+        return select(other.c.application).where(
+            other.c.application != self._application,
+            other.c.broker_id == broker_id,
+            other.c.broker_id != "",
+            true() if broker is None else other.c.broker == broker,
+            other.c.lease_until_ms > self._store.now_ms(),
+            other.c.lease_until_ms <= self._too_late(),
+        )
+
+    def _too_late(self) -> Any:
+        """Return a time to which no lease lasts, unless the clock was ahead when it began."""
+        return self._store.now_ms() + 2 * self._lease_ms
+
+    def _is_until(self, until_ms: int, now_ms: int) -> bool:
+        """Return whether a lease until then has not ended."""
+        return now_ms < until_ms <= now_ms + 2 * self._lease_ms
+
+    def _has_event(self, place: Place) -> Any:
+        """Return the condition that the store has the event of a place."""
+        if not place.position or not place.event_id:
+            return true()
+        store = self._store
+        return exists(
+            select(events.c.event_id).where(
+                store._after(place.position - 1),
+                store._up_to(place.position),
+                events.c.event_id == place.event_id,
+            )
+        )
+
+    def _is_there(self, query: Any) -> bool:
+        store = self._store
+        return bool(store._rows(query, "look up the active relay", store._primary_reader))
 
     def _first(self, what: str, *columns: Any) -> Any:
         store = self._store
@@ -265,7 +409,13 @@ class Leadership:
         Each statement commits by itself: a process that is frozen between two has nothing locked.
         """
         store = self._store
-        own = select(relays.c.token, relays.c.broker_id).where(self._is_mine())
+        own = select(
+            relays.c.token,
+            relays.c.position,
+            relays.c.event_id,
+            relays.c.lease_until_ms,
+            store.now_ms().label("now_ms"),
+        ).where(self._is_mine())
 
         def change() -> Any:
             with self._engine.connect() as connection:
@@ -299,7 +449,7 @@ class Leadership:
             if connection.execute(select(relays.c.token).where(self._is_mine())).first() is None:
                 connection.execute(insert(relays).values(row))
 
-        store.transact("make the relay's row", make)
+        store.run_each("make the relay's row", make)
 
 
 def _me() -> str:

@@ -1,4 +1,4 @@
-"""Be the outbox: the events' table, read in order by a relay; and who gets its events.
+"""The outbox: the events' table, read in order by a relay; and who gets its events.
 
 How far the relay has come is the queue's to know, where the queue is our own: enqueuing and
 remembering are one step there. Who the subscribers are is here as well, for when the queue has lost
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -17,6 +16,8 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or
 
 from ...errors import StoreWentBack
 from ...store.events import START, Place, StoredEvent, Subscriber
+from ...store.reading import Reads
+from ...store.refusals import check_text
 from .failures import schema_missing
 from .tables import events, identity, relays, subscribers
 
@@ -31,14 +32,14 @@ _decode = msgspec.json.Decoder(Subscriber).decode
 
 
 class Pending(NamedTuple):
-    """Say how many events stand behind a position, and when the oldest of them was recorded."""
+    """How many events stand behind a position, and when the oldest of them was recorded."""
 
     events: int
     oldest_at: datetime | None
 
 
 class SqlOutbox:
-    """Be the outbox of a SQL event store.
+    """The outbox of a SQL event store.
 
     Args:
         store: whose events it has.
@@ -46,23 +47,34 @@ class SqlOutbox:
 
     def __init__(self, store: SqlEventStore) -> None:
         self.store = store
+        self._store_id: str | None = None
 
-    @cached_property
+    @property
     def store_id(self) -> str:
         """What tells the store from all others; made with its tables.
+
+        It is looked up again where a connection was lost: the database may be another one then.
 
         Raises:
             SchemaError: there are no tables.
             StoreUnavailable: the server does not answer.
         """
-        row = self._first("look up the store's id", select(identity.c.store_id))
-        if row is None:
-            raise schema_missing(self.store.where, "found no id of the store, expected one")
-        return str(row[0])
+        known = self._store_id
+        if known is None:
+            row = self._first("look up the store's id", select(identity.c.store_id))
+            if row is None:
+                raise schema_missing(self.store.where, "found no id of the store, expected one")
+            known = self._store_id = str(row[0])
+        return known
+
+    def forget(self) -> None:
+        """Forget which store it is."""
+        self._store_id = None
 
     def read(self, after_position: int, limit: int) -> Sequence[StoredEvent]:
-        """Return events in order, none of which may be overtaken any more."""
-        return self.store.read_all(after_position=after_position, limit=limit)
+        """Return events in order, none of which may be overtaken any more; from the primary."""
+        with Reads(from_primary=True):
+            return self.store.read_all(after_position=after_position, limit=limit)
 
     def read_behind(self, place: Place, limit: int) -> Sequence[StoredEvent]:
         """Return the events behind a place, in order, if it is still the same one.
@@ -82,7 +94,7 @@ class SqlOutbox:
             if place.event_id in ("", found[0].event.event_id):
                 return found[1:]
         elif self.has(place):
-            # A replica that has not got there yet.
+            # It was behind a gap that may still be filled.
             return ()
         raise StoreWentBack(
             f"could not read on behind position {place.position}, where the event"
@@ -94,7 +106,7 @@ class SqlOutbox:
         )
 
     def has(self, place: Place) -> bool:
-        """Say whether the store has the event of a place there; asked of the primary.
+        """Return whether the store has the event of a place there; asked of the primary.
 
         A place without an event's id is there if the store has come so far.
         """
@@ -120,13 +132,6 @@ class SqlOutbox:
         )
         return START if found is None else Place(int(found[0]), found[1])
 
-    def recorded_at(self, place: Place) -> datetime | None:
-        """Return when the event of a place was recorded; None in front of the first one."""
-        if not place.position:
-            return None
-        found = self.read(place.position - 1, 1)
-        return found[0].event.timestamp if found else None
-
     def last_position(self) -> int:
         """Return the position of the last event; 0 if there is none."""
         last = select(self.store._position()).order_by(self.store._order().desc()).limit(1)
@@ -146,7 +151,7 @@ class SqlOutbox:
     # ------------------------------------------------------------ subscribers
 
     def subscribers(self, application: str, broker_id: str = "") -> list[Subscriber]:
-        """Return the subscribers of an application, and of those whose relays have its broker.
+        """Return the subscribers of an application, and of those that have the same broker.
 
         Args:
             application: whose.
@@ -168,45 +173,80 @@ class SqlOutbox:
         return [_decode(row[0]) for row in rows]
 
     def register(self, application: str, subscriber: Subscriber) -> None:
-        """Remember a subscriber of an application, in place of what was known under its name."""
+        """Remember a subscriber of an application, in place of what was known under its name.
+
+        Raises:
+            InvalidText: one of its texts can't be kept by every store.
+            StoreUnavailable: the server does not answer.
+        """
+        _check(application, subscriber.name, *subscriber.topics, subscriber.queue)
+        for text in subscriber.head:
+            # In JSON, NUL has an escape.
+            check_text(text.replace("\0", ""), f"the head of {subscriber.name}'s messages")
+        self.store.run_each(
+            f"register {subscriber.name}",
+            lambda connection: self._put(connection, application, subscriber),
+        )
+
+    def _put(self, connection: Connection, application: str, subscriber: Subscriber) -> None:
         values = {
             "subscriber": _encode(subscriber).decode(),
             "registered_at": self.store._time(datetime.now(UTC)),
         }
-        key = {"application": application, "name": subscriber.name}
-
-        def put(connection: Connection) -> None:
-            connection.execute(delete(subscribers).where(_is(EVERY_APPLICATION, subscriber.name)))
-            is_it = _is(application, subscriber.name)
-            if not self.store.changed(
-                connection, update(subscribers).where(is_it).values(**values)
-            ):
-                connection.execute(insert(subscribers).values(**key, **values))
-
-        self.store.transact(f"register {subscriber.name}", put)
+        is_it = _is(application, subscriber.name)
+        if not self.store.changed(connection, update(subscribers).where(is_it).values(**values)):
+            connection.execute(
+                insert(subscribers).values(application=application, name=subscriber.name, **values)
+            )
+        # Last, so that it is registered at every moment.
+        if application != EVERY_APPLICATION:
+            is_old = _is(EVERY_APPLICATION, subscriber.name)
+            connection.execute(delete(subscribers).where(is_old))
 
     def unregister(self, application: str, name: str, topics: Sequence[str]) -> int:
-        """Remove a subscriber from topics, altogether if none is left; returns from how many."""
-        for known in self.subscribers(application):
-            if known.name != name:
-                continue
-            left = tuple(topic for topic in known.topics if topic not in topics)
-            if left:
-                self.register(application, known._replace(topics=left))
-            else:
-                self._remove(application, name)
-            return len(known.topics) - len(left)
-        return 0
+        """Remove a subscriber from topics, altogether if none is left; returns from how many.
 
-    def _remove(self, application: str, name: str) -> None:
-        removal = delete(subscribers).where(
-            or_(_is(application, name), _is(EVERY_APPLICATION, name))
-        )
-        self.store.transact(f"unregister {name}", lambda connection: connection.execute(removal))
+        What others register or remove at the same time stands: the row is locked from before it is
+        read until it is written.
+
+        Raises:
+            InvalidText: its name can't be one of a subscriber.
+            StoreUnavailable: the server does not answer.
+            TransactionConflict: others were in its way as often as it was tried.
+        """
+        _check(application, name)
+        is_it = or_(_is(application, name), _is(EVERY_APPLICATION, name))
+
+        def remove(connection: Connection) -> int:
+            # An UPDATE locks the row on every engine, and what is read after it is the newest.
+            same = {"registered_at": subscribers.c.registered_at}
+            if not self.store.changed(connection, update(subscribers).where(is_it).values(same)):
+                return 0
+            newest = (
+                select(self.store._as_text(subscribers.c.subscriber))
+                .where(is_it)
+                .order_by(subscribers.c.application.desc())
+            )
+            known = _decode(connection.execute(newest).all()[0][0])
+            left = tuple(topic for topic in known.topics if topic not in topics)
+            if not left:
+                connection.execute(delete(subscribers).where(is_it))
+            elif len(left) < len(known.topics):
+                self._put(connection, application, known._replace(topics=left))
+            return len(known.topics) - len(left)
+
+        return self.store.transact(f"unregister {name}", remove)
 
     def _first(self, what: str, statement: Any) -> Any:
         rows = self.store._rows(statement, what, self.store._primary_reader)
         return rows[0] if rows else None
+
+
+def _check(application: str, *texts: str) -> None:
+    """Check that every store can keep what a subscriber is known by."""
+    check_text(application, "the application's name")
+    for text in texts:
+        check_text(text, "a name, a topic or the queue of a subscriber")
 
 
 def _is(application: str, name: str) -> ColumnElement[bool]:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from sqlalchemy import Column, Connection, MetaData, String, Table, select
 
 from ...errors import MissingDependency
+from ...extras import how_to_install
 from .event_store import SqlEventStore
 from .failures import schema_missing
 
@@ -45,7 +46,8 @@ def create_schema(store: SqlEventStore) -> str:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
-    with _alembic_lock:
+    # To build an index takes as long as it takes.
+    with _alembic_lock, store.limited(None):
         store.transact("create the event store's tables", upgrade)
     return newest_version()
 
@@ -53,10 +55,14 @@ def create_schema(store: SqlEventStore) -> str:
 def check_schema(store: SqlEventStore) -> str:
     """Check that the tables are there in this version; returns it.
 
+    An SQLite file that is not there is not made.
+
     Raises:
         SchemaError: they are missing, or of another version.
         StoreUnavailable: the server does not answer.
     """
+    if _is_file_missing(store):
+        raise schema_missing(store.where, "there is no such file")
     rows = store._rows(select(_version.c.version_num), "look for the tables", store._primary_reader)
     found = rows[0][0] if rows else None
     if found != newest_version():
@@ -64,6 +70,14 @@ def check_schema(store: SqlEventStore) -> str:
             store.where, f"found version {found or 'none'}, expected {newest_version()}"
         )
     return str(found)
+
+
+def _is_file_missing(store: SqlEventStore) -> bool:
+    url = store.engine.url
+    # What an engine of the application's opens may be something else than its URL says.
+    if url.get_backend_name() != "sqlite" or not store._is_own_engine:
+        return False
+    return not (url.database or "").startswith("file:") and not Path(url.database or "").exists()
 
 
 def schema_sql(dialect: str) -> str:
@@ -99,8 +113,8 @@ def _alembic(**options: Any) -> tuple[Any, Any]:
         from alembic.config import Config
     except ImportError as error:
         raise MissingDependency(
-            "making the event store's tables needs Alembic, which is not installed: pip install"
-            " 'cqrs-celery[sql]'"
+            "making the event store's tables needs Alembic, which is not installed:"
+            f" {how_to_install('sql')}"
         ) from error
     config = Config(**options)
     config.set_main_option("script_location", str(_here()).replace("%", "%%"))

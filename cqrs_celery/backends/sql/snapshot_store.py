@@ -52,9 +52,6 @@ class SqlSnapshotStore:
         store: the event store of the same streams, whose connections it uses.
     """
 
-    #: They go back with the events when their database does.
-    is_beside_events = True
-
     def __init__(self, store: SqlEventStore) -> None:
         self._store = store
         # Made once: to make it takes as long as to run it.
@@ -135,7 +132,7 @@ class SqlSnapshotStore:
     def _rows_with_newer(self, stream: StreamName, what: str, schema_version: int) -> Sequence[Any]:
         """Return rows of events, in front of them the snapshot's: its position is 0."""
         store = self._store
-        reader = store._primary_reader if store._is_fresh(stream) else store._reader
+        reader = store._reader_of(stream)
         return store._rows(
             self._select_with_newer, what, reader,
             key=store._key(stream), schema_version=schema_version,
@@ -151,13 +148,13 @@ class SqlSnapshotStore:
         """Keep a snapshot unless there is a newer one; see `SnapshotStore.put`."""
         check_stream(snapshot.stream)
         what = f"keep the snapshot of {snapshot.stream}"
-        return self._store.transact(what, partial(self._put, snapshot))
+        return self._store.run_each(what, partial(self._put, snapshot))
 
     def remove(self, stream: StreamName) -> bool:
         """Delete a stream's snapshot; see `SnapshotStore.remove`."""
         check_stream(stream)
         statement = delete(snapshots).where(snapshots.c.stream_id == self._id_of(stream))
-        return self._store.transact(
+        return self._store.run_each(
             f"remove the snapshot of {stream}",
             lambda connection: bool(self._store.changed(connection, statement)),
         )

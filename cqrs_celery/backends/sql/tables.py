@@ -208,6 +208,5 @@ identity: Final = Table(
     "cqrs_store",
     metadata,
     Column("store_id", key_type(64), nullable=False),
-    Column("history", key_type(64), nullable=False, server_default=""),
     PrimaryKeyConstraint("store_id", name="cqrs_store_pkey"),
 )

@@ -118,6 +118,7 @@ class SqlTransaction:
 
     def _end(self) -> None:
         self.connection.commit()
+        self._store.check_kept(self.connection)
 
     def rollback(self) -> None:
         """Give the connection back; what was not committed is not written. May be called again."""

@@ -6,7 +6,9 @@ returns.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,12 +17,16 @@ from typing import Any, Final
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Engine, Select, cast, event, func
 
+from ...errors import StoreUnavailable
 from ...store.events import CommandRecord, Committed, Lease, NewEvent
 from ...store.stream import ANY_VERSION
 from ..sql.batch import Batch, CommandRefused, VersionRefused
 from ..sql.event_store import SqlEventStore, encode
 from ..sql.failures import Failure
 from .forking import between_forks
+from .replaced import FileWatch
+
+logger = logging.getLogger(__name__)
 
 #: The Julian day at the beginning of 1970, and the milliseconds of a day.
 JULIAN_1970: Final = 2440587.5
@@ -47,6 +53,29 @@ _REMEMBER: Final = (
 class SqliteEventStore(SqlEventStore):
     """Be an EventStore in an SQLite file."""
 
+    def __init__(self, engine: Engine, **options: Any) -> None:
+        super().__init__(engine, **options)
+        self._watch_file()
+
+    def _watch_file(self) -> None:
+        # The engine may outlive this store.
+        forget = weakref.WeakMethod(self._on_replaced)
+        FileWatch(self.engine, lambda: (forget() or _nothing)())
+
+    def _on_replaced(self) -> None:
+        logger.warning(
+            "the file of %s was replaced or removed; its connections are opened anew", self.where
+        )
+        self.forget_lost()
+
+    def check_kept(self, connection: Any) -> None:
+        """Check that what a connection has committed is in the file that others open."""
+        if not FileWatch.is_file_of(connection):
+            raise StoreUnavailable(
+                f"what was committed is lost: the file of {self.where} was replaced or removed"
+                " meanwhile, as by the restoring of a backup. Repeat the command."
+            )
+
     def failure(self, error: BaseException) -> Failure:
         """Return what a driver's error means."""
         said = str(error)
@@ -57,6 +86,10 @@ class SqliteEventStore(SqlEventStore):
             return Failure.SCHEMA if is_missing else Failure.AWAY
         return Failure.AWAY if isinstance(error, sqlite3.DatabaseError) else Failure.OTHER
 
+    def is_misconfigured(self, error: BaseException) -> bool:
+        """Return whether the URL leads to no folder, or to a file of another kind."""
+        return str(error) in ("unable to open database file", "file is not a database")
+
     @property
     def file(self) -> Path:
         """The database's file."""
@@ -66,9 +99,9 @@ class SqliteEventStore(SqlEventStore):
         """Return the time by the machine's clock, in milliseconds since 1970."""
         return cast((func.julianday("now") - JULIAN_1970) * DAY_MS, BigInteger)
 
-    def reach(self, what: str) -> AbstractContextManager[None]:
+    def reach(self, what: str, *, is_replica: bool = False) -> AbstractContextManager[None]:
         """Turn the driver's errors into ours, and keep forks waiting, while something is done."""
-        return _between_forks(super().reach(what))
+        return _between_forks(super().reach(what, is_replica=is_replica))
 
     def close(self) -> None:
         """Give back connections; the store may be used again and makes new ones."""
@@ -76,11 +109,15 @@ class SqliteEventStore(SqlEventStore):
             super().close()
 
     def is_away(self, error: BaseException) -> bool:
-        """Say no: there is no server, and the driver has one error for bad SQL and for a lock."""
+        """Return False: without a server, one error of the driver's is for bad SQL and locks."""
+        return False
+
+    def is_deadlock(self, error: BaseException) -> bool:
+        """Return False: there is one writer at a time."""
         return False
 
     def serves(self, connection: Any) -> bool:
-        """Say yes: a file has no server that could go away."""
+        """Return True: a file has no server that could go away."""
         return True
 
     def on_begin(self, connection: Connection) -> None:
@@ -106,6 +143,7 @@ class SqliteEventStore(SqlEventStore):
             committed = _append(connection, batch, command)
             self.check_lease(lease)
             connection.commit()
+            self.check_kept(pooled)
         finally:
             # The pool rolls back what is not committed.
             pooled.close()
@@ -167,6 +205,10 @@ def _columns(one: NewEvent) -> tuple[Any, ...]:
         encode(one.metadata).decode(),
         _time(one.timestamp),
     )
+
+
+def _nothing() -> None:
+    """Do what a store does that is no more."""
 
 
 def _time(time: datetime) -> str:

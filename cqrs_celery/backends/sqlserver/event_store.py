@@ -35,12 +35,15 @@ from sqlalchemy.dialects.mssql import ROWVERSION
 from ...store.stream import StreamName
 from ..sql.event_store import SqlEventStore, reading_from
 from ..sql.failures import Failure
-from ..sql.tables import events, streams
+from ..sql.tables import commands, events, streams
 
 #: Locks each row that is read, and the place of each that is missing, until the transaction ends.
 #: Always by seeks in an index: a scan, the cheaper plan for a small table, would lock every stream,
 #: and two plans that take locks in two orders could deadlock.
 LOCK_HINT: Final = "WITH (UPDLOCK, HOLDLOCK, ROWLOCK, FORCESEEK)"
+
+#: Locks the rows that are read, but for those that are locked, which are passed over.
+SKIP_HINT: Final = "WITH (UPDLOCK, READPAST, ROWLOCK)"
 
 #: A column that the other engines do not have. It knows its table, for statements of nothing else.
 _ROW_VERSION: Final[ColumnElement[Any]] = column("row_version", ROWVERSION(), _selectable=events)  # type: ignore[no-untyped-call]
@@ -59,6 +62,12 @@ _READ_ALL: Final = text(
     " JOIN cqrs_streams ON cqrs_streams.stream_id = page.stream_id ORDER BY page.row_version"
 ).bindparams(bindparam("after", type_=BINARY(8)), bindparam("limit", type_=BigInteger()))
 
+#: A lock was not free in time.
+LOCK_TIMEOUT: Final = 1222
+
+#: There is no such login, or its password is another one.
+LOGIN_FAILED: Final = 18456
+
 #: What SQL Server's numbers of errors mean.
 _FAILURES: Final = {
     # A unique key.
@@ -66,7 +75,7 @@ _FAILURES: Final = {
     2601: Failure.TAKEN,
     # A deadlock, a lock that was not granted in time, a row that has changed since the snapshot.
     1205: Failure.BEATEN,
-    1222: Failure.BEATEN,
+    LOCK_TIMEOUT: Failure.BEATEN,
     3960: Failure.BEATEN,
     # A table, a column or a procedure.
     208: Failure.SCHEMA,
@@ -116,14 +125,31 @@ class SqlServerEventStore(SqlEventStore):
 
     def failure(self, error: BaseException) -> Failure:
         """Return what a driver's error means, by SQL Server's numbers in its text, or SQLSTATE."""
-        for number in _NUMBER.findall(str(error.args[-1]) if error.args else ""):
-            found = _FAILURES.get(int(number))
+        for number in _numbers_of(error):
+            found = _FAILURES.get(number)
             if found is not None:
                 return found
         state = str(error.args[0]) if len(error.args) > 1 else ""
         if state.startswith("08"):
             return Failure.AWAY
         return _STATES.get(state, Failure.OTHER)
+
+    def is_misconfigured(self, error: BaseException) -> bool:
+        """Return whether the URL is to blame: its driver is not there, or its login refused.
+
+        A database that can't be opened may be recovering, and refuses logins meanwhile.
+        """
+        state = str(error.args[0]) if len(error.args) > 1 else ""
+        if state == "IM002" or "Can't open lib" in str(error):
+            return True
+        return state == "28000" and set(_numbers_of(error)) <= {LOGIN_FAILED}
+
+    def is_deadlock(self, error: BaseException) -> bool:
+        """Return whether the database ended the transaction in a statement of the application's.
+
+        A lock that was not free in time is the application's own choice, by LOCK_TIMEOUT.
+        """
+        return super().is_deadlock(error) and LOCK_TIMEOUT not in _numbers_of(error)
 
     def now_ms(self) -> ColumnElement[int]:
         """Return the time by the server's clock, in milliseconds since 1970."""
@@ -171,7 +197,17 @@ class SqlServerEventStore(SqlEventStore):
     def _locked(self, statement: Select[Any]) -> Select[Any]:
         return statement.with_hint(streams, LOCK_HINT, "mssql")
 
+    def _delete_unlocked(self, first: Select[Any], is_expired: ColumnElement[bool]) -> Delete:
+        first = first.with_hint(commands, SKIP_HINT, "mssql")
+        statement = super()._delete_unlocked(first, is_expired)
+        return statement.with_hint(SKIP_HINT, dialect_name="mssql")
+
 
 def _row_version(position: int) -> bytes:
     """Return the row version that is a position."""
     return position.to_bytes(8, "big")
+
+
+def _numbers_of(error: BaseException) -> list[int]:
+    """Return SQL Server's numbers in the text of a driver's error."""
+    return [int(number) for number in _NUMBER.findall(str(error.args[-1]) if error.args else "")]

@@ -7,7 +7,9 @@
 --                                       that a stock producer pushed there whole (anything else).
 -- cq:msg       HASH id -> payload, or "@<body id>\n<head>" where several queues share a body, or
 --                  "@\n<payload>" where the payload itself begins with "@"
--- cq:body      HASH body id -> body          cq:refs  HASH body id -> messages that still need it
+-- cq:body      HASH body id -> body          cq:refs  HASH body id -> messages that still need it;
+--                  "0<id>" -> 1 for a message that had a shared body and has a payload of its own now: as
+--                  a body that isn't there, so that refs holds whatever is not done
 -- cq:seq:<queue>\31<sequence>  LIST  every unsettled id of a sequence, in flight ones included
 -- cq:seqs:<queue>  HASH sequence -> state: r<pri> its token is ready; h<pri>|<n>|<consumer> held, the
 --                  first n ids in flight; l<pri> its head waits for its time; d<pri> its head is dead

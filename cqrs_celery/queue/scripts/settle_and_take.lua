@@ -5,8 +5,8 @@
 --   a<id>.<fence>.0     ack: the message is done
 --   n<id>.<fence>.0     give back unstarted: to its place, not counted as a delivery
 --   r<id>.<fence>.0     put back after a start: to its place, counted
---   l<id>.<fence>.<ms>  deliver again after a delay; its text replaces the payload, "" keeps it; in a
---                       sequence everything behind it waits
+--   l<id>.<fence>.<ms>  deliver again after a delay; its text replaces the payload and the shared body,
+--                       "" keeps them; in a sequence everything behind it waits
 --   d<id>.<fence>.0     dead letter, its text says why; in a queue whose letters block, its sequence
 --                       stops here
 -- Putting back, delaying or blocking a message of a sequence takes the later ones that the consumer
@@ -80,6 +80,19 @@ local function leave_sequence(s, id)
   s.n = s.n - 1
 end
 
+-- Store another payload in place of a message's own and of the body that it shares. Who looks for what
+-- is not done looks into refs: there the message has an entry of its own from now on, under a number
+-- that is not below its body's.
+local function replace(id, body, text)
+  if body == '' then return call('HSET', C .. 'msg', id, whole(text)) end
+  local own = '0' .. id
+  if body ~= own then
+    call('HSET', C .. 'refs', own, 1)
+    bodies[#bodies + 1] = body
+  end
+  call('HSET', C .. 'msg', id, '@' .. own .. '\n' .. text)
+end
+
 local function settle(op, id, record, argument, text)
   local pri, body, mark, queue, seq = string.match(record, '^%d+|(%d+)|(%d*)(!?)|([^\31]*)\31(.*)$')
   local s = seq ~= '' and sequence(queue, seq)
@@ -95,10 +108,7 @@ local function settle(op, id, record, argument, text)
     return
   end
   if op == 'r' then call('HINCRBY', C .. 'tries', id, 1) end
-  if op == 'l' and text ~= '' then
-    call('HSET', C .. 'msg', id, whole(text))
-    if body ~= '' then bodies[#bodies + 1] = body end
-  end
+  if op == 'l' and text ~= '' then replace(id, body, text) end
   if s then
     withdraw(s, id)
     s.back = {op = op, id = id, argument = argument, text = text}

@@ -38,4 +38,3 @@ def upgrade() -> None:
         " SELECT '', name, subscriber, registered_at FROM cqrs_subscribers"
     )
     op.drop_table("cqrs_subscribers")
-    op.add_column("cqrs_store", Column("history", key_type(64), nullable=False, server_default=""))

@@ -1,0 +1,117 @@
+"""Decide whether a handler that has failed is run again at once, with fresh state.
+
+Two reasons are not the handler's own: another writer committed first, and a replica that lagged.
+Nothing was committed, so either is repeated; each time, what is read comes from the primary. What a
+handler raises, having read from the primary alone, is the outcome.
+"""
+
+from __future__ import annotations
+
+import logging
+from enum import Enum, auto
+from typing import cast
+
+from celery.exceptions import SoftTimeLimitExceeded, TaskPredicate
+
+from ..errors import (
+    ConcurrencyError,
+    DuplicateInstance,
+    InsideEventLoop,
+    LeaseLost,
+    LockTimeout,
+    NestedExecution,
+    PublishFailed,
+    StaleVersion,
+    SubscriptionFailed,
+)
+from ..store.reading import Reads
+from .definitions import Definition
+
+logger = logging.getLogger(__name__)
+
+#: What depends on no state that was read: Celery's own ways to end a task, the queue, a lock, a
+#: mistake of the program, what happened behind the commit.
+_OF_NO_STATE = (
+    TaskPredicate,
+    SoftTimeLimitExceeded,
+    LeaseLost,
+    LockTimeout,
+    PublishFailed,
+    DuplicateInstance,
+    InsideEventLoop,
+    NestedExecution,
+    SubscriptionFailed,
+)
+
+
+class Next(Enum):
+    """What follows a handler's failure."""
+
+    #: Its error is the outcome.
+    FAIL = auto()
+    #: Another writer committed first: run it again after a moment, under the aggregate's lock.
+    CONFLICT = auto()
+    #: A replica had a part in it: run it again with reads of the primary.
+    REREAD = auto()
+
+
+class Tries:
+    """The tries of one run of a handler.
+
+    Args:
+        definition: says how often a conflict repeats it.
+
+    Attributes:
+        conflicts: how many there were.
+    """
+
+    def __init__(self, definition: Definition) -> None:
+        self._definition = definition
+        self._reads = Reads()
+        self.conflicts = 0
+
+    @property
+    def reads(self) -> Reads:
+        """The reads of the present try; it is to run in their block."""
+        return self._reads
+
+    def after(self, error: Exception) -> Next:
+        """Return what follows a failure of the present try, and prepare the next one.
+
+        Args:
+            error: what the handler, or its commit, has raised.
+        """
+        was_stale = self._reads.used_replica
+        self._reads = Reads(from_primary=True)
+        if isinstance(error, _OF_NO_STATE):
+            return Next.FAIL
+        # A version that the caller chose is no lost race: it is there however often this runs.
+        is_race = isinstance(error, ConcurrencyError) and not isinstance(error, StaleVersion)
+        if is_race and self.conflicts < self._definition.on_conflict.retries:
+            self.conflicts += 1
+            self._tell_of_conflict(cast(ConcurrencyError, error))
+            return Next.CONFLICT
+        if not was_stale:
+            return Next.FAIL
+        self._tell_of_replica(error)
+        return Next.REREAD
+
+    def _tell_of_conflict(self, error: ConcurrencyError) -> None:
+        handler = self._definition.function.__qualname__
+        logger.warning(
+            "conflict on %s (expected version %s, found %s), handler %s is repeated",
+            error.stream,
+            error.expected,
+            error.found,
+            handler,
+            extra={"handler": handler, "stream": error.stream},
+        )
+
+    def _tell_of_replica(self, error: Exception) -> None:
+        handler = self._definition.function.__qualname__
+        logger.info(
+            "%s raised %s after it had read from the replica, repeated with reads of the primary",
+            handler,
+            type(error).__name__,
+            extra={"handler": handler, "why": str(error)},
+        )

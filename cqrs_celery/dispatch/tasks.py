@@ -141,7 +141,9 @@ class HandlerTask(celery.Task):
             if not is_worker:
                 raise
             logger.debug(
-                "the store is away, the message waits",
+                "the store is away, the message of %s [%s] waits",
+                self.name,
+                self.request.id,
                 exc_info=True,
                 extra={"task": self.name, "task_id": self.request.id},
             )

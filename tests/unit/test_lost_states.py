@@ -345,6 +345,29 @@ def test_one_that_lies_with_its_events_is_used(tmp_path: Path, states: MemorySta
     store.close()
 
 
+def test_one_that_lies_with_its_events_is_followed_by_another(tmp_path: Path) -> None:
+    # given a snapshot of an earlier version in the events' own database, and a newer event
+    store = open_event_store(f"sqlite:///{tmp_path / 'events.db'}")
+    assert isinstance(store, SqlEventStore)
+    create_schema(store)
+    write(store, 1, 2)
+    snapshots = Snapshots(store.snapshots())
+    kept = _unnamed(repository(store).get(Snapshotted, "42"), {"counts": [1, 2]})
+    assert snapshots.store.put(kept)
+    write(store, 3)
+    # when the aggregate that begins with it is saved
+    counter = repository(store, snapshots=snapshots).get(Snapshotted, "42")
+    assert counter.__ledger__.snapshot_version == 2
+    counter.add(4)
+    repository(store, snapshots=snapshots).save(counter)
+    # then the next one is taken
+    found = snapshots.store.find(STREAM)
+    assert found is not None
+    assert found.version == 4
+    assert repository(store, snapshots=snapshots).get(Snapshotted, "42").counts == [1, 2, 3, 4]
+    store.close()
+
+
 def _unnamed(counter: Snapshotted, state: dict[str, Any]) -> Snapshot:
     """Return a snapshot as an earlier version has taken it, which names no event."""
     store = MemorySnapshotStore()

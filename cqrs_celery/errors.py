@@ -30,6 +30,7 @@ CQRSError
 │   ├── ConcurrencyError          another writer committed first
 │   │   ├── TransactionConflict       the database ended the transaction for another's sake
 │   │   ├── StaleVersion              the caller's expected version is not the aggregate's
+│   │   ├── AggregateExists           one was made as new, without a look, that exists
 │   │   └── DuplicateInstance         one aggregate is there in two instances in one session
 │   ├── DuplicateCommand          the command has committed before
 │   ├── InvalidText               an id or a name has a character that not every store can hold
@@ -264,6 +265,14 @@ class StaleVersion(ConcurrencyError):
 
     Nothing was written. Repeating the command can't help, so no handler is repeated for it: whoever
     chose the version must look at the aggregate again.
+    """
+
+
+class AggregateExists(ConcurrencyError):
+    """An aggregate was made and added to a session that has not looked whether it exists; it does.
+
+    Nothing was written. Repeating the command can't help, so no handler is repeated for it. Look
+    with `find`, and decide what an existing one means: nothing to do, or a refusal.
     """
 
 

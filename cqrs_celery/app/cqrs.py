@@ -31,6 +31,7 @@ from ..dispatch.in_process import (
     sending_later,
     sending_later_async,
 )
+from ..dispatch.kinds import check_kind
 from ..dispatch.locks import check_locks
 from ..dispatch.middleware import Middleware, checked
 from ..dispatch.publishing import Published, Publisher
@@ -38,7 +39,7 @@ from ..dispatch.results import CommandResult
 from ..dispatch.runtime import Runtime, add_application, current_app
 from ..dispatch.tasks import send_unhandled, stream_of
 from ..errors import ConfigurationError, DuplicateRegistration, InvalidSetting
-from ..messages.codec import check_codecs
+from ..messages.codec import check_codecs, codec_of
 from ..messages.message import Command, Message, Query
 from ..messages.metadata import Metadata, new_id
 from ..messages.sender import use_sender
@@ -161,7 +162,7 @@ class CQRS:
             settings.application,
             is_reliable=self._is_reliable,
         )
-        bus = Bus(repository, serializer, locks=locks, middleware=self._middleware)
+        bus = Bus(repository, serializer, app=self.app, locks=locks, middleware=self._middleware)
         return Runtime(
             self.app,
             serializer,
@@ -252,6 +253,9 @@ class CQRS:
     def session(self) -> Session:
         """Return a unit of work, for use outside a handler; `with` commits it.
 
+        A handler has one of its own. What it commits by another stands whatever becomes of the
+        handler's, and comes again whenever the handler is repeated.
+
         Its events carry the trace of what is being handled, or begin one.
         """
         metadata = current_metadata()
@@ -280,9 +284,12 @@ class CQRS:
             SubscriptionFailed: it is committed, in memory, and a subscription's function failed.
             LockTimeout: somebody else held the aggregate's lock all the time.
             StoreUnavailable: the store's server does not answer.
+            UnwritableMessage: the command holds what would not be read as it is.
             ValueError: the key is no text, empty, or too long.
+            TypeError: it is no command.
             Exception: what the handler raised; nothing was committed.
         """
+        check_kind(command, "command")
         check_nested(type(command).__qualname__, "execute")
         check_no_loop("execute", command)
         bus = self.runtime.bus
@@ -297,6 +304,7 @@ class CQRS:
 
         An async handler is awaited; a sync one, and every commit, runs in a thread.
         """
+        check_kind(command, "command")
         check_nested(type(command).__qualname__, "execute_async")
         bus = self.runtime.bus
         definition = bus.find(command)
@@ -310,6 +318,7 @@ class CQRS:
         Raises:
             HandlerNotFound: no handler is declared in this process.
             InsideEventLoop: a coroutine called this.
+            TypeError: it is no query.
             Exception: what the handler raised.
         """
         check_no_loop("query", query)
@@ -334,7 +343,9 @@ class CQRS:
         Raises:
             PublishFailed: the broker did not take it.
             ValueError: the key is no text of 1 to 200 characters.
+            TypeError: it is no command.
         """
+        check_kind(command, "command")
         definition = definitions.handler_of(type(command))
         if definition is None:
             return send_unhandled(command, self.runtime, options)
@@ -375,10 +386,12 @@ class CQRS:
         )
 
     def _attempt(self, command: Command, definition: Definition, key: str | None) -> Attempt:
+        stream = stream_of(command, self.settings.application)
+        # As a worker would get it: checked, and no longer the caller's to change.
+        _, command = codec_of(type(command)).write(command)
         name = self.runtime.serializer.name_of(type(command))
         command_id = new_id() if key is None else command_id_of(name, checked_key(key))
         metadata = Metadata.caused_by(command_id, current_metadata())
-        stream = stream_of(command, self.settings.application)
         if key is None:
             return Attempt(command, metadata, stream=stream)
         return Attempt(

@@ -14,8 +14,10 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
 
 from ..errors import (
     ConcurrencyError,
@@ -23,9 +25,10 @@ from ..errors import (
     HandlerNotFound,
     StoreError,
 )
+from ..messages.copies import kept
 from ..messages.metadata import Metadata
 from ..messages.serializer import Serializer
-from ..session.off_loop import off_loop
+from ..session.off_loop import handler_off_loop, off_loop
 from ..session.repository import Repository
 from ..session.session import HandlerSession, Session
 from ..store.events import CommandOutcome, CommandRecord, Lease, RecordedEvent
@@ -35,7 +38,8 @@ from .context import handling
 from .definitions import Definition, Definitions
 from .definitions import definitions as all_definitions
 from .event_loop import run_coroutine
-from .locks import CommandLock, Locks
+from .kinds import check_kind
+from .locks import CommandGate, CommandLock, Locks
 from .middleware import Call, Middleware, around, checked
 from .repeating import Next, Tries
 from .results import CommandResult as CommandResult
@@ -74,6 +78,7 @@ class Bus:
     Args:
         repository: where handlers' sessions load and save.
         serializer: of the application.
+        app: Celery's application; None where nothing is sent.
         locks: of aggregates; None for none.
         definitions: the handlers.
         middleware: around every handler, the first one outermost.
@@ -84,10 +89,12 @@ class Bus:
         repository: Repository,
         serializer: Serializer,
         *,
+        app: Any = None,
         locks: Locks | None = None,
         definitions: Definitions = all_definitions,
         middleware: Iterable[Middleware] = (),
     ) -> None:
+        self.app = app
         self.repository = repository
         self.serializer = serializer
         self.locks = locks
@@ -145,30 +152,31 @@ class Bus:
     def _run(self, definition: Definition, attempt: Attempt) -> CommandResult:
         if attempt.looks_first and (found := attempt.find()):
             return result_of(found, definition)
-        tries = Tries(definition)
+        tries, again = Tries(definition), _kept(attempt)
         with CommandLock(self.locks, attempt.stream, definition) as lock:
             lock.before()
             while True:
                 try:
                     with tries.reads:
-                        return self._run_once(definition, attempt)
+                        return self._run_once(definition, attempt, tries)
                 except DuplicateCommand as error:
                     return result_of(CommandOutcome(error.position, error.outcome), definition)
                 except Exception as error:
                     follows = tries.after(error)
                     if follows is Next.FAIL:
                         raise
+                attempt = again()
                 if follows is Next.CONFLICT:
                     time.sleep(delay_s(tries.conflicts - 1))
                     lock.after_conflict()
 
-    def _run_once(self, definition: Definition, attempt: Attempt) -> CommandResult:
+    def _run_once(self, definition: Definition, attempt: Attempt, tries: Tries) -> CommandResult:
         session = HandlerSession(self.repository, metadata=attempt.metadata)
         try:
             if Session in definition.injections.values() and not definition.is_async:
                 session.enclose()
             try:
-                with handling(attempt.metadata, _name_of(definition)), session.watching():
+                with self._handling(definition, attempt), session.watching():
                     value = _call(definition, attempt, session)
             except Exception as error:
                 # A transaction in which something failed may answer no more.
@@ -176,9 +184,13 @@ class Bus:
                 if _may_be_repeated(error) and (found := attempt.find()):
                     return result_of(found, definition)
                 raise
+            tries.is_committing = True
             return self._commit(session, definition, attempt, value)
         finally:
             session.close()
+
+    def _handling(self, definition: Definition, attempt: Attempt) -> handling:
+        return handling(attempt.metadata, _name_of(definition), self.app)
 
     def _commit(
         self, session: HandlerSession, definition: Definition, attempt: Attempt, value: Any
@@ -197,7 +209,8 @@ class Bus:
         a thread as a whole. Cancelled in the middle of a commit, it ends when that has ended.
         """
         if not definition.is_async:
-            return await asyncio.to_thread(self.run, definition, attempt)
+            async with CommandGate(self.locks, attempt.stream, definition):
+                return await handler_off_loop(self.run, definition, attempt)
         if not self.middleware:
             return await self._run_async(definition, attempt)
         with around(self.middleware, _call_of(definition, attempt)) as call:
@@ -207,28 +220,31 @@ class Bus:
     async def _run_async(self, definition: Definition, attempt: Attempt) -> CommandResult:
         if attempt.looks_first and (found := await off_loop(attempt.find)):
             return result_of(found, definition)
-        tries = Tries(definition)
+        tries, again = Tries(definition), _kept(attempt)
         async with CommandLock(self.locks, attempt.stream, definition) as lock:
             await lock.before_async()
             while True:
                 try:
                     with tries.reads:
-                        return await self._run_once_async(definition, attempt)
+                        return await self._run_once_async(definition, attempt, tries)
                 except DuplicateCommand as error:
                     return result_of(CommandOutcome(error.position, error.outcome), definition)
                 except Exception as error:
                     follows = tries.after(error)
                     if follows is Next.FAIL:
                         raise
+                attempt = again()
                 if follows is Next.CONFLICT:
                     await asyncio.sleep(delay_s(tries.conflicts - 1))
                     await lock.after_conflict_async()
 
-    async def _run_once_async(self, definition: Definition, attempt: Attempt) -> CommandResult:
+    async def _run_once_async(
+        self, definition: Definition, attempt: Attempt, tries: Tries
+    ) -> CommandResult:
         session = HandlerSession(self.repository, metadata=attempt.metadata)
         try:
             try:
-                with handling(attempt.metadata, _name_of(definition)), session.watching():
+                with self._handling(definition, attempt), session.watching():
                     value = await definition.function(
                         attempt.message, **_arguments(definition, attempt, session)
                     )
@@ -236,6 +252,7 @@ class Bus:
                 if _may_be_repeated(error) and (found := await off_loop(attempt.find)):
                     return result_of(found, definition)
                 raise
+            tries.is_committing = True
             return await off_loop(self._commit, session, definition, attempt, value)
         finally:
             session.close()
@@ -247,6 +264,7 @@ class Bus:
             HandlerNotFound: there is none.
             Exception: whatever the handler raised.
         """
+        check_kind(query, "query")
         definition = self.find(query)
         with self._around_query(definition, query) as call:
             answer = definition.function(query)
@@ -257,9 +275,10 @@ class Bus:
 
     async def answer_async(self, query: Any) -> Any:
         """Run a query's handler without blocking the event loop; a sync one runs in a thread."""
+        check_kind(query, "query")
         definition = self.find(query)
         if not definition.is_async:
-            return await asyncio.to_thread(self.answer, query)
+            return await handler_off_loop(self.answer, query)
         with self._around_query(definition, query) as call:
             call.result = await definition.function(query)
         return call.result
@@ -282,6 +301,25 @@ def result_of(found: CommandOutcome, definition: Definition) -> CommandResult:
     """Return the result of a command that had committed before: the first one's, in its type."""
     value = definition.returned.read(found.outcome)
     return CommandResult(value=value, position=found.position or None, is_repeated=True)
+
+
+def _kept(attempt: Attempt) -> Callable[[], Attempt]:
+    """Return what gives an attempt as it came, whatever its handler has done to its message."""
+    message, recorded = attempt.message, attempt.recorded
+    if isinstance(message, list):
+        batch = list(zip(message, [kept(one.event) for one in message], strict=True))
+        return lambda: replace(attempt, message=[_with(one, copy()) for one, copy in batch])
+    copy = kept(message)
+
+    def again() -> Attempt:
+        fresh = copy()
+        return replace(attempt, message=fresh, recorded=recorded and _with(recorded, fresh))
+
+    return again
+
+
+def _with(recorded: RecordedEvent[Any], event: Any) -> RecordedEvent[Any]:
+    return msgspec.structs.replace(recorded, event=event)
 
 
 def _may_be_repeated(error: Exception) -> bool:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import DuplicateInstance, RegistrationError, StaleVersion
+from ..errors import AggregateExists, DuplicateInstance, RegistrationError, StaleVersion
 from ..messages.registry import where
 
-#: Conflicts that are there however often the handler runs: a version that the caller chose, and a
-#: mistake of the program.
-HOPELESS = (StaleVersion, DuplicateInstance)
+#: Conflicts that are there however often the handler runs: a version that the caller chose, what is
+#: made without a look whether it is there, and a mistake of the program.
+HOPELESS = (StaleVersion, AggregateExists, DuplicateInstance)
 
 #: How often a conflict with another writer repeats a handler whose decorator does not say.
 RETRIES = 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import Any
 
 from ..messages.metadata import NO_METADATA, Metadata
 
@@ -13,13 +14,15 @@ class handling:  # noqa: N801  used as a function is
     Args:
         metadata: of what is recorded and sent.
         handler: module and name of the function that runs.
+        app: Celery's application that runs it; None if it is not known.
     """
 
-    __slots__ = "_token", "handler", "metadata"
+    __slots__ = "_token", "app", "handler", "metadata"
 
-    def __init__(self, metadata: Metadata, handler: str) -> None:
+    def __init__(self, metadata: Metadata, handler: str, app: Any = None) -> None:
         self.metadata = metadata
         self.handler = handler
+        self.app = app
 
     def __enter__(self) -> None:
         self._token = _current.set(self)
@@ -41,3 +44,9 @@ def current_metadata() -> Metadata:
 def current_handler() -> str:
     """Return module and name of the command's or subscription's function that runs; "" for none."""
     return _current.get().handler
+
+
+def app_of_handler() -> Any:
+    """Return Celery's application whose handler runs; None for none."""
+    current = _current.get()
+    return current.app if current.handler else None

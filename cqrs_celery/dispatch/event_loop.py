@@ -108,18 +108,19 @@ class _Run:
         """Cancel the coroutine, since whoever waits was interrupted, and wait for its end.
 
         It may clean up, and return or raise what it likes, as a sync handler may that has caught
-        its soft time limit. If it just ends, what has interrupted is raised.
+        its soft time limit. If it just ends, what has interrupted is raised; and where that ends
+        the process or the greenlet, it is raised after a moment, whatever the coroutine does.
         """
         self._is_cancelled = True
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._cancel)
+        if not isinstance(error, Exception):
+            concurrent.futures.wait([self._future], CLOSE_S)
+            raise error
         try:
-            result = self._future.result()
+            return self._future.result()
         except asyncio.CancelledError:
             raise error from None
-        if isinstance(error, Exception):
-            return result
-        raise error
 
     def _begin(self) -> None:
         self._task = self._loop.create_task(self._coroutine)

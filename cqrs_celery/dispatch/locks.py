@@ -15,7 +15,7 @@ import time
 from contextlib import AbstractContextManager
 from typing import Protocol, Self
 
-from ..errors import InvalidSetting, StoreUnavailable
+from ..errors import InvalidSetting, LockTimeout, StoreUnavailable
 from ..messages.registry import where
 from ..session.off_loop import off_loop, wait_off_loop
 from ..store.stream import StreamName
@@ -129,13 +129,24 @@ class CommandLock:
         until = time.monotonic() + self._wait_s
         self._gate = await enter_gate(self._locks, self._stream, wait_s=self._wait_s)
         try:
-            await wait_off_loop(self._take_unless_given_up, until)
+            if not await off_loop(self._take_if_free):
+                await wait_off_loop(self._take_unless_given_up, until)
         except asyncio.CancelledError:
             # The thread goes on waiting, and nobody else would give back what it then gets.
             with self._guard:
                 self._is_given_up = True
                 self._release()
             raise
+
+    def _take_if_free(self) -> bool:
+        try:
+            self._take(0.0)
+        except LockTimeout:
+            return False
+        with self._guard:
+            if self._is_given_up:
+                self._release()
+        return True
 
     def _take_unless_given_up(self, until: float) -> None:
         self._take(max(0.0, until - time.monotonic()))
@@ -161,6 +172,36 @@ class CommandLock:
             error,
             extra={"stream": str(self._stream), "why": str(error)},
         )
+
+
+class CommandGate:
+    """The place of a sync handler's command in an event loop's queue for its aggregate's lock.
+
+    Only a command that takes the lock always has one: it waits here without a thread.
+
+    Args:
+        locks: gives the lock; None where there are none.
+        stream: what is to be locked; None for a command that is for no aggregate.
+        definition: says when, and for how long to wait.
+    """
+
+    def __init__(
+        self, locks: Locks | None, stream: StreamName | None, definition: Definition
+    ) -> None:
+        self._locks = locks
+        self._stream = stream
+        self._policy = definition.on_conflict
+        self._gate: Gate | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._locks is not None and self._stream is not None and self._policy.lock == ALWAYS:
+            wait_s = self._policy.lock_wait_s
+            self._gate = await enter_gate(self._locks, self._stream, wait_s=wait_s)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._gate is not None:
+            self._gate.leave()
 
 
 def check_locks(locks: Locks | None, definition: Definition) -> None:

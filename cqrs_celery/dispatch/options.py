@@ -15,8 +15,15 @@ from ..messages.registry import where
 FIXED = frozenset({
     "abstract", "acks_late", "acks_on_failure", "acks_on_failure_or_timeout", "acks_on_timeout",
     "app", "base", "bind", "compression", "default_retry_delay", "expires", "name", "queue",
-    "Request", "run", "serializer", "typing",
+    "Request", "retry", "run", "serializer", "typing",
 })  # fmt: skip
+
+
+#: The decorators' own options, which are Celery's only in part.
+OWN = ("retry_on", "give_up_on", "max_retries", "retry_backoff", "retry_on_conflict", "lock")
+
+#: Celery's options that have another name here.
+NAMED_HERE = {"autoretry_for": "retry_on", "dont_autoretry_for": "give_up_on"}
 
 
 def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -33,8 +40,9 @@ def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> N
             )
         if option.startswith("_") or not hasattr(celery.Task, option):
             known = [name for name in dir(celery.Task) if not name.startswith("_")]
-            close = difflib.get_close_matches(option, known, n=1)
+            close = difflib.get_close_matches(option, sorted({*known, *OWN} - FIXED), n=1)
+            instead = NAMED_HERE.get(option) or (close[0] if close else "")
             raise RegistrationError(
-                f"{where(function)} sets {option!r}, but Celery's tasks have no such option"
-                + (f"; did you mean {close[0]!r}?" if close else ".")
+                f"{where(function)} sets {option!r}, but a handler's task has no such option"
+                + (f"; did you mean {instead!r}?" if instead else ".")
             )

@@ -2,7 +2,8 @@
 
 Two reasons are not the handler's own: another writer committed first, and a replica that lagged.
 Nothing was committed, so either is repeated; each time, what is read comes from the primary. What a
-handler raises, having read from the primary alone, is the outcome.
+handler raises, having read from the primary alone, is the outcome. So is what its commit raises,
+a lost race excepted: where the server's answer was lost, everything may be there.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import cast
 from celery.exceptions import SoftTimeLimitExceeded, TaskPredicate
 
 from ..errors import (
+    AggregateExists,
     ConcurrencyError,
     DuplicateInstance,
+    HandlerCancelled,
     InsideEventLoop,
     LeaseLost,
     LockTimeout,
@@ -32,12 +35,14 @@ logger = logging.getLogger(__name__)
 #: What depends on no state that was read: Celery's own ways to end a task, the queue, a lock, a
 #: mistake of the program, what happened behind the commit.
 _OF_NO_STATE = (
+    AggregateExists,
     TaskPredicate,
     SoftTimeLimitExceeded,
     LeaseLost,
     LockTimeout,
     PublishFailed,
     DuplicateInstance,
+    HandlerCancelled,
     InsideEventLoop,
     NestedExecution,
     SubscriptionFailed,
@@ -63,12 +68,14 @@ class Tries:
 
     Attributes:
         conflicts: how many there were.
+        is_committing: whether the handler of the present try has returned.
     """
 
     def __init__(self, definition: Definition) -> None:
         self._definition = definition
         self._reads = Reads()
         self.conflicts = 0
+        self.is_committing = False
 
     @property
     def reads(self) -> Reads:
@@ -81,13 +88,15 @@ class Tries:
         Args:
             error: what the handler, or its commit, has raised.
         """
-        was_stale = self._reads.used_replica
+        is_race = isinstance(error, ConcurrencyError)
+        was_stale = self._reads.used_replica and (is_race or not self.is_committing)
         self._reads = Reads(from_primary=True)
+        self.is_committing = False
         if isinstance(error, _OF_NO_STATE):
             return Next.FAIL
         # A version that the caller chose is no lost race: it is there however often this runs.
-        is_race = isinstance(error, ConcurrencyError) and not isinstance(error, StaleVersion)
-        if is_race and self.conflicts < self._definition.on_conflict.retries:
+        may_be_won = self.conflicts < self._definition.on_conflict.retries
+        if is_race and may_be_won and not isinstance(error, StaleVersion):
             self.conflicts += 1
             self._tell_of_conflict(cast(ConcurrencyError, error))
             return Next.CONFLICT

@@ -13,6 +13,7 @@ from ..messages.serializer import Serializer
 from ..store.events import DeadLetterPolicy
 from ..store.ports import EventStore, Subscriptions
 from .bus import Bus
+from .context import app_of_handler
 
 
 class SentQueues(Protocol):
@@ -87,8 +88,9 @@ def current_app(what: str, name: str = "") -> celery.Celery:
     """Return the CQRS application to use here.
 
     Of several in one process, that is the one that the name begins with; without such, or if there
-    are several of that name, Celery's current one, else the newest. While a test has an application
-    in memory as Celery's current one, it is that, so that nothing leaves the test.
+    are several of that name, the one whose handler runs, else Celery's current one, else the
+    newest. While a test has an application in memory as Celery's current one, it is that, so that
+    nothing leaves the test.
 
     Args:
         what: names in errors what needs it.
@@ -111,7 +113,10 @@ def current_app(what: str, name: str = "") -> celery.Celery:
     application, dot, _ = name.partition(".")
     named = [app for app in applications if dot and _name_of(app) == application]
     candidates = named or applications
-    return current if current in candidates else candidates[-1]
+    for preferred in (app_of_handler(), current):
+        if preferred in candidates:
+            return preferred
+    return candidates[-1]
 
 
 def _takes_everything(app: celery.Celery) -> bool:

@@ -272,8 +272,10 @@ class CommandTask(HandlerTask):
 
         Raises:
             MessageError: the argument can't be read; a dead letter.
+            NestedExecution: a handler called this.
             Exception: what the handler raised: the command's outcome, nothing was committed.
         """
+        check_nested(self.definition.messages[0].__qualname__, "its task")
         result = self._settled(lambda: self._carry_out(_received(self, args, kwargs)))
         return msgspec.to_builtins(result, str_keys=True)
 

@@ -72,7 +72,7 @@ class Codec:
             data = _encode(message)
             copy = self._decode(data)
             if self._keeps_unknown:
-                data = _encode({**msgspec.to_builtins(message, str_keys=True), **_rest(message)})
+                data = self.encode(message)
                 copy = self._read_all(data)
         except RecursionError as error:
             raise self._too_deep(message) from error
@@ -90,6 +90,12 @@ class Codec:
         if form.has_free_objects and _MARKER in data:
             self._check_markers(data)
         return data, copy
+
+    def encode(self, message: Any) -> bytes:
+        """Return a message as bytes of JSON, unchecked: one that was read, or written before."""
+        if self._keeps_unknown:
+            return _encode({**msgspec.to_builtins(message, str_keys=True), **_rest(message)})
+        return _encode(message)
 
     def _read_all(self, data: Any) -> Any:
         return self._convert_all(msgspec.json.decode(data))

@@ -2,28 +2,34 @@
 
 The threads are the package's own: the loop's default executor may be full of what an application
 has put there. What waits for somebody else's lock has threads apart, since whoever holds the lock
-needs one to commit.
+needs one to commit; so have sync handlers, which may wait for one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from functools import partial
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-#: Threads that read and commit, and threads that wait for locks.
-IO_THREADS: Final = 32
-WAITING_THREADS: Final = 32
+#: Threads of each kind: those that read and commit, that wait for locks, that run sync handlers.
+THREADS: Final = 32
 
-_executors: dict[str, ThreadPoolExecutor] = {}
+_IO, _WAITING, _HANDLERS = "cqrs-io", "cqrs-waiting", "cqrs-handlers"
+
+#: How many calls off the loop the present one is inside of. With events in memory, and in eager
+#: mode, what is called here may wait for a coroutine that calls something off the loop itself: each
+#: level has threads of its own, so that none waits for a thread of its own level.
+_level: ContextVar[int] = ContextVar("cqrs_off_loop_level", default=0)
+
+_executors: dict[tuple[str, int], ThreadPoolExecutor] = {}
 _guard = threading.Lock()
 
 
@@ -37,7 +43,7 @@ async def off_loop(call: Callable[..., T], /, *args: Any) -> T:
         call: the function; it reads or commits, and waits for nobody who needs such a thread.
         args: its arguments.
     """
-    future = _submit("cqrs-io", IO_THREADS, call, *args)
+    future = _submit(_IO, call, *args)
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
@@ -54,20 +60,31 @@ async def wait_off_loop(call: Callable[..., T], /, *args: Any) -> T:
 
     If the caller is cancelled, the call goes on, and nobody is told how it ends.
     """
-    return await _submit("cqrs-waiting", WAITING_THREADS, call, *args)
+    return await _submit(_WAITING, call, *args)
 
 
-def _submit(name: str, threads: int, call: Callable[..., T], /, *args: Any) -> asyncio.Future[T]:
-    context = contextvars.copy_context()
+async def handler_off_loop(call: Callable[..., T], /, *args: Any) -> T:
+    """Call what runs a sync handler in a thread, and return what it returns.
+
+    If the caller is cancelled, the call goes on, and nobody is told how it ends.
+    """
+    return await _submit(_HANDLERS, call, *args)
+
+
+def _submit(kind: str, call: Callable[..., T], /, *args: Any) -> asyncio.Future[T]:
+    level = _level.get()
+    context = copy_context()
+    context.run(_level.set, level + 1)
     loop = asyncio.get_running_loop()
-    return loop.run_in_executor(_executor(name, threads), partial(context.run, call, *args))
+    return loop.run_in_executor(_executor(kind, level), partial(context.run, call, *args))
 
 
-def _executor(name: str, threads: int) -> ThreadPoolExecutor:
+def _executor(kind: str, level: int) -> ThreadPoolExecutor:
     with _guard:
-        executor = _executors.get(name)
+        executor = _executors.get((kind, level))
         if executor is None:
-            executor = _executors[name] = ThreadPoolExecutor(threads, thread_name_prefix=name)
+            executor = ThreadPoolExecutor(THREADS, thread_name_prefix=kind)
+            _executors[kind, level] = executor
         return executor
 
 

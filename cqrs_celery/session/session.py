@@ -13,12 +13,12 @@ from typing import Any, Self, TypeVar
 from ..domain.aggregate import Aggregate
 from ..domain.lifecycle import attach, detach
 from ..domain.watching import Watching
-from ..errors import SessionError, SubscriptionFailed
+from ..errors import AggregateNotFound, ConcurrencyError, SessionError, SubscriptionFailed
 from ..messages.metadata import NO_METADATA, Metadata
 from ..store.events import CommandRecord, Committed, Lease
 from ..store.ports import StoreTransaction
-from ..store.refusals import stale_version
-from ..store.stream import StreamName
+from ..store.refusals import exists_already, stale_version
+from ..store.stream import NO_STREAM, StreamName
 from .off_loop import off_loop
 from .repository import Repository, two_instances
 
@@ -43,6 +43,7 @@ class Session:
         self._repository = repository
         self._metadata = metadata
         self._tracked: dict[StreamName, Aggregate] = {}
+        self._missed: set[StreamName] = set()
         self._transaction: StoreTransaction | None = None
         self._is_closed = False
 
@@ -79,8 +80,11 @@ class Session:
         aggregate = self._tracked_as(cls, id)
         if aggregate is None:
             aggregate = self._repository.find(cls, id)
+        stream = self._repository.stream_of(cls, id)
         if aggregate is not None:
-            self._tracked[self._repository.stream_of(cls, id)] = aggregate
+            self._tracked[stream] = aggregate
+        else:
+            self._missed.add(stream)
         return aggregate
 
     async def get_async(self, cls: type[A], id: str, expected_version: int | None = None) -> A:
@@ -102,6 +106,7 @@ class Session:
         if self._tracked_as(cls, id) is None:
             found = await off_loop(self._repository.find, cls, id)
             if found is None:
+                self._missed.add(self._repository.stream_of(cls, id))
                 # Unless it was added meanwhile.
                 return self._tracked_as(cls, id)
             self._track(cls, id, found)
@@ -113,7 +118,11 @@ class Session:
             self._tracked[self._repository.stream_of(cls, id)] = aggregate
 
     def _read(self, cls: type[A], id: str, expected_version: int | None) -> A:
-        aggregate = self._repository.get(cls, id)
+        try:
+            aggregate = self._repository.get(cls, id)
+        except AggregateNotFound:
+            self._missed.add(self._repository.stream_of(cls, id))
+            raise
         if expected_version is not None and aggregate.version < expected_version:
             aggregate = self._repository.get_newest(cls, id)
         return aggregate
@@ -171,6 +180,7 @@ class Session:
 
         Raises:
             ConcurrencyError: another writer committed first; nothing was written.
+            AggregateExists: one was added as new that exists, without a look; nothing was written.
             DuplicateCommand: the command has committed before; nothing was written.
             LeaseLost: the worker no longer holds its message; nothing was written.
             UnwritableMessage: an event is too large; nothing was written.
@@ -190,10 +200,10 @@ class Session:
         except SubscriptionFailed:
             self._untrack()
             raise
-        except BaseException:
+        except BaseException as error:  # noqa: BLE001  raised again
             if self._transaction is not None:
                 self.close()
-            raise
+            raise self._explained(error) from error.__cause__
         self._transaction = None
         self._untrack()
         return committed
@@ -236,6 +246,14 @@ class Session:
                 " Use the class by which it was got first."
             )
         return tracked
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """Return a commit's error as what it is: no lost race where nobody has looked."""
+        if type(error) is ConcurrencyError and error.expected == NO_STREAM:
+            for stream in self._tracked:
+                if str(stream) == error.stream and stream not in self._missed:
+                    return exists_already(stream, found=error.found)
+        return error
 
     def _untrack(self) -> None:
         for aggregate in self._tracked.values():

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ..errors import (
+    AggregateExists,
     ConcurrencyError,
     DuplicateCommand,
     InvalidText,
@@ -129,6 +130,18 @@ def stale_version(stream: StreamName, *, expected: int, found: int) -> StaleVers
         " written. Look at the aggregate again, and decide anew.",
         stream=str(stream),
         expected=expected,
+        found=found,
+    )
+
+
+def exists_already(stream: StreamName, *, found: int) -> AggregateExists:
+    """Return the error for an aggregate that was made though it exists, without a look."""
+    return AggregateExists(
+        f"{stream} exists already, at version {found}, and was made and added as a new one by who"
+        " has not looked. Nothing was written, and repeating the command can't help. Look first:"
+        f" session.find({stream.aggregate_type}, {stream.aggregate_id!r}) returns it, or None.",
+        stream=str(stream),
+        expected=NO_STREAM,
         found=found,
     )
 

@@ -32,8 +32,14 @@ class Plant(Command, name="garden.plant", aggregate=Bed, key="id"):
     id: str
 
 
+#: What the handler does first.
+inside: list[Any] = []
+
+
 @command_handler(Plant)
 def plant(command: Plant, session: Session) -> None:
+    while inside:
+        inside.pop()()
     bed = session.find(Bed, command.id) or Bed(command.id)
     bed.record(Planted())
     session.add(bed)
@@ -184,6 +190,27 @@ def test_a_plain_task_with_a_handlers_name_is_refused() -> None:
 
 
 # ------------------------------------------------------------ which one a message goes to
+
+
+def test_what_a_handler_sends_without_a_prefix_goes_to_its_own_application(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given two applications, of which another one is the newest and nobody's current one
+    first, newest = application("garden"), application("meadow")
+    sent: list[str] = []
+
+    class Weed(Command, name="weed_bed"):
+        pass
+
+    for cqrs in (first, newest):
+        monkeypatch.setattr(
+            cqrs, "send_command", lambda command, name=cqrs.app.main, **_: sent.append(name)
+        )
+    inside.append(lambda: Weed().delay())
+    # when a handler of the first one sends
+    first.execute(Plant(id="bed"))
+    # then it is the first one's
+    assert sent == ["garden"]
 
 
 def test_a_commands_prefix_chooses_its_application_in_every_thread() -> None:

@@ -32,9 +32,11 @@ from cqrs_celery import (
     subscribes,
 )
 from cqrs_celery.backends.memory.event_store import MemoryEventStore
+from cqrs_celery.backends.memory.locks import MemoryLocks
 from cqrs_celery.dispatch import event_loop
 from cqrs_celery.dispatch.event_loop import close_loop, run_coroutine
 from cqrs_celery.errors import HandlerCancelled, InsideEventLoop, SessionError, StaleVersion
+from cqrs_celery.session.off_loop import THREADS
 from tests.nodes import REPOSITORY
 from tests.waiting import wait_until
 
@@ -64,7 +66,7 @@ class Turns(Query, name="loop.turns"):
 
 
 #: What an async handler awaits in its middle, and what was seen.
-world = SimpleNamespace(inside=None, seen=[], loops=set())
+world = SimpleNamespace(inside=None, seen=[], loops=set(), reads=False)
 where: ContextVar[str] = ContextVar("where", default="nowhere")
 
 
@@ -96,9 +98,29 @@ async def turns(query: Turns) -> str:
     return where.get()
 
 
+class SpinLocked(Spin, name="loop.spin_locked", aggregate=Wheel, key="id"):
+    pass
+
+
+class SpinLockedNow(Spin, name="loop.spin_locked_now", aggregate=Wheel, key="id"):
+    pass
+
+
+@command_handler(SpinLocked, lock="always")
+async def spin_locked(command: SpinLocked, session: Session) -> int:
+    return int(await spin(command, session))
+
+
+@command_handler(SpinLockedNow, lock="always")
+def spin_locked_now(command: SpinLockedNow, session: Session) -> int:
+    return int(spin_now(command, session))
+
+
 @subscribes(Spun)
-async def watch(event: Spun) -> None:
+async def watch(event: Spun, session: Session) -> None:
     await asyncio.sleep(0)
+    if world.reads:
+        await session.find_async(Wheel, "another")
     world.loops.add(asyncio.get_running_loop())
     world.seen.append("spun")
 
@@ -115,7 +137,7 @@ def cqrs() -> Iterator[CQRS]:
     before = Celery(set_as_current=False)
     app = Celery("loop", set_as_current=False)
     app.conf.update(cqrs_event_store="memory://", broker_url="memory://", task_always_eager=True)
-    world.__dict__.update(inside=None, seen=[], loops=set())
+    world.__dict__.update(inside=None, seen=[], loops=set(), reads=False)
     app.set_current()
     yield CQRS(app)
     before.set_current()
@@ -284,6 +306,53 @@ def test_an_async_subscription_of_what_a_coroutine_commits_in_the_loop_runs_too(
     assert world.seen == ["spun", "spun"]
 
 
+def test_more_commands_than_threads_commit_for_subscriptions_that_read_and_commit_too(
+    cqrs: CQRS,
+) -> None:
+    # given more commands of one loop than there are threads, each of which commits and waits, in
+    # its thread, for an async subscription that needs threads itself
+    ids = [str(n) for n in range(2 * THREADS)]
+    world.reads = True
+
+    async def run() -> Any:
+        commands = [cqrs.execute_async(Spin(id=one)) for one in ids]
+        return await asyncio.wait_for(asyncio.gather(*commands), 60)
+
+    # then none waits for ever
+    assert [result.value for result in asyncio.run(run())] == [1] * len(ids)
+    assert world.seen == ["spun"] * len(ids)
+
+
+def test_sync_handlers_that_wait_for_a_lock_leave_its_holder_the_loops_own_threads() -> None:
+    # given a loop whose own executor has one thread, and an async handler that needs it
+    app = Celery("loop", broker="memory://", set_as_current=False)
+    cqrs = CQRS(app, store=SilentStore())
+    cqrs.runtime.bus.locks = MemoryLocks()
+    started, others_wait = asyncio.Event(), asyncio.Event()
+
+    async def hold(session: Session) -> None:
+        started.set()
+        await others_wait.wait()
+        await asyncio.to_thread(lambda: None)
+
+    world.__dict__.update(inside=hold, seen=[], loops=set())
+
+    async def run() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        held = asyncio.create_task(cqrs.execute_async(SpinLocked()))
+        await started.wait()
+        # when sync handlers want the lock that it holds
+        others = [asyncio.create_task(cqrs.execute_async(SpinLockedNow())) for _ in range(3)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        others_wait.set()
+        return await asyncio.wait_for(asyncio.gather(held, *others), 60)
+
+    # then each gets it in turn
+    assert [result.value for result in asyncio.run(run())] == [1, 2, 3, 4]
+
+
 # ------------------------------------------------------------ reading without blocking
 
 
@@ -411,6 +480,44 @@ def test_an_interrupted_caller_cancels_the_coroutine_and_waits_for_its_end(
         signal.signal(signal.SIGUSR1, before)
     # then the coroutine has come to its end
     assert world.seen[:3] == ["waiting", "cancelled", "cleaned up"]
+
+
+def test_a_process_that_is_to_end_does_not_wait_for_a_coroutine_that_goes_on(
+    cqrs: CQRS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a handler that will not be cancelled, and a signal that ends its process
+    monkeypatch.setattr(event_loop, "CLOSE_S", 0.1)
+    gate = threading.Event()
+
+    def end(*_: Any) -> None:
+        raise SystemExit(3)
+
+    async def go_on(session: Session) -> None:
+        world.seen.append("waiting")
+        while not gate.is_set():
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                world.seen.append("goes on")
+
+    world.inside = go_on
+    before = signal.signal(signal.SIGUSR1, end)
+
+    def send() -> None:
+        wait_until(lambda: world.seen == ["waiting"])
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    # then it ends nevertheless, while the coroutine is still there
+    try:
+        with pytest.raises(SystemExit):
+            cqrs.execute(Spin())
+        assert world.seen == ["waiting", "goes on"]
+    finally:
+        gate.set()
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_command_that_is_cancelled_while_it_commits_ends_with_its_commit() -> None:

@@ -26,7 +26,7 @@ from cqrs_celery.errors import (
     RegistrationError,
     StoreUnavailable,
 )
-from cqrs_celery.session.off_loop import WAITING_THREADS
+from cqrs_celery.session.off_loop import THREADS
 from cqrs_celery.store.stream import StreamName
 from tests.waiting import wait_until
 
@@ -150,19 +150,22 @@ def knock(command: Knock) -> str:
 
 
 class CountingLocks(MemoryLocks):
-    """Locks that remember what was locked; or whose server is away."""
+    """Locks that remember what was locked, and what is waited for; or whose server is away."""
 
     def __init__(self, *, is_away: bool = False) -> None:
         super().__init__()
         self.locked: list[str] = []
+        self.waiting: list[str] = []
         self.is_away = is_away
 
     @contextmanager
     def hold(self, stream: StreamName, *, wait_s: float) -> Iterator[None]:
         if self.is_away:
             raise StoreUnavailable("the locks are away")
-        self.locked.append(str(stream))
+        if wait_s:
+            self.waiting.append(str(stream))
         with super().hold(stream, wait_s=wait_s):
+            self.locked.append(str(stream))
             yield
 
 
@@ -302,7 +305,7 @@ def test_a_cancelled_wait_leaves_no_lock_behind(cqrs: CQRS) -> None:
         # given a task that waits for the lock
         with locks.hold(DOOR, wait_s=0):
             task = asyncio.create_task(cqrs.execute_async(OpenDoorSoon()))
-            await asyncio.to_thread(wait_until, lambda: len(locks.locked) == 2)
+            await asyncio.to_thread(wait_until, lambda: len(locks.waiting) == 1)
             # when it is cancelled, and the lock comes free
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -322,10 +325,9 @@ def test_many_in_one_loop_that_wait_for_one_lock_keep_nobody_from_another(cqrs: 
         with locks.hold(DOOR, wait_s=0):
             # and more commands that wait for it than there are threads to wait in
             waiting = [
-                asyncio.create_task(cqrs.execute_async(OpenDoorSoon()))
-                for _ in range(WAITING_THREADS * 2)
+                asyncio.create_task(cqrs.execute_async(OpenDoorSoon())) for _ in range(THREADS * 2)
             ]
-            await asyncio.to_thread(wait_until, lambda: len(locks.locked) == 2)
+            await asyncio.to_thread(wait_until, lambda: len(locks.waiting) == 1)
             # when another aggregate's lock is wanted, then that is there
             other = await cqrs.execute_async(OpenDoorSoon(id="back"))
             assert other.value == 1
@@ -334,7 +336,7 @@ def test_many_in_one_loop_that_wait_for_one_lock_keep_nobody_from_another(cqrs: 
         return await asyncio.gather(*waiting)
 
     values = [result.value for result in asyncio.run(run())]
-    assert values == list(range(1, WAITING_THREADS * 2 + 1))
+    assert values == list(range(1, THREADS * 2 + 1))
     assert gates._gates == {} or not any(gates._gates.values())
 
 

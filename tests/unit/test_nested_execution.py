@@ -146,6 +146,8 @@ visits = pytest.mark.parametrize("cls", [Visit, VisitSoon])
 NESTED = {
     "execute": lambda: world.cqrs.execute(Lay()),
     "apply": lambda: lay.apply((Lay(),)),
+    "its task": lambda: lay.task(Lay()),
+    "its task's run": lambda: lay.task.run(Lay()),
     "chain": lambda: chain(lay.si(Lay()), lay.si(Lay())).apply_async(),
     "another aggregate": lambda: world.cqrs.execute(Lay(id="another")),
 }

@@ -364,23 +364,23 @@ class ReliableQueue:
         return {name.decode(): end for name, end in found}
 
     def recover(
-        self, *, most_tries: int = 0, ended: Mapping[str, float] | None = None
+        self, *, most_tries: int = 0, ended: Mapping[str, float | None] | None = None
     ) -> list[Recovered]:
         """Give back what consumers hold that have ended, in slices; each message once.
 
         Args:
             most_tries: a message delivered that often without a settlement becomes a dead letter;
                 0 for no limit.
-            ended: the consumers, each with the end of its lease as it was seen; one that was
-                renewed since is left alone. None for all whose lease has ended. Then the caller
-                must know that they are dead: after an outage of Redis all leases have ended.
+            ended: the consumers, each with the end of its lease as it was seen, None for any; one
+                that was renewed since is left alone. None for all whose lease has ended. Then the
+                caller must know that they are dead: after an outage of Redis all leases have ended.
 
         Returns:
             What was recovered from whom.
         """
         if ended is None:
             seconds, micros = self.client.time()
-            ended = self.lease_ends(before_ms=seconds * 1000 + micros // 1000)
+            ended = {**self.lease_ends(before_ms=seconds * 1000 + micros // 1000)}
         return recovery.end_and_recover(self, ended.items(), most_tries=most_tries)
 
     def leave(self, consumer: str) -> list[Recovered]:

@@ -20,8 +20,9 @@
 --                  held that has ended is held by its remainder, "<consumer>+<number>"; see end_consumers
 -- cq:consumers ZSET consumer -> end of its lease, ms    cq:idle  SET consumers that wait for a wake-up
 -- cq:consuming:<queue>  SET consumers                   cq:queues_of:<consumer>  SET queues
--- cq:about     HASH consumer -> JSON object: slots, batches, worker, host, pid; of a remainder also
---                  remainder_of, the consumer that held it, and charged, see charge
+-- cq:about     HASH consumer -> JSON object: slots, batches, worker, host, pid, lease_s, lock (the file of
+--                  its process); of a remainder also remainder_of, the consumer that held it, and
+--                  charged, see charge
 -- cq:until     HASH id -> ms at which a message expires that has not been taken
 -- cq:expiring  ZSET queue -> ms at which an unused one expires    cq:lifetime  HASH queue -> its ms
 -- cq:tries     HASH id -> deliveries that ended without a settlement

@@ -53,7 +53,7 @@ _SURVIVED = (Exception, SystemExit, KeyboardInterrupt)
 
 
 class Holder:
-    """Be one consumer of the queue.
+    """One consumer of the queue.
 
     Args:
         queue: on a client of the holder's own, usable from several threads.
@@ -133,7 +133,7 @@ class Holder:
                 self._leave_if_done()
 
     def _tell_queue(self) -> None:
-        """Say which queues wake this consumer, and what it is."""
+        """Tell the queue what wakes this consumer, and what it is."""
         queues, about = self._queues, self._about()
         self.queue.consume(self.name, queues, about=about)
         self._told = queues, about

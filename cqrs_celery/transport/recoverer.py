@@ -38,6 +38,9 @@ LOOK_S = 0.5
 #: suspicion.
 WATCH_S, WATCH_PART = 1.0, 1 / 16
 
+#: Seconds at most that the end of a consumer waits for what it is recovering.
+STOP_S = 5.0
+
 #: How often Redis is asked for the consumers of a process that has died before it counts as another
 #: broker's.
 ASKED = 3
@@ -131,9 +134,13 @@ class Recoverer:
             self._watch.note_failure()
 
     def stop(self) -> None:
-        """End the thread after its present step."""
+        """End the thread, after what it is doing if that does not take long."""
         self._is_stopped = True
         self._news.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            # A recovery that was broken off would have to be found by somebody else.
+            thread.join(STOP_S)
 
     # ------------------------------------------------------------ the thread
 

@@ -37,6 +37,8 @@ class Queue:
         self.taken: list[Taken] = []
         self.is_exchanging, self.may_answer = threading.Event(), threading.Event()
         self.may_answer.set()
+        self.may_recover = threading.Event()
+        self.may_recover.set()
         self.may_beat = threading.Event()
         self.may_beat.set()
         self.answer = Beat(is_held=True, first_end_ms=0, now_ms=0)
@@ -72,6 +74,7 @@ class Queue:
 
     def recover(self, *, most_tries: int, ended: Any) -> list[Recovered]:
         self._do("recover")
+        assert self.may_recover.wait(30)
         return [Recovered(name, 1, 0) for name in ended]
 
     def key(self, name: str) -> str:
@@ -176,6 +179,79 @@ def test_the_lease_is_renewed_though_another_duty_fails_each_time(
     queue.errors.clear()
     duty = ""
     wait_until(lambda: "again after" in caplog.text, message="the good news")
+
+
+def test_the_lease_is_renewed_while_a_recovery_takes_long(
+    queue: Queue, make_holder: Callable[..., Holder]
+) -> None:
+    # given a holder that recovers what a dead one held, which does not end
+    queue.answer = Beat(is_held=True, first_end_ms=0, now_ms=1)
+    queue.ends = {"dead": 1.0}
+    queue.may_recover.clear()
+    make_holder()
+    wait_until(lambda: queue.counts.get("recover"), message="the recovery")
+    # then its beats come on time
+    try:
+        wait_for_beats(queue, 6)
+        assert queue.counts["recover"] == 1
+    finally:
+        queue.may_recover.set()
+
+
+def test_the_lease_is_renewed_while_a_settlement_gets_no_answer(
+    queue: Queue, make_holder: Callable[..., Holder]
+) -> None:
+    # given something that is done, and a queue that does not answer when it is told so
+    holder = make_holder()
+    tag = take_one(queue, holder)
+    queue.is_exchanging.clear()
+    queue.may_answer.clear()
+    holder.hand.ack(tag)
+    assert queue.is_exchanging.wait(30)
+    # then its beats come on time
+    try:
+        wait_for_beats(queue, 6)
+    finally:
+        queue.may_answer.set()
+
+
+def test_a_beat_that_fails_is_repeated_soon(
+    queue: Queue, make_holder: Callable[..., Holder]
+) -> None:
+    # given a holder with a long lease whose beat has failed
+    holder: Any = Holder(queue, lease_s=6, max_deliveries=3)  # type: ignore[arg-type]
+    queue.errors["beat"] = redis.ConnectionError("away")
+    holder.consume(["orders"])
+    try:
+        wait_until(lambda: queue.counts.get("beat"), 20, "the beat")
+        tried = time.monotonic()
+        # when the server is back
+        queue.errors.clear()
+        # then it is not waited for the next regular one
+        wait_until(lambda: len(queue.beats) > 1, 20, "the next beat")
+        assert time.monotonic() - tried < holder.lease_s / 4
+    finally:
+        holder.close()
+
+
+def test_a_consumer_that_leaves_ends_what_it_is_recovering(
+    queue: Queue, make_holder: Callable[..., Holder]
+) -> None:
+    # given a holder in the midst of a recovery
+    queue.answer = Beat(is_held=True, first_end_ms=0, now_ms=1)
+    queue.ends = {"dead": 1.0}
+    queue.may_recover.clear()
+    holder = make_holder()
+    wait_until(lambda: queue.counts.get("recover"), message="the recovery")
+    # when it is closed
+    closing = threading.Thread(target=holder.close)
+    closing.start()
+    wait_until(holder._stop.is_set, message="the end")
+    # then its client is closed after the recovery
+    assert "close" not in queue.counts
+    queue.may_recover.set()
+    closing.join(30)
+    assert queue.counts["close"] == 1
 
 
 def test_what_others_held_is_recovered_though_the_letters_cannot_be_looked_after(

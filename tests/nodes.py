@@ -460,6 +460,8 @@ class WorkerNode(ProcessNode):
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
             "PYTHONUNBUFFERED": "1",
+            # The locks of processes: those of other tests are none of this one's business.
+            "XDG_RUNTIME_DIR": str(self.directory),
             **self._env,
         }
 

@@ -19,6 +19,7 @@ from celery.exceptions import Ignore
 from kombu.exceptions import OperationalError
 from kombu.utils.uuid import uuid
 
+from ..clock import elapsed_s
 from ..errors import (
     LeaseLost,
     MalformedMessage,
@@ -63,7 +64,7 @@ FIRST_FAILED_AT = "cqrs_first_failed_at"
 #: The delivery info under which the worker's main process says what it holds.
 LEASE = "cqrs_lease"
 
-#: The delivery info that says until when, by the monotonic clock, nobody else can have it.
+#: The delivery info that says until when, by `elapsed_s`, nobody else can have it.
 HELD_UNTIL = "cqrs_held_until"
 
 
@@ -189,7 +190,7 @@ class HandlerTask(celery.Task):
     def _is_held(self) -> bool:
         """Whether the worker still holds the message, which costs a look only after a lease."""
         lease = self._lease
-        if lease is None or time.monotonic() <= self._delivery_info.get(HELD_UNTIL, 0):
+        if lease is None or elapsed_s() <= self._delivery_info.get(HELD_UNTIL, 0):
             return True
         try:
             with self.app.producer_or_acquire() as producer:

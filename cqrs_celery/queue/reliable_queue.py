@@ -1,12 +1,14 @@
 """Publish, take and settle messages in Redis.
 
-Each method is one script, so one round trip, and happens whole or not at all. Redis's clock
-decides everything that has to do with time. Errors of the driver pass through unchanged: whether
-to repeat is the caller's to know (a publish with a publish id may be repeated safely).
+Each method is one script, so one round trip, and happens whole or not at all, but for those that
+recover what consumers held, and those that read. Redis's clock decides everything that has to do
+with time. Errors of the driver pass through unchanged: whether to repeat is the caller's to know (a
+publish with a publish id may be repeated safely).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
@@ -14,6 +16,7 @@ from typing import Any, cast
 import msgspec
 import redis
 
+from . import recovery
 from .dead_letters import DeadLetters
 from .scripts import load
 from .values import (
@@ -50,7 +53,6 @@ _subscribe = load("subscribe")
 _settle_and_take = load("settle_and_take")
 _beat = load("beat")
 _consume = load("consume")
-_recover = load("recover")
 _purge = load("purge")
 _count = load("count")
 _declare = load("declare")
@@ -109,7 +111,7 @@ class ReliableQueue:
         self.client = client
         self.prefix = prefix
         self.dedup_ttl_ms = dedup_ttl_ms
-        self._keys = [f"{prefix}cq:id"]
+        self._keys = self.routing_keys = [f"{prefix}cq:id"]
         #: What was set aside.
         self.letters = DeadLetters(client, prefix=prefix)
 
@@ -349,32 +351,41 @@ class ReliableQueue:
         )
         return Beat(bool(held), *map(int, counts))
 
-    def recover(self, *, most_tries: int = 0) -> list[Recovered]:
-        """Give back what consumers hold whose lease has ended; each message once.
+    def lease_ends(self, *, before_ms: float = math.inf, after_ms: float = 0) -> dict[str, float]:
+        """Return when leases end, in ms of Redis's clock, by consumer, the first to end first.
 
-        Only a caller that has itself beaten without a gap for one lease may recover: after an
-        outage of Redis all leases have ended.
+        Args:
+            before_ms: of those that end earlier.
+            after_ms: of those that end later.
+        """
+        client: Any = self.client
+        bounds = f"({after_ms:.0f}", f"({before_ms:.0f}" if before_ms < math.inf else "+inf"
+        found = client.zrangebyscore(self.key("consumers"), *bounds, withscores=True)
+        return {name.decode(): end for name, end in found}
+
+    def recover(
+        self, *, most_tries: int = 0, ended: Mapping[str, float | None] | None = None
+    ) -> list[Recovered]:
+        """Give back what consumers hold that have ended, in slices; each message once.
 
         Args:
             most_tries: a message delivered that often without a settlement becomes a dead letter;
                 0 for no limit.
+            ended: the consumers, each with the end of its lease as it was seen, None for any; one
+                that was renewed since is left alone. None for all whose lease has ended. Then the
+                caller must know that they are dead: after an outage of Redis all leases have ended.
 
         Returns:
-            What was recovered from whom; at most ten consumers a call.
+            What was recovered from whom.
         """
-        why = '{"reason":"delivered too often: its worker was lost each time"}'
-        return self._recover([self.prefix, most_tries, why, ""])
+        if ended is None:
+            seconds, micros = self.client.time()
+            ended = {**self.lease_ends(before_ms=seconds * 1000 + micros // 1000)}
+        return recovery.end_and_recover(self, ended.items(), most_tries=most_tries)
 
     def leave(self, consumer: str) -> list[Recovered]:
         """Give back at once everything that a consumer holds, and forget the consumer."""
-        return self._recover([self.prefix, 0, "", consumer])
-
-    def _recover(self, args: list[Any]) -> list[Recovered]:
-        flat = _recover(self.client, self._keys, args)
-        return [
-            Recovered(flat[i].decode(), int(flat[i + 1]), int(flat[i + 2]))
-            for i in range(0, len(flat), 3)
-        ]
+        return recovery.end_and_recover(self, [(consumer, None)], is_leaving=True)
 
     def read(self, message_id: int) -> tuple[bytes, bytes]:
         """Return a stored message's payload and shared body; empty where there is none."""

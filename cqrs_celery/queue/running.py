@@ -1,7 +1,7 @@
 """Tell what a consumer is running from what it has only prefetched.
 
 No worker is asked. It is worked out from the order of delivery, by the rule by which recovery (see
-recover.lua) tells what may have been running when a worker died. Running is what may be among the
+recovery.py) tells what may have been running when a worker died. Running is what may be among the
 consumer's oldest `slots` deliveries; a batch is one delivery; of a sequence only the first in
 flight can run.
 

@@ -132,15 +132,15 @@ class Exchange:
 
 
 class Beat(NamedTuple):
-    """Be the answer to a heartbeat.
+    """The answer to a heartbeat.
 
-    `is_held` says whether the lease is, `ended` how many leases have ended, `now_ms` Redis's
-    clock, `expired_queues` how many unused queues have outlived their time, `letters_due` how many
-    dead letters must be looked after.
+    `is_held` says whether the lease is, `first_end_ms` when the first of all leases ends, `now_ms`
+    Redis's clock, `expired_queues` how many unused queues have outlived their time, `letters_due`
+    how many dead letters must be looked after.
     """
 
     is_held: bool
-    ended: int
+    first_end_ms: int
     now_ms: int
     expired_queues: int = 0
     letters_due: int = 0

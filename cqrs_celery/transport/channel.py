@@ -18,13 +18,13 @@ import redis
 from kombu.transport import redis as stock
 
 from ..queue.values import Taken
-from . import merging, wire
+from . import merging, process_locks, wire
 from . import qos as _qos
 from .batch_sizes import BatchSizes
 from .hand import tag_of
 from .holder import Holder
 from .message import Message
-from .options import OPTIONS
+from .options import OPTIONS, TEXT_OPTIONS
 from .pace import Pace
 from .publishing import PublishingChannel
 from .worker_facts import facts
@@ -46,6 +46,7 @@ class Channel(PublishingChannel):
         max_deliveries: a message that came back unfinished that often becomes a dead letter (10).
         max_run: messages of one sequence that a consumer holds ready behind the first (20).
         dedup_ttl_s: seconds for which the id of a publish is remembered (120).
+        lock_folder: where processes of this host find each other's locks (see `process_locks`).
     """
 
     QoS = _qos.QoS
@@ -57,11 +58,13 @@ class Channel(PublishingChannel):
     lease_s = 30.0
     max_deliveries = 10
     max_run = 20
+    lock_folder: str | None = None
 
     from_transport_options = (
         # Acknowledgements are the queue's business: there is nothing to emulate.
         *(name for name in stock.Channel.from_transport_options if name != "ack_emulation"),
         *OPTIONS,
+        *TEXT_OPTIONS,
     )
 
     def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
@@ -87,6 +90,8 @@ class Channel(PublishingChannel):
             max_deliveries=int(self.max_deliveries),
             on_settled=self._on_settled,
             about=lambda: {**facts(), "batches": dict(self.batches.declared)},
+            beats=self._new_queue_client(most_wait_s=float(self.lease_s) / 6),
+            lock=process_locks.hold(self.lock_folder),
         )
 
     @property

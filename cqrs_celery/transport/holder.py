@@ -4,9 +4,11 @@ A holder is one consumer of the reliable queue. It outlives its channel: tasks t
 a connection is lost go on, their lease is renewed, and their acknowledgements arrive.
 
 A thread of its own renews the lease, since the loop of a solo worker is blocked while a task runs.
-The same thread sends settlements that the loop has not sent after `FLUSH_AFTER_S`, recovers what
-dead consumers held, and stops renewing when an event loop that should be turning has stopped. No
-error ends it: whatever a step raises is logged, and the next beat comes when it is due.
+It does nothing else, on a connection of its own that waits for no answer longer than a sixth of a
+lease, so that a beat is late for nothing but its own sake. It stops renewing when an event loop
+that should be turning has stopped. A second thread sends settlements that the loop has not sent
+after `FLUSH_AFTER_S`, a third recovers what dead consumers held (see `recoverer`). No error ends
+them: whatever a step raises is logged, and the next beat comes when it is due.
 """
 
 from __future__ import annotations
@@ -22,11 +24,14 @@ from uuid import uuid4
 
 import redis
 
+from ..clock import elapsed_s
 from ..queue.reliable_queue import NO_BATCHES, ReliableQueue
 from ..queue.values import Exchange
-from . import redriving, wire
+from . import wire
 from .faults import Faults
 from .hand import Hand, Lost
+from .process_locks import ProcessLock
+from .recoverer import Recoverer
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +53,7 @@ _SURVIVED = (Exception, SystemExit, KeyboardInterrupt)
 
 
 class Holder:
-    """Be one consumer of the queue.
+    """One consumer of the queue.
 
     Args:
         queue: on a client of the holder's own, usable from several threads.
@@ -58,6 +63,10 @@ class Holder:
         on_settled: called when something was settled, from any thread.
         about: returns what recovery and those who look should know of this consumer; see
             `ReliableQueue.consume`.
+        beats: the same queue, on a client that waits for no answer longer than a sixth of a lease;
+            None for `queue`.
+        lock: of this process, by which others of its host see that it lives; None where it has
+            none.
     """
 
     def __init__(
@@ -69,6 +78,8 @@ class Holder:
         name: str = "",
         on_settled: Callable[[], None] | None = None,
         about: Callable[[], Mapping[str, Any]] = dict,
+        beats: ReliableQueue | None = None,
+        lock: ProcessLock | None = None,
     ) -> None:
         self.queue = queue
         self.name = name or f"{os.uname().nodename}:{os.getpid()}:{uuid4().hex[:12]}"
@@ -83,14 +94,23 @@ class Holder:
         self._exchange_lock = threading.Lock()
         self._is_closing = False
         self._stop = threading.Event()
+        #: renews the lease
         self._thread: threading.Thread | None = None
-        #: monotonic time since when no beat has failed or come late
-        self._beats_since = 0.0
-        self._last_beat = 0.0
-        #: monotonic time until which nobody can have recovered what we hold
+        #: sends settlements
+        self._sender: threading.Thread | None = None
+        self._beats = beats or queue
+        self._lock = lock
+        self._recoverer = Recoverer(
+            queue,
+            name=self.name,
+            lease_s=lease_s,
+            max_deliveries=max_deliveries,
+            folder=None if lock is None else lock.path.parent,
+        )
+        #: time of `elapsed_s` until which nobody can have recovered what we hold
         self._held_until = 0.0
         self._queues: tuple[str, ...] = ()
-        self._about = about
+        self._about_others = about
         #: what the queue was last told of this consumer
         self._told: tuple[tuple[str, ...], Mapping[str, Any]] | None = None
         self._faults = Faults(logger, of=f"consumer {self.name}")
@@ -113,10 +133,14 @@ class Holder:
                 self._leave_if_done()
 
     def _tell_queue(self) -> None:
-        """Say which queues wake this consumer, and what it is."""
+        """Tell the queue what wakes this consumer, and what it is."""
         queues, about = self._queues, self._about()
         self.queue.consume(self.name, queues, about=about)
         self._told = queues, about
+
+    def _about(self) -> Mapping[str, Any]:
+        known = {**self._about_others(), "lease_s": self.lease_s}
+        return known if self._lock is None else known | self._lock.facts
 
     def _tell_changes(self) -> None:
         # Its pool may have grown or shrunk, or a queue has come to have batches.
@@ -178,7 +202,7 @@ class Holder:
         return answer
 
     def held_until(self, tag: str) -> float:
-        """Return the monotonic time until which nobody else can have a delivery.
+        """Return the time of `elapsed_s` until which nobody else can have a delivery.
 
         0 where the lease was lost since it was taken, though there may be a new one.
         """
@@ -198,24 +222,32 @@ class Holder:
     # ------------------------------------------------------------ the lease
 
     def _start(self) -> None:
+        # Before anything is taken: what a dead one had prefetched comes ahead of what is behind it.
+        self._attempt("recover what a process of this host held", self._recoverer.recover_on_host)
         self._register()
         try:
-            self._start_thread(beats_at=time.monotonic() + self.lease_s / 3)
+            self._start_threads(beats_at=time.monotonic() + self.lease_s / 3)
         except OSError:
             # The lease would end unseen; without one, nothing is taken.
             self._attempt("leave", lambda: self.queue.leave(self.name))
             raise
 
-    def _start_thread(self, *, beats_at: float = 0.0) -> None:
-        before = self._stop, self._thread
+    def _start_threads(self, *, beats_at: float = 0.0) -> None:
+        before = self._stop, self._thread, self._sender
+        self._stop.set()
         self._stop = stop = threading.Event()
         self._thread = threading.Thread(
             target=self._keep, args=(stop, beats_at), name=f"cqrs-lease-{self.name}", daemon=True
         )
+        self._sender = threading.Thread(
+            target=self._keep_sending, args=(stop,), name=f"cqrs-sender-{self.name}", daemon=True
+        )
         try:
             self._thread.start()
+            self._sender.start()
         except RuntimeError as error:
-            self._stop, self._thread = before
+            stop.set()
+            self._stop, self._thread, self._sender = before
             # An OSError is an error of the connection to Kombu: the worker tries again.
             raise OSError(
                 errno.EAGAIN,
@@ -225,59 +257,72 @@ class Holder:
             ) from error
 
     def _revive(self) -> None:
-        """Start the thread again if something has ended it.
+        """Start the threads again if something has ended one.
 
         Nothing is registered anew: if the lease has ended meanwhile, the first beat will tell.
         """
-        thread = self._thread
-        if thread is not None and not thread.is_alive() and os.getpid() == self._pid:
-            self._start_thread()
+        threads = self._thread, self._sender
+        if os.getpid() == self._pid and any(one and not one.is_alive() for one in threads):
+            self._start_threads()
 
     def _register(self) -> None:
-        now = time.monotonic()
-        self.queue.beat(self.name, self._lease_ms, register=True)
-        self._held_until = now + self.lease_s
-        self._beats_since = self._last_beat = time.monotonic()
+        asked = elapsed_s()
+        beat = self._beats.beat(self.name, self._lease_ms, register=True)
+        self._held_until = asked + self.lease_s
+        if self._lock is not None:
+            self._lock.users.add(self.name)
+        self._attempt(
+            "start its recoverer",
+            lambda: self._recoverer.note_beat(beat, asked=asked, got=elapsed_s(), has_beaten=False),
+        )
 
     @property
     def _lease_ms(self) -> int:
         return int(self.lease_s * 1000)
 
     def _keep(self, stop: threading.Event, beats_at: float) -> None:
-        """Beat three times a lease; send settlements that nobody else sends."""
+        """Beat three times a lease; soon again where a beat has failed."""
         interval = self.lease_s / 3
+        try:
+            while not stop.wait(max(0.0, beats_at - time.monotonic())):
+                beats_at = time.monotonic() + interval
+                if not self._attempt("renew its lease", self._beat, time.monotonic(), stop):
+                    beats_at = time.monotonic() + min(1.0, interval / 4)
+        except BaseException:
+            self._log_end("renews the lease")
+            raise
+
+    def _keep_sending(self, stop: threading.Event) -> None:
+        """Send settlements that nobody else sends."""
         try:
             while not stop.is_set():
                 is_busy = bool(self.hand or self.hand.settled_at)
-                until_beat = max(0.0, beats_at - time.monotonic())
-                stop.wait(min(until_beat, FLUSH_AFTER_S if is_busy else REST_S))
-                if stop.is_set():
+                if stop.wait(FLUSH_AFTER_S if is_busy else REST_S):
                     return
-                now = time.monotonic()
-                # Each by itself: settlements that can't be sent must not cost the lease.
-                is_fine = self._attempt("send what was settled", self._send_late, now)
-                if now >= beats_at and not stop.is_set():
-                    beats_at = now + interval
-                    is_fine = self._attempt("renew its lease", self._beat, now, stop) and is_fine
-                if not is_fine:
-                    stop.wait(min(1.0, interval))
+                if not self._attempt("send what was settled", self._send_late, time.monotonic()):
+                    stop.wait(min(1.0, self.lease_s / 3))
         except BaseException:
-            logger.critical(
-                "the thread that renews the lease of consumer %s was ended; the next exchange with"
-                " the queue starts another",
-                self.name,
-            )
+            self._log_end("sends settlements")
             raise
 
+    def _log_end(self, duty: str) -> None:
+        logger.critical(
+            "the thread that %s of consumer %s was ended; the next exchange with the queue starts"
+            " another",
+            duty,
+            self.name,
+        )
+
     def _attempt(self, step: str, function: Callable[..., object], *args: Any) -> bool:
-        """Do one of the thread's steps, and note how it ended; False if it failed."""
+        """Do one of a thread's steps, and note how it ended; False if it failed."""
         # Another thread's end is its own business.
-        survived = _SURVIVED if threading.current_thread() is self._thread else Exception
+        is_own = threading.current_thread() in (self._thread, self._sender)
+        survived: tuple[type[BaseException], ...] = _SURVIVED if is_own else (Exception,)
         try:
             function(*args)
         except survived as error:
             if function == self._beat or isinstance(error, redis.RedisError):
-                self._beats_since = time.monotonic()
+                self._recoverer.note_failure()
             self._faults.note(step, error)
             return False
         self._faults.clear(step)
@@ -296,45 +341,25 @@ class Holder:
 
     def _beat(self, now: float, stop: threading.Event) -> None:
         if self._is_hung(now):
-            self._beats_since = now
+            self._recoverer.note_failure()
             self._attempt("log that the event loop hangs", self._log_hung)
             return
-        if now - self._last_beat > self.lease_s:
-            self._beats_since = now
-        self._last_beat = now
-        losses = self.hand.losses
-        beat = self.queue.beat(self.name, self._lease_ms)
+        losses, asked = self.hand.losses, elapsed_s()
+        beat = self._beats.beat(self.name, self._lease_ms)
+        got = elapsed_s()
         if stop.is_set():
             # It has left meanwhile, by another thread: what the queue says is no loss.
             return
         if not beat.is_held:
             self._lost_lease(losses)
             return
-        self._held_until = now + self.lease_s
+        self._held_until = asked + self.lease_s
+        if self._lock is not None:
+            self._lock.touch()
         self._attempt("tell the queue what has changed here", self._tell_changes)
-        if beat.expired_queues:
-            self._attempt("delete expired queues", self.queue.delete_expired)
-        if beat.letters_due:
-            self._attempt("look after dead letters", redriving.look_after, self.queue.letters)
-        # After an outage all leases have ended; whoever has not beaten through it must not judge.
-        if beat.ended and now - self._beats_since >= self.lease_s:
-            self._attempt("recover what lost consumers held", self._recover)
-
-    def _recover(self) -> None:
-        for one in self.queue.recover(most_tries=self.hand.max_deliveries):
-            logger.log(
-                logging.ERROR if one.dead_letters else logging.WARNING,
-                "recovered %d messages of the lost consumer %s; %d of them, delivered too often,"
-                " became dead letters",
-                one.messages,
-                one.consumer,
-                one.dead_letters,
-                extra={
-                    "consumer": one.consumer,
-                    "messages": one.messages,
-                    "dead_letters": one.dead_letters,
-                },
-            )
+        self._attempt(
+            "start its recoverer", lambda: self._recoverer.note_beat(beat, asked=asked, got=got)
+        )
 
     def _log_hung(self) -> None:
         logger.error(
@@ -430,9 +455,13 @@ class Holder:
                 return
             _unfinished.discard(self)
             self._stop.set()
-            self._thread = None
+            self._recoverer.stop()
+            self._thread = self._sender = None
             self.queue.leave(self.name)
-            self.queue.client.close()
+            if self._lock is not None:
+                self._lock.users.discard(self.name)
+            for client in {self.queue.client, self._beats.client}:
+                client.close()
 
 
 #: Holders of this process whose channel has closed while the server was away.

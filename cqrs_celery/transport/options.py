@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from kombu.transport import redis as stock
@@ -20,6 +21,9 @@ OPTIONS: Mapping[str, tuple[float, bool]] = {
     "max_run": (1, True),
     "dedup_ttl_s": (1, False),
 }
+
+#: Our options that are text.
+TEXT_OPTIONS = frozenset({"lock_folder"})
 
 #: What Kombu reads of the transport options: its channels, its loop, and its connection when it
 #: connects and publishes again.
@@ -74,10 +78,16 @@ _WAIT = _Accepted(
 )
 _TEXT = _Accepted("text", lambda value: isinstance(value, str))
 _TEXT_OR_NONE = _Accepted("text, or None", lambda value: value is None or isinstance(value, str))
+_FOLDER = _Accepted(
+    "the absolute path of a folder, or None",
+    lambda value: value is None or (isinstance(value, str) and Path(value).is_absolute()),
+)
 _DICT_OR_NONE = _Accepted("a dict, or None", lambda v: v is None or isinstance(v, Mapping))
 
-#: Options of Kombu's that would fail later, with an error that does not name them.
-_INHERITED: Mapping[str, _Accepted] = {
+#: Text options of ours, and options of Kombu's that would fail later, with an error that does not
+#: name them.
+_TESTED: Mapping[str, _Accepted] = {
+    "lock_folder": _FOLDER,
     "queue_order_strategy": _Accepted(
         "'round_robin', 'sorted' or 'priority'",
         lambda value: value in ("round_robin", "sorted", "priority"),
@@ -118,9 +128,9 @@ def check_options(options: Any) -> None:
     for name, value in options.items():
         if name in OPTIONS:
             _check_own(name, value, *OPTIONS[name])
-        elif name in _INHERITED:
-            if not _INHERITED[name].fits(value):
-                raise _invalid(name, value, _INHERITED[name].words)
+        elif name in _TESTED:
+            if not _TESTED[name].fits(value):
+                raise _invalid(name, value, _TESTED[name].words)
         elif name not in KOMBU_OPTIONS:
             _check_name(name)
 
@@ -140,7 +150,7 @@ def check_is_dict(options: Any) -> None:
 
 
 def _check_name(name: Any) -> None:
-    known = sorted({*OPTIONS, *KOMBU_OPTIONS})
+    known = sorted({*OPTIONS, *TEXT_OPTIONS, *KOMBU_OPTIONS})
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=_LIKENESS)
     if close:
         raise InvalidSetting(

@@ -20,7 +20,7 @@ from ..queue.values import Publish, later
 from . import wire
 from .batch import PublishBatch
 from .clients import client_on
-from .connecting import bounded, watch
+from .connecting import bounded, shorter, watch
 from .handover import Delivery, retried_delivery
 from .outgoing import Outgoing
 
@@ -48,8 +48,13 @@ class PublishingChannel(stock.Channel):
         """The queues of this virtual host, for publishing and looking."""
         return self._new_queue_client()
 
-    def _new_queue_client(self) -> ReliableQueue:
+    def _new_queue_client(self, *, most_wait_s: float | None = None) -> ReliableQueue:
         pool = self._get_pool()
+        for name in ("socket_timeout", "socket_connect_timeout"):
+            # A socket file knows no time to connect.
+            if name in pool.connection_kwargs and most_wait_s is not None:
+                wait_s = pool.connection_kwargs[name]
+                pool.connection_kwargs[name] = shorter(wait_s, most_wait_s)
         # A take that was repeated unseen would hold messages that nobody knows of.
         pool.connection_kwargs["retry"] = Retry(NoBackoff(), 0)
         return ReliableQueue(

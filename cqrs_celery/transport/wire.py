@@ -23,8 +23,8 @@ SEQUENCE_HEADER = "cqrs_sequence"
 #: The delivery info that says who holds a message: consumer, message id, fence.
 LEASE = "cqrs_lease"
 
-#: The delivery info that says until when, by the monotonic clock of this machine, nobody else can
-#: have the message; later, Redis must be asked.
+#: The delivery info that says until when, by `elapsed_s` of this machine, nobody else can have the
+#: message; later, Redis must be asked.
 HELD_UNTIL = "cqrs_held_until"
 
 #: The delivery info that says from which queue a message came.
@@ -127,7 +127,7 @@ def decode(taken: Taken, tag: str, consumer: str, *, held_until: float = 0.0) ->
         taken: the delivery.
         tag: becomes its delivery tag.
         consumer: holds it.
-        held_until: monotonic time until which it surely does.
+        held_until: time of `elapsed_s` until which it surely does.
 
     Raises:
         UnreadableEnvelope: its head is not a message's head; the text says what is wrong in it.

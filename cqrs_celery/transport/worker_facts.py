@@ -11,6 +11,8 @@ import sys
 import weakref
 from typing import Any
 
+from . import process_locks
+
 #: The Celery worker of this process, while there is one.
 _worker: weakref.ref[Any] | None = None
 
@@ -25,6 +27,9 @@ def watch_for_worker() -> None:
 def _remember(instance: Any = None, **_: Any) -> None:
     global _worker
     _worker = weakref.ref(instance)
+    # Before the pool forks its children: as long as one of them runs a task, the lock is held.
+    options = instance.app.conf.broker_transport_options or {}
+    process_locks.hold(options.get("lock_folder"))
 
 
 def facts() -> dict[str, Any]:

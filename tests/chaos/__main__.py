@@ -27,6 +27,7 @@ import kombu
 import redis
 
 from tests.chaos.black_hole import black_hole
+from tests.chaos.deaths import kill_hosts, kill_hosts_elsewhere
 from tests.chaos.fuzz import fuzz
 from tests.chaos.killing import kill_around_takes, kill_publishers
 from tests.chaos.kills import kill_committers, kill_postgres, kill_redis, kill_relays
@@ -186,6 +187,8 @@ PGBOUNCER = "pgbouncer"
 RUNS: list[Callable[[argparse.Namespace], Iterator[Table]]] = [
     queue_model,
     Rounds("Workers frozen and killed around a take", kill_around_takes, 1_000),
+    Rounds("All workers of a host killed, and a new one started there", kill_hosts, 200),
+    Rounds("The same, and a new one started elsewhere", kill_hosts_elsewhere, 200),
     Rounds("Publishers killed while they publish to three queues", kill_publishers, 300),
     Rounds("Redis killed, and restarted from its append-only file", kill_servers, 40),
     Rounds("Redis demoted to a replica, and promoted back", demote_servers, 30),

@@ -77,12 +77,13 @@ def test_a_beat_after_the_recovery_says_that_the_lease_is_lost(queue: QueueCase)
     assert not queue.settle_and_take("anna").is_known
 
 
-def test_a_beat_counts_the_leases_that_have_ended(queue: QueueCase) -> None:
+def test_a_beat_says_when_the_first_of_all_leases_ends(queue: QueueCase) -> None:
     for name in ("anna", "berta", "clara"):
         queue.worker(name)
-    queue.end_lease("berta", "clara")
+    assert queue.beat("anna", LEASE_MS).first_end_ms > queue.beat("anna", LEASE_MS).now_ms
+    queue.redis.zadd(queue.key("consumers"), {"berta": 7, "clara": 9})
 
-    assert queue.beat("anna", LEASE_MS).ended == 2
+    assert queue.beat("anna", LEASE_MS).first_end_ms == 7
 
 
 def test_a_beat_of_a_stranger_registers_nobody(queue: QueueCase) -> None:
@@ -118,14 +119,14 @@ def test_a_recovered_worker_that_registers_again_holds_nothing(queue: QueueCase)
     assert texts(anna.take()) == ["1"]
 
 
-def test_ten_consumers_a_call_are_recovered(queue: QueueCase) -> None:
+def test_all_dead_consumers_are_recovered_in_one_turn(queue: QueueCase) -> None:
     names = [f"worker-{n:02}" for n in range(25)]
     queue.send(*names)
     for name in names:
         queue.worker(name).take(1)
     queue.end_lease(*names)
 
-    assert [len(queue.recover()) for _ in range(4)] == [10, 10, 5, 0]
+    assert [len(queue.recover()) for _ in range(2)] == [25, 0]
     assert texts(queue.worker("anna").take(25)) == names
 
 

@@ -37,9 +37,12 @@ class Queue:
         self.taken: list[Taken] = []
         self.is_exchanging, self.may_answer = threading.Event(), threading.Event()
         self.may_answer.set()
+        self.may_recover = threading.Event()
+        self.may_recover.set()
         self.may_beat = threading.Event()
         self.may_beat.set()
-        self.answer = Beat(is_held=True, ended=0, now_ms=0)
+        self.answer = Beat(is_held=True, first_end_ms=0, now_ms=0)
+        self.ends: dict[str, float] = {}
 
     def _do(self, name: str) -> None:
         self.counts[name] = self.counts.get(name, 0) + 1
@@ -51,7 +54,7 @@ class Queue:
         self.beats.append(time.monotonic())
         if not register:
             assert self.may_beat.wait(30)
-        return self.answer
+        return self.answer._replace(now_ms=time.time_ns() // 1_000_000)
 
     def consume(self, name: str, queues: Any, *, about: Any = None) -> None:
         self._do("consume")
@@ -69,9 +72,23 @@ class Queue:
     def delete_expired(self) -> None:
         self._do("delete_expired")
 
-    def recover(self, *, most_tries: int) -> list[Recovered]:
+    def recover(self, *, most_tries: int, ended: Any) -> list[Recovered]:
         self._do("recover")
-        return [Recovered("dead", 1, 0)]
+        assert self.may_recover.wait(30)
+        return [Recovered(name, 1, 0) for name in ended]
+
+    def key(self, name: str) -> str:
+        return name
+
+    def time(self) -> tuple[int, int]:
+        return time.time_ns() // 1_000_000_000, time.time_ns() // 1_000 % 1_000_000
+
+    def lease_ends(self, **bounds: float) -> dict[str, float]:
+        self._do("lease_ends")
+        return dict(self.ends)
+
+    def hmget(self, key: str, names: list[str]) -> list[None]:
+        return [None for _ in names]
 
     def leave(self, name: str) -> None:
         self._do("leave")
@@ -142,11 +159,13 @@ def test_the_lease_is_renewed_though_another_duty_fails_each_time(
     monkeypatch.setattr(redriving, "look_after", look_after)
     if duty != "look_after":
         queue.errors[duty] = error
-    queue.answer = Beat(is_held=True, ended=1, now_ms=0, expired_queues=1, letters_due=1)
+    queue.answer = Beat(is_held=True, first_end_ms=0, now_ms=1, expired_queues=1, letters_due=1)
+    queue.ends = {"dead": 1.0}
     caplog.set_level(logging.INFO)
     holder = make_holder()
     # when it beats
     wait_for_beats(queue, 6)
+    wait_until(lambda: "could not" in caplog.text, message="the failure")
     # then its thread lives, the other duties are done, and the error is told with its traceback
     assert holder._thread is not None
     assert holder._thread.is_alive()
@@ -162,11 +181,85 @@ def test_the_lease_is_renewed_though_another_duty_fails_each_time(
     wait_until(lambda: "again after" in caplog.text, message="the good news")
 
 
+def test_the_lease_is_renewed_while_a_recovery_takes_long(
+    queue: Queue, make_holder: Callable[..., Holder]
+) -> None:
+    # given a holder that recovers what a dead one held, which does not end
+    queue.answer = Beat(is_held=True, first_end_ms=0, now_ms=1)
+    queue.ends = {"dead": 1.0}
+    queue.may_recover.clear()
+    make_holder()
+    wait_until(lambda: queue.counts.get("recover"), message="the recovery")
+    # then its beats come on time
+    try:
+        wait_for_beats(queue, 6)
+        assert queue.counts["recover"] == 1
+    finally:
+        queue.may_recover.set()
+
+
+def test_the_lease_is_renewed_while_a_settlement_gets_no_answer(
+    queue: Queue, make_holder: Callable[..., Holder]
+) -> None:
+    # given something that is done, and a queue that does not answer when it is told so
+    holder = make_holder()
+    tag = take_one(queue, holder)
+    queue.is_exchanging.clear()
+    queue.may_answer.clear()
+    holder.hand.ack(tag)
+    assert queue.is_exchanging.wait(30)
+    # then its beats come on time
+    try:
+        wait_for_beats(queue, 6)
+    finally:
+        queue.may_answer.set()
+
+
+def test_a_beat_that_fails_is_repeated_soon(
+    queue: Queue, make_holder: Callable[..., Holder]
+) -> None:
+    # given a holder with a long lease whose beat has failed
+    holder: Any = Holder(queue, lease_s=6, max_deliveries=3)  # type: ignore[arg-type]
+    queue.errors["beat"] = redis.ConnectionError("away")
+    holder.consume(["orders"])
+    try:
+        wait_until(lambda: queue.counts.get("beat"), 20, "the beat")
+        tried = time.monotonic()
+        # when the server is back
+        queue.errors.clear()
+        # then it is not waited for the next regular one
+        wait_until(lambda: len(queue.beats) > 1, 20, "the next beat")
+        assert time.monotonic() - tried < holder.lease_s / 4
+    finally:
+        holder.close()
+
+
+def test_a_consumer_that_leaves_ends_what_it_is_recovering(
+    queue: Queue, make_holder: Callable[..., Holder]
+) -> None:
+    # given a holder in the midst of a recovery
+    queue.answer = Beat(is_held=True, first_end_ms=0, now_ms=1)
+    queue.ends = {"dead": 1.0}
+    queue.may_recover.clear()
+    holder = make_holder()
+    wait_until(lambda: queue.counts.get("recover"), message="the recovery")
+    # when it is closed
+    closing = threading.Thread(target=holder.close)
+    closing.start()
+    wait_until(holder._stop.is_set, message="the end")
+    # then its client is closed after the recovery
+    assert "close" not in queue.counts
+    queue.may_recover.set()
+    closing.join(30)
+    assert queue.counts["close"] == 1
+
+
 def test_what_others_held_is_recovered_though_the_letters_cannot_be_looked_after(
     queue: Queue, make_holder: Callable[..., Holder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redriving, "look_after", lambda letters: 1 / 0)
-    queue.answer = Beat(is_held=True, ended=1, now_ms=0, letters_due=1)
+    queue.answer = Beat(is_held=True, first_end_ms=0, now_ms=1, letters_due=1)
+    queue.ends = {"dead": 1.0}
     make_holder()
     wait_until(lambda: queue.counts.get("recover"), message="the recovery")
 
@@ -216,7 +309,7 @@ def test_the_lease_is_renewed_though_nothing_can_be_logged(
 
     for name in ("log", "info", "warning", "error", "critical"):
         monkeypatch.setattr(logger, name, fail)
-    queue.answer = Beat(is_held=True, ended=1, now_ms=0, expired_queues=1)
+    queue.answer = Beat(is_held=True, first_end_ms=0, now_ms=1, expired_queues=1)
     queue.errors["delete_expired"] = ValueError("a bug")
     make_holder()
     wait_for_beats(queue, 6)
@@ -234,10 +327,10 @@ def test_a_lost_lease_is_taken_anew_though_what_was_lost_cannot_be_logged(
     take_one(queue, holder)
     assert queue.counts["register"] == 1
     # when the lease is lost
-    queue.answer = Beat(is_held=False, ended=0, now_ms=0)
+    queue.answer = Beat(is_held=False, first_end_ms=0, now_ms=0)
     # then the consumer registers again
     wait_until(lambda: queue.counts["register"] > 1, message="the new lease")
-    queue.answer = Beat(is_held=True, ended=0, now_ms=0)
+    queue.answer = Beat(is_held=True, first_end_ms=0, now_ms=0)
     wait_for_beats(queue)
 
 
@@ -312,10 +405,10 @@ def test_what_the_queue_could_not_be_told_after_a_loss_it_is_told_with_the_next_
     holder.consume(["orders"])
     told = queue.counts["consume"]
     queue.errors["consume"] = redis.TimeoutError("no answer")
-    queue.answer = Beat(is_held=False, ended=0, now_ms=0)
+    queue.answer = Beat(is_held=False, first_end_ms=0, now_ms=0)
     wait_until(lambda: queue.counts["register"] > 1, message="the new lease")
     wait_until(lambda: queue.counts["consume"] > told, message="an attempt to tell the queue")
-    queue.answer = Beat(is_held=True, ended=0, now_ms=0)
+    queue.answer = Beat(is_held=True, first_end_ms=0, now_ms=0)
     # when the queue answers again
     del queue.errors["consume"]
     tried = queue.counts["consume"]
@@ -335,7 +428,7 @@ def test_a_beat_under_way_as_its_consumer_leaves_finds_no_loss(
     holder.close()
     assert queue.counts["leave"] == 1
     # when it is answered
-    queue.answer = Beat(is_held=False, ended=0, now_ms=0)
+    queue.answer = Beat(is_held=False, first_end_ms=0, now_ms=0)
     queue.may_beat.set()
     thread.join(30)
     # then nothing is said to be lost

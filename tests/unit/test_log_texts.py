@@ -16,7 +16,7 @@ from cqrs_celery.dispatch.definitions import Definitions
 from cqrs_celery.queue.dead_letters import LookedAfter
 from cqrs_celery.queue.values import Recovered
 from cqrs_celery.testing.scenario import in_memory
-from cqrs_celery.transport.holder import Holder
+from cqrs_celery.transport.recoverer import Recoverer
 from cqrs_celery.transport.redriving import look_after
 from cqrs_celery.workers import registration
 from cqrs_celery.workers.registration import RegistrationStep
@@ -147,11 +147,12 @@ def test_recovered_messages_are_counted_and_their_consumer_named(
     class Queue:
         client = None
 
-        def recover(self, *, most_tries: int) -> list[Recovered]:
-            return [Recovered("worker-1@shop", 5, letters)]
+        def recover(self, *, most_tries: int, ended: Any) -> list[Recovered]:
+            return [Recovered(name, 5, letters) for name in ended]
 
     queue: Any = Queue()
-    Holder(queue, lease_s=30, max_deliveries=3)._recover()
+    recoverer = Recoverer(queue, name="anna", lease_s=30, max_deliveries=3)
+    recoverer._recover({"worker-1@shop": None})
     (record,) = caplog.records
     assert record.levelname == level
     assert record.getMessage() == (

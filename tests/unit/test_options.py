@@ -15,7 +15,7 @@ from kombu.transport import virtual
 from cqrs_celery import CQRS, Command, Event, command_handler, subscribes
 from cqrs_celery.errors import InvalidSetting, RegistrationError
 from cqrs_celery.transport.channel import Channel
-from cqrs_celery.transport.options import KOMBU_OPTIONS, OPTIONS, check_options
+from cqrs_celery.transport.options import KOMBU_OPTIONS, OPTIONS, TEXT_OPTIONS, check_options
 from cqrs_celery.transport.sentinel import SentinelChannel
 from cqrs_celery.transport.transport import Transport
 from cqrs_celery.workers.registration import subscriber_of
@@ -61,7 +61,7 @@ def test_a_task_option_that_would_do_nothing_is_refused(option: str, text: str) 
         ("socket_connect_timeout", -1), ("socket_keepalive_options", [1]),
         ("max_connections", "10"), ("max_connections", 0), ("health_check_interval", None),
         ("global_keyprefix", None), ("sep", ""), ("client_name", 5), ("deadletter_queue", True),
-        ("sentinel_kwargs", "none"),
+        ("sentinel_kwargs", "none"), ("lock_folder", "locks"), ("lock_folder", 5),
     ],
 )  # fmt: skip
 def test_a_transport_option_that_can_t_be_names_what_is_accepted(option: str, value: Any) -> None:
@@ -115,7 +115,7 @@ def test_every_option_that_kombu_reads_is_known() -> None:
     read = {name for source in sources for name in re.findall(pattern, source)}
     assert {"health_check_interval", "max_retries", "polling_interval"} <= read
     assert read <= KOMBU_OPTIONS
-    assert set(SentinelChannel.from_transport_options) <= {*KOMBU_OPTIONS, *OPTIONS}
+    assert set(SentinelChannel.from_transport_options) <= {*KOMBU_OPTIONS, *OPTIONS, *TEXT_OPTIONS}
 
 
 def test_a_wrong_transport_option_is_refused_before_anything_connects() -> None:

@@ -16,10 +16,13 @@
 -- cq:delayed:<queue>  ZSET "<pri>|<id>|<sequence>" -> due ms; without an id, a sequence's token
 -- cq:due       ZSET queue -> earliest due ms of its delayed messages
 -- cq:flight:<consumer>  HASH id -> "<fence>|<pri>|<body id>|<queue>\31<sequence>"; with "!" behind the
---                  body id where it has a dead letter, from which it was put in line again
+--                  body id where it has a dead letter, from which it was put in line again. What a consumer
+--                  held that has ended is held by its remainder, "<consumer>+<number>"; see end_consumers
 -- cq:consumers ZSET consumer -> end of its lease, ms    cq:idle  SET consumers that wait for a wake-up
 -- cq:consuming:<queue>  SET consumers                   cq:queues_of:<consumer>  SET queues
--- cq:about     HASH consumer -> JSON object: slots, batches, worker, host, pid
+-- cq:about     HASH consumer -> JSON object: slots, batches, worker, host, pid, lease_s, lock (the file of
+--                  its process); of a remainder also remainder_of, the consumer that held it, and
+--                  charged, see charge
 -- cq:until     HASH id -> ms at which a message expires that has not been taken
 -- cq:expiring  ZSET queue -> ms at which an unused one expires    cq:lifetime  HASH queue -> its ms
 -- cq:tries     HASH id -> deliveries that ended without a settlement

@@ -1,29 +1,66 @@
 --!include _common _settle _letters
--- Give back everything that consumers whose lease has ended still hold, each message once.
---
--- Messages return to their old places. Only a message that may have been running counts a delivery: of a
--- sequence, the first in flight, and of a consumer that runs `slots` messages at once, only what is among
--- its oldest `slots` deliveries. One delivered too often becomes a dead letter.
+-- Give back a slice of what remainders hold (see end_consumers), each message once and to its old place.
+-- What may have been running counts a delivery; one delivered too often becomes a dead letter. Two may
+-- work on one remainder: what is not there any more was given back by the other.
 --
 -- KEYS  1 routing key
 -- ARGV  1 prefix   2 most deliveries without a settlement (0: no limit)   3 the letter's text
---       4 "" for every consumer whose lease has ended, else the name of one that leaves: its messages
---         return at once and count no delivery
--- RETURN  {consumer, messages given back, dead letters, …} three entries a consumer, at most 10 consumers
--- COST  O(n log n) for n messages held
-local now = now_ms()
-local most, why, leaver = tonumber(ARGV[2]), ARGV[3], ARGV[4]
+--       4… units, in the order in which they are put back, so that what comes first in its queue is last:
+--       its remainder, "1" if it counts a delivery, how many messages, their ids. A unit is a plain
+--       message, or all that is held of a sequence; it is given back whole
+-- RETURN  {remainder, messages given back, dead letters, …} three entries a remainder
+-- COST  O(messages in the slice), up to 10 commands a sequence, 3 per plain message that counts, 5
+--       otherwise for each remainder and queue
+local most, why, now = tonumber(ARGV[2]), ARGV[3], now_ms()
+local units, ids_of, names = {}, {}, {}
+
+local i = 4
+while i <= #ARGV do
+  local name, last = ARGV[i], i + 2 + tonumber(ARGV[i + 2])
+  local unit = {name = name, counts = ARGV[i + 1] == '1', ids = {}}
+  if not ids_of[name] then
+    ids_of[name] = {}
+    names[#names + 1] = name
+  end
+  for at = i + 3, last do
+    unit.ids[#unit.ids + 1] = ARGV[at]
+    table.insert(ids_of[name], ARGV[at])
+  end
+  units[#units + 1] = unit
+  i = last + 1
+end
+
+local entries, messages, letters = {}, {}, {}
+for _, name in ipairs(names) do
+  local flight, mine, count = C .. 'flight:' .. name, {}, 0
+  for at, entry in ipairs(call_with('HMGET', flight, ids_of[name])) do
+    if entry then
+      mine[ids_of[name][at]] = entry
+      count = count + 1
+    end
+  end
+  call_with('HDEL', flight, ids_of[name])
+  entries[name], messages[name], letters[name] = mine, count, 0
+end
 
 -- Count a delivery that may have been running, and say whether it was one too many.
-local function is_worn_out(id)
+local function is_worn_out(unit, id)
+  if not unit.counts then return false end
   local tries = call('HINCRBY', C .. 'tries', id, 1)
   return most > 0 and tries % LETTER >= most
 end
 
-local function recover_sequence(queue, seq, pri, first, may_have_run, letters)
-  if not (may_have_run and is_worn_out(first)) then return free_sequence(queue, seq, pri, true) end
-  bury(first, queue, pri, seq, now, call('HGET', C .. 'tries', first), why)
-  letters[#letters + 1] = first
+local function bury_of(unit, id, queue, pri, seq)
+  bury(id, queue, pri, seq, now, call('HGET', C .. 'tries', id), why)
+  letters[unit.name] = letters[unit.name] + 1
+end
+
+local function recover_sequence(unit, queue, pri, seq)
+  -- The list, not the numbers, says which one stands first.
+  local first = call('LINDEX', seq_key(queue, seq), -1)
+  if not first then return end
+  if not is_worn_out(unit, first) then return free_sequence(queue, seq, pri, true) end
+  bury_of(unit, first, queue, pri, seq)
   if blocks(queue) then
     call('HSET', C .. 'seqs:' .. queue, seq, 'd' .. pri)
   else
@@ -32,131 +69,36 @@ local function recover_sequence(queue, seq, pri, first, may_have_run, letters)
   end
 end
 
-local function deregister(consumer)
-  call('ZREM', C .. 'consumers', consumer)
-  call('SREM', C .. 'idle', consumer)
-  for _, queue in ipairs(call('SMEMBERS', C .. 'queues_of:' .. consumer)) do
-    call('SREM', C .. 'consuming:' .. queue, consumer)
-  end
-  call('DEL', C .. 'queues_of:' .. consumer)
-  call('HDEL', C .. 'about', consumer)
-end
-
-local function read(consumer)
-  local entries, held = call('HGETALL', C .. 'flight:' .. consumer), {}
-  for i = 1, #entries, 2 do
-    local fence, pri, queue, seq =
-      string.match(entries[i + 1], '^(%d+)|(%d+)|%d*!?|([^\31]*)\31(.*)$')
-    held[#held + 1] = {id = entries[i], fence = tonumber(fence), pri = pri, queue = queue, seq = seq}
-  end
-  return held
-end
-
--- Return plain messages, and of each sequence what is held of it, as what can be running by itself.
-local function group(held)
-  local units, sequences = {}, {}
-  for _, m in ipairs(held) do
-    local name = m.queue .. '\31' .. m.seq
-    local unit = m.seq ~= '' and sequences[name]
-    if not unit then
-      unit = {queue = m.queue, pri = m.pri, seq = m.seq, id = m.id, fences = {}, count = 0}
-      units[#units + 1] = unit
-      if m.seq ~= '' then sequences[name] = unit end
-    end
-    unit.fences[m.id] = m.fence
-    unit.count = unit.count + 1
-  end
-  for _, unit in ipairs(units) do
-    -- The list, not the numbers, says which one stands first.
-    if unit.seq ~= '' then unit.id = call('LINDEX', seq_key(unit.queue, unit.seq), -1) or unit.id end
-    unit.fence = unit.fences[unit.id] or 0
-  end
-  return units
-end
-
--- Mark what may have been running: what surely was among the oldest `slots` deliveries. What was never
--- delivered before goes into a batch with others of its queue, and they are running together or not at
--- all. Behind another one of its sequence (an odd fence) a message is delivered at a time that is not
--- known here, so only where everything fits is it surely among them.
-local function mark(units, about)
-  local slots = tonumber(about.slots) or 0
-  local sizes = type(about.batches) == 'table' and about.batches or {}
-  local deliveries, batches, total = {}, {}, 0
-  for _, unit in ipairs(units) do
-    local size = tonumber(sizes[unit.queue]) or 1
-    if size > 1 and not call('HGET', C .. 'tries', unit.id) then
-      local batch = batches[unit.queue]
-      if not batch then
-        batch = {fence = unit.fence, units = {}, count = 0, size = size}
-        batches[unit.queue] = batch
-        deliveries[#deliveries + 1] = batch
-      end
-      batch.fence = math.min(batch.fence, unit.fence)
-      batch.count = batch.count + unit.count
-      table.insert(batch.units, unit)
+local back = {}
+for _, unit in ipairs(units) do
+  local id = unit.ids[1]
+  local entry = entries[unit.name][id]
+  if entry then
+    local pri, queue, seq = string.match(entry, '^%d+|(%d+)|%d*!?|([^\31]*)\31(.*)$')
+    if seq ~= '' then
+      recover_sequence(unit, queue, pri, seq)
+    elseif is_worn_out(unit, id) then
+      bury_of(unit, id, queue, pri, '')
     else
-      deliveries[#deliveries + 1] = {fence = unit.fence, units = {unit}, count = 1, size = 1}
-    end
-  end
-  for _, delivery in ipairs(deliveries) do total = total + math.ceil(delivery.count / delivery.size) end
-  table.sort(deliveries, function(a, b) return a.fence < b.fence end)
-  local before = 0
-  for _, delivery in ipairs(deliveries) do
-    local is_sure = delivery.fence % 2 == 0 and before < slots or total <= slots
-    for _, unit in ipairs(delivery.units) do unit.may_have_run = slots == 0 or is_sure end
-    before = before + math.ceil(delivery.count / delivery.size)
-  end
-end
-
-local function about(consumer)
-  local known, result = pcall(cjson.decode, call('HGET', C .. 'about', consumer) or '{}')
-  return known and type(result) == 'table' and result or {}
-end
-
-local function recover(consumer, known)
-  local held, back, order, letters = read(consumer), {}, {}, {}
-  call('DEL', C .. 'flight:' .. consumer)
-  local units = group(held)
-  if leaver == '' then mark(units, known) end
-  for _, unit in ipairs(units) do
-    if unit.seq ~= '' then
-      order[#order + 1] = unit
-    elseif unit.may_have_run and is_worn_out(unit.id) then
-      bury(unit.id, unit.queue, unit.pri, '', now, call('HGET', C .. 'tries', unit.id), why)
-      letters[#letters + 1] = unit.id
-    else
-      local place = unit.pri .. '|' .. unit.queue
+      local place = pri .. '|' .. queue
       back[place] = back[place] or {}
-      table.insert(back[place], unit.id)
+      table.insert(back[place], id)
     end
   end
-  table.sort(order, function(a, b) return tonumber(a.id) > tonumber(b.id) end)
-  for _, unit in ipairs(order) do
-    if call('EXISTS', seq_key(unit.queue, unit.seq)) == 1 then
-      recover_sequence(unit.queue, unit.seq, unit.pri, unit.id, unit.may_have_run, letters)
-    end
-  end
-  for place, list in pairs(back) do
-    local pri, queue = string.match(place, '^(%d+)|(.*)$')
-    put_back(queue, pri, list)
-  end
-  return #held, #letters
+end
+for place, list in pairs(back) do
+  local pri, queue = string.match(place, '^(%d+)|(.*)$')
+  put_back(queue, pri, list)
 end
 
-local who = {leaver}
-if leaver == '' then
-  who = call('ZRANGEBYSCORE', C .. 'consumers', '-inf', '(' .. now, 'LIMIT', 0, 10)
-end
--- All of them first, so that what one gives back wakes none of the others.
-local known, result = {}, {}
-for i, consumer in ipairs(who) do
-  known[i] = about(consumer)
-  deregister(consumer)
-end
-for i, consumer in ipairs(who) do
-  local count, letters = recover(consumer, known[i])
-  result[#result + 1] = consumer
-  result[#result + 1] = count
-  result[#result + 1] = letters
+local result = {}
+for _, name in ipairs(names) do
+  if call('EXISTS', C .. 'flight:' .. name) == 0 then
+    call('ZREM', C .. 'consumers', name)
+    call('HDEL', C .. 'about', name)
+  end
+  result[#result + 1] = name
+  result[#result + 1] = messages[name]
+  result[#result + 1] = letters[name]
 end
 return result

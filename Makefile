@@ -58,10 +58,12 @@ run: setup  ## Run the sample application
 chaos: setup  ## Kill, freeze and cut off at random, and check what is promised
 	$(BIN)/python -m tests.chaos
 	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.script_mutants
 	$(BIN)/python -m tests.values
 
-mutants: setup  ## Break the checks of messages on purpose: the tests must notice; minutes
+mutants: setup  ## Break messages and the queue's scripts on purpose: tests must notice; minutes
 	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.script_mutants
 
 conformance: setup  ## Run Kombu's and Celery's own suites on stock Redis and on ours, side by side
 	$(BIN)/python -m tests.conformance

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import secrets
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.chaos.small.levels import LevelWalk
 from tests.chaos.small.model import Rules
 from tests.chaos.small.server import SmallServer
 from tests.chaos.small.walk import Walk
@@ -43,3 +45,39 @@ def test_every_interleaving_of_a_few_operations_does_what_the_model_says(
     assert walk.states[3] > 300
     assert walk.transitions[WHOLE] > 5_000
     assert walk.transitions[DEPTH] > SAMPLE * 10
+
+
+class Ended(Exception):
+    """The run was ended from outside."""
+
+
+def test_a_walk_that_was_ended_goes_on_to_the_same_end(
+    redis_node: RedisNode, redis_url: str, tmp_path: Path
+) -> None:
+    # given a walk that nothing ends
+    rules, depth = Rules(), 4
+    with redis_node.client() as client:
+        server = SmallServer(client)
+        whole = LevelWalk(server, rules, tmp_path / "whole", depth).run()
+    # when another one is ended again and again, each time after a few states, some not noted
+    endings = 0
+    while True:
+        left = 40
+
+        def tell(_: str) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                raise Ended
+
+        with redis_node.client() as client:
+            ended = LevelWalk(SmallServer(client), rules, tmp_path / "ended", depth, note_s=0)
+            try:
+                found = ended.run(tell)
+            except Ended:
+                endings += 1
+            else:
+                break
+    # then it has tried the same
+    assert endings > 5
+    assert (found.states, found.transitions) == (whole.states, whole.transitions)

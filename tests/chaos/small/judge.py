@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from .model import Model
@@ -114,16 +114,27 @@ class Judge:
     def _settle(self, name: str, how: str, message: int) -> None:
         self._exchange(name, [(how, message)], 0, 1)
 
+    def _settle_twice(self, name: str, message: int) -> None:
+        """Once by the fence of an earlier delivery, which counts nothing, once by the present."""
+        self._exchange(name, [("a", message)], 0, 1, late=[message])
+
     def _finish_and_take(self, name: str) -> None:
         self._exchange(name, [("a", message) for message in self.model.held[name]], 1, 1)
 
     def _requeue_all(self, name: str) -> None:
         self._exchange(name, [("r", message) for message in self.model.held[name]], 0, 1)
 
-    def _exchange(self, name: str, settled: list[tuple[str, int]], count: int, run: int) -> None:
+    def _exchange(
+        self,
+        name: str,
+        settled: list[tuple[str, int]],
+        count: int,
+        run: int,
+        late: Sequence[int] = (),
+    ) -> None:
         (known, refused, revoked, due, take, firsts, taken), *pieces = self.outcome.replies[0]
         expected = self.model.settle(name, settled)
-        gone = [m for _, m in settled if m in expected]
+        gone = [*late, *(m for _, m in settled if m in expected)]
         self.check("known", 1, known)
         self.check("refused", gone, [int(m) for m in refused])
         self.check("revoked", sorted(set(expected)), sorted(int(m) for m in revoked))

@@ -54,8 +54,9 @@ class Model:
         consumers: each one: "live", "ended" (its lease), or "gone" (recovered, or has left).
         hungry: those whose last take brought nothing.
         asleep: those of them that nobody has woken since.
-        over: the last delivery of a message to a consumer, where it ended without the consumer's
-            knowledge or by going back: settling it again must count nothing.
+        over: the last delivery of a message to a consumer that went back, by its own word or
+            without: settling it again must count nothing, even where the same consumer holds the
+            message anew.
         fence: the highest fence so far.
     """
 
@@ -183,7 +184,6 @@ class Model:
         """Remember deliveries with their fences."""
         for message, fence in taken:
             self.held.setdefault(consumer, {})[message] = fence
-            self.over.pop((consumer, message), None)
             self.fence = max(self.fence, fence)
 
     def settle(self, consumer: str, operations: Iterable[tuple[str, int]]) -> list[int]:

@@ -50,6 +50,8 @@ def operations(model: Model) -> Iterator[Operation]:
         for message in held:
             for how in "anrld":
                 yield "settle", name, how, message
+            if (name, message) in model.over:
+                yield "settle twice", name, message
         if held:
             yield "finish and take", name
         if len(held) > 1:
@@ -98,7 +100,7 @@ def calls(operation: Operation, model: Model) -> list[Call]:
         return [letters_call(kind, QUEUE, arguments[0])]
     if kind == "publish":
         return [_publish(len(model.sequence_of) + 1, arguments[0], arguments[1], model)]
-    if kind in {"take", "settle", "finish and take", "requeue all"}:
+    if kind in {"take", "settle", "settle twice", "finish and take", "requeue all"}:
         return [_exchange(kind, arguments, model)]
     if kind == "what counts nothing":
         return _without_effect(model)
@@ -122,6 +124,10 @@ def _exchange(kind: str, arguments: list[Any], model: Model) -> Call:
     elif kind == "settle":
         _, how, message = arguments
         settlements = [_settlement(how, message, held[message], model)]
+    elif kind == "settle twice":
+        message = arguments[1]
+        fences = (model.over[consumer, message], held[message])
+        settlements = [_settlement("a", message, fence, model) for fence in fences]
     else:
         how, count = ("a", 1) if kind == "finish and take" else ("r", 0)
         settlements = [_settlement(how, message, fence, model) for message, fence in held.items()]

@@ -55,14 +55,14 @@ def test_a_walk_that_was_ended_goes_on_to_the_same_end(
     redis_node: RedisNode, redis_url: str, tmp_path: Path
 ) -> None:
     # given a walk that nothing ends
-    rules, depth = Rules(), 4
+    rules, depth = Rules(), 3
     with redis_node.client() as client:
         server = SmallServer(client)
         whole = LevelWalk(server, rules, tmp_path / "whole", depth).run()
     # when another one is ended again and again, each time after a few states, some not noted
     endings = 0
     while True:
-        left = 40
+        left = 6
 
         def tell(_: str) -> None:
             nonlocal left

@@ -6,7 +6,10 @@
 --
 -- ARGV  1 Redis's clock in ms   2 MessagePack of the state: {{key, type, what redis.call returned}…}
 --       3 MessagePack of the operations: {{{hash of a script, or "" for a plain command; arguments}…}…}
--- RETURN  MessagePack of, for each operation: {replies, channels that were published to, state after}
+--       or 2 MessagePack of a state to begin with, "" for the present one   3 MessagePack of a script's
+--       arguments   4 its hash, "" for none
+-- RETURN  MessagePack of, for each operation: {replies, channels that were published to, state after};
+--         of one script: {MessagePack of the state after, its reply, channels that were published to}
 local server = redis
 local now, heard = tonumber(ARGV[1]), {}
 local redis = setmetatable({}, {__index = server})
@@ -68,6 +71,13 @@ local function run(hash, arguments)
   if type(reply) == 'table' and type(reply[1]) == 'string' and string.byte(reply[1]) >= 144
     and string.byte(reply[1]) < 160 then reply[1] = cmsgpack.unpack(reply[1]) end
   return reply
+end
+
+if ARGV[4] then
+  if ARGV[2] ~= '' then restore(cmsgpack.unpack(ARGV[2])) end
+  local script = scripts[ARGV[4]]
+  local reply = script and script({'cq:id'}, cmsgpack.unpack(ARGV[3])) or false
+  return {cmsgpack.pack(dump()), reply, heard}
 end
 
 local state, results = cmsgpack.unpack(ARGV[2]), {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from cqrs_celery.queue.reliable_queue import ReliableQueue
@@ -18,7 +19,7 @@ from cqrs_celery.queue.values import (
 from tests.queues import LEASE_MS
 
 from .model import CONSUMERS, MESSAGES, MOST_TRIES, SEQUENCES, Model
-from .server import DELAY_MS, QUEUE, Call, call_of, joining, letters_call
+from .server import DELAY_MS, QUEUE, Call, Program, call_of, join, letters_call
 
 #: The name of an operation, and its arguments.
 Operation = tuple[Any, ...]
@@ -83,28 +84,42 @@ def _settlement(how: str, message: int, fence: int, model: Model) -> Settlement:
     return {"a": ack, "n": give_back, "r": requeue}[how](message, fence)
 
 
-def calls(operation: Operation, model: Model) -> list[Call]:
-    """Return the calls that an operation is."""
+def calls(operation: Operation, model: Model) -> list[Call] | Program:
+    """Return the calls that an operation is, or the program, where it may be several scripts."""
     kind, *arguments = operation
-    if kind == "join":
-        return joining(arguments[0], model.rules)
+    if kind in _PROGRAMS:
+        return partial(_PROGRAMS[kind], model, *arguments)
     if kind == "beat":
         return [call_of(ReliableQueue.beat, arguments[0], LEASE_MS)]
-    if kind == "leave":
-        return [call_of(ReliableQueue.leave, arguments[0])]
-    if kind == "recover":
-        return [call_of(ReliableQueue.recover, most_tries=MOST_TRIES)]
-    if kind == "purge":
-        return [call_of(ReliableQueue.purge, QUEUE)]
     if kind in {"redrive", "discard"}:
         return [letters_call(kind, QUEUE, arguments[0])]
     if kind == "publish":
         return [_publish(len(model.sequence_of) + 1, arguments[0], arguments[1], model)]
     if kind in {"take", "settle", "settle twice", "finish and take", "requeue all"}:
         return [_exchange(kind, arguments, model)]
-    if kind == "what counts nothing":
-        return _without_effect(model)
-    return _time_passes(kind, arguments, model)
+    if kind == "end lease":
+        return [("", ["ZADD", "cq:consumers", "1", arguments[0]])]
+    if kind == "due":
+        return _due(model)
+    assert operation == NOTHING, kind
+    return _without_effect(model)
+
+
+def _redrive_due(model: Model, queue: ReliableQueue) -> object:
+    """Let every letter's time come, and look after them."""
+    client: Any = queue.client
+    members = [f"{QUEUE}\x1f{message}" for message, state in model.letters.items() if state == "d"]
+    client.zadd(queue.key("redrive"), dict.fromkeys(members, 1), xx=True)
+    return queue.letters.redrive_due()
+
+
+_PROGRAMS: dict[str, Callable[..., object]] = {
+    "join": lambda model, name, queue: join(queue, name, model.rules),
+    "leave": lambda model, name, queue: queue.leave(name),
+    "recover": lambda model, queue: queue.recover(most_tries=MOST_TRIES),
+    "purge": lambda model, queue: queue.purge(QUEUE),
+    "redrive due": _redrive_due,
+}
 
 
 def _publish(number: int, sequence: str, is_delayed: bool, model: Model) -> Call:
@@ -142,23 +157,16 @@ def _exchange(kind: str, arguments: list[Any], model: Model) -> Call:
     )
 
 
-def _time_passes(kind: str, arguments: list[Any], model: Model) -> list[Call]:
-    """Return the plain commands by which the time of something comes."""
-    if kind == "end lease":
-        return [("", ["ZADD", "cq:consumers", "1", arguments[0]])]
-    if kind == "due":
-        place = next(i for i, (_, at) in enumerate(model.delayed) if at)
-        what, score = model.delayed[place][0], str(place + 1)
-        sequence = what if isinstance(what, str) else model.sequence_of[what]
-        member = f"0|{'' if isinstance(what, str) else what}|{sequence}"
-        return [
-            ("", ["ZADD", f"cq:delayed:{QUEUE}", "XX", score, member]),
-            ("", ["ZADD", "cq:due", "1", QUEUE]),
-        ]
-    assert kind == "redrive due", kind
-    dead = [message for message, state in model.letters.items() if state == "d"]
-    members = [part for message in dead for part in ("1", f"{QUEUE}\x1f{message}")]
-    return [("", ["ZADD", "cq:redrive", "XX", *members]), letters_call("redrive_due")]
+def _due(model: Model) -> list[Call]:
+    """Return the plain commands by which the time of what is due first comes."""
+    place = next(i for i, (_, at) in enumerate(model.delayed) if at)
+    what, score = model.delayed[place][0], str(place + 1)
+    sequence = what if isinstance(what, str) else model.sequence_of[what]
+    member = f"0|{'' if isinstance(what, str) else what}|{sequence}"
+    return [
+        ("", ["ZADD", f"cq:delayed:{QUEUE}", "XX", score, member]),
+        ("", ["ZADD", "cq:due", "1", QUEUE]),
+    ]
 
 
 def _without_effect(model: Model) -> list[Call]:
@@ -171,8 +179,6 @@ def _without_effect(model: Model) -> list[Call]:
         if state == "gone":
             found.append(call_of(ReliableQueue.beat, name, LEASE_MS))
             found.append(_exchange("take", [name, 1, 1], model))
-    if "ended" not in model.consumers.values():
-        found.append(call_of(ReliableQueue.recover, most_tries=MOST_TRIES))
     return found
 
 

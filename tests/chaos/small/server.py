@@ -8,6 +8,7 @@ is heard. A state is what is in every key, and nothing else, so it can be put ba
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from cqrs_celery.queue import dead_letters, reliable_queue
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.queue.scripts import Script
 from cqrs_celery.queue.values import LetterPolicy
@@ -40,12 +40,15 @@ State = list[list[Any]]
 #: A script's hash, or "" for a plain command, with its arguments.
 Call = tuple[str, list[str]]
 
+#: What uses the queue as its callers do, in any number of calls; returns what it was answered.
+Program = Callable[[ReliableQueue], Any]
+
 
 class Outcome(NamedTuple):
     """What became of one operation.
 
     Attributes:
-        replies: one of each call.
+        replies: one of each call; of a program, what it has returned.
         woken: the consumers that were.
         state: after it.
     """
@@ -90,10 +93,9 @@ def letters_call(name: str, *arguments: Any) -> Call:
 
 def scripts() -> Iterator[Script]:
     """Yield the scripts that the queue calls."""
-    for module in (reliable_queue, dead_letters):
-        for value in vars(module).values():
-            if isinstance(value, Script):
-                yield value
+    for name, module in sorted(sys.modules.items()):
+        if name.startswith("cqrs_celery.queue."):
+            yield from (value for value in vars(module).values() if isinstance(value, Script))
 
 
 def driver_text() -> str:
@@ -107,10 +109,11 @@ class SmallServer:
     """A server that is emptied and filled again for every operation.
 
     Args:
-        client: its connection is used by nobody else; the database is emptied.
+        client: used by nobody else; its database is emptied.
     """
 
     def __init__(self, client: Any) -> None:
+        self.client = client
         self._connection: Any = client.connection_pool.get_connection()
         self._decode = msgspec.msgpack.Decoder().decode
         self._connection.send_command("SCRIPT", "LOAD", driver_text())
@@ -118,44 +121,100 @@ class SmallServer:
 
     def ask(self, state: State, operations: Sequence[Sequence[Call]]) -> None:
         """Have operations tried, each on this state; `answer` returns what became of them."""
-        pack = msgspec.msgpack.encode
-        self._connection.send_command(
-            "EVALSHA", self._hash, 0, NOW_MS, pack(state), pack(operations)
-        )
+        packed = map(msgspec.msgpack.encode, (state, operations))
+        self._connection.send_command("EVALSHA", self._hash, 0, NOW_MS, *packed)
 
     def answer(self) -> list[Outcome]:
-        """Return the outcomes of the oldest question that was not answered."""
+        """Return the outcomes of the question that was asked."""
         found = self._decode(self._connection.read_response())
         return [
-            Outcome(replies, [name.rpartition(":")[2] for name in heard or ()], state or [])
+            Outcome(replies, list(map(_consumer_of, heard or ())), state or [])
             for replies, heard, state in found
         ]
 
-    def try_all(self, state: State, operations: Sequence[Sequence[Call]]) -> list[Outcome]:
-        """Try operations, each on this state."""
-        self.ask(state, operations)
-        return self.answer()
+    def try_program(self, state: State, program: Program) -> Outcome:
+        """Try a program on a state; no question may be open."""
+        client = StandingClock(self, state)
+        reply = program(ReliableQueue(cast(Any, client)))
+        return Outcome([reply], client.woken, client.state())
+
+    def run_one(
+        self, sha: str, arguments: Sequence[Any], state: State | None
+    ) -> tuple[State, Any, list[str]]:
+        """Run one script, or none, on a state, or on the present one.
+
+        Returns:
+            The state after it, its reply, and the consumers that it woke.
+        """
+        texts = [a.decode() if isinstance(a, bytes) else str(a) for a in arguments]
+        before = b"" if state is None else msgspec.msgpack.encode(state)
+        packed = msgspec.msgpack.encode(texts)
+        self._connection.send_command("EVALSHA", self._hash, 0, NOW_MS, before, packed, sha)
+        after, reply, heard = self._connection.read_response()
+        return self._decode(after), reply, [_consumer_of(name.decode()) for name in heard]
+
+
+def _consumer_of(channel: str) -> str:
+    return channel.rpartition(":")[2]
+
+
+class StandingClock:
+    """A client whose server's clock stands still, and that remembers who was woken.
+
+    Args:
+        server: it is put into the state before the first call.
+        state: in which a program begins.
+    """
+
+    def __init__(self, server: SmallServer, state: State) -> None:
+        self._server = server
+        self._before: State | None = state
+        self._after: State | None = None
+        self.woken: list[str] = []
+
+    def state(self) -> State:
+        """Return what is there now."""
+        if self._after is None:
+            self._run("", ())
+        assert self._after is not None
+        return self._after
+
+    def evalsha(self, sha: str, keys: int, *rest: Any) -> Any:
+        return self._run(sha, rest[keys:])
+
+    def _run(self, sha: str, arguments: Sequence[Any]) -> Any:
+        before, self._before = self._before, None
+        self._after, reply, woken = self._server.run_one(sha, arguments, before)
+        self.woken += woken
+        return reply
+
+    def time(self) -> tuple[int, int]:
+        return NOW_MS // 1000, 0
+
+    def __getattr__(self, name: str) -> Any:
+        if self._before is not None:
+            self._run("", ())
+        self._after = None
+        return getattr(self._server.client, name)
 
 
 def beginning(server: SmallServer, rules: Rules) -> State:
     """Return the state with which everything begins: nothing but two consumers."""
-    calls: list[Call] = [("", ["SET", "cq:fence", str(FIRST_FENCE)])]
-    for name in CONSUMERS:
-        calls += joining(name, rules)
-    if rules.blocks:
-        policy = "|".join(map(str, LetterPolicy()))
-        calls.append(("", ["HSET", "cq:policy", QUEUE, policy]))
-    (outcome,) = server.try_all([], [calls])
-    return outcome.state
+
+    def begin(queue: ReliableQueue) -> None:
+        queue.client.set(queue.key("fence"), FIRST_FENCE)
+        for name in CONSUMERS:
+            join(queue, name, rules)
+        if rules.blocks:
+            queue.letters.set_policy(QUEUE, LetterPolicy())
+
+    return server.try_program([], begin).state
 
 
-def joining(consumer: str, rules: Rules) -> list[Call]:
-    """Return the calls by which a consumer begins."""
-    about = {"slots": rules.slots}
-    return [
-        call_of(ReliableQueue.beat, consumer, LEASE_MS, register=True),
-        call_of(ReliableQueue.consume, consumer, [QUEUE], about=about),
-    ]
+def join(queue: ReliableQueue, consumer: str, rules: Rules) -> None:
+    """Begin as a consumer."""
+    queue.beat(consumer, LEASE_MS, register=True)
+    queue.consume(consumer, [QUEUE], about={"slots": rules.slots})
 
 
 # ---------------------------------------------------------------- what is there

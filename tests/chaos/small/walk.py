@@ -98,13 +98,19 @@ class Walk:
     def _tried(
         self, level: Iterable[Node]
     ) -> Iterator[tuple[Node, list[Operation], list[Outcome]]]:
-        """Yield each node with its operations and outcomes; the server works on the next one."""
-        waiting: tuple[Node, list[Operation]] | None = None
+        """Yield each node with its operations and outcomes; meanwhile the server goes on."""
+        waiting: tuple[Node, list[Operation], list[Outcome]] | None = None
         for node in level:
             tried = list(operations(node.model))
-            self.server.ask(node.state, [calls(one, node.model) for one in tried])
+            found = [calls(one, node.model) for one in tried]
+            self.server.ask(node.state, [one for one in found if not callable(one)])
             if waiting:
-                yield *waiting, self.server.answer()
-            waiting = (node, tried)
+                yield waiting
+            of_calls = iter(self.server.answer())
+            outcomes = [
+                self.server.try_program(node.state, one) if callable(one) else next(of_calls)
+                for one in found
+            ]
+            waiting = (node, tried, outcomes)
         if waiting:
-            yield *waiting, self.server.answer()
+            yield waiting

@@ -1,6 +1,7 @@
 """Measure what one queue costs beside much else: queues, sequences, delayed messages, letters.
 
     python -m benchmarks.growth [--rounds 5] [--calls 200] [--size 1.0] [--json FILE] [--short]
+    python -m benchmarks.growth --before FILE       beside what an earlier commit wrote by --json
 
 For each of these there is a server of its own, without persistence, and one on which nothing is:
 
@@ -10,14 +11,16 @@ For each of these there is a server of its own, without persistence, and one on 
     20,000 dead letters of the queue itself
     5,000 consumers that wait for a wake-up from the queue
 
-`--size` takes that part of each; the short form takes a twentieth. A round does each operation on
+`--size` takes that part of each. A round does each operation on
 one server after the other. Of each call the commands are counted, those in scripts too, and the
 server's time in scripts (INFO commandstats). A ratio is of one round, to the server on which
-nothing is; it may be 2 at most.
+nothing is; it may be 2 at most. Of an earlier commit, whose form of the queue this file can use
+too, the median is shown.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import time
@@ -33,7 +36,7 @@ from tests.nodes import RedisNode
 
 QUEUE, CONSUMER, HOLDER, TOPIC = "orders", "anna", "holder", "placed"
 LEASE_MS = DELAY_MS = 36_000_000
-ALONE = "alone"
+ALONE, BEFORE = "alone", "before"
 MOST = 2.0
 
 #: How much of each there is in the long form.
@@ -42,7 +45,7 @@ SIZES = {
     "dead letters": 20_000, "idle consumers": 5_000,
 }  # fmt: skip
 
-SHORT = {"rounds": 3, "calls": 100, "size": 0.05}
+SHORT = {"rounds": 3, "calls": 100}
 
 #: What is measured of each operation, and its title.
 MEASURES = {"usec": "time in scripts, µs", "calls": "commands, those in scripts too"}
@@ -273,17 +276,36 @@ def measure_kind(report: Report, folder: Path, kind: str, options: Any) -> None:
                         report.note(name, party, found[party][operation][key], group=title)
 
 
+def rows_of(kind: str) -> Iterator[str]:
+    """Yield the names of the rows of a kind."""
+    for operation in OPERATIONS:
+        for title in MEASURES.values():
+            yield measure_of(operation, kind, title)
+
+
+def medians_of(path: Path) -> dict[str, float]:
+    """Return what an earlier run has measured beside much else, by the row's name."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return {row["measure"]: row[OURS]["median"] for row in rows}
+
+
 def main() -> int:
     """Measure, and report."""
     parser = parser_of("growth", __doc__, rounds=5)
     parser.add_argument("--calls", type=int, default=200, help="of each operation in a round")
     parser.add_argument("--size", type=float, default=1.0, help="the part of everything")
     parser.add_argument("--only", choices=[*SIZES], help="beside this alone")
+    parser.add_argument("--before", type=Path, metavar="FILE", help="of an earlier commit")
     options = parse(parser, SHORT)
     report = Report("growth", options, BARS)
+    before = medians_of(options.before) if options.before else {}
     for kind in [options.only] if options.only else SIZES:
         with tempfile.TemporaryDirectory() as folder, report.attempt(kind):
             measure_kind(report, Path(folder), kind, options)
+            for name in rows_of(kind):
+                if name in before:
+                    for _ in range(options.rounds):
+                        report.note(name, BEFORE, before[name])
     return report.finish()
 
 

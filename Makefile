@@ -12,7 +12,7 @@ STAMP := .venv/.installed
 TYPED := $(wildcard cqrs_celery sample_app tests benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-unit demo run chaos mutants conformance acceptance bench lock format clean
+.PHONY: help setup lint test test-unit demo run chaos soak mutants conformance acceptance bench lock format clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -60,6 +60,9 @@ chaos: setup  ## Kill, freeze and cut off at random, and check what is promised
 	$(BIN)/python -m tests.mutants
 	$(BIN)/python -m tests.script_mutants
 	$(BIN)/python -m tests.values
+
+soak: setup  ## Let workers work for two hours, kill some: memory and keys must stay flat
+	$(BIN)/python -m tests.soak
 
 mutants: setup  ## Break messages and the queue's scripts on purpose: tests must notice; minutes
 	$(BIN)/python -m tests.mutants

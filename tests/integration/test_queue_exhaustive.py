@@ -22,8 +22,9 @@ SAMPLE = 100
 
 #: Each is tried by some interleaving of so few operations.
 KINDS = {
-    "publish", "take", "settle", "settle twice", "finish and take", "requeue all", "beat", "end lease", "recover",
-    "leave", "join", "due", "redrive", "discard", "purge", "what counts nothing",
+    "publish", "take", "settle", "settle twice", "finish and take", "requeue all", "beat",
+    "end lease", "recover", "leave", "join", "due", "redrive", "discard", "purge",
+    "what counts nothing",
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ STAMP := .venv/.installed
 TYPED := $(wildcard cqrs_celery sample_app tests benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-unit demo run chaos mutants conformance acceptance bench lock format clean
+.PHONY: help setup lint test test-unit demo run chaos soak mutants conformance acceptance bench lock format clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -58,10 +58,15 @@ run: setup  ## Run the sample application
 chaos: setup  ## Kill, freeze and cut off at random, and check what is promised
 	$(BIN)/python -m tests.chaos
 	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.script_mutants
 	$(BIN)/python -m tests.values
 
-mutants: setup  ## Break the checks of messages on purpose: the tests must notice; minutes
+soak: setup  ## Let workers work for two hours, kill some: memory and keys must stay flat
+	$(BIN)/python -m tests.soak
+
+mutants: setup  ## Break messages and the queue's scripts on purpose: tests must notice; minutes
 	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.script_mutants
 
 conformance: setup  ## Run Kombu's and Celery's own suites on stock Redis and on ours, side by side
 	$(BIN)/python -m tests.conformance

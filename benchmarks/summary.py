@@ -44,7 +44,7 @@ from benchmarks._report import bar_text, markdown, spread_text, without_paths
 #: The benchmarks, the longest last; those of the second set are measured beside `eventsourcing`.
 BENCHMARKS = (
     "decoding", "locks", "redis_away", "blocked_sequences", "ready_queue", "batches", "snapshots",
-    "event_store", "transport",
+    "recovery", "growth", "event_store", "transport",
 )  # fmt: skip
 WITH_PEER = {"decoding", "snapshots", "event_store"}
 

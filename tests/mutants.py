@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import CodeType
@@ -42,7 +42,7 @@ class Mutant(NamedTuple):
     """A change of one place.
 
     Attributes:
-        module: of `cqrs_celery.messages`.
+        module: of `cqrs_celery.messages`, or the script.
         old: the text that is there once.
         new: what takes its place.
     """
@@ -263,16 +263,25 @@ def run_one(mutant: Mutant | None, root: Path) -> int:
     return int(pytest.main([*options, *(f"tests/unit/test_{name}.py" for name in names)]))
 
 
-def fate(number: int | None, root: Path) -> tuple[bool, str, float]:
+class Program(NamedTuple):
+    """A table of mutants, and how the tests are run for one.
+
+    Attributes:
+        module: what is run in the process of a mutant.
+        mutants: the table.
+        run_one: runs the tests; for None, without any mutant.
+    """
+
+    module: str
+    mutants: Sequence[Mutant]
+    run_one: Callable[[Mutant | None, Path], int]
+
+
+def fate(program: str, number: int | None, root: Path) -> tuple[bool, str, float]:
     """Return whether the tests have noticed a mutant, which of them did, and the seconds."""
     began = time.monotonic()
-    command = [
-        sys.executable,
-        "-m",
-        "tests.mutants",
-        "--one",
-        "-1" if number is None else str(number),
-    ]
+    one = "-1" if number is None else str(number)
+    command = [sys.executable, "-m", program, "--one", one]
     try:
         done = subprocess.run(
             command, cwd=root, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
@@ -280,41 +289,51 @@ def fate(number: int | None, root: Path) -> tuple[bool, str, float]:
     except subprocess.TimeoutExpired:
         return True, "no end within the time", time.monotonic() - began
     output = done.stdout + done.stderr
-    failed = re.search(r"^(?:FAILED|ERROR) (?:tests/unit/)?(\S+)", output, re.MULTILINE)
+    failed = re.search(
+        r"^(?:FAILED|ERROR) (?:tests/(?:unit|integration)/)?(\S+)", output, re.MULTILINE
+    )
     if done.returncode and not failed:
         raise RuntimeError(f"the tests of mutant {number} did not run:\n{output[-2000:]}")
     return failed is not None, failed[1] if failed else "", time.monotonic() - began
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tests for each mutant; returns 0 if all were noticed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def run_program(program: Program, arguments: Sequence[str] | None, description: str) -> int:
+    """Run the tests for each mutant of a table; returns 0 if all were noticed."""
+    parser = argparse.ArgumentParser(prog=f"python -m {program.module}", description=description)
     parser.add_argument("--one", type=int, help="run the tests for this mutant; -1 for none")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(arguments)
     root = Path(__file__).resolve().parent.parent
     if options.one is not None:
-        return run_one(None if options.one < 0 else MUTANTS[options.one], root)
-    is_noticed, what, _ = fate(None, root)
+        return program.run_one(None if options.one < 0 else program.mutants[options.one], root)
+    is_noticed, what, _ = fate(program.module, None, root)
     if is_noticed:
         sys.stderr.write(f"error: the tests fail without any mutant: {what}\n")
         return 1
     survivors = 0
     with ThreadPoolExecutor(options.processes) as pool:
-        fates = pool.map(lambda number: fate(number, root), range(len(MUTANTS)))
+        numbers = range(len(program.mutants))
+        fates = pool.map(lambda number: fate(program.module, number, root), numbers)
         for number, (mutant, (is_noticed, what, seconds)) in enumerate(
-            zip(MUTANTS, fates, strict=True)
+            zip(program.mutants, fates, strict=True)
         ):
             survivors += not is_noticed
             old = " ".join(mutant.old.split())[:48]
             new = " ".join(mutant.new.split())[:36] or "nothing"
             told = what if is_noticed else "SURVIVED"
             sys.stdout.write(
-                f"{number:3} {mutant.module:12} {old:48} -> {new:36} {seconds:5.1f} s  {told}\n"
+                f"{number:3} {mutant.module:15} {old:48} -> {new:36} {seconds:5.1f} s  {told}\n"
             )
             sys.stdout.flush()
-    sys.stdout.write(f"{len(MUTANTS)} mutants, {len(MUTANTS) - survivors} noticed\n")
+    count = len(program.mutants)
+    sys.stdout.write(f"{count} mutants, {count - survivors} noticed\n")
     return 1 if survivors else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the tests for each mutant; returns 0 if all were noticed."""
+    program = Program("tests.mutants", MUTANTS, run_one)
+    return run_program(program, arguments, (__doc__ or "").partition("\n")[0])
 
 
 if __name__ == "__main__":

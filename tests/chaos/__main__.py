@@ -39,6 +39,8 @@ from tests.chaos.redeliveries import (
     redeliver_on_postgresql,
     redeliver_on_sqlite,
 )
+from tests.chaos.small.__main__ import every_interleaving as try_every_interleaving
+from tests.chaos.small.__main__ import folder_of as small_folder
 from tests.chaos.starvation import starve_queues
 from tests.chaos.subscriptions import (
     disturb_gevent,
@@ -121,6 +123,15 @@ def queue_model(options: argparse.Namespace) -> Iterator[Table]:
     yield Table("The reliable queue", rows | {name: seen[name] for name in QUEUE_ROWS})
 
 
+def every_interleaving(options: argparse.Namespace) -> Iterator[Table]:
+    """Try every interleaving of a few operations; a run that was ended is gone on with."""
+    folder, depth = small_folder(), options.rounds or 7
+    found = try_every_interleaving(folder, depth)
+    shutil.rmtree(folder)
+    rows = {"date": datetime.now(UTC).date().isoformat(), "server": newest_server()}
+    yield Table(f"Every interleaving of {depth} operations on a small queue", rows | found)
+
+
 @dataclass(frozen=True)
 class Rounds:
     """A run against real workers: so many rounds of something that goes wrong.
@@ -186,6 +197,7 @@ PGBOUNCER = "pgbouncer"
 #: Every run, in the order of printing.
 RUNS: list[Callable[[argparse.Namespace], Iterator[Table]]] = [
     queue_model,
+    every_interleaving,
     Rounds("Workers frozen and killed around a take", kill_around_takes, 1_000),
     Rounds("All workers of a host killed, and a new one started there", kill_hosts, 200),
     Rounds("The same, and a new one started elsewhere", kill_hosts_elsewhere, 200),

@@ -1,0 +1,147 @@
+"""Break the queue's scripts on purpose, one place at a time: the tests must notice.
+
+    python -m tests.script_mutants
+
+runs the tests of the queue once for each mutant, in a process of its own with a server of its own,
+and prints which test has noticed it. One that none notices is an error, and so is one whose place
+is no longer there: a script that changes takes its mutants along.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.mutants import Mutant, Program, mutated, run_program
+
+#: The tests that must notice, the likeliest first: the first failure ends a run.
+TESTS = (
+    "exhaustive", "settling", "sequences", "taking", "recovery", "delay", "dead_letters",
+    "redriving", "publishing", "shared_bodies", "wakeups", "expiry", "counting", "topics",
+    "batches", "property",
+)  # fmt: skip
+
+SCRIPTS = "cqrs_celery/queue/scripts"
+
+MUTANTS = (
+    # What a settlement may end, and what becomes of the rest of its sequence.
+    Mutant(
+        "settle_and_take",
+        "records[i] and string.match(records[i], '^%d+') == one[3]",
+        "records[i]",
+    ),
+    Mutant("settle_and_take", "  call_with('HDEL', flight, counted)\n", ""),
+    Mutant("settle_and_take", "  call_with('HDEL', flight, revoked)\n", ""),
+    Mutant(
+        "settle_and_take",
+        "return tonumber(a.back.id) > tonumber(b.back.id)",
+        "return tonumber(a.back.id) < tonumber(b.back.id)",
+    ),
+    Mutant("settle_and_take", "    if s then leave_sequence(s, id) end\n", ""),
+    Mutant("settle_and_take", "else call('LREM', key, -1, id) end", "else call('RPOP', key) end"),
+    Mutant("settle_and_take", "  s.n = ahead\n", "  s.n = 0\n"),
+    Mutant("settle_and_take", "if op == 'r' then call('HINCRBY'", "if false then call('HINCRBY'"),
+    Mutant("settle_and_take", "if mark ~= '' then call('HDEL'", "if false then call('HDEL'"),
+    Mutant("settle_and_take", "      if body ~= '' then bodies[#bodies + 1] = body end\n", ""),
+    Mutant("settle_and_take", "s.seq, s.pri, s.back ~= nil)", "s.seq, s.pri, false)"),
+    Mutant("settle_and_take", "    call('HSET', seqs, s.seq, 'l' .. s.pri)\n", ""),
+    Mutant("settle_and_take", "    call('HSET', seqs, s.seq, 'd' .. s.pri)\n", ""),
+    # What a take brings.
+    Mutant("settle_and_take", "if wanted == 0 or not is_known then", "if wanted == 0 then"),
+    Mutant("settle_and_take", "if due_in == 0 then\n  promote", "if false then\n  promote"),
+    Mutant("settle_and_take", "for i = #more, 1, -1 do hold", "for i = 1, #more do hold"),
+    Mutant("settle_and_take", "'|' .. (1 + #more) .. '|'", "'|' .. #more .. '|'"),
+    Mutant("settle_and_take", "(i > firsts and 1 or 0)", "0"),
+    Mutant("settle_and_take", "-room - 1, -2)", "-room, -2)"),
+    Mutant("settle_and_take", "  redis.pcall('SADD', C .. 'idle', consumer)\n", ""),
+    Mutant("settle_and_take", "if drained[i] ~= 'empty' and has_ready", "if false and has_ready"),
+    # What goes back, and what is forgotten.
+    Mutant("_settle", "return a > b end)", "return a < b end)"),
+    Mutant("_settle", "or head > youngest then break", "then break"),
+    Mutant("_settle", "    call('HDEL', C .. 'seqs:' .. queue, seq)\n", ""),
+    Mutant("_settle", "    call_with('HDEL', C .. 'tries', ids)\n", ""),
+    Mutant("_settle", "body, -1) <= 0 then", "body, -1) < 0 then"),
+    # What waits for its time.
+    Mutant("_delay", "        call('HSET', C .. 'seqs:' .. queue, seq, 'r' .. pri)\n", ""),
+    Mutant("_delay", "call('ZREM', delayed, unpack(members))", "local _"),
+    Mutant(
+        "_delay", "push_ready(queue, pri, '=' .. seq, true)", "push_ready(queue, pri, '=' .. seq)"
+    ),
+    Mutant("_delay", "if id ~= '' and seq ~= '' then enqueue", "if id ~= '' then enqueue"),
+    # What is put in line.
+    Mutant(
+        "_common",
+        "call('LPUSH', seq_key(queue, seq), id)",
+        "call('RPUSH', seq_key(queue, seq), id)",
+    ),
+    Mutant("_common", "seq, 'r' .. pri) == 1 then", "seq, 'r' .. pri) >= 0 then"),
+    Mutant("_common", "element) == 1 then wake(queue) end", "element) == 0 then wake(queue) end"),
+    Mutant("publish", "1, 'NX', 'PX', ARGV[3])", "1, 'PX', ARGV[3])"),
+    Mutant("publish", "if due then delay(", "if false then delay("),
+    # Consumers that are lost.
+    Mutant("beat", "if known or ARGV[4] == '1' then", "if true then"),
+    Mutant("recover", "  call('DEL', C .. 'flight:' .. consumer)\n", ""),
+    Mutant("recover", "    call('HSET', C .. 'seqs:' .. queue, seq, 'd' .. pri)\n", ""),
+    Mutant("recover", "tries % LETTER >= most", "tries % LETTER > most"),
+    Mutant("recover", "    call('LREM', seq_key(queue, seq), -1, first)\n", ""),
+    Mutant(
+        "recover",
+        "return tonumber(a.id) > tonumber(b.id)",
+        "return tonumber(a.id) < tonumber(b.id)",
+    ),
+    # Dead letters.
+    Mutant("_letters", "\n    and call('LINDEX', seq_key(queue, l.seq), -1) == id", ""),
+    Mutant("_letters", "  call('HSET', C .. 'tries', id, LETTER)\n", ""),
+    Mutant("_letters", "    call('RPOP', seq_key(queue, l.seq))\n", ""),
+    Mutant("_letters", "(old and old.times or 0) + 1", "1"),
+    Mutant(
+        "_letters",
+        "if is_head then free_sequence(queue, l.seq, l.pri, true) else",
+        "if false then else",
+    ),
+    Mutant("redrive", "if l.state == 't' then return 'tried' end\n", ""),
+    # What a purge leaves.
+    Mutant("purge", "tonumber(n or 1)", "0"),
+    Mutant("purge", "  if is_done then call('ZREM', delayed, member) end\n", ""),
+    Mutant(
+        "purge", "if call('EXISTS', delayed) == 0 then call('ZREM'", "if false then call('ZREM'"
+    ),
+    Mutant("purge", "call_with('HDEL', C .. 'dead:' .. queue, ids)", "local _"),
+)
+
+
+def source_of(mutant: Mutant, root: Path) -> Path:
+    """Return the file that a mutant changes."""
+    return root / SCRIPTS / f"{mutant.module}.lua"
+
+
+def run_one(mutant: Mutant | None, root: Path) -> int:
+    """Run the tests in this process, which is for one mutant; returns pytest's exit code."""
+    if mutant is not None:
+        _read_mutated(mutant, source_of(mutant, root))
+    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=line", "--no-header"]
+    files = [f"tests/integration/test_queue_{name}.py" for name in TESTS]
+    return int(pytest.main([*options, *files]))
+
+
+def _read_mutated(mutant: Mutant, changed: Path) -> None:
+    """Have the script read with its change, by whoever reads it; before the library is imported."""
+    read_text, texts = Path.read_text, mutated(mutant, changed.read_text(encoding="utf-8"))
+
+    def read(path: Path, *arguments: object, **options: object) -> str:
+        return texts if path == changed else read_text(path, *arguments, **options)  # type: ignore[arg-type]
+
+    Path.read_text = read  # type: ignore[method-assign, assignment]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the tests for each mutant; returns 0 if all were noticed."""
+    program = Program("tests.script_mutants", MUTANTS, run_one)
+    return run_program(program, arguments, (__doc__ or "").partition("\n")[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -70,6 +70,7 @@ class Holding(NamedTuple):
         oldest_prefetched: the lowest id of what it has prefetched.
         oldest_behind: the lowest id of what waits behind the sequences that it holds.
         about: what it has said of itself.
+        sequences: how many sequences it holds.
     """
 
     consumer: str
@@ -82,6 +83,7 @@ class Holding(NamedTuple):
     oldest_prefetched: Mapping[str, int]
     oldest_behind: Mapping[str, int]
     about: About
+    sequences: Mapping[str, int] = MappingProxyType({})
 
     @property
     def is_live(self) -> bool:
@@ -231,6 +233,7 @@ class QueueInspector:
             _lowest((one.queue, one.id) for one in held if one.id not in ids),
             _lowest((queue, one) for (queue, _), one in behind.items()),
             about,
+            Counter(queue for queue, _ in sequences),
         )
 
     def _held(self, consumer: str) -> list[Held]:
@@ -281,18 +284,17 @@ class QueueInspector:
             queue: its name.
             holdings: what `holdings` returned.
         """
-        count = self._queue.count(queue)
-        states = self._redis.hvals(self._queue.key(f"seqs:{queue}"))
-        firsts = Counter(state[:1] for state in states)
+        count, sequences = self._queue.count_all(queue)
+        tokens = max(0, sequences.going - sum(one.sequences.get(queue, 0) for one in holdings))
         held = sum(holding.in_sequences[queue] for holding in holdings)
         in_flight = sum(holding.messages[queue] for holding in holdings)
         are_running = sum(holding.running[queue] for holding in holdings)
         return QueueLook(
             queue,
             count.ready,
-            max(0, count.in_sequences - firsts[b"r"] - held),
+            max(0, count.in_sequences - tokens - held),
             count.retrying,
-            count.blocked - firsts[b"d"],
+            count.blocked - sequences.blocked,
             count.delayed,
             in_flight,
             in_flight - are_running,

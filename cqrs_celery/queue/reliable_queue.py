@@ -25,8 +25,10 @@ from .values import (
     Publish,
     QueueCount,
     Recovered,
+    SequenceCount,
     Settlement,
     Taken,
+    Upkeep,
 )
 
 #: Milliseconds for which a publish id is remembered. Longer than any client repeats a publish.
@@ -55,6 +57,16 @@ _purge = load("purge")
 _count = load("count")
 _declare = load("declare")
 _expired = load("expired")
+_recount = load("recount")
+_upkeep = load("upkeep")
+_upgrade = load("upgrade")
+
+#: The form of the keys that this release writes, as `cq:format` has it; see upgrade.lua.
+FORMAT = 2
+
+#: About how many sequences are counted anew in one script, so that the server is never blocked for
+#: long.
+RECOUNT_BATCH = 500
 
 #: The settlements that have a text.
 _WITH_TEXT = "ld"
@@ -333,7 +345,7 @@ class ReliableQueue:
                 which it handles many messages as one, each with how many. Any other value is for
                 whoever looks.
         """
-        known = msgspec.json.encode(about or {})
+        known = msgspec.json.encode({**(about or {}), "format": FORMAT})
         _consume(self.client, self._keys, [self.prefix, consumer, known, *queues])
 
     def beat(self, consumer: str, lease_ms: int, *, register: bool = False) -> Beat:
@@ -403,6 +415,7 @@ class ReliableQueue:
         names = [name.decode() for name in _expired(self.client, self._keys, [self.prefix])]
         for name in names:
             self.purge(name)
+            self._forget_counts(name)
         return names
 
     def has_ready(self, queues: Sequence[str]) -> bool:
@@ -434,8 +447,57 @@ class ReliableQueue:
         """Purge a queue and forget that it was declared; returns how many messages it had."""
         count = self.purge(queue)
         self.forget(queue)
+        self._forget_counts(queue)
         return count
 
     def count(self, queue: str) -> QueueCount:
-        """Count a queue's messages by what they wait for."""
-        return QueueCount(*map(int, _count(self.client, self._keys, [self.prefix, queue])))
+        """Count a queue's messages by what they wait for, without going through them."""
+        return self.count_all(queue)[0]
+
+    def count_all(self, queue: str) -> tuple[QueueCount, SequenceCount]:
+        """Count a queue's messages and its sequences by what they wait for; one round trip."""
+        numbers = [int(n) for n in _count(self.client, self._keys, [self.prefix, queue])]
+        return QueueCount(*numbers[:6]), SequenceCount(*numbers[6:])
+
+    def _forget_counts(self, queue: str) -> None:
+        # What is in flight still is counted when somebody asks.
+        names = (f"{name}:{queue}" for name in ("counts", "recount", "recounted"))
+        self.client.unlink(*map(self.key, names))
+
+    def recount(self, queue: str, *, most: int = RECOUNT_BATCH) -> int | None:
+        """Count a queue's sequences anew, a slice of them a call.
+
+        Args:
+            queue: its name.
+            most: about how many sequences to look at in this call.
+
+        Returns:
+            By how much the counts were off, in messages and sequences; None while it isn't done:
+            call again, in whatever process.
+        """
+        is_done, off = _recount(self.client, self._keys, [self.prefix, queue, most])
+        return int(off) if is_done else None
+
+    def take_upkeep(self, consumer: str, for_ms: int) -> Upkeep:
+        """Ask to do the queues' upkeep, and look for consumers of an older release.
+
+        Args:
+            consumer: who asks.
+            for_ms: milliseconds for which nobody else does it. A consumer of an older release that
+                is seen now is thought to be there for twice as long.
+        """
+        args = [self.prefix, consumer, for_ms, 2 * for_ms]
+        is_ours, old = _upkeep(self.client, self._keys, args)
+        return Upkeep(bool(is_ours), int(old))
+
+    def raise_format(self) -> int:
+        """Raise the number of the keys' form to that of this release; returns the one now.
+
+        One that is higher than `FORMAT` is of a later release, and stays: whoever gets it must not
+        use the queues.
+        """
+        return int(_upgrade(self.client, self._keys, [self.prefix, FORMAT]))
+
+    def read_format(self) -> int:
+        """Return the number of the keys' form; 1 where none is stored."""
+        return int(cast("bytes | None", self.client.get(self.key("format"))) or 1)

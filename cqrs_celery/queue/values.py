@@ -170,6 +170,33 @@ class QueueCount(NamedTuple):
     dead: int
 
 
+class SequenceCount(NamedTuple):
+    """The numbers of a queue's sequences, by what they wait for.
+
+    Attributes:
+        going: those that are ready or held.
+        retrying: those whose first message waits for its time.
+        blocked: those behind a dead letter.
+    """
+
+    going: int
+    retrying: int
+    blocked: int
+
+
+class Upkeep(NamedTuple):
+    """The answer to a consumer that asks to do the queues' upkeep.
+
+    Attributes:
+        is_ours: whether it shall.
+        old_consumers: how many consumers of a release that keeps no counts are there; 0 where
+            another one does it.
+    """
+
+    is_ours: bool
+    old_consumers: int
+
+
 class DeadLetter(NamedTuple):
     """Be a message set aside, whole, with the reason.
 

@@ -1,4 +1,4 @@
---!include _common _settle _letters
+--!include _common _counts _settle _letters
 -- Give back everything that consumers whose lease has ended still hold, each message once.
 --
 -- Messages return to their old places. Only a message that may have been running counts a delivery: of a
@@ -21,6 +21,7 @@ local function is_worn_out(id)
 end
 
 local function recover_sequence(queue, seq, pri, first, may_have_run, letters)
+  note_all(queue, seq)
   if not (may_have_run and is_worn_out(first)) then return free_sequence(queue, seq, pri, true) end
   bury(first, queue, pri, seq, now, call('HGET', C .. 'tries', first), why)
   letters[#letters + 1] = first
@@ -159,4 +160,5 @@ for i, consumer in ipairs(who) do
   result[#result + 1] = count
   result[#result + 1] = letters
 end
+save_counts()
 return result

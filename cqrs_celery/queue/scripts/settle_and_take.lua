@@ -1,4 +1,4 @@
---!include _common _delay _settle _letters
+--!include _common _counts _delay _settle _letters
 -- Settle what a consumer has finished, then take what is next for it, in one round trip.
 --
 -- An operation counts only if the consumer still holds that delivery: same id, same fence.
@@ -29,7 +29,7 @@
 --         The fence of message i, from 0, is the take's number + 2 i, and one more behind another
 --         message of its sequence: see fence_of
 -- COST  9 commands for plain messages, however many; 1–5 per other settlement, 1–4 per message of a
---       sequence; 8 more where anything is delayed, expires, was delivered before, or has a priority
+--       sequence, 1 or 2 per queue with such as stand behind others; 8 more where anything is delayed, expires, was delivered before, or has a priority
 local consumer = ARGV[2]
 local flight = C .. 'flight:' .. consumer
 local operations, wanted, run = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -52,7 +52,7 @@ local function sequence(queue, seq)
   local s = sequences[name]
   if not s then
     local pri, n = held_state(call('HGET', C .. 'seqs:' .. queue, seq))
-    s = {queue = queue, seq = seq, pri = pri, n = tonumber(n)}
+    s = {queue = queue, seq = seq, pri = pri, n = tonumber(n), held = tonumber(n), gone = 0}
     sequences[name] = s
     order[#order + 1] = s
   end
@@ -77,7 +77,7 @@ end
 local function leave_sequence(s, id)
   local key = seq_key(s.queue, s.seq)
   if call('LINDEX', key, -1) == id then call('RPOP', key) else call('LREM', key, -1, id) end
-  s.n = s.n - 1
+  s.n, s.gone = s.n - 1, s.gone + 1
 end
 
 -- Store another payload in place of a message's own and of the body that it shares. Who looks for what
@@ -123,20 +123,32 @@ local function settle(op, id, record, argument, text)
   end
 end
 
+-- Stop a sequence: from now on it is in the state l or d.
+local function stop(s, kind)
+  call('HSET', C .. 'seqs:' .. s.queue, s.seq, kind .. s.pri)
+  local length = call('LLEN', seq_key(s.queue, s.seq))
+  note(s.queue, s.seq, 'b', s.held - s.gone - length)
+  note(s.queue, s.seq, kind, 1)
+  note(s.queue, s.seq, kind .. 'b', math.max(0, length - 1))
+end
+
 -- Let a sequence go on, or stop, as the first message that went back says.
 local function go_on(s)
-  local seqs, first = C .. 'seqs:' .. s.queue, s.back or {}
+  local first = s.back or {}
+  note(s.queue, s.seq, 'x', math.max(1, s.n) - s.held)
   if s.n > 0 then
-    call('HSET', seqs, s.seq, 'h' .. s.pri .. '|' .. s.n .. '|' .. consumer)
+    note(s.queue, s.seq, 'b', s.held - s.gone - s.n)
+    call('HSET', C .. 'seqs:' .. s.queue, s.seq, 'h' .. s.pri .. '|' .. s.n .. '|' .. consumer)
   elseif first.op == 'l' then
-    call('HSET', seqs, s.seq, 'l' .. s.pri)
+    stop(s, 'l')
     delay(s.queue, s.pri, '', s.seq, now_ms() + tonumber(first.argument))
   elseif first.op == 'd' then
-    call('HSET', seqs, s.seq, 'd' .. s.pri)
+    stop(s, 'd')
     bury(first.id, s.queue, s.pri, s.seq, now_ms(), call('HGET', C .. 'tries', first.id) or '0',
       first.text)
   else
-    free_sequence(s.queue, s.seq, s.pri, s.back ~= nil)
+    local has_more = free_sequence(s.queue, s.seq, s.pri, s.back ~= nil)
+    note(s.queue, s.seq, 'b', s.held - s.gone - (has_more and 1 or 0))
   end
 end
 
@@ -191,6 +203,7 @@ end
 ---------------------------------------------------------------- take
 local is_known = call('ZSCORE', C .. 'consumers', consumer)
 if wanted == 0 or not is_known then
+  save_counts()
   return {cmsgpack.pack({is_known and 1 or 0, refused, revoked, -1, 0, 0, {}})}
 end
 
@@ -296,6 +309,8 @@ for _, t in ipairs(tokens) do
     left[place], in_batches = left[place] - #more, in_batches + #more
   end
   call('HSET', C .. 'seqs:' .. t.queue, t.seq, 'h' .. t.pri .. '|' .. (1 + #more) .. '|' .. consumer)
+  note(t.queue, t.seq, 'b', -#more)
+  note(t.queue, t.seq, 'x', #more)
 end
 
 -- Leave out what has expired: nobody is given it, and nothing is left of it.
@@ -378,5 +393,6 @@ elseif looked_at == 0 then
   redis.pcall('SADD', C .. 'idle', consumer)
   if ARGV[6] == '1' then notice_steps(queues) end
 end
+save_counts()
 pieces[1] = cmsgpack.pack({1, refused, revoked, due_in, take, firsts, taken})
 return pieces

@@ -20,6 +20,8 @@
 local FIELDS = {'b', 'x', 'l', 'lb', 'd', 'db'}
 -- Added to each field while a queue is counted anew: whoever changes one sees it in the answer.
 local ANEW = 2 ^ 48
+-- Sequences from which on it takes long to go through them.
+local MANY = 1000
 
 local changes = {} -- queue -> sequence -> field -> by how much; or what it was, under "before"
 
@@ -109,7 +111,7 @@ local function scan(queue)
   return found
 end
 
--- Keep what was found as the counts of a queue; pcall, since a look must not fail on a full server.
+-- Keep what was found as the counts of a queue; pcall, since to count must not fail on a full server.
 local function keep_counts(queue, found, at)
   local fields = {'at', string.format('%.0f', at)}
   for _, field in ipairs(FIELDS) do
@@ -123,8 +125,8 @@ local function keep_counts(queue, found, at)
 end
 
 -- Return the counts of a queue, with the number of its sequences under "all"; 3 commands, unless they
--- can't be relied on.
-local function counts_of(queue)
+-- can't be relied on. Then what is found is kept; by those who only look, where it took long to find.
+local function counts_of(queue, may_keep)
   local all = call('HLEN', C .. 'seqs:' .. queue)
   local kept = call('HMGET', C .. 'counts:' .. queue, 'at', unpack(FIELDS))
   local old_until = tonumber(call('GET', C .. 'old_until') or 0)
@@ -137,7 +139,7 @@ local function counts_of(queue)
   if is_off or all > 0 and not (kept[1] and tonumber(kept[1]) > old_until) then
     found = scan(queue)
     found.all = all
-    if now_ms() > old_until then keep_counts(queue, found, now_ms()) end
+    if (may_keep or all >= MANY) and now_ms() > old_until then keep_counts(queue, found, now_ms()) end
   end
   return found
 end

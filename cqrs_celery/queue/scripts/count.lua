@@ -12,7 +12,7 @@
 local queue = ARGV[2]
 local ready = 0
 for _, pri in ipairs(steps_in_use({queue})[1]) do ready = ready + call('LLEN', ready_key(queue, pri)) end
-local n = counts_of(queue)
+local n = counts_of(queue, false)
 local going = n.all - n.l - n.d
 return {ready, n.b + n.x + going, n.lb + n.l, n.db + n.d,
   call('ZCARD', C .. 'delayed:' .. queue) - n.l, call('HLEN', C .. 'dead:' .. queue), going, n.l, n.d}

@@ -17,7 +17,7 @@ local function waiting(queue, enough)
   local count = call('ZCARD', C .. 'delayed:' .. queue)
   for _, pri in ipairs(steps_in_use({queue})[1]) do count = count + call('LLEN', ready_key(queue, pri)) end
   if count >= enough then return count end
-  local sequences = counts_of(queue)
+  local sequences = counts_of(queue, true)
   return count + sequences.b + sequences.lb + sequences.db
 end
 

@@ -355,27 +355,41 @@ class QueueInspector:
         return [self._queue.read(min(ids))] if ids else []
 
     def delayed(self, queue: str, most: int | None = None) -> Iterator[Delayed]:
-        """Yield what is delayed in a queue, what is due first first.
+        """Yield what is delayed in a queue, what is due first first, read a page at a time.
 
         Args:
             queue: its name.
             most: yield no more than these; None for all.
         """
-        now, last = self.now_ms(), -1 if most is None else most - 1
+        now, seen = self.now_ms(), 0
+        while (some := BATCH if most is None else min(BATCH, most - seen)) > 0:
+            page = self._delayed_page(queue, seen, some)
+            messages = self._queue.read_many([first for _, first, _ in page])
+            for (member, _, due), message in zip(page, messages, strict=True):
+                priority, message_id, sequence = member.split(b"|", 2)
+                payload, body = message or (b"", b"")
+                yield Delayed(
+                    int(message_id) if message_id else None,
+                    queue,
+                    sequence.decode(),
+                    int(priority),
+                    int(due) - now,
+                    payload,
+                    body,
+                )
+            seen += len(page)
+            if len(page) < some:
+                return
+
+    def _delayed_page(self, queue: str, start: int, most: int) -> list[tuple[bytes, bytes, float]]:
+        """Return some of what is delayed: the member, the id of its message, when it is due."""
         key = self._queue.key(f"delayed:{queue}")
-        for member, due in self._redis.zrange(key, 0, last, withscores=True):
-            priority, message_id, sequence = member.split(b"|", 2)
+        page = []
+        for member, due in self._redis.zrange(key, start, start + most - 1, withscores=True):
+            _, message_id, sequence = member.split(b"|", 2)
             first = message_id or next(iter(self.sequence(queue, sequence, 1)), b"0")
-            payload, body = self._queue.read(int(first))
-            yield Delayed(
-                int(message_id) if message_id else None,
-                queue,
-                sequence.decode(),
-                int(priority),
-                int(due) - now,
-                payload,
-                body,
-            )
+            page.append((member, first, due))
+        return page
 
     def ready(self, queue: str, step: int) -> Iterator[bytes]:
         """Yield the elements of a ready list from its head on; not while it changes."""
@@ -391,24 +405,17 @@ class QueueInspector:
     def _sequence_key(self, queue: str, sequence: bytes) -> bytes:
         return self._queue.key(f"seq:{queue}\x1f").encode() + sequence
 
-    def read_all(self, ids: Sequence[bytes]) -> list[tuple[bytes, bytes] | None]:
-        """Return payload and body of each message; None for one that is gone or has expired."""
-        found: list[tuple[bytes, bytes] | None] = []
+    def read_all(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes] | None]:
+        """Yield payload and body of each message; None for one that is gone or has expired.
+
+        They are read as they are asked for, so many at a time as fit into a bound in bytes.
+        """
         now = self.now_ms()
         for start in range(0, len(ids), BATCH):
             some = ids[start : start + BATCH]
-            payloads = self._redis.hmget(self._queue.key("msg"), some)
             limits = self._redis.hmget(self._queue.key("until"), some)
-            for payload, limit in zip(payloads, limits, strict=True):
-                is_gone = payload is None or (limit and int(limit) < now)
-                found.append(None if is_gone else self._with_body(payload))
-        return found
-
-    def _with_body(self, payload: bytes) -> tuple[bytes, bytes]:
-        if not payload.startswith(b"@"):
-            return payload, b""
-        mark, _, rest = payload.partition(b"\n")
-        return rest, self._redis.hget(self._queue.key("body"), mark[1:]) or b""
+            for message, limit in zip(self._queue.read_many(some), limits, strict=True):
+                yield None if limit and int(limit) < now else message
 
 
 def read_about(text: bytes) -> About:

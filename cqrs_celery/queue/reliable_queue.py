@@ -7,7 +7,7 @@ to repeat is the caller's to know (a publish with a publish id may be repeated s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -67,6 +67,12 @@ FORMAT = 2
 #: About how many sequences are counted anew in one script, so that the server is never blocked for
 #: long.
 RECOUNT_BATCH = 500
+
+#: Bytes of messages that are read in one step, unless a single one is larger; a take has the same.
+MOST_BYTES = 16 * 2**20
+
+#: Messages that are read in the first step, before it is known how large they are, and at most.
+FIRST_READ, MOST_READ = 16, 200
 
 #: The settlements that have a text.
 _WITH_TEXT = "ld"
@@ -390,12 +396,34 @@ class ReliableQueue:
 
     def read(self, message_id: int) -> tuple[bytes, bytes]:
         """Return a stored message's payload and shared body; empty where there is none."""
-        payload = cast(bytes, self.client.hget(self.key("msg"), str(message_id)) or b"")
+        return self._with_body(
+            cast(bytes, self.client.hget(self.key("msg"), str(message_id)) or b"")
+        )
+
+    def read_many(self, message_ids: Sequence[int | bytes]) -> Iterator[tuple[bytes, bytes] | None]:
+        """Yield payload and shared body of each message; None for one that is not stored.
+
+        They are read as they are asked for, about `MOST_BYTES` in one step.
+        """
+        client: Any = self.client
+        start, some = 0, FIRST_READ
+        while start < len(message_ids):
+            ids = message_ids[start : start + some]
+            payloads = client.hmget(self.key("msg"), ids)
+            size = 1
+            for payload in payloads:
+                found = None if payload is None else self._with_body(payload)
+                size += sum(map(len, found or ()))
+                yield found
+            start += len(ids)
+            some = max(1, min(MOST_READ, MOST_BYTES * len(ids) // size))
+
+    def _with_body(self, payload: bytes) -> tuple[bytes, bytes]:
         if not payload.startswith(b"@"):
             return payload, b""
-        mark, _, payload = payload.partition(b"\n")
-        body = cast(bytes, self.client.hget(self.key("body"), mark[1:].decode()) or b"")
-        return payload, body
+        mark, _, rest = payload.partition(b"\n")
+        body = cast("bytes | None", self.client.hget(self.key("body"), mark[1:].decode()))
+        return rest, body or b""
 
     def declare(self, queue: str, *, expires_ms: int = 0) -> None:
         """Make a queue known, so that it is listed while it is empty.

@@ -10,8 +10,8 @@ import pytest
 
 from cqrs_celery.queue.inspection import QueueInspector
 from cqrs_celery.queue.reliable_queue import FORMAT
-from cqrs_celery.queue.values import Destination, FullQueue, ack, bury, later
-from tests.queues import QueueCase, counts_by_scan, counts_kept, leftovers, opened
+from cqrs_celery.queue.values import Destination, FullQueue, Taken, ack, bury, later
+from tests.queues import Ears, QueueCase, counts_by_scan, counts_kept, leftovers, opened
 
 MANY = 2_000
 
@@ -127,13 +127,49 @@ def test_what_an_older_release_left_is_counted_once(queue: QueueCase) -> None:
     # given sequences of which nobody kept count
     open_sequences(queue, MANY, length=2)
     queue.redis.delete(queue.key("counts:orders"))
-    # when the queue is counted, and counted again
-    first = queue.count("orders")
+    # when upkeep counts them
+    before = queue.count("orders")
+    while queue.recount("orders") is None:
+        pass
+    # then the count stays right, and nobody goes through the sequences any more
     commands = commands_of(queue, lambda: queue.count("orders"))
-    # then both are right, and only the first went through the sequences
-    assert first == queue.count("orders")
+    assert before == queue.count("orders")
     assert queue.count_of() == {"ready": MANY, "in_sequences": 2 * MANY}
     assert commands.total() < 15
+
+
+def test_a_count_of_many_sequences_is_kept(queue: QueueCase) -> None:
+    open_sequences(queue, MANY, length=2)
+    queue.redis.delete(queue.key("counts:orders"))
+
+    commands = commands_of(queue, lambda: queue.count("orders"))
+
+    assert commands.total() < 15
+
+
+def test_a_look_at_few_changes_nothing(queue: QueueCase) -> None:
+    open_sequences(queue, 3, length=2)
+    queue.redis.delete(queue.key("counts:orders"))
+
+    queue.count("orders")
+
+    assert not queue.redis.exists(queue.key("counts:orders"))
+
+
+def test_a_publish_with_a_capacity_counts_once_what_nobody_has_counted(queue: QueueCase) -> None:
+    queue.subscribe("orders.handle", ["placed"], queue="orders", pieces="<|||>")
+    open_sequences(queue, MANY)
+    queue.redis.delete(queue.key("counts:orders"))
+
+    def publish() -> Any:
+        return queue.publish_topic(
+            "placed", "x", message_id="m", root_id="r", sequence="Item-1", capacity=10 * MANY
+        )
+
+    commands = commands_of(queue, publish)
+
+    assert commands.total() < 25
+    assert counts_kept(queue, "orders") == counts_by_scan(queue, "orders")
 
 
 def test_counts_that_an_older_sender_made_wrong_are_right_after_the_next_recount(
@@ -141,7 +177,7 @@ def test_counts_that_an_older_sender_made_wrong_are_right_after_the_next_recount
 ) -> None:
     # given counts, and messages that were put behind others without being counted
     open_sequences(queue, 3)
-    queue.count("orders")
+    queue.recount("orders")
     for n in range(5):
         message_id = queue.redis.incr(queue.key("id"))
         queue.redis.hset(queue.key("msg"), message_id, f"old {n}")
@@ -200,7 +236,6 @@ def test_nobody_relies_on_counts_while_a_consumer_of_an_older_release_is_there(
 ) -> None:
     # given counts, and a consumer that does not say of which format it is
     open_sequences(queue, 3)
-    queue.count("orders")
     queue.worker("anna")
     queue.redis.hset(queue.key("about"), "old", '{"slots": 1}')
     queue.redis.zadd(queue.key("consumers"), {"old": 2**42})
@@ -209,6 +244,7 @@ def test_nobody_relies_on_counts_while_a_consumer_of_an_older_release_is_there(
     message_id = queue.redis.incr(queue.key("id"))
     queue.redis.lpush(queue.key("seq:orders\x1fItem-1"), message_id)
     # then the queue is counted by its sequences
+    queue.recount("orders")
     assert upkeep == (True, 1)
     assert queue.count_of() == {"ready": 3, "in_sequences": 4}
     # and a count that began meanwhile is not relied on either
@@ -226,6 +262,8 @@ def test_counts_are_relied_on_again_when_the_last_old_consumer_has_long_gone(
     queue.take_upkeep("anna", 1)
     queue.leave("old")
     queue.redis.decrby(queue.key("old_until"), 1_000)
+    while queue.recount("orders") is None:
+        pass
 
     commands = commands_of(queue, lambda: queue.count("orders"))
 
@@ -252,7 +290,6 @@ def test_the_format_is_raised_once_and_never_lowered(queue: QueueCase) -> None:
 def test_a_deleted_queue_leaves_no_counts(queue: QueueCase) -> None:
     queue.declare("orders")
     open_sequences(queue, 3, length=2)
-    queue.count("orders")
 
     queue.delete("orders")
 
@@ -269,3 +306,174 @@ def test_a_consumer_tells_of_many_queues_at_the_cost_of_what_has_changed(queue: 
     assert queue.redis.smembers(queue.key("consuming:another")) == {b"anna"}
     assert not queue.redis.exists(queue.key("consuming:queue-0"))
     assert queue.redis.scard(queue.key("queues_of:anna")) == MANY
+
+
+MIB = 2**20
+
+#: Bytes of messages at most in one answer.
+CEILING = 16 * MIB
+
+
+def size_of(taken: list[Taken]) -> int:
+    return sum(len(one.payload) + len(one.body) for one in taken)
+
+
+def large(n: int, mib: int = 3) -> str:
+    return f"{n:03}" + "x" * (mib * MIB - 3)
+
+
+def test_a_take_brings_no_more_bytes_than_a_ceiling_and_the_rest_in_its_order(
+    queue: QueueCase,
+) -> None:
+    # given 12 messages of 3 MiB each, at two priorities
+    for n in range(12):
+        queue.send(large(n), priority=3 * (n % 2))
+    # when they are taken, as many as there are
+    anna, takes = queue.worker(), []
+    while taken := anna.take(100):
+        takes.append(taken)
+        anna.end(ack, taken)
+    # then no answer was larger than allowed, and each came once, the more urgent first, in order
+    assert all(size_of(taken) <= CEILING for taken in takes)
+    assert [len(taken) for taken in takes] == [5, 5, 2]
+    found = [int(one.payload[:3]) for taken in takes for one in taken]
+    assert found == [*range(0, 12, 2), *range(1, 12, 2)]
+    assert leftovers(queue.client) == []
+
+
+def test_a_message_that_is_larger_than_the_ceiling_is_taken_alone(queue: QueueCase) -> None:
+    queue.send("small", large(1, mib=17), "small too")
+    anna = queue.worker()
+
+    assert [len(anna.take(10)) for _ in range(4)] == [1, 1, 1, 0]
+
+
+def test_what_of_a_run_does_not_fit_waits_behind_what_is_held(queue: QueueCase) -> None:
+    # given two sequences of 5 messages of 3 MiB each
+    for n in range(5):
+        queue.send(large(n), sequence="a")
+        queue.send(large(n), sequence="b")
+    # when a consumer takes runs of all of it
+    anna, takes = queue.worker(), []
+    while taken := anna.take(10, run=10):
+        assert counts_kept(queue, "orders") == counts_by_scan(queue, "orders")
+        takes.append(taken)
+        anna.end(ack, taken)
+    # then no answer was larger than allowed, and each sequence came in its order
+    assert all(size_of(taken) <= CEILING for taken in takes)
+    for sequence in "ab":
+        numbers = [int(t.payload[:3]) for taken in takes for t in taken if t.sequence == sequence]
+        assert numbers == [0, 1, 2, 3, 4]
+    assert leftovers(queue.client) == []
+
+
+def test_sequences_that_do_not_fit_are_ready_for_others(queue: QueueCase) -> None:
+    # given 8 sequences of a message of 3 MiB each, and one behind it
+    for n in range(8):
+        queue.send(large(n), "behind", sequence=f"Item-{n}")
+    # when two consumers take
+    anna, berta = queue.worker("anna"), queue.worker("berta")
+    first, second = anna.take(8, run=2), berta.take(8, run=2)
+    # then the second gets what did not fit into the first's answer, in order
+    assert [int(one.payload[:3]) for one in first] == [0, 1, 2, 3, 4]
+    assert [one.payload[:3] for one in second][:3] == [b"005", b"006", b"007"]
+    assert [one.payload for one in second][3:] == [b"behind"] * 3
+    assert counts_kept(queue, "orders") == counts_by_scan(queue, "orders")
+
+
+def test_what_does_not_fit_keeps_its_time_to_live(queue: QueueCase) -> None:
+    for n in range(6):
+        queue.send(large(n), ttl_ms=600_000)
+
+    queue.worker().take(6)
+
+    assert queue.redis.hlen(queue.key("until")) == 1
+
+
+def test_a_batch_and_shared_bodies_are_within_the_ceiling_too(queue: QueueCase) -> None:
+    for n in range(8):
+        queue.send_shared(large(n), "orders", "mail")
+
+    anna = queue.worker("anna", "orders", "mail")
+    takes = []
+    while taken := anna.take(4, batches={"orders": 100}):
+        takes.append(taken)
+        anna.end(ack, taken)
+
+    assert all(size_of(taken) <= CEILING for taken in takes)
+    assert sum(map(len, takes)) == 16
+    assert leftovers(queue.client) == []
+
+
+def test_small_messages_are_read_by_two_commands_however_many(queue: QueueCase) -> None:
+    queue.send_many(2_000)
+    anna = queue.worker()
+
+    commands = commands_of(queue, lambda: anna.take(900))
+
+    assert commands["hmget"] == 2
+    assert commands.total() <= 10, commands
+
+
+def test_the_rest_of_a_take_that_was_too_large_wakes_another_consumer(queue: QueueCase) -> None:
+    # given two consumers that wait, of which the first message wakes one
+    anna, berta, carl = (queue.worker(name) for name in ("anna", "berta", "carl"))
+    for waiting in (berta, carl):
+        waiting.take()
+    ears = Ears(queue, "berta", "carl")
+    for n in range(8):
+        queue.send(large(n))
+    assert len(ears.heard()) == 1
+    # when somebody else takes as much as fits into an answer
+    anna.take(8)
+    # then the other one is woken for the rest
+    assert len(ears.heard()) == 1
+    ears.close()
+
+
+def bytes_read(queue: QueueCase) -> int:
+    return int(queue.redis.info("stats")["total_net_output_bytes"])
+
+
+def test_many_messages_are_read_a_bounded_number_of_bytes_at_a_time(queue: QueueCase) -> None:
+    # given 40 delayed messages of 1 MiB, and as many small ones
+    for n in range(40):
+        queue.send(large(n, mib=1), delay_ms=60_000 + n)
+    for n in range(40):
+        queue.send(f"small {n}", delay_ms=120_000 + n)
+    inspector, before = QueueInspector(queue), bytes_read(queue)
+    # when somebody looks at the first of them
+    delayed = inspector.delayed("orders")
+    first = next(delayed)
+    # then not much more than fits into one answer was read
+    assert first.payload[:3] == b"000"
+    assert bytes_read(queue) - before < CEILING + MIB
+    # and all of them come, in order
+    found = [first, *delayed]
+    assert [int(one.payload[:3]) for one in found[:40]] == list(range(40))
+    assert [one.payload for one in found[40:]] == [f"small {n}".encode() for n in range(40)]
+
+
+def test_letters_are_read_as_they_are_asked_for_the_oldest_first(queue: QueueCase) -> None:
+    for n in range(12):
+        queue.send(large(n))
+    anna = queue.worker()
+    while taken := anna.take(12):
+        anna.end(bury, taken, "{}")
+    before = bytes_read(queue)
+
+    letters = queue.letters.in_order("orders")
+    first = next(letters)
+
+    assert bytes_read(queue) - before < 4 * MIB
+    assert [int(one.payload[:3]) for one in (first, *letters)] == list(range(12))
+
+
+def test_looks_at_delayed_messages_end_where_they_are_told_to(queue: QueueCase) -> None:
+    for n in range(450):
+        queue.send(f"{n}", delay_ms=60_000 + n)
+    inspector = QueueInspector(queue)
+
+    counts = [len(list(inspector.delayed("orders", most))) for most in (0, 1, 200, 201, 450, None)]
+
+    assert counts == [0, 1, 200, 201, 450, 450]

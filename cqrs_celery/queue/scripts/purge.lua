@@ -67,7 +67,11 @@ for i = 1, #states, 2 do
   if #ids + raw < most then take_behind(states[i], tonumber(n or 1)) end
 end
 local bodies = {}
-for _, payload in ipairs(call_with('HMGET', C .. 'msg', ids)) do bodies[#bodies + 1] = body_of(payload) end
+-- A few at a time: however large they are, the server holds no more of them twice.
+for i = 1, #ids, 50 do
+  local payloads = call('HMGET', C .. 'msg', unpack(ids, i, math.min(i + 49, #ids)))
+  for _, payload in ipairs(payloads) do bodies[#bodies + 1] = body_of(payload) end
+end
 forget(ids, bodies)
 -- What was being tried again has a letter still.
 if call('EXISTS', C .. 'dead:' .. queue) == 1 then call_with('HDEL', C .. 'dead:' .. queue, ids) end

@@ -69,6 +69,8 @@ class Channel(PublishingChannel):
         self.batches = BatchSizes()
         self._turns = 0
         self._is_loop = False
+        #: True while the queue has to be told which queues are consumed now
+        self._must_tell = False
         self.pace = Pace()
         #: monotonic time at which anything came by pub/sub, or was first to come
         self._heard_at = 0.0
@@ -105,7 +107,9 @@ class Channel(PublishingChannel):
             self._no_ack_queues.add(queue)
         self.pace.is_hungry = True
         if queue not in self.active_fanout_queues:
-            self.holder.consume(self.active_queues)
+            # At the next turn, once for all of them: Kombu comes here for each queue.
+            self._must_tell = True
+            self.connection.cycle.turn_soon()
         self._in_listen = None
         return result
 
@@ -114,8 +118,20 @@ class Channel(PublishingChannel):
         result = super()._basic_cancel(consumer_tag)
         self._no_ack_queues.discard(queue or "")
         if self._has_holder and not self._closing:
-            self.holder.consume(self.active_queues)
+            self.holder.hand.return_others(self._active_queues)
+            self._must_tell = True
+            if not self._active_queues:
+                # No turn may follow.
+                self._tell_queue()
         return result
+
+    def _tell_queue(self) -> None:
+        if self._must_tell:
+            self.holder.consume(self.active_queues)
+            self._must_tell = False
+
+    def _update_queue_cycle(self) -> None:
+        """Do nothing: `_turn_of_queues` has the order, and Kombu's own copies it for each queue."""
 
     def due_at(self) -> float:
         """Return the monotonic time at which the channel's next turn is due."""
@@ -157,6 +173,7 @@ class Channel(PublishingChannel):
         holder, now = self.holder, time.monotonic()
         if is_loop:
             holder.last_turn = now
+        self._tell_queue()
         if is_loop or not holder.hand.ready:
             credit = self._credit
             due_at = self.pace.due_at(

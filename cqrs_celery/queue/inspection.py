@@ -153,13 +153,13 @@ class QueueInspector:
         return int(seconds) * 1000 + int(micros) // 1000
 
     def is_consumed(self, queue: str) -> bool:
-        """Return whether a consumer whose lease lasts takes from a queue; two round trips."""
+        """Return whether a consumer whose lease lasts takes from a queue; three round trips."""
         now = self.now_ms()
-        live = self._redis.zrangebyscore(self._queue.key("consumers"), f"({now}", "+inf")
+        names = self._redis.smembers(self._queue.key(f"consuming:{queue}"))
         pipeline = self._redis.pipeline(transaction=False)
-        for name in live:
-            pipeline.sismember(self._queue.key(f"queues_of:{name.decode()}"), queue)
-        return any(pipeline.execute())
+        for name in names:
+            pipeline.zscore(self._queue.key("consumers"), name)
+        return any(end is not None and end > now for end in pipeline.execute())
 
     def names(self) -> list[str]:
         """Return the queues that are declared, or hold something, sorted."""
@@ -200,19 +200,33 @@ class QueueInspector:
     def holdings(self) -> list[Holding]:
         """Return every consumer with what it holds, those first whose lease ends first.
 
-        The cost grows with the messages in flight, and with nothing else.
+        The cost grows with the consumers and the messages in flight, and with nothing else.
         """
-        now = self.now_ms()
+        now, found = self.now_ms(), []
         consumers = self._redis.zrange(self._queue.key("consumers"), 0, -1, withscores=True)
         told = self._redis.hgetall(self._queue.key("about"))
-        return [
-            self._holding(name.decode(), int(end) - now, read_about(told.get(name, b"")))
-            for name, end in consumers
-        ]
+        for start in range(0, len(consumers), BATCH):
+            some = consumers[start : start + BATCH]
+            with self._redis.pipeline(transaction=False) as pipe:
+                for name, _ in some:
+                    pipe.smembers(self._queue.key("queues_of:").encode() + name)
+                    pipe.hgetall(self._queue.key("flight:").encode() + name)
+                answers = iter(pipe.execute())
+            for (name, end), queues, flight in zip(some, answers, answers, strict=True):
+                about = read_about(told.get(name, b""))
+                lease_ms = int(end) - now
+                found.append(self._holding(name.decode(), lease_ms, about, queues, flight))
+        return found
 
-    def _holding(self, consumer: str, lease_ms: int, about: About) -> Holding:
-        queues = self._redis.smembers(self._queue.key(f"queues_of:{consumer}"))
-        held = self._held(consumer)
+    def _holding(
+        self,
+        consumer: str,
+        lease_ms: int,
+        about: About,
+        queues: Iterable[bytes],
+        flight: Mapping[bytes, bytes],
+    ) -> Holding:
+        held = _held(flight)
         sequences = Counter((one.queue, one.sequence) for one in held if one.sequence)
         firsts, behind = self._around(sequences)
         ids = running(
@@ -235,14 +249,6 @@ class QueueInspector:
             about,
             Counter(queue for queue, _ in sequences),
         )
-
-    def _held(self, consumer: str) -> list[Held]:
-        found = []
-        for key, entry in self._redis.hgetall(self._queue.key(f"flight:{consumer}")).items():
-            fence, _, _, place = entry.split(b"|", 3)
-            queue, _, sequence = place.partition(b"\x1f")
-            found.append(Held(int(key), int(fence), queue.decode(), sequence))
-        return found
 
     def _around(
         self, sequences: Counter[tuple[str, bytes]]
@@ -435,6 +441,15 @@ def read_about(text: bytes) -> About:
         slots=_positive(told.get("slots")),
         batches={queue: size for queue, n in sizes.items() if (size := _positive(n))},
     )
+
+
+def _held(flight: Mapping[bytes, bytes]) -> list[Held]:
+    found = []
+    for key, entry in flight.items():
+        fence, _, _, place = entry.split(b"|", 3)
+        queue, _, sequence = place.partition(b"\x1f")
+        found.append(Held(int(key), int(fence), queue.decode(), sequence))
+    return found
 
 
 def _text(value: Any) -> str | None:

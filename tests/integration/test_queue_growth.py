@@ -477,3 +477,60 @@ def test_looks_at_delayed_messages_end_where_they_are_told_to(queue: QueueCase) 
     counts = [len(list(inspector.delayed("orders", most))) for most in (0, 1, 200, 201, 450, None)]
 
     assert counts == [0, 1, 200, 201, 450, 450]
+
+
+def test_whether_a_queue_is_consumed_costs_the_same_however_many_consume_others(
+    queue: QueueCase,
+) -> None:
+    queue.worker("anna")
+    for n in range(300):
+        queue.worker(f"other-{n}", "stock")
+    inspector = QueueInspector(queue)
+
+    commands = commands_of(queue, lambda: inspector.is_consumed("orders"))
+
+    assert inspector.is_consumed("orders")
+    assert commands.total() < 5, commands
+    queue.end_lease("anna")
+    assert not inspector.is_consumed("orders")
+    queue.leave("anna")
+    assert not inspector.is_consumed("orders")
+
+
+def test_idle_consumers_cost_a_look_at_holdings_few_round_trips(queue: QueueCase) -> None:
+    for n in range(450):
+        queue.worker(f"worker-{n}")
+    queue.send("1", "2", sequence="a")
+    queue.worker("worker-7").take(run=2)
+    client = RoundTrips(queue)
+
+    holdings = QueueInspector(queue).holdings()
+
+    assert len(holdings) == 450
+    assert [one.consumer for one in holdings if one.messages] == ["worker-7"]
+    assert client.count < 15
+
+
+class RoundTrips:
+    """Count how often a client waits for an answer."""
+
+    def __init__(self, queue: QueueCase) -> None:
+        self.count = 0
+        self._of(queue.redis, "execute_command")
+        pipeline = queue.redis.pipeline
+
+        def counted(*args: Any, **options: Any) -> Any:
+            pipe = pipeline(*args, **options)
+            self._of(pipe, "execute")
+            return pipe
+
+        queue.redis.pipeline = counted
+
+    def _of(self, client: Any, name: str) -> None:
+        original = getattr(client, name)
+
+        def counting(*args: Any, **options: Any) -> Any:
+            self.count += 1
+            return original(*args, **options)
+
+        setattr(client, name, counting)

@@ -43,7 +43,7 @@ def turn(connection: Connection) -> None:
 
 
 def consumers_of(data: redis.Redis, queue: str) -> int:
-    return int(data.scard(f"cq:consuming:{queue}"))  # type: ignore[arg-type]
+    return int(data.scard(f"cq:consuming:{queue}"))
 
 
 def test_a_channel_tells_once_a_turn_what_it_consumes(

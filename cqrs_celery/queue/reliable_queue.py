@@ -16,6 +16,7 @@ import redis
 
 from .dead_letters import DeadLetters
 from .scripts import load
+from .upkeep import FORMAT, Upkeep
 from .values import (
     PRIORITY_STEPS,
     Beat,
@@ -28,7 +29,6 @@ from .values import (
     SequenceCount,
     Settlement,
     Taken,
-    Upkeep,
 )
 
 #: Milliseconds for which a publish id is remembered. Longer than any client repeats a publish.
@@ -57,16 +57,6 @@ _purge = load("purge")
 _count = load("count")
 _declare = load("declare")
 _expired = load("expired")
-_recount = load("recount")
-_upkeep = load("upkeep")
-_upgrade = load("upgrade")
-
-#: The form of the keys that this release writes, as `cq:format` has it; see upgrade.lua.
-FORMAT = 2
-
-#: About how many sequences are counted anew in one script, so that the server is never blocked for
-#: long.
-RECOUNT_BATCH = 500
 
 #: Bytes of messages that are read in one step, unless a single one is larger; a take has the same.
 MOST_BYTES = 16 * 2**20
@@ -130,6 +120,8 @@ class ReliableQueue:
         self._keys = [f"{prefix}cq:id"]
         #: What was set aside.
         self.letters = DeadLetters(client, prefix=prefix)
+        #: The form of the keys, and the counts of what stands in sequences.
+        self.upkeep = Upkeep(client, prefix=prefix)
 
     def key(self, name: str) -> str:
         """Return the full name of one of the queue's own keys."""
@@ -443,7 +435,7 @@ class ReliableQueue:
         names = [name.decode() for name in _expired(self.client, self._keys, [self.prefix])]
         for name in names:
             self.purge(name)
-            self._forget_counts(name)
+            self.upkeep.forget(name)
         return names
 
     def has_ready(self, queues: Sequence[str]) -> bool:
@@ -475,7 +467,7 @@ class ReliableQueue:
         """Purge a queue and forget that it was declared; returns how many messages it had."""
         count = self.purge(queue)
         self.forget(queue)
-        self._forget_counts(queue)
+        self.upkeep.forget(queue)
         return count
 
     def count(self, queue: str) -> QueueCount:
@@ -486,46 +478,3 @@ class ReliableQueue:
         """Count a queue's messages and its sequences by what they wait for; one round trip."""
         numbers = [int(n) for n in _count(self.client, self._keys, [self.prefix, queue])]
         return QueueCount(*numbers[:6]), SequenceCount(*numbers[6:])
-
-    def _forget_counts(self, queue: str) -> None:
-        # What is in flight still is counted when somebody asks.
-        names = (f"{name}:{queue}" for name in ("counts", "recount", "recounted"))
-        self.client.unlink(*map(self.key, names))
-
-    def recount(self, queue: str, *, most: int = RECOUNT_BATCH) -> int | None:
-        """Count a queue's sequences anew, a slice of them a call.
-
-        Args:
-            queue: its name.
-            most: about how many sequences to look at in this call.
-
-        Returns:
-            By how much the counts were off, in messages and sequences; None while it isn't done:
-            call again, in whatever process.
-        """
-        is_done, off = _recount(self.client, self._keys, [self.prefix, queue, most])
-        return int(off) if is_done else None
-
-    def take_upkeep(self, consumer: str, for_ms: int) -> Upkeep:
-        """Ask to do the queues' upkeep, and look for consumers of an older release.
-
-        Args:
-            consumer: who asks.
-            for_ms: milliseconds for which nobody else does it. A consumer of an older release that
-                is seen now is thought to be there for twice as long.
-        """
-        args = [self.prefix, consumer, for_ms, 2 * for_ms]
-        is_ours, old = _upkeep(self.client, self._keys, args)
-        return Upkeep(bool(is_ours), int(old))
-
-    def raise_format(self) -> int:
-        """Raise the number of the keys' form to that of this release; returns the one now.
-
-        One that is higher than `FORMAT` is of a later release, and stays: whoever gets it must not
-        use the queues.
-        """
-        return int(_upgrade(self.client, self._keys, [self.prefix, FORMAT]))
-
-    def read_format(self) -> int:
-        """Return the number of the keys' form; 1 where none is stored."""
-        return int(cast("bytes | None", self.client.get(self.key("format"))) or 1)

@@ -184,19 +184,6 @@ class SequenceCount(NamedTuple):
     blocked: int
 
 
-class Upkeep(NamedTuple):
-    """The answer to a consumer that asks to do the queues' upkeep.
-
-    Attributes:
-        is_ours: whether it shall.
-        old_consumers: how many consumers of a release that keeps no counts are there; 0 where
-            another one does it.
-    """
-
-    is_ours: bool
-    old_consumers: int
-
-
 class DeadLetter(NamedTuple):
     """Be a message set aside, whole, with the reason.
 

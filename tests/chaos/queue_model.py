@@ -241,7 +241,7 @@ class QueueModel:
 
     def recount(self) -> None:
         """Go on with a count of a queue's sequences, two of them at a time."""
-        off = self.queue.recount(self.random.choice(QUEUES), most=2)
+        off = self.queue.upkeep.recount(self.random.choice(QUEUES), most=2)
         self.check(not off, f"the counts were off by {off}")
         self.seen["counted anew" if off is not None else "counts under way"] += 1
 
@@ -523,7 +523,7 @@ class QueueModel:
         self.check(not self.seen["doubled"], "a message was settled twice")
         self.check(not self.seen["lost"], "a message was lost")
         for queue in QUEUES:
-            while (off := self.queue.recount(queue)) is None:
+            while (off := self.queue.upkeep.recount(queue)) is None:
                 pass
             self.check(not off, f"the counts of {queue} were off by {off}")
         left = leftovers(self.client)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cqrs_celery.queue.inspection import QueueInspector
-from cqrs_celery.queue.reliable_queue import FORMAT
+from cqrs_celery.queue.upkeep import FORMAT
 from cqrs_celery.queue.values import Destination, FullQueue, Taken, ack, bury, later
 from tests.queues import Ears, QueueCase, counts_by_scan, counts_kept, leftovers, opened
 
@@ -129,7 +129,7 @@ def test_what_an_older_release_left_is_counted_once(queue: QueueCase) -> None:
     queue.redis.delete(queue.key("counts:orders"))
     # when upkeep counts them
     before = queue.count("orders")
-    while queue.recount("orders") is None:
+    while queue.upkeep.recount("orders") is None:
         pass
     # then the count stays right, and nobody goes through the sequences any more
     commands = commands_of(queue, lambda: queue.count("orders"))
@@ -177,18 +177,18 @@ def test_counts_that_an_older_sender_made_wrong_are_right_after_the_next_recount
 ) -> None:
     # given counts, and messages that were put behind others without being counted
     open_sequences(queue, 3)
-    queue.recount("orders")
+    queue.upkeep.recount("orders")
     for n in range(5):
         message_id = queue.redis.incr(queue.key("id"))
         queue.redis.hset(queue.key("msg"), message_id, f"old {n}")
         queue.redis.lpush(queue.key("seq:orders\x1fItem-1"), message_id)
     assert queue.count_of()["in_sequences"] == 3
     # when upkeep counts anew
-    off = queue.recount("orders")
+    off = queue.upkeep.recount("orders")
     # then it says what was wrong, and nothing is any more
     assert off == 5
     assert queue.count_of() == {"ready": 3, "in_sequences": 8}
-    assert queue.recount("orders") == 0
+    assert queue.upkeep.recount("orders") == 0
 
 
 def test_a_recount_in_slices_is_exact_whatever_happens_meanwhile(queue: QueueCase) -> None:
@@ -201,7 +201,7 @@ def test_a_recount_in_slices_is_exact_whatever_happens_meanwhile(queue: QueueCas
     slices, off = 0, None
     # when sequences begin, grow, shrink, and end between its slices
     while off is None:
-        off = queue.recount("orders", most=100)
+        off = queue.upkeep.recount("orders", most=100)
         slices += 1
         anna.end(ack, anna.take(7, run=3))
         open_sequences(queue, 20)
@@ -221,11 +221,11 @@ def test_a_recount_in_slices_is_exact_whatever_happens_meanwhile(queue: QueueCas
 def test_a_purge_in_the_middle_of_a_recount_leaves_counts_that_are_right(queue: QueueCase) -> None:
     open_sequences(queue, MANY, length=3)
     queue.worker().take(5, run=2)
-    assert queue.recount("orders", most=100) is None
+    assert queue.upkeep.recount("orders", most=100) is None
 
     queue.purge("orders")
     open_sequences(queue, 10, length=2)
-    while queue.recount("orders", most=100) is None:
+    while queue.upkeep.recount("orders", most=100) is None:
         pass
 
     assert counts_kept(queue, "orders") == counts_by_scan(queue, "orders")
@@ -240,15 +240,15 @@ def test_nobody_relies_on_counts_while_a_consumer_of_an_older_release_is_there(
     queue.redis.hset(queue.key("about"), "old", '{"slots": 1}')
     queue.redis.zadd(queue.key("consumers"), {"old": 2**42})
     # when anna takes up the upkeep, and the old one does something uncounted
-    upkeep = queue.take_upkeep("anna", 60_000)
+    upkeep = queue.upkeep.take("anna", 60_000)
     message_id = queue.redis.incr(queue.key("id"))
     queue.redis.lpush(queue.key("seq:orders\x1fItem-1"), message_id)
     # then the queue is counted by its sequences
-    queue.recount("orders")
+    queue.upkeep.recount("orders")
     assert upkeep == (True, 1)
     assert queue.count_of() == {"ready": 3, "in_sequences": 4}
     # and a count that began meanwhile is not relied on either
-    queue.recount("orders")
+    queue.upkeep.recount("orders")
     queue.redis.lpush(queue.key("seq:orders\x1fItem-2"), message_id)
     assert queue.count_of() == {"ready": 3, "in_sequences": 5}
 
@@ -259,10 +259,10 @@ def test_counts_are_relied_on_again_when_the_last_old_consumer_has_long_gone(
     open_sequences(queue, MANY)
     queue.redis.hset(queue.key("about"), "old", "{}")
     queue.redis.zadd(queue.key("consumers"), {"old": 2**42})
-    queue.take_upkeep("anna", 1)
+    queue.upkeep.take("anna", 1)
     queue.leave("old")
     queue.redis.decrby(queue.key("old_until"), 1_000)
-    while queue.recount("orders") is None:
+    while queue.upkeep.recount("orders") is None:
         pass
 
     commands = commands_of(queue, lambda: queue.count("orders"))
@@ -273,18 +273,19 @@ def test_counts_are_relied_on_again_when_the_last_old_consumer_has_long_gone(
 def test_one_consumer_at_a_time_does_the_upkeep(queue: QueueCase) -> None:
     queue.worker("anna")
 
-    answers = [queue.take_upkeep(name, 60_000).is_ours for name in ("anna", "berta", "anna")]
+    answers = [queue.upkeep.take(name, 60_000).is_ours for name in ("anna", "berta", "anna")]
 
     assert answers == [True, False, False]
 
 
 def test_the_format_is_raised_once_and_never_lowered(queue: QueueCase) -> None:
-    assert queue.read_format() == 1
-    assert queue.raise_format() == queue.raise_format() == FORMAT
+    assert queue.upkeep.raise_format() == queue.upkeep.raise_format() == FORMAT
+    assert int(queue.redis.get(queue.key("format"))) == FORMAT
 
     queue.redis.set(queue.key("format"), FORMAT + 1)
 
-    assert queue.raise_format() == queue.read_format() == FORMAT + 1
+    assert queue.upkeep.raise_format() == FORMAT + 1
+    assert int(queue.redis.get(queue.key("format"))) == FORMAT + 1
 
 
 def test_a_deleted_queue_leaves_no_counts(queue: QueueCase) -> None:
@@ -534,3 +535,16 @@ class RoundTrips:
             return original(*args, **options)
 
         setattr(client, name, counting)
+
+
+def test_a_count_that_is_fresh_is_not_made_anew(queue: QueueCase) -> None:
+    # given a count that was made a moment ago, and something wrong with it
+    open_sequences(queue, 3)
+    queue.upkeep.recount("orders")
+    queue.redis.hincrby(queue.key("counts:orders"), "b", 7)
+
+    assert queue.upkeep.recount("orders", fresh_ms=60_000) == 0
+    # when an old consumer was there since
+    queue.redis.set(queue.key("old_until"), QueueInspector(queue).now_ms())
+    # then it is
+    assert queue.upkeep.recount("orders", fresh_ms=60_000) == 7

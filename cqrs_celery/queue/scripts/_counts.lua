@@ -119,9 +119,11 @@ local function keep_counts(queue, found, at)
     fields[#fields + 1] = string.format('%.0f', found[field])
   end
   local kept = redis.pcall('HSET', C .. 'counts:' .. queue, unpack(fields))
-  if type(kept) == 'number' then
-    redis.pcall('UNLINK', C .. 'recount:' .. queue, C .. 'recounted:' .. queue)
-  end
+  if type(kept) ~= 'number' then return end
+  call('DEL', C .. 'recount:' .. queue)
+  -- pcall: rules for a user's rights that are of an older release don't name it.
+  local freed = redis.pcall('UNLINK', C .. 'recounted:' .. queue)
+  if type(freed) ~= 'number' then call('DEL', C .. 'recounted:' .. queue) end
 end
 
 -- Return the counts of a queue, with the number of its sequences under "all"; 3 commands, unless they

@@ -4,6 +4,7 @@
 --
 -- KEYS  1 routing key
 -- ARGV  1 prefix   2 queue   3 about how many sequences to look at in this call
+--       4 ms for which a count that can be relied on stays good; nothing is done where there is one
 -- RETURN  {1 if it is done, 0 if it must be called again; by how much the counts were off, in messages
 --         and sequences}
 -- COST  O(looked at); 2 commands each. While it is under way, a SET holds the sequences seen, and each
@@ -17,11 +18,14 @@ local function finish(found, at, offset)
     off = off + math.abs(found[field] - (tonumber(call('HGET', counts, field) or 0) - offset))
   end
   -- Without any there was nothing to be wrong.
-  local is_known = call('HEXISTS', counts, 'at') == 1
+  local is_known = call('HGET', counts, 'at')
   keep_counts(queue, found, at)
   return {1, is_known and off or 0}
 end
 
+local last = tonumber(call('HGET', counts, 'at') or 0)
+local is_fresh = last > now_ms() - tonumber(ARGV[4])
+if is_fresh and last > tonumber(call('GET', C .. 'old_until') or 0) then return {1, 0} end
 local cursor, at = unpack(call('HMGET', under_way, 'cursor', 'at'))
 if not cursor then
   local length = call('HLEN', C .. 'seqs:' .. queue)

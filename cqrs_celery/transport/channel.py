@@ -27,6 +27,7 @@ from .message import Message
 from .options import OPTIONS
 from .pace import Pace
 from .publishing import PublishingChannel
+from .upkeep import QueueUpkeep
 from .worker_facts import facts
 
 logger = logging.getLogger(__name__)
@@ -83,12 +84,14 @@ class Channel(PublishingChannel):
     @cached_property
     def holder(self) -> Holder:
         """The consumer that holds this channel's messages."""
+        queue = self._new_queue_client()
         return Holder(
-            self._new_queue_client(),
+            queue,
             lease_s=float(self.lease_s),
             max_deliveries=int(self.max_deliveries),
             on_settled=self._on_settled,
             about=lambda: {**facts(), "batches": dict(self.batches.declared)},
+            upkeep=QueueUpkeep(queue).step,
         )
 
     @property

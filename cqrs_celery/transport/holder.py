@@ -58,6 +58,7 @@ class Holder:
         on_settled: called when something was settled, from any thread.
         about: returns what recovery and those who look should know of this consumer; see
             `ReliableQueue.consume`.
+        upkeep: a step of the queues' upkeep; called at each beat with the consumer's name.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Holder:
         name: str = "",
         on_settled: Callable[[], None] | None = None,
         about: Callable[[], Mapping[str, Any]] = dict,
+        upkeep: Callable[[str], None] | None = None,
     ) -> None:
         self.queue = queue
         self.name = name or f"{os.uname().nodename}:{os.getpid()}:{uuid4().hex[:12]}"
@@ -91,6 +93,7 @@ class Holder:
         self._held_until = 0.0
         self._queues: tuple[str, ...] = ()
         self._about = about
+        self._upkeep = upkeep
         #: what the queue was last told of this consumer
         self._told: tuple[tuple[str, ...], Mapping[str, Any]] | None = None
         self._faults = Faults(logger, of=f"consumer {self.name}")
@@ -316,6 +319,8 @@ class Holder:
             self._attempt("delete expired queues", self.queue.delete_expired)
         if beat.letters_due:
             self._attempt("look after dead letters", redriving.look_after, self.queue.letters)
+        if self._upkeep is not None:
+            self._attempt("do the upkeep of the queues", self._upkeep, self.name)
         # After an outage all leases have ended; whoever has not beaten through it must not judge.
         if beat.ended and now - self._beats_since >= self.lease_s:
             self._attempt("recover what lost consumers held", self._recover)

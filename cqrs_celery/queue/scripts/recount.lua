@@ -24,8 +24,8 @@ local function finish(found, at, offset)
 end
 
 local last = tonumber(call('HGET', counts, 'at') or 0)
-local is_fresh = last > now_ms() - tonumber(ARGV[4])
-if is_fresh and last > tonumber(call('GET', C .. 'old_until') or 0) then return {1, 0} end
+local old_until = tonumber(call('GET', C .. 'old_until') or 0)
+if last > math.max(old_until, now_ms() - tonumber(ARGV[4])) then return {1, 0} end
 local cursor, at = unpack(call('HMGET', under_way, 'cursor', 'at'))
 if not cursor then
   local length = call('HLEN', C .. 'seqs:' .. queue)
@@ -34,6 +34,11 @@ if not cursor then
   cursor, at = '0', string.format('%.0f', now_ms())
   call('HSET', under_way, 'at', at)
   for _, field in ipairs(FIELDS) do call('HINCRBY', counts, field, ANEW) end
+elseif tonumber(at) <= old_until then
+  -- Nobody would rely on it.
+  call('DEL', under_way, C .. 'recounted:' .. queue)
+  cursor, at = '0', string.format('%.0f', now_ms())
+  call('HSET', under_way, 'at', at)
 end
 local reply = call('HSCAN', C .. 'seqs:' .. queue, cursor, 'COUNT', most)
 local found = {}

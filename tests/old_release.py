@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -78,8 +78,3 @@ def import_queue(old: Path) -> Any:
         module = importlib.import_module(f"{PACKAGE}.queue.reliable_queue")
         assert Path(str(module.__file__)).is_relative_to(old)
         return module.ReliableQueue
-
-
-def marks(about: Mapping[bytes, bytes]) -> list[bool]:
-    """Return of each consumer whether it has said of which format it is."""
-    return [b'"format":' in text for text in about.values()]

@@ -231,14 +231,22 @@ def test_a_purge_in_the_middle_of_a_recount_leaves_counts_that_are_right(queue: 
     assert counts_kept(queue, "orders") == counts_by_scan(queue, "orders")
 
 
+def add_old_consumer(queue: QueueCase, about: str = "") -> None:
+    """Let a consumer be there that does not say of which format it is."""
+    queue.worker("old")
+    queue.redis.hdel(queue.key("about"), "old")
+    if about:
+        queue.redis.hset(queue.key("about"), "old", about)
+
+
+@pytest.mark.parametrize("about", ["", '{"slots": 1}'])
 def test_nobody_relies_on_counts_while_a_consumer_of_an_older_release_is_there(
-    queue: QueueCase,
+    queue: QueueCase, about: str
 ) -> None:
     # given counts, and a consumer that does not say of which format it is
     open_sequences(queue, 3)
     queue.worker("anna")
-    queue.redis.hset(queue.key("about"), "old", '{"slots": 1}')
-    queue.redis.zadd(queue.key("consumers"), {"old": 2**42})
+    add_old_consumer(queue, about)
     # when anna takes up the upkeep, and the old one does something uncounted
     upkeep = queue.upkeep.take("anna", 60_000)
     message_id = queue.redis.incr(queue.key("id"))
@@ -257,9 +265,8 @@ def test_counts_are_relied_on_again_when_the_last_old_consumer_has_long_gone(
     queue: QueueCase,
 ) -> None:
     open_sequences(queue, MANY)
-    queue.redis.hset(queue.key("about"), "old", "{}")
-    queue.redis.zadd(queue.key("consumers"), {"old": 2**42})
-    queue.upkeep.take("anna", 1)
+    add_old_consumer(queue)
+    assert queue.upkeep.take("anna", 1).old_consumers == 1
     queue.leave("old")
     queue.redis.decrby(queue.key("old_until"), 1_000)
     while queue.upkeep.recount("orders") is None:
@@ -268,6 +275,13 @@ def test_counts_are_relied_on_again_when_the_last_old_consumer_has_long_gone(
     commands = commands_of(queue, lambda: queue.count("orders"))
 
     assert commands.total() < 15
+
+
+def test_a_consumer_that_takes_by_hand_is_not_thought_to_be_old(queue: QueueCase) -> None:
+    queue.beat("by hand", 60_000, register=True)
+
+    assert queue.upkeep.take("anna", 60_000) == (True, 0)
+    assert not queue.redis.exists(queue.key("old_until"))
 
 
 def test_one_consumer_at_a_time_does_the_upkeep(queue: QueueCase) -> None:

@@ -4,8 +4,8 @@
 --
 -- cq:upkeep  STRING the consumer that does it, for a time
 --
--- A consumer says in cq:about of which format it is; one of a release before 2 does not. Whoever has said
--- nothing at all takes by hand, a message at a time, and is passed over.
+-- A consumer says in cq:about of which format it is; one of a release before 2 does not, or says nothing
+-- there. Whoever consumes no queues takes by hand, a message at a time, and is passed over.
 --
 -- KEYS  1 routing key
 -- ARGV  1 prefix   2 consumer   3 ms for which nobody else may   4 ms for which an old consumer that was
@@ -15,8 +15,9 @@
 local holder = call('SET', C .. 'upkeep', ARGV[2], 'NX', 'PX', ARGV[3])
 if not holder then return {0, 0} end
 local old, names = 0, call('ZRANGE', C .. 'consumers', 0, -1)
-for _, about in ipairs(call_with('HMGET', C .. 'about', names)) do
-  if about and not string.find(about, '"format":', 1, true) then old = old + 1 end
+for i, about in ipairs(call_with('HMGET', C .. 'about', names)) do
+  local says_so = about and string.find(about, '"format":', 1, true)
+  if not says_so and call('EXISTS', C .. 'queues_of:' .. names[i]) == 1 then old = old + 1 end
 end
 if old > 0 then
   call('SET', C .. 'old_until', string.format('%.0f', now_ms() + tonumber(ARGV[4])))

@@ -6,6 +6,7 @@ CQRSError
 │   ├── InvalidSetting            a `cqrs_…` setting has a value that is not accepted
 │   ├── MissingDependency         an optional package or server program is not installed
 │   ├── UnsupportedCelery         this version of Celery lacks what the transport changes in it
+│   ├── UnsupportedFormat         a later release has given the queues' keys another form
 │   ├── BrokerConflict            the application's events are relayed to another broker already
 │   └── RegistrationError         a message type or handler can't be registered
 │       ├── DuplicateRegistration     the name, or the command, is taken
@@ -112,6 +113,18 @@ class UnsupportedCelery(ConfigurationError):
     celery_version: str
     kombu_version: str
     missing: tuple[str, ...]
+
+
+class UnsupportedFormat(ConfigurationError):
+    """The keys of the queues have a form of a later release; the text says what to do.
+
+    Attributes:
+        found: the number of that form.
+        known: the highest number that this release knows.
+    """
+
+    found: int
+    known: int
 
 
 class BrokerConflict(ConfigurationError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +25,8 @@ LEASE_MS = 600_000
 #: What may stay when every message is done: counters, registrations, and ids that expire.
 MAY_STAY = ("cq:id", "cq:fence", "cq:consumers", "cq:idle", "cq:dedup:", "cq:consuming:",
             "cq:queues_of:", "cq:about", "cq:prioritised", "cq:steps", "cq:policy", "cq:queues",
-            "cq:routes:", "cq:topics_of:")  # fmt: skip
+            "cq:routes:", "cq:topics_of:", "cq:counts:", "cq:format", "cq:upkeep",
+            "cq:old_until")  # fmt: skip
 
 
 def texts(taken: Iterable[Taken]) -> list[str]:
@@ -50,6 +52,32 @@ def make_due(queue: ReliableQueue, *, is_by_name: bool = False) -> None:
         members = sorted(members) if is_by_name else members
         client.zadd(delayed, {member: n for n, member in enumerate(members)})
         client.zadd(queue.key("due"), {name: 0})
+
+
+def counts_by_scan(queue: ReliableQueue, name: str) -> Counter[str]:
+    """Count what stands in a queue's sequences by going through them, as `cq:counts` names it."""
+    client: Any = queue.client
+    found: Counter[str] = Counter()
+    for sequence, state in client.hgetall(queue.key(f"seqs:{name}")).items():
+        length = client.llen(queue.key(f"seq:{name}\x1f").encode() + sequence)
+        kind = state.decode()[0]
+        if kind in "ld":
+            found[kind] += 1
+            found[f"{kind}b"] += length - 1
+        else:
+            held = int(state.split(b"|")[1]) if kind == "h" else 1
+            found["b"] += length - held
+            found["x"] += held - 1
+    return +found
+
+
+def counts_kept(queue: ReliableQueue, name: str) -> Counter[str]:
+    """Return the counts that are kept of a queue's sequences, those that are not 0."""
+    client: Any = queue.client
+    kept = {key.decode(): int(n) for key, n in client.hgetall(queue.key(f"counts:{name}")).items()}
+    kept.pop("at", None)
+    # While a count is under way, 2 ** 48 is added to each.
+    return Counter({key: left for key, n in kept.items() if (left := n % 2**48)})
 
 
 class Worker:

@@ -112,9 +112,9 @@ def dead_letters() -> None:
 def list_letters(context: click.Context, /, as_json: bool, **filters: Any) -> None:
     """List dead letters: all of them, or those that fit."""
     with broker_channel(context) as channel:
-        found = list(_find(context, channel.queue.letters, Filter(**filters)))
+        rows = [row for row, _ in _find(context, channel.queue.letters, Filter(**filters))]
     if as_json:
-        click.echo(json.dumps([row._asdict() for row, _ in found], indent=2))
+        click.echo(json.dumps([row._asdict() for row in rows], indent=2))
         return
     print_table(
         ("id", "subscription", "aggregate", "state", "exception or reason", "attempts",
@@ -122,7 +122,7 @@ def list_letters(context: click.Context, /, as_json: bool, **filters: Any) -> No
         [
             (r.id, r.subscription, r.aggregate, r.state, r.exception or r.reason, r.attempts,
              r.failed_at, r.next_try_at or "", r.waiting)
-            for r, _ in found
+            for r in rows
         ],
     )  # fmt: skip
 
@@ -270,7 +270,11 @@ def _order(
         raise click.UsageError("--json can't ask: say --yes or --dry-run")
     with broker_channel(context) as channel:
         letters = channel.queue.letters
-        found = list(_find(context, letters, chosen))
+        # Without the messages themselves, which may be too much to keep.
+        found = [
+            (row, letter._replace(payload=b"", body=b""))
+            for row, letter in _find(context, letters, chosen)
+        ]
         if missing := set(chosen.ids) - {row.id for row, _ in found}:
             raise click.UsageError(
                 f"no dead letter {', '.join(map(str, sorted(missing)))} fits; nothing was done"
@@ -304,7 +308,7 @@ def _find(
     for name in names:
         if is_reply_queue(context.obj.app, name):
             continue
-        for letter in sorted(letters.all(name)):
+        for letter in letters.in_order(name):
             row = _row(letters, letter)
             if chosen.fits(row):
                 yield row, letter

@@ -15,7 +15,7 @@ from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 from ..queue.inspection import BATCH, QueueInspector, literally
-from ..queue.reliable_queue import ReliableQueue
+from ..queue.reliable_queue import MOST_BYTES, ReliableQueue
 from ..queue.scripts import load
 from ..transport.channel import Channel
 from .stock import redelivered, stock_message, wants_of
@@ -272,11 +272,14 @@ class Mover:
                 if self.is_dry_run:
                     count.messages += len(some)
                     continue
-                items = list(self._rewritten(name, some))
-                done, _ = self._run(_to_stock, name, step, "delayed", *_flat(items))
-                _count_done(count, items[:done])
-                if done < len(items):
-                    raise OthersInterfere(f"others take from {name}: stop them, and repeat this")
+                rewritten = self._rewritten(name, some)
+                while items := _fitting(rewritten):
+                    done, _ = self._run(_to_stock, name, step, "delayed", *_flat(items))
+                    _count_done(count, items[:done])
+                    if done < len(items):
+                        raise OthersInterfere(
+                            f"others take from {name}: stop them, and repeat this"
+                        )
 
     def _delayed(self, name: str) -> Iterator[tuple[bytes, Place]]:
         """Yield what is delayed with its priority step, what is due first first."""
@@ -331,7 +334,7 @@ class Mover:
         key, patience, is_finished = self.inspector.ready_key(name, step), PATIENCE, False
         while not is_finished:
             window = list(reversed(self._redis.lrange(key, -BATCH, -1)))
-            items = list(items_of(name, window))
+            items = _fitting(items_of(name, window))
             done, is_finished = self._run(script, name, step, *options, *_flat(items))
             if count is not None:
                 _count_done(count, items[:done])
@@ -352,6 +355,17 @@ def _batches(items: Sequence[Any]) -> Iterator[list[Any]]:
     iterator = iter(items)
     while some := list(islice(iterator, BATCH)):
         yield some
+
+
+def _fitting(items: Iterator[list[Any]]) -> list[list[Any]]:
+    """Return the next ones, at least one, up to about `MOST_BYTES`."""
+    found, size = [], 0
+    for item in items:
+        found.append(item)
+        size += len(item[-1]) if isinstance(item[-1], (bytes, str)) else len(item[0])
+        if size >= MOST_BYTES:
+            break
+    return found
 
 
 def _flat(items: Sequence[Sequence[Any]]) -> list[Any]:

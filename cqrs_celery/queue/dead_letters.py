@@ -84,9 +84,19 @@ class DeadLetters:
         return sorted(key.decode().removeprefix(prefix) for key in keys)
 
     def all(self, queue: str) -> Iterator[DeadLetter]:
-        """Yield the letters of a queue, in no particular order."""
+        """Yield the letters of a queue, in no particular order; each is read as it is asked for."""
         for field, letter in self._redis.hscan_iter(f"{self._prefix}cq:dead:{queue}", count=100):
             yield self._read(queue, int(field), bytes(letter))
+
+    def in_order(self, queue: str) -> Iterator[DeadLetter]:
+        """Yield the letters of a queue, the oldest message first, each read when needed."""
+        key = f"{self._prefix}cq:dead:{queue}"
+        ids = sorted(self._redis.hkeys(key), key=int)
+        for start in range(0, len(ids), BATCH):
+            some = ids[start : start + BATCH]
+            for message_id, letter in zip(some, self._redis.hmget(key, some), strict=True):
+                if letter is not None:
+                    yield self._read(queue, int(message_id), letter)
 
     def get(self, queue: str, message_id: int) -> DeadLetter | None:
         """Return one letter; None if there is no such one."""

@@ -70,6 +70,7 @@ class Holding(NamedTuple):
         oldest_prefetched: the lowest id of what it has prefetched.
         oldest_behind: the lowest id of what waits behind the sequences that it holds.
         about: what it has said of itself.
+        sequences: how many sequences it holds.
     """
 
     consumer: str
@@ -82,6 +83,7 @@ class Holding(NamedTuple):
     oldest_prefetched: Mapping[str, int]
     oldest_behind: Mapping[str, int]
     about: About
+    sequences: Mapping[str, int] = MappingProxyType({})
 
     @property
     def is_live(self) -> bool:
@@ -151,13 +153,13 @@ class QueueInspector:
         return int(seconds) * 1000 + int(micros) // 1000
 
     def is_consumed(self, queue: str) -> bool:
-        """Return whether a consumer whose lease lasts takes from a queue; two round trips."""
+        """Return whether a consumer whose lease lasts takes from a queue; three round trips."""
         now = self.now_ms()
-        live = self._redis.zrangebyscore(self._queue.key("consumers"), f"({now}", "+inf")
+        names = self._redis.smembers(self._queue.key(f"consuming:{queue}"))
         pipeline = self._redis.pipeline(transaction=False)
-        for name in live:
-            pipeline.sismember(self._queue.key(f"queues_of:{name.decode()}"), queue)
-        return any(pipeline.execute())
+        for name in names:
+            pipeline.zscore(self._queue.key("consumers"), name)
+        return any(end is not None and end > now for end in pipeline.execute())
 
     def names(self) -> list[str]:
         """Return the queues that are declared, or hold something, sorted."""
@@ -198,19 +200,33 @@ class QueueInspector:
     def holdings(self) -> list[Holding]:
         """Return every consumer with what it holds, those first whose lease ends first.
 
-        The cost grows with the messages in flight, and with nothing else.
+        The cost grows with the consumers and the messages in flight, and with nothing else.
         """
-        now = self.now_ms()
+        now, found = self.now_ms(), []
         consumers = self._redis.zrange(self._queue.key("consumers"), 0, -1, withscores=True)
         told = self._redis.hgetall(self._queue.key("about"))
-        return [
-            self._holding(name.decode(), int(end) - now, read_about(told.get(name, b"")))
-            for name, end in consumers
-        ]
+        for start in range(0, len(consumers), BATCH):
+            some = consumers[start : start + BATCH]
+            with self._redis.pipeline(transaction=False) as pipe:
+                for name, _ in some:
+                    pipe.smembers(self._queue.key("queues_of:").encode() + name)
+                    pipe.hgetall(self._queue.key("flight:").encode() + name)
+                answers = iter(pipe.execute())
+            for (name, end), queues, flight in zip(some, answers, answers, strict=True):
+                about = read_about(told.get(name, b""))
+                lease_ms = int(end) - now
+                found.append(self._holding(name.decode(), lease_ms, about, queues, flight))
+        return found
 
-    def _holding(self, consumer: str, lease_ms: int, about: About) -> Holding:
-        queues = self._redis.smembers(self._queue.key(f"queues_of:{consumer}"))
-        held = self._held(consumer)
+    def _holding(
+        self,
+        consumer: str,
+        lease_ms: int,
+        about: About,
+        queues: Iterable[bytes],
+        flight: Mapping[bytes, bytes],
+    ) -> Holding:
+        held = _held(flight)
         sequences = Counter((one.queue, one.sequence) for one in held if one.sequence)
         firsts, behind = self._around(sequences)
         ids = running(
@@ -231,15 +247,8 @@ class QueueInspector:
             _lowest((one.queue, one.id) for one in held if one.id not in ids),
             _lowest((queue, one) for (queue, _), one in behind.items()),
             about,
+            Counter(queue for queue, _ in sequences),
         )
-
-    def _held(self, consumer: str) -> list[Held]:
-        found = []
-        for key, entry in self._redis.hgetall(self._queue.key(f"flight:{consumer}")).items():
-            fence, _, _, place = entry.split(b"|", 3)
-            queue, _, sequence = place.partition(b"\x1f")
-            found.append(Held(int(key), int(fence), queue.decode(), sequence))
-        return found
 
     def _around(
         self, sequences: Counter[tuple[str, bytes]]
@@ -281,18 +290,17 @@ class QueueInspector:
             queue: its name.
             holdings: what `holdings` returned.
         """
-        count = self._queue.count(queue)
-        states = self._redis.hvals(self._queue.key(f"seqs:{queue}"))
-        firsts = Counter(state[:1] for state in states)
+        count, sequences = self._queue.count_all(queue)
+        tokens = max(0, sequences.going - sum(one.sequences.get(queue, 0) for one in holdings))
         held = sum(holding.in_sequences[queue] for holding in holdings)
         in_flight = sum(holding.messages[queue] for holding in holdings)
         are_running = sum(holding.running[queue] for holding in holdings)
         return QueueLook(
             queue,
             count.ready,
-            max(0, count.in_sequences - firsts[b"r"] - held),
+            max(0, count.in_sequences - tokens - held),
             count.retrying,
-            count.blocked - firsts[b"d"],
+            count.blocked - sequences.blocked,
             count.delayed,
             in_flight,
             in_flight - are_running,
@@ -353,27 +361,41 @@ class QueueInspector:
         return [self._queue.read(min(ids))] if ids else []
 
     def delayed(self, queue: str, most: int | None = None) -> Iterator[Delayed]:
-        """Yield what is delayed in a queue, what is due first first.
+        """Yield what is delayed in a queue, what is due first first, read a page at a time.
 
         Args:
             queue: its name.
             most: yield no more than these; None for all.
         """
-        now, last = self.now_ms(), -1 if most is None else most - 1
+        now, seen = self.now_ms(), 0
+        while (some := BATCH if most is None else min(BATCH, most - seen)) > 0:
+            page = self._delayed_page(queue, seen, some)
+            messages = self._queue.read_many([first for _, first, _ in page])
+            for (member, _, due), message in zip(page, messages, strict=True):
+                priority, message_id, sequence = member.split(b"|", 2)
+                payload, body = message or (b"", b"")
+                yield Delayed(
+                    int(message_id) if message_id else None,
+                    queue,
+                    sequence.decode(),
+                    int(priority),
+                    int(due) - now,
+                    payload,
+                    body,
+                )
+            seen += len(page)
+            if len(page) < some:
+                return
+
+    def _delayed_page(self, queue: str, start: int, most: int) -> list[tuple[bytes, bytes, float]]:
+        """Return some of what is delayed: the member, the id of its message, when it is due."""
         key = self._queue.key(f"delayed:{queue}")
-        for member, due in self._redis.zrange(key, 0, last, withscores=True):
-            priority, message_id, sequence = member.split(b"|", 2)
+        page = []
+        for member, due in self._redis.zrange(key, start, start + most - 1, withscores=True):
+            _, message_id, sequence = member.split(b"|", 2)
             first = message_id or next(iter(self.sequence(queue, sequence, 1)), b"0")
-            payload, body = self._queue.read(int(first))
-            yield Delayed(
-                int(message_id) if message_id else None,
-                queue,
-                sequence.decode(),
-                int(priority),
-                int(due) - now,
-                payload,
-                body,
-            )
+            page.append((member, first, due))
+        return page
 
     def ready(self, queue: str, step: int) -> Iterator[bytes]:
         """Yield the elements of a ready list from its head on; not while it changes."""
@@ -389,24 +411,17 @@ class QueueInspector:
     def _sequence_key(self, queue: str, sequence: bytes) -> bytes:
         return self._queue.key(f"seq:{queue}\x1f").encode() + sequence
 
-    def read_all(self, ids: Sequence[bytes]) -> list[tuple[bytes, bytes] | None]:
-        """Return payload and body of each message; None for one that is gone or has expired."""
-        found: list[tuple[bytes, bytes] | None] = []
+    def read_all(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes] | None]:
+        """Yield payload and body of each message; None for one that is gone or has expired.
+
+        They are read as they are asked for, so many at a time as fit into a bound in bytes.
+        """
         now = self.now_ms()
         for start in range(0, len(ids), BATCH):
             some = ids[start : start + BATCH]
-            payloads = self._redis.hmget(self._queue.key("msg"), some)
             limits = self._redis.hmget(self._queue.key("until"), some)
-            for payload, limit in zip(payloads, limits, strict=True):
-                is_gone = payload is None or (limit and int(limit) < now)
-                found.append(None if is_gone else self._with_body(payload))
-        return found
-
-    def _with_body(self, payload: bytes) -> tuple[bytes, bytes]:
-        if not payload.startswith(b"@"):
-            return payload, b""
-        mark, _, rest = payload.partition(b"\n")
-        return rest, self._redis.hget(self._queue.key("body"), mark[1:]) or b""
+            for message, limit in zip(self._queue.read_many(some), limits, strict=True):
+                yield None if limit and int(limit) < now else message
 
 
 def read_about(text: bytes) -> About:
@@ -426,6 +441,15 @@ def read_about(text: bytes) -> About:
         slots=_positive(told.get("slots")),
         batches={queue: size for queue, n in sizes.items() if (size := _positive(n))},
     )
+
+
+def _held(flight: Mapping[bytes, bytes]) -> list[Held]:
+    found = []
+    for key, entry in flight.items():
+        fence, _, _, place = entry.split(b"|", 3)
+        queue, _, sequence = place.partition(b"\x1f")
+        found.append(Held(int(key), int(fence), queue.decode(), sequence))
+    return found
 
 
 def _text(value: Any) -> str | None:

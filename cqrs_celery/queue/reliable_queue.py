@@ -9,7 +9,7 @@ publish with a publish id may be repeated safely).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ import redis
 from . import recovery
 from .dead_letters import DeadLetters
 from .scripts import load
+from .upkeep import FORMAT, Upkeep
 from .values import (
     PRIORITY_STEPS,
     Beat,
@@ -28,6 +29,7 @@ from .values import (
     Publish,
     QueueCount,
     Recovered,
+    SequenceCount,
     Settlement,
     Taken,
 )
@@ -57,6 +59,12 @@ _purge = load("purge")
 _count = load("count")
 _declare = load("declare")
 _expired = load("expired")
+
+#: Bytes of messages that are read in one step, unless a single one is larger; a take has the same.
+MOST_BYTES = 16 * 2**20
+
+#: Messages that are read in the first step, before it is known how large they are, and at most.
+FIRST_READ, MOST_READ = 16, 200
 
 #: The settlements that have a text.
 _WITH_TEXT = "ld"
@@ -114,6 +122,8 @@ class ReliableQueue:
         self._keys = self.routing_keys = [f"{prefix}cq:id"]
         #: What was set aside.
         self.letters = DeadLetters(client, prefix=prefix)
+        #: The form of the keys, and the counts of what stands in sequences.
+        self.upkeep = Upkeep(client, prefix=prefix)
 
     def key(self, name: str) -> str:
         """Return the full name of one of the queue's own keys."""
@@ -335,7 +345,7 @@ class ReliableQueue:
                 which it handles many messages as one, each with how many. Any other value is for
                 whoever looks.
         """
-        known = msgspec.json.encode(about or {})
+        known = msgspec.json.encode({**(about or {}), "format": FORMAT})
         _consume(self.client, self._keys, [self.prefix, consumer, known, *queues])
 
     def beat(self, consumer: str, lease_ms: int, *, register: bool = False) -> Beat:
@@ -389,12 +399,34 @@ class ReliableQueue:
 
     def read(self, message_id: int) -> tuple[bytes, bytes]:
         """Return a stored message's payload and shared body; empty where there is none."""
-        payload = cast(bytes, self.client.hget(self.key("msg"), str(message_id)) or b"")
+        return self._with_body(
+            cast(bytes, self.client.hget(self.key("msg"), str(message_id)) or b"")
+        )
+
+    def read_many(self, message_ids: Sequence[int | bytes]) -> Iterator[tuple[bytes, bytes] | None]:
+        """Yield payload and shared body of each message; None for one that is not stored.
+
+        They are read as they are asked for, about `MOST_BYTES` in one step.
+        """
+        client: Any = self.client
+        start, some = 0, FIRST_READ
+        while start < len(message_ids):
+            ids = message_ids[start : start + some]
+            payloads = client.hmget(self.key("msg"), ids)
+            size = 1
+            for payload in payloads:
+                found = None if payload is None else self._with_body(payload)
+                size += sum(map(len, found or ()))
+                yield found
+            start += len(ids)
+            some = max(1, min(MOST_READ, MOST_BYTES * len(ids) // size))
+
+    def _with_body(self, payload: bytes) -> tuple[bytes, bytes]:
         if not payload.startswith(b"@"):
             return payload, b""
-        mark, _, payload = payload.partition(b"\n")
-        body = cast(bytes, self.client.hget(self.key("body"), mark[1:].decode()) or b"")
-        return payload, body
+        mark, _, rest = payload.partition(b"\n")
+        body = cast("bytes | None", self.client.hget(self.key("body"), mark[1:].decode()))
+        return rest, body or b""
 
     def declare(self, queue: str, *, expires_ms: int = 0) -> None:
         """Make a queue known, so that it is listed while it is empty.
@@ -414,6 +446,7 @@ class ReliableQueue:
         names = [name.decode() for name in _expired(self.client, self._keys, [self.prefix])]
         for name in names:
             self.purge(name)
+            self.upkeep.forget(name)
         return names
 
     def has_ready(self, queues: Sequence[str]) -> bool:
@@ -445,8 +478,14 @@ class ReliableQueue:
         """Purge a queue and forget that it was declared; returns how many messages it had."""
         count = self.purge(queue)
         self.forget(queue)
+        self.upkeep.forget(queue)
         return count
 
     def count(self, queue: str) -> QueueCount:
-        """Count a queue's messages by what they wait for."""
-        return QueueCount(*map(int, _count(self.client, self._keys, [self.prefix, queue])))
+        """Count a queue's messages by what they wait for, without going through them."""
+        return self.count_all(queue)[0]
+
+    def count_all(self, queue: str) -> tuple[QueueCount, SequenceCount]:
+        """Count a queue's messages and its sequences by what they wait for; one round trip."""
+        numbers = [int(n) for n in _count(self.client, self._keys, [self.prefix, queue])]
+        return QueueCount(*numbers[:6]), SequenceCount(*numbers[6:])

@@ -170,6 +170,20 @@ class QueueCount(NamedTuple):
     dead: int
 
 
+class SequenceCount(NamedTuple):
+    """The numbers of a queue's sequences, by what they wait for.
+
+    Attributes:
+        going: those that are ready or held.
+        retrying: those whose first message waits for its time.
+        blocked: those behind a dead letter.
+    """
+
+    going: int
+    retrying: int
+    blocked: int
+
+
 class DeadLetter(NamedTuple):
     """Be a message set aside, whole, with the reason.
 

@@ -27,6 +27,7 @@ from .message import Message
 from .options import OPTIONS, TEXT_OPTIONS
 from .pace import Pace
 from .publishing import PublishingChannel
+from .upkeep import QueueUpkeep
 from .worker_facts import facts
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ class Channel(PublishingChannel):
         self.batches = BatchSizes()
         self._turns = 0
         self._is_loop = False
+        #: True while the queue has to be told which queues are consumed now
+        self._must_tell = False
         self.pace = Pace()
         #: monotonic time at which anything came by pub/sub, or was first to come
         self._heard_at = 0.0
@@ -84,14 +87,16 @@ class Channel(PublishingChannel):
     @cached_property
     def holder(self) -> Holder:
         """The consumer that holds this channel's messages."""
+        queue = self._new_queue_client()
         return Holder(
-            self._new_queue_client(),
+            queue,
             lease_s=float(self.lease_s),
             max_deliveries=int(self.max_deliveries),
             on_settled=self._on_settled,
             about=lambda: {**facts(), "batches": dict(self.batches.declared)},
             beats=self._new_queue_client(most_wait_s=float(self.lease_s) / 6),
             lock=process_locks.hold(self.lock_folder),
+            upkeep=QueueUpkeep(queue).step,
         )
 
     @property
@@ -110,7 +115,9 @@ class Channel(PublishingChannel):
             self._no_ack_queues.add(queue)
         self.pace.is_hungry = True
         if queue not in self.active_fanout_queues:
-            self.holder.consume(self.active_queues)
+            # At the next turn, once for all of them: Kombu comes here for each queue.
+            self._must_tell = True
+            self.connection.cycle.turn_soon()
         self._in_listen = None
         return result
 
@@ -119,8 +126,20 @@ class Channel(PublishingChannel):
         result = super()._basic_cancel(consumer_tag)
         self._no_ack_queues.discard(queue or "")
         if self._has_holder and not self._closing:
-            self.holder.consume(self.active_queues)
+            self.holder.hand.return_others(self._active_queues)
+            self._must_tell = True
+            if not self._active_queues:
+                # No turn may follow.
+                self._tell_queue()
         return result
+
+    def _tell_queue(self) -> None:
+        if self._must_tell:
+            self.holder.consume(self.active_queues)
+            self._must_tell = False
+
+    def _update_queue_cycle(self) -> None:
+        """Do nothing: `_turn_of_queues` has the order, and Kombu's own copies it for each queue."""
 
     def due_at(self) -> float:
         """Return the monotonic time at which the channel's next turn is due."""
@@ -162,6 +181,7 @@ class Channel(PublishingChannel):
         holder, now = self.holder, time.monotonic()
         if is_loop:
             holder.last_turn = now
+        self._tell_queue()
         if is_loop or not holder.hand.ready:
             credit = self._credit
             due_at = self.pace.due_at(

@@ -67,6 +67,7 @@ class Holder:
             None for `queue`.
         lock: of this process, by which others of its host see that it lives; None where it has
             none.
+        upkeep: a step of the queues' upkeep; called at each beat with the consumer's name.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Holder:
         about: Callable[[], Mapping[str, Any]] = dict,
         beats: ReliableQueue | None = None,
         lock: ProcessLock | None = None,
+        upkeep: Callable[[str], None] | None = None,
     ) -> None:
         self.queue = queue
         self.name = name or f"{os.uname().nodename}:{os.getpid()}:{uuid4().hex[:12]}"
@@ -106,6 +108,7 @@ class Holder:
             lease_s=lease_s,
             max_deliveries=max_deliveries,
             folder=None if lock is None else lock.path.parent,
+            upkeep=upkeep,
         )
         #: time of `elapsed_s` until which nobody can have recovered what we hold
         self._held_until = 0.0

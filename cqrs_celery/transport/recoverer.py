@@ -61,6 +61,7 @@ class Recoverer:
         lease_s: seconds that its lease lasts.
         max_deliveries: a message that came back unfinished that often becomes a dead letter.
         folder: of the locks of this host's processes; None for none.
+        upkeep: a step of the queues' upkeep; called after each beat with the consumer's name.
         clock: returns seconds that nobody sets.
     """
 
@@ -72,12 +73,14 @@ class Recoverer:
         lease_s: float,
         max_deliveries: int,
         folder: Path | None = None,
+        upkeep: Callable[[str], None] | None = None,
         clock: Callable[[], float] = elapsed_s,
     ) -> None:
         self._queue = queue
         self._name = name
         self._lease_s = lease_s
         self._max_deliveries = max_deliveries
+        self._upkeep = upkeep
         self._clock = clock
         self._watch = LeaseWatch(lease_s)
         self._watch_lock = threading.Lock()
@@ -159,6 +162,8 @@ class Recoverer:
             self._attempt("delete expired queues", self._queue.delete_expired)
         if beat is not None and beat.letters_due and not self._is_stopped:
             self._attempt("look after dead letters", redriving.look_after, self._queue.letters)
+        if beat is not None and self._upkeep is not None and not self._is_stopped:
+            self._attempt("do the upkeep of the queues", self._upkeep, self._name)
         is_due = self._look_at <= self._clock() and not self._is_stopped
         if is_due and not self._attempt("look at the leases of others", self._look_at_leases):
             self._look_at = self._clock() + WATCH_S

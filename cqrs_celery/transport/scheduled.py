@@ -13,9 +13,10 @@ from functools import wraps
 from typing import Any
 
 from ..queue.inspection import QueueInspector
+from ..queue.reliable_queue import MOST_BYTES
 from . import patching, wire
 
-#: The most that a worker lists of what waits in one queue.
+#: The most that a worker lists of what waits in one queue; of all queues, at most `MOST_BYTES`.
 MOST = 1_000
 
 #: What Celery calls the priority of a task that waits in a worker's timer.
@@ -52,9 +53,12 @@ def _delayed(consumer: Any) -> Iterator[dict[str, Any]]:
     queue = getattr(channel, "queue", None)
     if queue is None:
         return
-    inspector = QueueInspector(queue)
+    inspector, size = QueueInspector(queue), 0
     for name in channel.active_queues:
         for delayed in inspector.delayed(name, MOST):
+            size += len(delayed.payload) + len(delayed.body)
+            if size > MOST_BYTES:
+                return
             entry = _entry(delayed.payload, delayed.body, hostname=consumer.hostname)
             if entry is not None:
                 yield entry

@@ -14,6 +14,7 @@ from ..errors import InvalidSetting
 from .celery_worker import teach_celery
 from .channel import Channel
 from .eta import show_etas
+from .formats import check_format
 from .options import check_options
 from .pace import POLL_S
 from .poller import Poller
@@ -50,6 +51,9 @@ class Transport(stock.Transport):
         exceptions.TryAgainError,
     )
 
+    #: True once the connection has seen that it knows the form of the keys.
+    _is_checked = False
+
     def __init__(self, client: Any, **kwargs: Any) -> None:
         check_options(client.transport_options)
         _keep_ours_on_failover(client)
@@ -65,14 +69,31 @@ class Transport(stock.Transport):
         self.cycle = Poller()
 
     def create_channel(self, connection: Any) -> Any:
-        """Return a new channel, connected."""
+        """Return a new channel, connected.
+
+        Raises:
+            UnsupportedFormat: the queues are of a later release. A worker ends with it.
+        """
         used = len(self._used_channel_ids)
         try:
-            return super().create_channel(connection)
+            channel = super().create_channel(connection)
+            self._check_format(channel)
+            return channel
         except BaseException:
             # Kombu would count it as used: an outage of some hours would use them up.
             del self._used_channel_ids[used:]
             raise
+
+    def _check_format(self, channel: Any) -> None:
+        if self._is_checked:
+            return
+        try:
+            where = self.client.as_uri()
+            check_format(channel.client, channel.global_keyprefix, where=where)
+        except BaseException:
+            channel.close()
+            raise
+        self._is_checked = True
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Turn with Kombu's event loop, at least once every `POLL_S`."""

@@ -28,7 +28,7 @@ from cqrs_celery.queue.values import (
     later,
     requeue,
 )
-from tests.queues import LEASE_MS, PREFIX, leftovers, make_due
+from tests.queues import LEASE_MS, PREFIX, counts_by_scan, counts_kept, leftovers, make_due
 
 QUEUES = ["orders", "stock", "mail"]
 #: Its dead letters block their sequence.
@@ -96,13 +96,19 @@ class QueueModel:
             (self.publish, 26), (self.publish_topic, 4), (self.push_raw, 2), (self.take, 30),
             (self.settle, 34), (self.die, 2), (self.leave, 1), (self.pause, 2), (self.late_ack, 3),
             (self.duplicate, 4), (self.renew_late, 1), (self.revive, 3), (self.purge, 0.2),
-            (self.pass_time, 4),
+            (self.pass_time, 4), (self.recount, 3), (self.count, 2),
         ]  # fmt: skip
         kinds, weights = zip(*actions, strict=True)
-        for self.step in range(steps):
-            self.random.choices(kinds, weights)[0]()
-            if self.step % AUDIT_EVERY_STEPS == 0:
-                self.audit()
+        # Redis scans a small hash in one go, so no count would ever be under way.
+        [(setting, before)] = self.client.config_get("hash-max-ziplist-entries").items()
+        self.client.config_set(setting, 0)
+        try:
+            for self.step in range(steps):
+                self.random.choices(kinds, weights)[0]()
+                if self.step % AUDIT_EVERY_STEPS == 0:
+                    self.audit()
+        finally:
+            self.client.config_set(setting, before)
         self.seen["steps"] += steps
         self.drain()
 
@@ -232,6 +238,35 @@ class QueueModel:
         self.seen["delayed"] += len(self.not_due & self.waiting)
         self.not_due.clear()
         make_due(self.queue, is_by_name=True)
+
+    def recount(self) -> None:
+        """Go on with a count of a queue's sequences, two of them at a time."""
+        off = self.queue.upkeep.recount(self.random.choice(QUEUES), most=2)
+        self.check(not off, f"the counts were off by {off}")
+        self.seen["counted anew" if off is not None else "counts under way"] += 1
+
+    def count(self) -> None:
+        """Count a queue's messages, without going through its sequences."""
+        queue = self.random.choice(QUEUES)
+        count = self.queue.count(queue)
+        held = sum(
+            bool(taken.sequence) and taken.queue == queue
+            for consumer in self.consumers
+            for taken in consumer.holds.values()
+        )
+        waiting = sum(copy[0] == queue for copy in self.waiting)
+        states = self._hash(f"seqs:{queue}").values()
+        # A ready sequence's token stands for its first message; a letter heads a blocked one.
+        tokens = sum(state[0] == "r" for state in states)
+        blocked = sum(state[0] == "d" for state in states)
+        found = sum(count) - count.dead - tokens - blocked - held
+        self.check(found == waiting, f"{count} of {queue}, expected {waiting} waiting")
+        self.check_counts(queue)
+
+    def check_counts(self, queue: str) -> None:
+        """Check that the counts that are kept are what the sequences have."""
+        kept, found = counts_kept(self.queue, queue), counts_by_scan(self.queue, queue)
+        self.check(kept == found, f"counts of {queue}: {kept}, and its sequences have {found}")
 
     def purge(self) -> None:
         queue = self.random.choice(QUEUES)
@@ -487,6 +522,10 @@ class QueueModel:
         self.seen["doubled"] += len(self.purged & set(self.settled))
         self.check(not self.seen["doubled"], "a message was settled twice")
         self.check(not self.seen["lost"], "a message was lost")
+        for queue in QUEUES:
+            while (off := self.queue.upkeep.recount(queue)) is None:
+                pass
+            self.check(not off, f"the counts of {queue} were off by {off}")
         left = leftovers(self.client)
         self.seen["keys left"] += len(left)
         self.check(not left, f"keys left over: {left}")
@@ -506,6 +545,7 @@ class QueueModel:
                         places[element] += 1
                     else:
                         raw += 1
+            self.check_counts(queue)
             states = self._hash(f"seqs:{queue}")
             for member in self.client.zrange(self.queue.key(f"delayed:{queue}"), 0, -1):
                 _, message_id, sequence = member.decode().split("|", 2)

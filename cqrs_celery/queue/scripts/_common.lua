@@ -1,4 +1,4 @@
--- Shared by every script: names of keys, the ready lists, waking, and putting a message in line.
+-- Shared by every script: names of keys, the ready lists, and waking.
 -- All keys begin with the prefix ARGV[1], so one hash tag in it keeps a virtual host in one slot.
 -- KEYS[1] only routes the script to that slot.
 --
@@ -13,6 +13,7 @@
 -- cq:seq:<queue>\31<sequence>  LIST  every unsettled id of a sequence, in flight ones included
 -- cq:seqs:<queue>  HASH sequence -> state: r<pri> its token is ready; h<pri>|<n>|<consumer> held, the
 --                  first n ids in flight; l<pri> its head waits for its time; d<pri> its head is dead
+-- cq:counts:<queue>, cq:old_until, cq:recount:<queue>, cq:recounted:<queue>  see _counts
 -- cq:delayed:<queue>  ZSET "<pri>|<id>|<sequence>" -> due ms; without an id, a sequence's token
 -- cq:due       ZSET queue -> earliest due ms of its delayed messages
 -- cq:flight:<consumer>  HASH id -> "<fence>|<pri>|<body id>|<queue>\31<sequence>"; with "!" behind the
@@ -30,6 +31,7 @@
 -- cq:dedup:<publish id>  STRING, expires                cq:prioritised  SET queues with steps above 0
 -- cq:steps     SET of those steps
 -- cq:id, cq:fence  counters             cq:queues  SET of declared queues
+-- cq:format    STRING number of the form of these keys; see upgrade     cq:upkeep  STRING see upkeep
 -- A queue's name holds no \31; sequences and consumers may be called anything.
 --
 -- A full server refuses a script whose first write needs memory, and none after that. So publish
@@ -129,14 +131,5 @@ local function notice_steps(queues)
       redis.pcall('SADD', C .. 'prioritised', queue)
       redis.pcall('SADD', C .. 'steps', '3', '6', '9')
     end
-  end
-end
-
--- Put a stored message in line: into its queue, or behind the others of its sequence.
-local function enqueue(id, queue, pri, seq)
-  if seq == '' then return push_ready(queue, pri, id) end
-  call('LPUSH', seq_key(queue, seq), id)
-  if call('HSETNX', C .. 'seqs:' .. queue, seq, 'r' .. pri) == 1 then
-    push_ready(queue, pri, '=' .. seq)
   end
 end

@@ -1,4 +1,4 @@
--- Needs _common. Keep messages and sequences until they are due, and put the due ones in line.
+-- Needs _common and _counts. Keep messages and sequences until they are due, and put the due ones in line.
 
 local function delay(queue, pri, id, seq, due_ms)
   call('ZADD', C .. 'delayed:' .. queue, due_ms, pri .. '|' .. id .. '|' .. seq)
@@ -20,6 +20,7 @@ local function promote(now)
     for i = #members, 1, -1 do
       local pri, id, seq = string.match(members[i], '^(%d+)|(%d*)|(.*)$')
       if id == '' then
+        note_all(queue, seq)
         call('HSET', C .. 'seqs:' .. queue, seq, 'r' .. pri)
         push_ready(queue, pri, '=' .. seq, true)
       elseif seq == '' then

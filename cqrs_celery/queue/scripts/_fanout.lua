@@ -1,4 +1,4 @@
--- Needs _common. Give one body to every subscriber of a topic.
+-- Needs _common and _counts. Give one body to every subscriber of a topic; save_counts() must follow.
 --
 -- cq:routes:<topic>  HASH subscriber -> cmsgpack {queue, priority step, A, B, C, D, E, order}: a head is
 -- the pieces A to E with the message id, the message id, the root id and the parent id between them;

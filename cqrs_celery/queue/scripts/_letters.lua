@@ -1,4 +1,4 @@
--- Needs _common and _settle. Dead letters: set a message aside, try it again, let it go.
+-- Needs _common, _counts and _settle. Dead letters: set a message aside, try it again, let it go.
 --
 -- A letter is "<pri>\31<died ms>\31<tries>\31<first died ms>\31<times died>\31<state>\31<sequence>\31<why>";
 -- why is JSON made by the caller, so without a bare \31, which a sequence's name may have. Its state is
@@ -76,6 +76,7 @@ end
 -- Put the message back in line: a sequence that it holds up goes on from it; any other has gone on
 -- without it, and gets it at its end.
 local function try_again(queue, id, l)
+  if l.seq ~= '' then note_all(queue, l.seq) end
   local is_head = holds_up(queue, id, l)
   call('ZREM', C .. 'redrive', queue .. '\31' .. id)
   l.state = 't'
@@ -87,6 +88,7 @@ end
 
 -- Delete letter and message for good; a sequence that it held up goes on with the message behind it.
 local function let_go(queue, id, l)
+  if l.seq ~= '' then note_all(queue, l.seq) end
   local is_head = holds_up(queue, id, l)
   call('HDEL', C .. 'dead:' .. queue, id)
   call('ZREM', C .. 'redrive', queue .. '\31' .. id)

@@ -47,12 +47,14 @@ local function held_state(state)
   return string.match(state or '', '^h(%d+)|(%d+)|(.*)$')
 end
 
--- Let a sequence go on: its token to the queue, or no trace of it when nothing is left.
+-- Let a sequence go on: its token to the queue, or no trace of it when nothing is left. Returns whether
+-- anything is. The caller sees to the counts.
 local function free_sequence(queue, seq, pri, at_head)
   if call('EXISTS', seq_key(queue, seq)) == 1 then
     call('HSET', C .. 'seqs:' .. queue, seq, 'r' .. pri)
     push_ready(queue, pri, '=' .. seq, at_head)
-  else
-    call('HDEL', C .. 'seqs:' .. queue, seq)
+    return true
   end
+  call('HDEL', C .. 'seqs:' .. queue, seq)
+  return false
 end

@@ -1,4 +1,4 @@
---!include _common _delay
+--!include _common _counts _delay
 -- Store a message and put it in line on all its queues, once per publish id.
 --
 -- KEYS  1 routing key
@@ -7,7 +7,8 @@
 --       6 shared body ("" when every payload is whole)
 --       7… for each queue: queue, priority step, sequence ("" for none), payload (or head)
 -- RETURN  the number of messages stored; 0 if this publish id was seen
--- COST  O(queues); per queue 3 commands plain, 4 in a sequence, 2 more to wake somebody, 1 to expire
+-- COST  O(queues); per queue 3 commands plain, 4 in a sequence, 2 more to wake somebody, 1 to expire, 1
+--       behind another message of its sequence
 if ARGV[2] ~= '' and not call('SET', C .. 'dedup:' .. ARGV[2], 1, 'NX', 'PX', ARGV[3]) then
   return 0
 end
@@ -29,4 +30,5 @@ for i = 0, count - 1 do
   if last_ms and seq == '' then call('HSET', C .. 'until', id, last_ms) end
   if due then delay(queue, pri, id, seq, due) else enqueue(id, queue, pri, seq) end
 end
+save_counts()
 return count

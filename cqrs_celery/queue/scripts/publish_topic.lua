@@ -1,4 +1,4 @@
---!include _common _fanout
+--!include _common _counts _fanout
 -- Give a message to every subscriber of its topic, once per publish id; or to none, where one of their
 -- queues is full.
 --
@@ -8,23 +8,17 @@
 --       10 how many messages may wait in each queue before it (0: any number)
 -- RETURN  the number of queues it went to; -1 if this publish id was seen; {queue, messages that wait
 --         there at least} if it is full
--- COST  O(subscribers); 3 commands a subscriber and 6 more; with a limit O(sequences with unsettled
---       messages) beside
+-- COST  O(subscribers); 3 commands a subscriber and 6 more, 1 a queue behind others of the sequence; with
+--       a limit 6 a queue, unless its counts can't be relied on: see _counts
 
--- How many messages of a queue wait: what workers hold and dead letters are not counted. Counts no
--- further than needed.
+-- How many messages of a queue wait: what workers hold and dead letters are not counted. Of a sequence
+-- that is ready or delayed, the token stands for the first.
 local function waiting(queue, enough)
   local count = call('ZCARD', C .. 'delayed:' .. queue)
   for _, pri in ipairs(steps_in_use({queue})[1]) do count = count + call('LLEN', ready_key(queue, pri)) end
   if count >= enough then return count end
-  local states = call('HGETALL', C .. 'seqs:' .. queue)
-  for i = 1, #states, 2 do
-    -- Of a sequence that is ready or delayed, the token was counted; the head of a dead one is a letter.
-    local held = string.match(states[i + 1], '^h%d+|(%d+)|')
-    count = count + call('LLEN', seq_key(queue, states[i])) - (tonumber(held) or 1)
-    if count >= enough then return count end
-  end
-  return count
+  local sequences = counts_of(queue, true)
+  return count + sequences.b + sequences.lb + sequences.db
 end
 
 local function find_full(limit)
@@ -46,4 +40,6 @@ if limit > 0 then
   if full then return full end
 end
 if ARGV[2] ~= '' and not call('SET', dedup, 1, 'NX', 'PX', ARGV[3]) then return -1 end
-return fanout(ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9])
+local reached = fanout(ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9])
+save_counts()
+return reached

@@ -1,4 +1,4 @@
---!include _common _settle
+--!include _common _counts _settle
 -- Delete up to a number of messages of a queue that are not in flight and not dead.
 --
 -- KEYS  1 routing key
@@ -9,6 +9,7 @@ local queue, most = ARGV[2], tonumber(ARGV[3])
 local ids = {}
 
 local function take_sequence(seq)
+  note_all(queue, seq)
   local key = seq_key(queue, seq)
   while #ids < most do
     local id = call('RPOP', key)
@@ -23,6 +24,7 @@ local function take_behind(seq, kept)
   local key = seq_key(queue, seq)
   local last = math.min(most - #ids, call('LLEN', key) - kept) - 1
   if last < 0 then return end
+  note_all(queue, seq)
   for _, id in ipairs(call('LRANGE', key, 0, last)) do ids[#ids + 1] = id end
   call('LTRIM', key, last + 1, -1)
 end
@@ -65,8 +67,13 @@ for i = 1, #states, 2 do
   if #ids + raw < most then take_behind(states[i], tonumber(n or 1)) end
 end
 local bodies = {}
-for _, payload in ipairs(call_with('HMGET', C .. 'msg', ids)) do bodies[#bodies + 1] = body_of(payload) end
+-- A few at a time: however large they are, the server holds no more of them twice.
+for i = 1, #ids, 50 do
+  local payloads = call('HMGET', C .. 'msg', unpack(ids, i, math.min(i + 49, #ids)))
+  for _, payload in ipairs(payloads) do bodies[#bodies + 1] = body_of(payload) end
+end
 forget(ids, bodies)
 -- What was being tried again has a letter still.
 if call('EXISTS', C .. 'dead:' .. queue) == 1 then call_with('HDEL', C .. 'dead:' .. queue, ids) end
+save_counts()
 return #ids + raw

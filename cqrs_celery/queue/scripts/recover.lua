@@ -1,4 +1,4 @@
---!include _common _settle _letters
+--!include _common _counts _settle _letters
 -- Give back a slice of what remainders hold (see end_consumers), each message once and to its old place.
 -- What may have been running counts a delivery; one delivered too often becomes a dead letter. Two may
 -- work on one remainder: what is not there any more was given back by the other.
@@ -59,6 +59,7 @@ local function recover_sequence(unit, queue, pri, seq)
   -- The list, not the numbers, says which one stands first.
   local first = call('LINDEX', seq_key(queue, seq), -1)
   if not first then return end
+  note_all(queue, seq)
   if not is_worn_out(unit, first) then return free_sequence(queue, seq, pri, true) end
   bury_of(unit, first, queue, pri, seq)
   if blocks(queue) then
@@ -101,4 +102,5 @@ for _, name in ipairs(names) do
   result[#result + 1] = messages[name]
   result[#result + 1] = letters[name]
 end
+save_counts()
 return result

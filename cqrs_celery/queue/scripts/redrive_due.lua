@@ -1,4 +1,4 @@
---!include _common _settle _letters
+--!include _common _counts _settle _letters
 -- Look after the dead letters whose time has come: try them again, or end what has outlived its time.
 --
 -- A letter past its time to live is archived, and a sequence that it holds up stays closed, with all
@@ -9,7 +9,7 @@
 -- RETURN  five entries a letter: queue, id, what was done (redriven, archived, discarded, or closed: it
 --         was archived before and still holds up its sequence), how many wait behind it, 1 if those are
 --         more than the policy's limit
--- COST  O(letters due); about 14 commands each
+-- COST  O(letters due); about 18 commands each
 local now = now_ms()
 local result = {}
 for _, member in ipairs(call('ZRANGEBYSCORE', C .. 'redrive', '-inf', now, 'LIMIT', 0, ARGV[2])) do
@@ -38,4 +38,5 @@ for _, member in ipairs(call('ZRANGEBYSCORE', C .. 'redrive', '-inf', now, 'LIMI
     end
   end
 end
+save_counts()
 return result

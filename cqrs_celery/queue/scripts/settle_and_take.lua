@@ -1,4 +1,4 @@
---!include _common _delay _settle _letters
+--!include _common _counts _delay _settle _letters
 -- Settle what a consumer has finished, then take what is next for it, in one round trip.
 --
 -- An operation counts only if the consumer still holds that delivery: same id, same fence.
@@ -28,14 +28,18 @@
 --         in one piece, since a client parses that in a third of the time
 --         The fence of message i, from 0, is the take's number + 2 i, and one more behind another
 --         message of its sequence: see fence_of
--- COST  9 commands for plain messages, however many; 1–5 per other settlement, 1–4 per message of a
---       sequence; 8 more where anything is delayed, expires, was delivered before, or has a priority
+--         Less than was asked for where it would be more than 16 MiB: the rest is ready still
+-- COST  9 commands for plain messages, 10 for more than 16; 1–5 per other settlement, 1–4 per message of a
+--       sequence, 1 or 2 per queue with such as stand behind others; 8 more where anything is delayed, expires, was delivered before, or has a priority
 local consumer = ARGV[2]
 local flight = C .. 'flight:' .. consumer
 local operations, wanted, run = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local most = tonumber(ARGV[7])
 local last_queue = 8 + 2 * tonumber(ARGV[8])
 local refused, revoked = {}, {}
+-- Bytes of messages at most in one answer, unless the first is larger; and how many are read before it is
+-- known how large they are.
+local MOST_BYTES, FIRST_READ = 16777216, 16
 
 -- One command says that nothing is there that most of the others would look for.
 local is_plain = call('EXISTS',
@@ -52,7 +56,7 @@ local function sequence(queue, seq)
   local s = sequences[name]
   if not s then
     local pri, n = held_state(call('HGET', C .. 'seqs:' .. queue, seq))
-    s = {queue = queue, seq = seq, pri = pri, n = tonumber(n)}
+    s = {queue = queue, seq = seq, pri = pri, n = tonumber(n), held = tonumber(n), gone = 0}
     sequences[name] = s
     order[#order + 1] = s
   end
@@ -77,7 +81,7 @@ end
 local function leave_sequence(s, id)
   local key = seq_key(s.queue, s.seq)
   if call('LINDEX', key, -1) == id then call('RPOP', key) else call('LREM', key, -1, id) end
-  s.n = s.n - 1
+  s.n, s.gone = s.n - 1, s.gone + 1
 end
 
 -- Store another payload in place of a message's own and of the body that it shares. Who looks for what
@@ -123,20 +127,32 @@ local function settle(op, id, record, argument, text)
   end
 end
 
+-- Stop a sequence: from now on it is in the state l or d.
+local function stop(s, kind)
+  call('HSET', C .. 'seqs:' .. s.queue, s.seq, kind .. s.pri)
+  local length = call('LLEN', seq_key(s.queue, s.seq))
+  note(s.queue, s.seq, 'b', s.held - s.gone - length)
+  note(s.queue, s.seq, kind, 1)
+  note(s.queue, s.seq, kind .. 'b', math.max(0, length - 1))
+end
+
 -- Let a sequence go on, or stop, as the first message that went back says.
 local function go_on(s)
-  local seqs, first = C .. 'seqs:' .. s.queue, s.back or {}
+  local first = s.back or {}
+  note(s.queue, s.seq, 'x', math.max(1, s.n) - s.held)
   if s.n > 0 then
-    call('HSET', seqs, s.seq, 'h' .. s.pri .. '|' .. s.n .. '|' .. consumer)
+    note(s.queue, s.seq, 'b', s.held - s.gone - s.n)
+    call('HSET', C .. 'seqs:' .. s.queue, s.seq, 'h' .. s.pri .. '|' .. s.n .. '|' .. consumer)
   elseif first.op == 'l' then
-    call('HSET', seqs, s.seq, 'l' .. s.pri)
+    stop(s, 'l')
     delay(s.queue, s.pri, '', s.seq, now_ms() + tonumber(first.argument))
   elseif first.op == 'd' then
-    call('HSET', seqs, s.seq, 'd' .. s.pri)
+    stop(s, 'd')
     bury(first.id, s.queue, s.pri, s.seq, now_ms(), call('HGET', C .. 'tries', first.id) or '0',
       first.text)
   else
-    free_sequence(s.queue, s.seq, s.pri, s.back ~= nil)
+    local has_more = free_sequence(s.queue, s.seq, s.pri, s.back ~= nil)
+    note(s.queue, s.seq, 'b', s.held - s.gone - (has_more and 1 or 0))
   end
 end
 
@@ -191,6 +207,7 @@ end
 ---------------------------------------------------------------- take
 local is_known = call('ZSCORE', C .. 'consumers', consumer)
 if wanted == 0 or not is_known then
+  save_counts()
   return {cmsgpack.pack({is_known and 1 or 0, refused, revoked, -1, 0, 0, {}})}
 end
 
@@ -212,9 +229,14 @@ for i = 9, last_queue, 2 do
   queues[live], sizes[live] = ARGV[i], tonumber(ARGV[i + 1])
 end
 
-local function hold(id, queue, pri, seq)
+-- Of a message of a sequence, also its token's place among `tokens`.
+local token_of = {}
+
+local function hold(id, queue, pri, seq, token)
+  local one = {id, queue, seq, pri, '0', 0}
   ids[#ids + 1] = id
-  taken[#taken + 1] = {id, queue, seq, pri, '0', 0}
+  taken[#taken + 1] = one
+  token_of[one] = token
 end
 
 local function has_ready(queue, in_steps)
@@ -241,8 +263,8 @@ local function take_element(element, queue, pri, place)
   if seq then
     local id = call('LINDEX', seq_key(queue, seq), -1)
     if id then
-      hold(id, queue, pri, seq)
       tokens[#tokens + 1] = {queue = queue, pri = pri, seq = seq, place = place}
+      hold(id, queue, pri, seq, tokens[#tokens])
     elseif call('HDEL', C .. 'seqs:' .. queue, seq) == 0 then
       -- No sequence has ever put that there.
       hold(adopt(element), queue, pri, '')
@@ -291,11 +313,11 @@ for _, t in ipairs(tokens) do
   local room, place = run - 1, t.place
   if left[place] then room = math.min(left[place], most - in_batches) end
   local more = room > 0 and call('LRANGE', seq_key(t.queue, t.seq), -room - 1, -2) or {}
-  for i = #more, 1, -1 do hold(more[i], t.queue, t.pri, t.seq) end
+  for i = #more, 1, -1 do hold(more[i], t.queue, t.pri, t.seq, t) end
   if left[place] then
     left[place], in_batches = left[place] - #more, in_batches + #more
   end
-  call('HSET', C .. 'seqs:' .. t.queue, t.seq, 'h' .. t.pri .. '|' .. (1 + #more) .. '|' .. consumer)
+  t.behind = #more
 end
 
 -- Leave out what has expired: nobody is given it, and nothing is left of it.
@@ -319,10 +341,61 @@ local function drop_expired()
 end
 
 local looked_at = #taken
-if not is_plain then
-  drop_expired()
-  -- What has been taken in its time comes again however late: a retry, or from a worker that died.
-  call_with('HDEL', C .. 'until', ids)
+if not is_plain then drop_expired() end
+
+-- Read what was taken, until it is more than an answer may hold; one message always fits. Returns
+-- {payload or head, body id, body} of each that fits. Once it is known how large they are, as many are
+-- read at once as may fit.
+local function read_taken()
+  local found, bytes, some = {}, 0, FIRST_READ
+  while #found < #ids do
+    local first = #found + 1
+    local payloads = call('HMGET', C .. 'msg', unpack(ids, first, math.min(first + some - 1, #ids)))
+    for i, payload in ipairs(payloads) do
+      local one = {payload, '', ''}
+      if payload and string.byte(payload) == 64 then
+        local stop = string.find(payload, '\n', 2, true)
+        one[2] = string.sub(payload, 2, stop - 1)
+        one[3] = one[2] ~= '' and call('HGET', C .. 'body', one[2]) or ''
+        one[1] = string.sub(payload, stop + 1)
+      end
+      bytes = bytes + #(one[1] or ids[first + i - 1]) + #one[3]
+      if bytes > MOST_BYTES and #found > 0 then return found end
+      found[#found + 1] = one
+    end
+    some = math.max(1, math.min(1000, math.floor((MOST_BYTES - bytes) * #found / bytes)))
+  end
+  return found
+end
+
+-- Put what does not fit back to the heads of its queues, the last one first.
+local returned = {}
+
+local function return_from(first)
+  for i = #taken, first, -1 do
+    local one, token = taken[i], token_of[taken[i]]
+    if i > firsts then
+      token.behind = token.behind - 1
+    else
+      if token then token.is_back = true end
+      call('RPUSH', ready_key(one[2], one[4]), token and '=' .. one[3] or one[1])
+      returned[one[2]] = true
+    end
+    ids[i], taken[i] = nil, nil
+  end
+  firsts = math.min(firsts, #taken)
+end
+
+local messages = #ids > 0 and read_taken() or {}
+if #messages < #ids then return_from(#messages + 1) end
+-- What has been taken in its time comes again however late: a retry, or from a worker that died.
+if not is_plain then call_with('HDEL', C .. 'until', ids) end
+for _, t in ipairs(tokens) do
+  if not t.is_back then
+    call('HSET', C .. 'seqs:' .. t.queue, t.seq, 'h' .. t.pri .. '|' .. (1 + t.behind) .. '|' .. consumer)
+    note(t.queue, t.seq, 'b', -t.behind)
+    note(t.queue, t.seq, 'x', t.behind)
+  end
 end
 -- All of it was too late: more of that may stand before what is not.
 if looked_at > 0 and #ids == 0 then due_in = 0 end
@@ -337,20 +410,13 @@ end
 if #ids > 0 then
   take = call('INCRBY', C .. 'fence', 2 * #ids + 2) - 2 * #ids - 1
   take = take + take % 2
-  local payloads = call_with('HMGET', C .. 'msg', ids)
   local tries = is_plain and {} or call_with('HMGET', C .. 'tries', ids)
   for i, t in ipairs(taken) do
-    local payload, body_id, body = payloads[i], '', ''
+    local payload, body_id, body = unpack(messages[i])
     if not payload then
       -- Not an id, but a number that somebody else has pushed: nothing is stored under it.
       payload = t[1]
       if t[3] == '' then t[1] = adopt(payload) end
-    end
-    if string.byte(payload) == 64 then
-      local stop = string.find(payload, '\n', 2, true)
-      body_id = string.sub(payload, 2, stop - 1)
-      body = body_id ~= '' and call('HGET', C .. 'body', body_id) or ''
-      payload = string.sub(payload, stop + 1)
     end
     records[#records + 1] = t[1]
     local mark = '|'
@@ -372,11 +438,14 @@ if #ids > 0 then
     for i, queue in ipairs(queues) do
       if drained[i] ~= 'empty' and has_ready(queue, steps[i]) then wake(queue) end
     end
+  elseif not is_plain then
+    for queue in pairs(returned) do wake(queue) end
   end
 elseif looked_at == 0 then
   -- pcall: a full server refuses this write, and a consumer that only asks must not fail for it.
   redis.pcall('SADD', C .. 'idle', consumer)
   if ARGV[6] == '1' then notice_steps(queues) end
 end
+save_counts()
 pieces[1] = cmsgpack.pack({1, refused, revoked, due_in, take, firsts, taken})
 return pieces

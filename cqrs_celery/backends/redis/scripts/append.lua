@@ -1,4 +1,4 @@
---!include _common _fanout
+--!include _common _counts _fanout
 -- Append events to their streams and give each to its subscribers, all or nothing.
 --
 -- A stream is a LIST of records, so its length is its version; the all-stream is a LIST of
@@ -87,6 +87,7 @@ for _, s in ipairs(streams) do
   end
   answer[#answer + 1] = s.version
 end
+save_counts()
 answer[2] = position
 if memory_key then
   local ttl_ms = ARGV[2] ~= '' and ARGV[3] or 600000

@@ -1,4 +1,4 @@
---!include _common _fanout
+--!include _common _counts _fanout
 -- Give events of another store to their subscribers, each once, and remember how far that has come.
 --
 -- cq:relay  HASH store id -> position of the last event that was given | its id | the relay's token
@@ -20,5 +20,6 @@ for i = 5, #ARGV, 7 do
   fanout(ARGV[i + 1], ARGV[i + 6], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5])
   at, id = ARGV[i], ARGV[i + 2]
 end
+save_counts()
 call('HSET', C .. 'relay', ARGV[2], at .. '|' .. id .. '|' .. ARGV[3] .. '|' .. floor)
 return at

@@ -19,6 +19,11 @@
 --                  body id where it has a dead letter, from which it was put in line again
 -- cq:consumers ZSET consumer -> end of its lease, ms    cq:idle  SET consumers that wait for a wake-up
 -- cq:consuming:<queue>  SET consumers                   cq:queues_of:<consumer>  SET queues
+-- cq:idle:<queue>  SET consumers of a queue: all that wait for a wake-up, and others that may
+-- cq:callable  SET consumers that such sets are kept of: not those of the release that had none
+-- cq:busy      SET consumers that a wake-up has found busy, and so taken out of a cq:idle:<queue>
+-- cq:called    SET queues for which a consumer was woken, of which it isn't known whether it came
+-- cq:raw       SET queues in which a message of a stock producer was found
 -- cq:about     HASH consumer -> JSON object: slots, batches, worker, host, pid
 -- cq:until     HASH id -> ms at which a message expires that has not been taken
 -- cq:expiring  ZSET queue -> ms at which an unused one expires    cq:lifetime  HASH queue -> its ms
@@ -85,17 +90,45 @@ local function seq_key(queue, seq)
   return C .. 'seq:' .. queue .. '\31' .. seq
 end
 
-local nobody_waits -- for a wake-up; looked up once, since no script makes somebody wait and then wakes
+-- How many consumers wait for a wake-up; looked up once, since no script makes somebody wait and then wakes.
+local waiting
 
--- Wake one idle consumer of a queue; O(consumers) only where somebody is idle.
-local function wake(queue)
-  if nobody_waits == nil then nobody_waits = call('SCARD', C .. 'idle') == 0 end
-  if nobody_waits then return end
-  local who = call('SINTER', C .. 'idle', C .. 'consuming:' .. queue)[1]
-  if who then
-    call('SREM', C .. 'idle', who)
-    call('PUBLISH', C .. 'wake:' .. who, queue)
+-- The consumers of a queue that one wake-up looks at: mostly the first is the one.
+local CANDIDATES = {1, 15}
+
+-- Wake a consumer, if it waits. False too where nobody listens for it: it has died, or connects anew.
+local function reaches(who, queue)
+  if call('SREM', C .. 'idle', who) == 0 then return false end
+  waiting = waiting - 1
+  return call('PUBLISH', C .. 'wake:' .. who, queue) > 0
+end
+
+-- Wake a consumer of the release that kept no cq:idle:<queue>; costs two commands where there is none.
+local function wake_older(queue)
+  if call('ZCARD', C .. 'consumers') <= call('SCARD', C .. 'callable') then return end
+  for i, who in ipairs(call('SINTER', C .. 'idle', C .. 'consuming:' .. queue)) do
+    if reaches(who, queue) or i == 16 then return end
   end
+end
+
+-- Wake one of the consumers of a queue that wait for it; the one after, if that one isn't reached.
+--
+-- Who isn't leaves cq:idle:<queue> and is in it again when it waits next, so that it costs no other wake-up.
+-- cq:called keeps the queue until somebody has come: see poll.lua. O(1) in queues and consumers, whoever waits.
+local function wake(queue)
+  waiting = waiting or call('SCARD', C .. 'idle')
+  if waiting == 0 then return end
+  local listed, is_noted = C .. 'idle:' .. queue, false
+  for _, count in ipairs(CANDIDATES) do
+    for _, who in ipairs(call('SRANDMEMBER', listed, count)) do
+      if not is_noted then call('SADD', C .. 'called', queue) end
+      is_noted = true
+      if reaches(who, queue) then return end
+      call('SREM', listed, who)
+      if call('ZSCORE', C .. 'consumers', who) then call('SADD', C .. 'busy', who) end
+    end
+  end
+  wake_older(queue)
 end
 
 -- The priority steps of each queue, most urgent first: {"0"} unless another one was ever used there.
@@ -119,14 +152,17 @@ local function push_ready(queue, pri, element, at_head)
   if call(at_head and 'RPUSH' or 'LPUSH', ready_key(queue, pri), element) == 1 then wake(queue) end
 end
 
--- A stock producer says nowhere that it used a priority step: look for Kombu's own ones.
+-- A stock producer says nowhere that it used a priority step: look for Kombu's own ones. True if a queue
+-- has one of which nobody knew.
 local function notice_steps(queues)
+  local has_noticed = false
   for _, queue in ipairs(queues) do
     if call('EXISTS', ready_key(queue, '3'), ready_key(queue, '6'), ready_key(queue, '9')) > 0 then
-      redis.pcall('SADD', C .. 'prioritised', queue)
       redis.pcall('SADD', C .. 'steps', '3', '6', '9')
+      has_noticed = redis.pcall('SADD', C .. 'prioritised', queue) == 1 or has_noticed
     end
   end
+  return has_noticed
 end
 
 -- Put a stored message in line: into its queue, or behind the others of its sequence.

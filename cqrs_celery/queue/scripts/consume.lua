@@ -6,11 +6,16 @@
 -- RETURN  the number of queues
 -- COST  O(queues before and now)
 local mine = C .. 'queues_of:' .. ARGV[2]
-for _, queue in ipairs(call('SMEMBERS', mine)) do call('SREM', C .. 'consuming:' .. queue, ARGV[2]) end
+for _, queue in ipairs(call('SMEMBERS', mine)) do
+  call('SREM', C .. 'consuming:' .. queue, ARGV[2])
+  call('SREM', C .. 'idle:' .. queue, ARGV[2])
+end
 call('DEL', mine)
 call('HSET', C .. 'about', ARGV[2], ARGV[3])
+call('SADD', C .. 'callable', ARGV[2])
 for i = 4, #ARGV do
   call('SADD', mine, ARGV[i])
   call('SADD', C .. 'consuming:' .. ARGV[i], ARGV[2])
+  call('SADD', C .. 'idle:' .. ARGV[i], ARGV[2])
 end
 return #ARGV - 3

@@ -34,9 +34,10 @@ end
 
 local function deregister(consumer)
   call('ZREM', C .. 'consumers', consumer)
-  call('SREM', C .. 'idle', consumer)
+  for _, set in ipairs({'idle', 'callable', 'busy'}) do call('SREM', C .. set, consumer) end
   for _, queue in ipairs(call('SMEMBERS', C .. 'queues_of:' .. consumer)) do
     call('SREM', C .. 'consuming:' .. queue, consumer)
+    call('SREM', C .. 'idle:' .. queue, consumer)
   end
   call('DEL', C .. 'queues_of:' .. consumer)
   call('HDEL', C .. 'about', consumer)

@@ -17,7 +17,6 @@ import redis
 from .dead_letters import DeadLetters
 from .scripts import load
 from .values import (
-    PRIORITY_STEPS,
     Beat,
     Destination,
     Exchange,
@@ -40,9 +39,6 @@ MOST_IN_BATCHES = 1_000
 
 #: No queue has batches.
 NO_BATCHES: Mapping[str, int] = MappingProxyType({})
-
-#: What follows a queue's name in the name of the list of each priority step, as stock Kombu has it.
-_STEP_SUFFIXES = ("", *(f"\x06\x16{step}" for step in PRIORITY_STEPS if step))
 
 _publish = load("publish")
 _publish_topic = load("publish_topic")
@@ -404,11 +400,6 @@ class ReliableQueue:
         for name in names:
             self.purge(name)
         return names
-
-    def has_ready(self, queues: Sequence[str]) -> bool:
-        """Say whether a free worker could take something from any of these queues; one command."""
-        keys = [f"{self.prefix}{queue}{step}" for queue in queues for step in _STEP_SUFFIXES]
-        return bool(keys and self.client.exists(*keys))
 
     def forget(self, queue: str) -> None:
         """Make a queue unknown again; its messages stay."""

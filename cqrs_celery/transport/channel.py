@@ -17,6 +17,7 @@ from typing import Any
 import redis
 from kombu.transport import redis as stock
 
+from ..queue.polling import IdlePoll
 from ..queue.values import Taken
 from . import merging, wire
 from . import qos as _qos
@@ -88,6 +89,10 @@ class Channel(PublishingChannel):
             on_settled=self._on_settled,
             about=lambda: {**facts(), "batches": dict(self.batches.declared)},
         )
+
+    @cached_property
+    def _idle_poll(self) -> IdlePoll:
+        return IdlePoll(self.holder.queue, self.holder.name)
 
     @property
     def _has_holder(self) -> bool:
@@ -170,7 +175,7 @@ class Channel(PublishingChannel):
         """Look, where that is enough, whether anything is ready; True if nothing is."""
         if not self.pace.is_glance_enough(settled_at=self.holder.hand.settled_at, now=now):
             return False
-        has_seen = self.holder.queue.has_ready(self.active_queues)
+        has_seen = self._idle_poll.may_take(self.active_queues)
         self.pace.note_glance(has_seen=has_seen, now=now)
         return not has_seen
 

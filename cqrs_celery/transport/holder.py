@@ -90,6 +90,8 @@ class Holder:
         #: monotonic time until which nobody can have recovered what we hold
         self._held_until = 0.0
         self._queues: tuple[str, ...] = ()
+        #: whether dead letters are due that no call has looked after yet
+        self._has_letters = False
         self._about = about
         #: what the queue was last told of this consumer
         self._told: tuple[tuple[str, ...], Mapping[str, Any]] | None = None
@@ -248,7 +250,7 @@ class Holder:
         interval = self.lease_s / 3
         try:
             while not stop.is_set():
-                is_busy = bool(self.hand or self.hand.settled_at)
+                is_busy = bool(self.hand or self.hand.settled_at or self._has_letters)
                 until_beat = max(0.0, beats_at - time.monotonic())
                 stop.wait(min(until_beat, FLUSH_AFTER_S if is_busy else REST_S))
                 if stop.is_set():
@@ -259,6 +261,8 @@ class Holder:
                 if now >= beats_at and not stop.is_set():
                     beats_at = now + interval
                     is_fine = self._attempt("renew its lease", self._beat, now, stop) and is_fine
+                elif self._has_letters and not stop.is_set():
+                    is_fine = self._look_after_letters() and is_fine
                 if not is_fine:
                     stop.wait(min(1.0, interval))
         except BaseException:
@@ -315,10 +319,19 @@ class Holder:
         if beat.expired_queues:
             self._attempt("delete expired queues", self.queue.delete_expired)
         if beat.letters_due:
-            self._attempt("look after dead letters", redriving.look_after, self.queue.letters)
+            self._look_after_letters()
         # After an outage all leases have ended; whoever has not beaten through it must not judge.
         if beat.ended and now - self._beats_since >= self.lease_s:
             self._attempt("recover what lost consumers held", self._recover)
+
+    def _look_after_letters(self) -> bool:
+        """Look after a slice of the letters that are due; the next one follows, until none is."""
+        self._has_letters = False
+
+        def look_after() -> None:
+            self._has_letters = redriving.look_after(self.queue.letters)
+
+        return self._attempt("look after dead letters", look_after)
 
     def _recover(self) -> None:
         for one in self.queue.recover(most_tries=self.hand.max_deliveries):

@@ -2,8 +2,8 @@
 
 Settling and taking go together in one exchange. It happens at once when the worker would run dry
 otherwise, or when somebody woke us, and a little later, with more to carry, while it still has
-enough to do. Without a wake-up the queues are polled every `POLL_S`, which costs one command, mostly
-(see `queue.polling`), and looked at closely every `LOOK_S`.
+enough to do. Without a wake-up the queues are polled every `POLL_S`, mostly by one command (see
+`queue.polling`), and looked at closely every `LOOK_S`.
 """
 
 from __future__ import annotations

@@ -7,12 +7,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import redis
 from kombu import Connection, Consumer, Queue
 
+from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.transport import TRANSPORT
 from tests.waiting import wait_until
 
@@ -63,6 +65,50 @@ def idlers(redis_url: str) -> Iterator[list[Idler]]:
             idler.stop()
         for idler in idlers:
             idler.join()
+
+
+@pytest.fixture
+def frozen(redis_url: str) -> Iterator[None]:
+    """Give twenty consumers of one queue that wait, are connected, and do nothing when woken."""
+    names = [f"frozen-{n}" for n in range(CONSUMERS)]
+    with redis.Redis.from_url(redis_url) as client, client.pubsub() as pubsub:
+        queue = ReliableQueue(client)
+        pubsub.subscribe(*(queue.key(f"wake:{name}") for name in names))
+        for name in names:
+            queue.beat(name, 600_000, register=True)
+            queue.consume(name, ["idle"])
+            queue.settle_and_take(name, queues=["idle"], count=1)
+        yield
+
+
+@pytest.fixture
+def idler(redis_url: str, frozen: None) -> Iterator[Idler]:
+    """Give a consumer that waits next to those."""
+    idler = Idler(redis_url, "idle")
+    with redis.Redis.from_url(redis_url) as client:
+        wait_until(lambda: client.scard("cq:idle") == CONSUMERS + 1, 20, "all to be idle")
+    yield idler
+    idler.stop()
+    idler.join()
+
+
+@pytest.mark.alone  # measures time
+@pytest.mark.parametrize("countdown_s", [0, 1.5])
+def test_a_message_comes_within_a_second_though_its_wake_up_went_to_a_frozen_consumer(
+    redis_url: str, idler: Idler, countdown_s: float
+) -> None:
+    # given a consumer next to frozen ones, of which mostly one of those is woken
+    with Connection(redis_url, transport=TRANSPORT) as connection:
+        producer = connection.Producer()
+        for n in range(5):
+            # when a message is sent
+            eta = datetime.now(UTC) + timedelta(seconds=countdown_s)
+            producer.publish(n, routing_key="idle", exchange="", headers={"eta": eta.isoformat()})
+            # then that consumer gets it, at most a second late
+            wait_until(lambda n=n: n in idler.got, 20, "the message")
+            late_s = (datetime.now(UTC) - eta).total_seconds()
+            assert late_s < 4, f"{late_s:.1f} s late"
+        assert idler.got == list(range(5))
 
 
 def commands(client: redis.Redis) -> dict[str, int]:

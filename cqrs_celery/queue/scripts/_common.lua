@@ -90,11 +90,12 @@ local function seq_key(queue, seq)
   return C .. 'seq:' .. queue .. '\31' .. seq
 end
 
--- How many consumers wait for a wake-up; looked up once, since no script makes somebody wait and then wakes.
-local waiting
+local waiting -- how many consumers wait for a wake-up; no script makes somebody wait and then wakes
 
--- The consumers of a queue that one wake-up looks at: mostly the first is the one.
-local CANDIDATES = {1, 15}
+local function somebody_waits()
+  waiting = waiting or call('SCARD', C .. 'idle')
+  return waiting > 0
+end
 
 -- Wake a consumer, if it waits. False too where nobody listens for it: it has died, or connects anew.
 local function reaches(who, queue)
@@ -111,18 +112,19 @@ local function wake_older(queue)
   end
 end
 
--- Wake one of the consumers of a queue that wait for it; the one after, if that one isn't reached.
+-- Wake one of the consumers of a queue that wait for it; the next one, if that one isn't reached.
 --
--- Who isn't leaves cq:idle:<queue> and is in it again when it waits next, so that it costs no other wake-up.
--- cq:called keeps the queue until somebody has come: see poll.lua. O(1) in queues and consumers, whoever waits.
+-- One that isn't reached leaves cq:idle:<queue>, and is in it again when it waits next: it costs no other
+-- wake-up. cq:called has the queue until somebody has come: see poll.lua. O(1), 16 consumers at most.
 local function wake(queue)
-  waiting = waiting or call('SCARD', C .. 'idle')
-  if waiting == 0 then return end
+  if not somebody_waits() then return end
   local listed, is_noted = C .. 'idle:' .. queue, false
-  for _, count in ipairs(CANDIDATES) do
-    for _, who in ipairs(call('SRANDMEMBER', listed, count)) do
-      if not is_noted then call('SADD', C .. 'called', queue) end
-      is_noted = true
+  for _, count in ipairs({1, 15}) do
+    local found = call('SRANDMEMBER', listed, count)
+    if #found == 0 then break end
+    if not is_noted then call('SADD', C .. 'called', queue) end
+    is_noted = true
+    for _, who in ipairs(found) do
       if reaches(who, queue) then return end
       call('SREM', listed, who)
       if call('ZSCORE', C .. 'consumers', who) then call('SADD', C .. 'busy', who) end

@@ -380,7 +380,7 @@ if #ids > 0 then
     call_with('SREM', C .. 'called', emptied)
   end
   -- One wake-up was enough for the first message only: pass it on while there is more.
-  if not is_plain and (used >= wanted or in_batches >= most) and call('SCARD', C .. 'idle') > 0 then
+  if not is_plain and (used >= wanted or in_batches >= most) and somebody_waits() then
     for i, queue in ipairs(queues) do
       if drained[i] ~= 'empty' and has_ready(queue, steps[i]) then wake(queue) end
     end

@@ -447,6 +447,27 @@ def test_a_publisher_of_the_release_before_wakes_a_consumer(queue: QueueCase, ea
     assert ears.heard() == [("anna", "orders")]
 
 
+def test_a_consumer_that_the_release_before_has_recovered_is_forgotten(
+    queue: QueueCase, ears: Ears
+) -> None:
+    # given one that was recovered by a worker that knew nothing of the sets of a later release
+    idle(queue, "dead")
+    for key in ("idle", "consuming:orders"):
+        assert queue.redis.srem(queue.key(key), "dead") == 1
+    assert queue.redis.zrem(queue.key("consumers"), "dead") == 1
+    queue.redis.delete(queue.key("queues_of:dead"))
+    # and one of the release before, that waits
+    idle(queue, "anna")
+    for key in ("idle:orders", "callable"):
+        assert queue.redis.srem(queue.key(key), "anna") == 1
+    # when something comes
+    queue.send("1")
+    # then the one that waits is woken, and nothing is kept of the other one
+    assert ears.heard() == [("anna", "orders")]
+    for name in ("idle:orders", "callable", "busy"):
+        assert not queue.redis.exists(queue.key(name)), name
+
+
 @pytest.mark.parametrize("how", ["recover", "leave"])
 def test_nothing_is_kept_of_a_consumer_that_has_gone(queue: QueueCase, how: str) -> None:
     # given a consumer that a wake-up has found busy, and one that waits

@@ -127,7 +127,13 @@ local function wake(queue)
     for _, who in ipairs(found) do
       if reaches(who, queue) then return end
       call('SREM', listed, who)
-      if call('ZSCORE', C .. 'consumers', who) then call('SADD', C .. 'busy', who) end
+      if call('ZSCORE', C .. 'consumers', who) then
+        call('SADD', C .. 'busy', who)
+      else
+        -- It was recovered by a worker of the release before, which knows nothing of these sets.
+        call('SREM', C .. 'callable', who)
+        call('SREM', C .. 'busy', who)
+      end
     end
   end
   wake_older(queue)

@@ -403,7 +403,10 @@ class ReliableQueue:
 
     def forget(self, queue: str) -> None:
         """Make a queue unknown again; its messages stay."""
-        self.client.srem(self.key("queues"), queue)
+        with self.client.pipeline(transaction=True) as pipe:
+            for name in ("queues", "called", "raw"):
+                pipe.srem(self.key(name), queue)
+            pipe.execute()
 
     def exists(self, queue: str) -> bool:
         """Say whether a queue was declared."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -162,4 +162,35 @@ def test_what_was_taken_costs_the_next_poll_and_no_other(queue: QueueCase, count
     assert not poll.may_take(worker.queues)
     # then that is forgotten
     assert not queue.redis.exists(queue.key("called"))
+    ears.close()
+
+
+def expire(queue: QueueCase) -> None:
+    queue.redis.zadd(queue.key("expiring"), {"replies": 1})
+    assert queue.delete_expired() == ["replies"]
+
+
+@pytest.mark.parametrize("end", [lambda queue: queue.delete("replies"), expire])
+def test_of_a_queue_that_is_gone_nothing_is_kept(
+    queue: QueueCase, end: Callable[[QueueCase], None]
+) -> None:
+    # given a queue for which a consumer was woken, with messages of a stock producer
+    queue.declare("replies", expires_ms=1_000)
+    ears = Ears(queue, "anna")
+    worker, _ = idle(queue, "anna", "replies")
+    queue.push_raw("1", to="replies")
+    queue.send("2", to="replies")
+    assert len(worker.take(was_idle=True)) == 2
+    queue.send("3", to="replies")
+    assert worker.take() != []
+    assert worker.take() == []
+    queue.send("4", to="replies")
+    assert ears.heard() == [("anna", "replies")]
+    assert queue.redis.exists(queue.key("called"), queue.key("raw")) == 2
+    # when its consumer has left, and it is deleted
+    queue.leave("anna")
+    end(queue)
+    # then nothing names it
+    for name in ("called", "raw", "queues", "idle:replies"):
+        assert not queue.redis.exists(queue.key(name)), name
     ears.close()

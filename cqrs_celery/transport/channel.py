@@ -71,6 +71,8 @@ class Channel(PublishingChannel):
         self._turns = 0
         self._is_loop = False
         self.pace = Pace()
+        #: `active_queues`, until a consumer comes or goes
+        self._known_queues: list[str] | None = None
         #: monotonic time at which anything came by pub/sub, or was first to come
         self._heard_at = 0.0
         #: monotonic time of the ping on the pub/sub connection that is not answered
@@ -103,9 +105,19 @@ class Channel(PublishingChannel):
         """Whether the channel needs its pub/sub connection."""
         return bool(self.active_fanout_queues or self.active_queues)
 
+    @property
+    def active_queues(self) -> list[str]:
+        """The queues that it takes from, each once, in the order in which that began."""
+        # Each turn asks more than once, and Kombu goes through all of them each time.
+        if self._known_queues is None:
+            self._known_queues = super().active_queues
+        return self._known_queues
+
     def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Consume from a queue; its messages are taken at the next turns of the loop."""
+        self._known_queues = None
         result = super().basic_consume(queue, no_ack, *args, **kwargs)
+        self._known_queues = None
         if no_ack:
             self._no_ack_queues.add(queue)
         self.pace.is_hungry = True
@@ -116,7 +128,9 @@ class Channel(PublishingChannel):
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
         queue = self._tag_to_queue.get(consumer_tag)
+        self._known_queues = None
         result = super()._basic_cancel(consumer_tag)
+        self._known_queues = None
         self._no_ack_queues.discard(queue or "")
         if self._has_holder and not self._closing:
             self.holder.consume(self.active_queues)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import redis
-from kombu import Connection, Consumer, Queue
+from kombu import Connection, Consumer, Exchange, Queue
 
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.transport import TRANSPORT
@@ -144,3 +144,24 @@ def test_one_message_wakes_exactly_one_of_twenty(redis_url: str, idlers: list[Id
         assert after["cmdstat_publish"] - before.get("cmdstat_publish", 0) == 1
         # and all are asleep again
         wait_until(lambda: client.scard("cq:idle") == CONSUMERS, 20, "all to be idle")
+
+
+def test_a_channel_knows_its_queues_as_consumers_come_and_go(redis_url: str) -> None:
+    with Connection(redis_url, transport=TRANSPORT) as connection:
+        channel: Any = connection.channel()
+        for name in ("orders", "stock", "orders"):
+            queue = Queue(name, channel=channel)
+            queue.declare()
+            tag = f"{name}-{len(channel.active_queues)}"
+            channel.basic_consume(name, callback=print, consumer_tag=tag)
+        broadcast = Queue("all", Exchange("all", "fanout"), channel=channel)
+        broadcast.declare()
+        channel.basic_consume("all", callback=print, consumer_tag="all")
+        assert channel.active_queues == ["orders", "stock"]
+
+        channel.basic_cancel("orders-0")
+        assert channel.active_queues == ["stock", "orders"]
+
+        for tag in ("orders-2", "stock-1", "all"):
+            channel.basic_cancel(tag)
+        assert channel.active_queues == []

@@ -111,6 +111,27 @@ def test_a_message_comes_within_a_second_though_its_wake_up_went_to_a_frozen_con
         assert idler.got == list(range(5))
 
 
+@pytest.mark.alone  # measures time
+def test_a_message_of_a_stock_producer_comes_within_a_second(redis_url: str) -> None:
+    # given a consumer that waits for the reliable queue's wake-ups
+    idler = Idler(redis_url, "idle")
+    try:
+        assert idler.is_listening.wait(20)
+        with Connection(redis_url, transport="redis") as connection:
+            producer = connection.Producer()
+            for n in range(3):
+                # when a producer that knows of none sends a message
+                sent_at = time.monotonic()
+                producer.publish(n, routing_key="idle", exchange="")
+                # then the consumer finds it
+                wait_until(lambda: len(idler.got) > n, 20, "the message")  # noqa: B023
+                assert time.monotonic() - sent_at < 4
+        assert idler.got == [0, 1, 2]
+    finally:
+        idler.stop()
+        idler.join()
+
+
 def commands(client: redis.Redis) -> dict[str, int]:
     """Return how often each command was called, those in scripts too."""
     return {name: stats["calls"] for name, stats in client.info("commandstats").items()}

@@ -104,39 +104,55 @@ local function reaches(who, queue)
   return call('PUBLISH', C .. 'wake:' .. who, queue) > 0
 end
 
+-- Take consumers that were not reached out of the set of those that may wait for a queue. They are in it
+-- again when they wait next, so that none costs two wake-ups.
+local function unlist(queue, unreached)
+  call_with('SREM', C .. 'idle:' .. queue, unreached)
+  local busy, gone = {}, {}
+  for i, known in ipairs(call_with('ZMSCORE', C .. 'consumers', unreached)) do
+    table.insert(known and busy or gone, unreached[i])
+  end
+  call_with('SADD', C .. 'busy', busy)
+  -- Recovered by a worker of the release before, which knows nothing of these sets.
+  call_with('SREM', C .. 'callable', gone)
+  call_with('SREM', C .. 'busy', gone)
+end
+
+-- Wake one of these consumers that waits; false if none is reached.
+local function wake_one(found, queue)
+  local unreached, is_reached = {}, false
+  for i, waits in ipairs(call_with('SMISMEMBER', C .. 'idle', found)) do
+    is_reached = waits == 1 and reaches(found[i], queue)
+    if is_reached then break end
+    unreached[i] = found[i]
+  end
+  if #unreached > 0 then unlist(queue, unreached) end
+  return is_reached
+end
+
 -- Wake a consumer of the release that kept no cq:idle:<queue>; costs two commands where there is none.
 local function wake_older(queue)
   if call('ZCARD', C .. 'consumers') <= call('SCARD', C .. 'callable') then return end
   for i, who in ipairs(call('SINTER', C .. 'idle', C .. 'consuming:' .. queue)) do
-    if reaches(who, queue) or i == 16 then return end
+    if reaches(who, queue) or i == 64 then return end
   end
 end
 
 -- Wake one of the consumers of a queue that wait for it; the next one, if that one isn't reached.
 --
--- One that isn't reached leaves cq:idle:<queue>, and is in it again when it waits next: it costs no other
--- wake-up. cq:called has the queue until somebody has come: see poll.lua. O(1), 16 consumers at most.
+-- O(1): at most 65 consumers are looked at, mostly one. cq:called has the queue until one has come: see
+-- poll.lua.
 local function wake(queue)
   if not somebody_waits() then return end
-  local listed, is_noted = C .. 'idle:' .. queue, false
-  for _, count in ipairs({1, 15}) do
-    local found = call('SRANDMEMBER', listed, count)
-    if #found == 0 then break end
-    if not is_noted then call('SADD', C .. 'called', queue) end
-    is_noted = true
-    for _, who in ipairs(found) do
-      if reaches(who, queue) then return end
-      call('SREM', listed, who)
-      if call('ZSCORE', C .. 'consumers', who) then
-        call('SADD', C .. 'busy', who)
-      else
-        -- It was recovered by a worker of the release before, which knows nothing of these sets.
-        call('SREM', C .. 'callable', who)
-        call('SREM', C .. 'busy', who)
-      end
-    end
+  local listed = C .. 'idle:' .. queue
+  local first = call('SRANDMEMBER', listed)
+  if first then
+    call('SADD', C .. 'called', queue)
+    if reaches(first, queue) then return end
+    unlist(queue, {first})
+    if waiting > 0 and wake_one(call('SRANDMEMBER', listed, 64), queue) then return end
   end
-  wake_older(queue)
+  if waiting > 0 then wake_older(queue) end
 end
 
 -- The priority steps of each queue, most urgent first: {"0"} unless another one was ever used there.

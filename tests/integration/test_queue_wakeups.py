@@ -347,6 +347,16 @@ def test_a_consumer_that_was_found_busy_is_woken_when_it_waits_again(
     assert ears.heard() == [("anna", "orders")]
 
 
+def test_the_one_that_waits_is_woken_among_many_that_are_busy(queue: QueueCase, ears: Ears) -> None:
+    for n in range(60):
+        queue.worker(f"busy-{n}")
+    idle(queue, "anna")
+
+    queue.send("1")
+
+    assert ears.heard() == [("anna", "orders")]
+
+
 def test_a_consumer_that_was_out_of_reach_is_woken_when_it_waits_again(
     queue: QueueCase,
 ) -> None:

@@ -25,8 +25,8 @@ LEASE_MS = 600_000
 #: What may stay when every message is done: counters, registrations, and ids that expire.
 MAY_STAY = ("cq:id", "cq:fence", "cq:consumers", "cq:idle", "cq:dedup:", "cq:consuming:",
             "cq:queues_of:", "cq:about", "cq:prioritised", "cq:steps", "cq:policy", "cq:queues",
-            "cq:routes:", "cq:topics_of:", "cq:counts:", "cq:format", "cq:upkeep",
-            "cq:old_until")  # fmt: skip
+            "cq:routes:", "cq:topics_of:", "cq:counts:", "cq:format", "cq:upkeep", "cq:old_until",
+            "cq:callable", "cq:busy", "cq:called", "cq:raw")  # fmt: skip
 
 
 def texts(taken: Iterable[Taken]) -> list[str]:
@@ -205,6 +205,21 @@ class Ears:
     def close(self) -> None:
         """Stop listening."""
         self._pubsub.close()
+
+
+@contextmanager
+def counted(queue: ReliableQueue) -> Iterator[Counter[str]]:
+    """Count the commands that the server runs inside, those in scripts too, but for INFO."""
+    client, calls = queue.client, Counter[str]()
+
+    def all_calls() -> Counter[str]:
+        stats: Any = client.info("commandstats")
+        return Counter({name.removeprefix("cmdstat_"): one["calls"] for name, one in stats.items()})
+
+    before = all_calls()
+    yield calls
+    calls.update(all_calls() - before)
+    del calls["info"]
 
 
 @contextmanager

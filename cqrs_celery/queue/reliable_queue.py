@@ -21,7 +21,6 @@ from .dead_letters import DeadLetters
 from .scripts import load
 from .upkeep import FORMAT, Upkeep
 from .values import (
-    PRIORITY_STEPS,
     Beat,
     Destination,
     Exchange,
@@ -45,9 +44,6 @@ MOST_IN_BATCHES = 1_000
 
 #: No queue has batches.
 NO_BATCHES: Mapping[str, int] = MappingProxyType({})
-
-#: What follows a queue's name in the name of the list of each priority step, as stock Kombu has it.
-_STEP_SUFFIXES = ("", *(f"\x06\x16{step}" for step in PRIORITY_STEPS if step))
 
 _publish = load("publish")
 _publish_topic = load("publish_topic")
@@ -449,14 +445,12 @@ class ReliableQueue:
             self.upkeep.forget(name)
         return names
 
-    def has_ready(self, queues: Sequence[str]) -> bool:
-        """Say whether a free worker could take something from any of these queues; one command."""
-        keys = [f"{self.prefix}{queue}{step}" for queue in queues for step in _STEP_SUFFIXES]
-        return bool(keys and self.client.exists(*keys))
-
     def forget(self, queue: str) -> None:
         """Make a queue unknown again; its messages stay."""
-        self.client.srem(self.key("queues"), queue)
+        with self.client.pipeline(transaction=True) as pipe:
+            for name in ("queues", "called", "raw"):
+                pipe.srem(self.key(name), queue)
+            pipe.execute()
 
     def exists(self, queue: str) -> bool:
         """Say whether a queue was declared."""

@@ -17,6 +17,7 @@ from typing import Any
 import redis
 from kombu.transport import redis as stock
 
+from ..queue.polling import IdlePoll
 from ..queue.values import Taken
 from . import merging, process_locks, wire
 from . import qos as _qos
@@ -76,6 +77,8 @@ class Channel(PublishingChannel):
         #: True while the queue has to be told which queues are consumed now
         self._must_tell = False
         self.pace = Pace()
+        #: `active_queues`, until a consumer comes or goes
+        self._known_queues: list[str] | None = None
         #: monotonic time at which anything came by pub/sub, or was first to come
         self._heard_at = 0.0
         #: monotonic time of the ping on the pub/sub connection that is not answered
@@ -99,6 +102,10 @@ class Channel(PublishingChannel):
             upkeep=QueueUpkeep(queue).step,
         )
 
+    @cached_property
+    def _idle_poll(self) -> IdlePoll:
+        return IdlePoll(self.holder.queue, self.holder.name)
+
     @property
     def _has_holder(self) -> bool:
         return "holder" in self.__dict__
@@ -108,9 +115,19 @@ class Channel(PublishingChannel):
         """Whether the channel needs its pub/sub connection."""
         return bool(self.active_fanout_queues or self.active_queues)
 
+    @property
+    def active_queues(self) -> list[str]:
+        """The queues that it takes from, each once, in the order in which that began."""
+        # Each turn asks more than once, and Kombu goes through all of them each time.
+        if self._known_queues is None:
+            self._known_queues = super().active_queues
+        return self._known_queues
+
     def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Consume from a queue; its messages are taken at the next turns of the loop."""
+        self._known_queues = None
         result = super().basic_consume(queue, no_ack, *args, **kwargs)
+        self._known_queues = None
         if no_ack:
             self._no_ack_queues.add(queue)
         self.pace.is_hungry = True
@@ -123,7 +140,9 @@ class Channel(PublishingChannel):
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
         queue = self._tag_to_queue.get(consumer_tag)
+        self._known_queues = None
         result = super()._basic_cancel(consumer_tag)
+        self._known_queues = None
         self._no_ack_queues.discard(queue or "")
         if self._has_holder and not self._closing:
             self.holder.hand.return_others(self._active_queues)
@@ -195,7 +214,7 @@ class Channel(PublishingChannel):
         """Look, where that is enough, whether anything is ready; True if nothing is."""
         if not self.pace.is_glance_enough(settled_at=self.holder.hand.settled_at, now=now):
             return False
-        has_seen = self.holder.queue.has_ready(self.active_queues)
+        has_seen = self._idle_poll.may_take(self.active_queues)
         self.pace.note_glance(has_seen=has_seen, now=now)
         return not has_seen
 

@@ -2,8 +2,8 @@
 
 Settling and taking go together in one exchange. It happens at once when the worker would run dry
 otherwise, or when somebody woke us, and a little later, with more to carry, while it still has
-enough to do. Without a wake-up the queues are glanced at every `POLL_S`, which costs one command,
-and looked at closely every `LOOK_S`.
+enough to do. Without a wake-up the queues are polled every `POLL_S`, mostly by one command (see
+`queue.polling`), and looked at closely every `LOOK_S`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..queue.values import Exchange
 #: Seconds between two glances at the queues when nobody wakes us: a lost wake-up costs this much.
 POLL_S = 1.0
 
-#: Seconds between two exchanges that only look: they find due messages of which nobody told us.
+#: Seconds between two exchanges that only look: they find what no poll has found.
 LOOK_S = 30.0
 
 #: Seconds for which a settlement waits for company while the worker has enough to do.

@@ -91,6 +91,8 @@ class Recoverer:
         #: consumers that are to be recovered, each with the end of its lease
         self._dead: dict[str, float | None] = {}
         self._beat: Beat | None = None
+        #: whether more dead letters are due than one call has looked after
+        self._has_letters = False
         #: when the first lease ends, or may be judged, by our clock
         self._look_at = 0.0
         self._news = threading.Event()
@@ -160,8 +162,9 @@ class Recoverer:
         beat, self._beat = self._beat, None
         if beat is not None and beat.expired_queues and not self._is_stopped:
             self._attempt("delete expired queues", self._queue.delete_expired)
-        if beat is not None and beat.letters_due and not self._is_stopped:
-            self._attempt("look after dead letters", redriving.look_after, self._queue.letters)
+        self._has_letters |= beat is not None and bool(beat.letters_due)
+        if self._has_letters and not self._is_stopped:
+            self._attempt("look after dead letters", self._look_after_letters)
         if beat is not None and self._upkeep is not None and not self._is_stopped:
             self._attempt("do the upkeep of the queues", self._upkeep, self._name)
         is_due = self._look_at <= self._clock() and not self._is_stopped
@@ -169,6 +172,13 @@ class Recoverer:
             self._look_at = self._clock() + WATCH_S
         if self._dead and not self._is_stopped:
             self._attempt("recover what lost consumers held", self._recover_dead)
+
+    def _look_after_letters(self) -> None:
+        """Look after a slice of the letters that are due; the next one follows, until none is."""
+        self._has_letters = False
+        self._has_letters = redriving.look_after(self._queue.letters)
+        if self._has_letters:
+            self._news.set()
 
     def _attempt(self, step: str, function: Callable[..., object], *args: Any) -> bool:
         """Do a step, and note how it ended; False if it failed."""

@@ -25,18 +25,20 @@ _TEXTS = {
 }
 
 
-def look_after(letters: DeadLetters) -> None:
-    """Try again, archive or delete every letter that is due.
+def look_after(letters: DeadLetters) -> bool:
+    """Try again, archive or delete letters that are due, at most `BATCH` of them.
+
+    Returns:
+        Whether more may be due: the caller does something else, such as renewing a lease, before it
+        calls again.
 
     Raises:
-        redis.RedisError: as the driver raised it; the rest stays due.
+        redis.RedisError: as the driver raised it; the letters stay due.
     """
-    while True:
-        done = letters.redrive_due()
-        for one in done:
-            _tell(one)
-        if len(done) < BATCH:
-            return
+    done = letters.redrive_due()
+    for one in done:
+        _tell(one)
+    return len(done) == BATCH
 
 
 def _tell(one: LookedAfter) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from cqrs_celery.queue.dead_letters import LookedAfter
+from cqrs_celery.queue.dead_letters import BATCH, LookedAfter
 from cqrs_celery.queue.values import LetterPolicy, Taken, ack, bury, requeue
+from cqrs_celery.transport.redriving import look_after
 from tests.queues import QueueCase, Worker, leftovers, opened, texts
 
 #: Tried again at the next look, archived an hour after the first death.
@@ -354,3 +355,16 @@ def test_the_queues_with_letters_are_listed(queue: QueueCase) -> None:
     anna.end(bury, anna.take(), "{}")
 
     assert queue.letters.queues() == ["a", "b*[x]"]
+
+
+def test_very_many_letters_are_looked_after_in_slices(queue: QueueCase) -> None:
+    # given more letters that are due than one call looks after
+    queue.letters.set_policy("orders", QUICK)
+    anna = queue.worker()
+    queue.send_many(2 * BATCH + 1)
+    anna.end(bury, anna.take(2 * BATCH + 1), '{"reason": "no"}')
+    # when they are looked after
+    more = [look_after(queue.letters) for _ in range(3)]
+    # then each call has done a slice, and said whether there is more
+    assert more == [True, True, False]
+    assert len(anna.take(2 * BATCH + 1)) == 2 * BATCH + 1

@@ -56,6 +56,26 @@ def test_messages_of_a_sequence_wait_for_the_one_whose_worker_was_killed(tmp_pat
         assert lab.journal.order("start") == [0, 0, 1, 2]
 
 
+@pytest.mark.alone  # measures time
+def test_a_delayed_message_comes_in_time_though_workers_that_waited_too_were_killed(
+    tmp_path: Path,
+) -> None:
+    with Lab(tmp_path, lease_s=60) as lab:
+        # given three workers that wait
+        workers = [lab.worker() for _ in range(3)]
+        idle = lab.queue.key("idle")
+        wait_until(lambda: lab.client.scard(idle) == 3, 20, "all of them to wait")
+        # when two of them are killed, and delayed messages are sent
+        for worker in workers[:2]:
+            worker.kill()
+        for n in range(3):
+            sent_at = time.monotonic()
+            lab.send(n, countdown=1)
+            # then the third one runs each when it is due, at most a second late
+            lab.wait_started(n)
+            assert time.monotonic() - sent_at < 5
+
+
 def test_nothing_is_lost_when_workers_are_stopped_and_killed_around_a_take(tmp_path: Path) -> None:
     rows = kill_around_takes(tmp_path, rounds=24, seed=20261124)
     assert rows["rounds"] == 24

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -262,6 +263,29 @@ def test_what_others_held_is_recovered_though_the_letters_cannot_be_looked_after
     queue.ends = {"dead": 1.0}
     make_holder()
     wait_until(lambda: queue.counts.get("recover"), message="the recovery")
+
+
+def test_the_lease_is_renewed_while_very_many_letters_are_due(
+    queue: Queue, make_holder: Callable[..., Holder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given many slices of letters, each of which takes a while, and all together a lease
+    slices = iter(range(20))
+    beats_before: list[int] = []
+
+    def look_after(letters: Any) -> bool:
+        beats_before.append(len(queue.beats))
+        threading.Event().wait(LEASE_S / 20)
+        return next(slices, None) is not None
+
+    monkeypatch.setattr(redriving, "look_after", look_after)
+    queue.answer = Beat(is_held=True, ended=0, now_ms=0, letters_due=1)
+    make_holder()
+    # when they are looked after
+    wait_until(lambda: len(beats_before) > 20, 20, "the letters")
+    # then several follow one beat, and the lease is renewed in between
+    assert max(Counter(beats_before).values()) > 1
+    assert len(set(beats_before)) > 1
+    wait_for_beats(queue)
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), redis.ResponseError("ERR no such thing")])

@@ -21,6 +21,11 @@
 --                  held that has ended is held by its remainder, "<consumer>+<number>"; see end_consumers
 -- cq:consumers ZSET consumer -> end of its lease, ms    cq:idle  SET consumers that wait for a wake-up
 -- cq:consuming:<queue>  SET consumers                   cq:queues_of:<consumer>  SET queues
+-- cq:idle:<queue>  SET consumers of a queue: all that wait for a wake-up, and others that may
+-- cq:callable  SET consumers that such sets are kept of: not those of the release that had none
+-- cq:busy      SET consumers that a wake-up has found busy, and so taken out of a cq:idle:<queue>
+-- cq:called    SET queues for which a consumer was woken, of which it isn't known whether it came
+-- cq:raw       SET queues in which a message of a stock producer was found
 -- cq:about     HASH consumer -> JSON object: slots, batches, worker, host, pid, lease_s, lock (the file of
 --                  its process); of a remainder also remainder_of, the consumer that held it, and
 --                  charged, see charge
@@ -90,17 +95,69 @@ local function seq_key(queue, seq)
   return C .. 'seq:' .. queue .. '\31' .. seq
 end
 
-local nobody_waits -- for a wake-up; looked up once, since no script makes somebody wait and then wakes
+local waiting -- how many consumers wait for a wake-up; no script makes somebody wait and then wakes
 
--- Wake one idle consumer of a queue; O(consumers) only where somebody is idle.
-local function wake(queue)
-  if nobody_waits == nil then nobody_waits = call('SCARD', C .. 'idle') == 0 end
-  if nobody_waits then return end
-  local who = call('SINTER', C .. 'idle', C .. 'consuming:' .. queue)[1]
-  if who then
-    call('SREM', C .. 'idle', who)
-    call('PUBLISH', C .. 'wake:' .. who, queue)
+local function somebody_waits()
+  waiting = waiting or call('SCARD', C .. 'idle')
+  return waiting > 0
+end
+
+-- Wake a consumer, if it waits. False too where nobody listens for it: it has died, or connects anew.
+local function reaches(who, queue)
+  if call('SREM', C .. 'idle', who) == 0 then return false end
+  waiting = waiting - 1
+  return call('PUBLISH', C .. 'wake:' .. who, queue) > 0
+end
+
+-- Take consumers that were not reached out of the set of those that may wait for a queue. They are in it
+-- again when they wait next, so that none costs two wake-ups.
+local function unlist(queue, unreached)
+  call_with('SREM', C .. 'idle:' .. queue, unreached)
+  local busy, gone = {}, {}
+  for i, known in ipairs(call_with('ZMSCORE', C .. 'consumers', unreached)) do
+    table.insert(known and busy or gone, unreached[i])
   end
+  call_with('SADD', C .. 'busy', busy)
+  -- Recovered by a worker of the release before, which knows nothing of these sets.
+  call_with('SREM', C .. 'callable', gone)
+  call_with('SREM', C .. 'busy', gone)
+end
+
+-- Wake one of these consumers that waits; false if none is reached.
+local function wake_one(found, queue)
+  local unreached, is_reached = {}, false
+  for i, waits in ipairs(call_with('SMISMEMBER', C .. 'idle', found)) do
+    is_reached = waits == 1 and reaches(found[i], queue)
+    if is_reached then break end
+    unreached[i] = found[i]
+  end
+  if #unreached > 0 then unlist(queue, unreached) end
+  return is_reached
+end
+
+-- Wake a consumer of the release that kept no cq:idle:<queue>; costs two commands where there is none.
+local function wake_older(queue)
+  if call('ZCARD', C .. 'consumers') <= call('SCARD', C .. 'callable') then return end
+  for i, who in ipairs(call('SINTER', C .. 'idle', C .. 'consuming:' .. queue)) do
+    if reaches(who, queue) or i == 64 then return end
+  end
+end
+
+-- Wake one of the consumers of a queue that wait for it; the next one, if that one isn't reached.
+--
+-- O(1): at most 65 consumers are looked at, mostly one. cq:called has the queue until one has come: see
+-- poll.lua.
+local function wake(queue)
+  if not somebody_waits() then return end
+  local listed = C .. 'idle:' .. queue
+  local first = call('SRANDMEMBER', listed)
+  if first then
+    call('SADD', C .. 'called', queue)
+    if reaches(first, queue) then return end
+    unlist(queue, {first})
+    if waiting > 0 and wake_one(call('SRANDMEMBER', listed, 64), queue) then return end
+  end
+  if waiting > 0 then wake_older(queue) end
 end
 
 -- The priority steps of each queue, most urgent first: {"0"} unless another one was ever used there.
@@ -124,12 +181,15 @@ local function push_ready(queue, pri, element, at_head)
   if call(at_head and 'RPUSH' or 'LPUSH', ready_key(queue, pri), element) == 1 then wake(queue) end
 end
 
--- A stock producer says nowhere that it used a priority step: look for Kombu's own ones.
+-- A stock producer says nowhere that it used a priority step: look for Kombu's own ones. True if a queue
+-- has one of which nobody knew.
 local function notice_steps(queues)
+  local has_noticed = false
   for _, queue in ipairs(queues) do
     if call('EXISTS', ready_key(queue, '3'), ready_key(queue, '6'), ready_key(queue, '9')) > 0 then
-      redis.pcall('SADD', C .. 'prioritised', queue)
       redis.pcall('SADD', C .. 'steps', '3', '6', '9')
+      has_noticed = redis.pcall('SADD', C .. 'prioritised', queue) == 1 or has_noticed
     end
   end
+  return has_noticed
 end

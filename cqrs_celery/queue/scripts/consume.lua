@@ -4,7 +4,7 @@
 -- KEYS  1 routing key
 -- ARGV  1 prefix   2 consumer   3 what is known of it, a JSON object   4… queues
 -- RETURN  the number of queues
--- COST  O(queues before and now); 5 commands, and 1 for each queue that is new or gone
+-- COST  O(queues before and now); 6 commands, and 2 for each queue that is new or gone
 local mine = C .. 'queues_of:' .. ARGV[2]
 local before, new, gone = {}, {}, {}
 for _, queue in ipairs(call('SMEMBERS', mine)) do before[queue] = true end
@@ -21,6 +21,13 @@ call('HDEL', C .. 'about', ARGV[2])
 call('HSET', C .. 'about', ARGV[2], ARGV[3])
 call_with('SREM', mine, gone)
 call_with('SADD', mine, new)
-for _, queue in ipairs(gone) do call('SREM', C .. 'consuming:' .. queue, ARGV[2]) end
-for _, queue in ipairs(new) do call('SADD', C .. 'consuming:' .. queue, ARGV[2]) end
+call('SADD', C .. 'callable', ARGV[2])
+for _, queue in ipairs(gone) do
+  call('SREM', C .. 'consuming:' .. queue, ARGV[2])
+  call('SREM', C .. 'idle:' .. queue, ARGV[2])
+end
+for _, queue in ipairs(new) do
+  call('SADD', C .. 'consuming:' .. queue, ARGV[2])
+  call('SADD', C .. 'idle:' .. queue, ARGV[2])
+end
 return #ARGV - 3

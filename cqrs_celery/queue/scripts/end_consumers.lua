@@ -9,15 +9,16 @@
 --       "" for any
 -- RETURN  {consumer, its remainder or "" where it holds nothing, what is known of it, …} three entries for
 --         each that was ended; one whose lease was renewed meanwhile is left out
--- COST  10 commands and O(queues consumed) a consumer; what it holds costs nothing
+-- COST  12 commands and O(queues consumed) a consumer; what it holds costs nothing
 local lease_ms, is_leaving = tonumber(ARGV[2]), ARGV[3] == '1'
 local result = {}
 
 local function deregister(consumer)
   call('ZREM', C .. 'consumers', consumer)
-  call('SREM', C .. 'idle', consumer)
+  for _, set in ipairs({'idle', 'callable', 'busy'}) do call('SREM', C .. set, consumer) end
   for _, queue in ipairs(call('SMEMBERS', C .. 'queues_of:' .. consumer)) do
     call('SREM', C .. 'consuming:' .. queue, consumer)
+    call('SREM', C .. 'idle:' .. queue, consumer)
   end
   call('DEL', C .. 'queues_of:' .. consumer)
   call('HDEL', C .. 'about', consumer)

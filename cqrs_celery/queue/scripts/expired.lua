@@ -12,7 +12,7 @@ for _, queue in ipairs(call('ZRANGEBYSCORE', C .. 'expiring', '-inf', '(' .. now
   else
     call('ZREM', C .. 'expiring', queue)
     call('HDEL', C .. 'lifetime', queue)
-    call('SREM', C .. 'queues', queue)
+    for _, set in ipairs({'queues', 'called', 'raw'}) do call('SREM', C .. set, queue) end
     gone[#gone + 1] = queue
   end
 end

@@ -7,7 +7,7 @@
 --       6 shared body ("" when every payload is whole)
 --       7… for each queue: queue, priority step, sequence ("" for none), payload (or head)
 -- RETURN  the number of messages stored; 0 if this publish id was seen
--- COST  O(queues); per queue 3 commands plain, 4 in a sequence, 2 more to wake somebody, 1 to expire, 1
+-- COST  O(queues); per queue 3 commands plain, 4 in a sequence, 6 more to wake somebody, 1 to expire, 1
 --       behind another message of its sequence
 if ARGV[2] ~= '' and not call('SET', C .. 'dedup:' .. ARGV[2], 1, 'NX', 'PX', ARGV[3]) then
   return 0

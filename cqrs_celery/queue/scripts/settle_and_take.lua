@@ -30,7 +30,9 @@
 --         message of its sequence: see fence_of
 --         Less than was asked for where it would be more than 16 MiB: the rest is ready still
 -- COST  9 commands for plain messages, 10 for more than 16; 1–5 per other settlement, 1–4 per message of a
---       sequence, 1 or 2 per queue with such as stand behind others; 8 more where anything is delayed, expires, was delivered before, or has a priority
+--       sequence, 1 or 2 per queue with such as stand behind others; 8 more where anything is delayed,
+--       expires, was delivered before, or has a priority; 2 more to go idle (1 a queue of the consumer's,
+--       if a wake-up found it busy), 2 to be so no more
 local consumer = ARGV[2]
 local flight = C .. 'flight:' .. consumer
 local operations, wanted, run = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -247,9 +249,14 @@ local function has_ready(queue, in_steps)
 end
 
 local tokens = {}
+local has_raw = {}
 
 -- Store what somebody else has pushed, whole, as a message with an id.
-local function adopt(element)
+local function adopt(element, queue)
+  if not has_raw[queue] then
+    has_raw[queue] = true
+    call('SADD', C .. 'raw', queue)
+  end
   local id = tostring(call('INCR', C .. 'id'))
   call('HSET', C .. 'msg', id, whole(element))
   return id
@@ -267,12 +274,12 @@ local function take_element(element, queue, pri, place)
       hold(id, queue, pri, seq, tokens[#tokens])
     elseif call('HDEL', C .. 'seqs:' .. queue, seq) == 0 then
       -- No sequence has ever put that there.
-      hold(adopt(element), queue, pri, '')
+      hold(adopt(element, queue), queue, pri, '')
     end
   else
     local id = id_of(element)
     -- A second one of the same number is not the queue's.
-    if not id or seen[id] then id = adopt(element) end
+    if not id or seen[id] then id = adopt(element, queue) end
     seen[id] = true
     hold(id, queue, pri, '')
   end
@@ -281,6 +288,7 @@ end
 -- Queues share the deliveries in turn; what one does not need is left to the others. A batch is one
 -- delivery. `left` counts the messages that still fit into a queue's batches, `in_batches` all of them.
 local drained, left, used, in_batches = {}, {}, 0, 0
+local had, emptied = {}, {} -- the queues that had something, and those of them that have nothing now
 local steps = is_plain and {} or steps_in_use(queues)
 while live > 0 and used < wanted do
   local share = math.max(1, math.floor((wanted - used) / live))
@@ -297,6 +305,7 @@ while live > 0 and used < wanted do
       end
       local got = #taken - before
       used = used + math.ceil(got / size)
+      if got > 0 then had[i] = true end
       if size > 1 then
         in_batches = in_batches + got
         left[i] = (left[i] or 0) + math.ceil(got / size) * size - got
@@ -304,6 +313,7 @@ while live > 0 and used < wanted do
       if room > 0 or fits == 0 then
         drained[i] = room > 0 and 'empty' or 'full'
         live = live - 1
+        if room > 0 and had[i] then emptied[#emptied + 1] = queue end
       end
     end
   end
@@ -416,7 +426,7 @@ if #ids > 0 then
     if not payload then
       -- Not an id, but a number that somebody else has pushed: nothing is stored under it.
       payload = t[1]
-      if t[3] == '' then t[1] = adopt(payload) end
+      if t[3] == '' then t[1] = adopt(payload, t[2]) end
     end
     records[#records + 1] = t[1]
     local mark = '|'
@@ -432,9 +442,12 @@ if #ids > 0 then
     end
   end
   call_with('HSET', flight, records)
-  if ARGV[6] == '1' then call('SREM', C .. 'idle', consumer) end
+  if ARGV[6] == '1' then
+    call('SREM', C .. 'idle', consumer)
+    call_with('SREM', C .. 'called', emptied)
+  end
   -- One wake-up was enough for the first message only: pass it on while there is more.
-  if not is_plain and (used >= wanted or in_batches >= most) and call('SCARD', C .. 'idle') > 0 then
+  if not is_plain and (used >= wanted or in_batches >= most) and somebody_waits() then
     for i, queue in ipairs(queues) do
       if drained[i] ~= 'empty' and has_ready(queue, steps[i]) then wake(queue) end
     end
@@ -443,8 +456,13 @@ if #ids > 0 then
   end
 elseif looked_at == 0 then
   -- pcall: a full server refuses this write, and a consumer that only asks must not fail for it.
-  redis.pcall('SADD', C .. 'idle', consumer)
-  if ARGV[6] == '1' then notice_steps(queues) end
+  if redis.pcall('SADD', C .. 'idle', consumer) == 1 and call('SREM', C .. 'busy', consumer) == 1 then
+    for _, queue in ipairs(call('SMEMBERS', C .. 'queues_of:' .. consumer)) do
+      redis.pcall('SADD', C .. 'idle:' .. queue, consumer)
+    end
+  end
+  -- What stands there is for the next take, at once.
+  if ARGV[6] == '1' and notice_steps(queues) then due_in = 0 end
 end
 save_counts()
 pieces[1] = cmsgpack.pack({1, refused, revoked, due_in, take, firsts, taken})

@@ -255,17 +255,17 @@ class Channel(PublishingChannel):
             return None
 
     def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
-        while not self.holder.hand.ready:
-            answer = self.holder.exchange([queue], count=1, run=1, was_idle=False)
-            if not answer.taken:
-                raise Empty
-        taken = self.holder.hand.next_ready()
-        if taken is None:
-            raise Empty
-        message = self._read(taken, tag_of(taken))
-        if message is None:
-            return self._get(queue)
-        return message
+        # What is ready of other queues is their consumers'.
+        while True:
+            taken = self.holder.hand.next_ready(queue)
+            if taken is None:
+                answer = self.holder.exchange([queue], count=1, run=1, was_idle=False)
+                taken = self.holder.hand.next_ready(queue)
+                if taken is None and answer.is_known:
+                    raise Empty
+            message = None if taken is None else self._read(taken, tag_of(taken))
+            if message is not None:
+                return message
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
         """Take one message by hand; None if there is none."""

@@ -123,12 +123,19 @@ class Hand:
 
     # ------------------------------------------------------------ delivering
 
-    def next_ready(self) -> Taken | None:
-        """Return the next message to deliver; None if there is none."""
+    def next_ready(self, queue: str | None = None) -> Taken | None:
+        """Return the next message to deliver; None if there is none.
+
+        Args:
+            queue: the queue that it must come from; None for any.
+        """
         with self._lock:
-            if not self._ready:
+            for taken in self._ready:
+                if queue is None or taken.queue == queue:
+                    break
+            else:
                 return None
-            taken = self._ready.popleft()
+            self._ready.remove(taken)
             self._held[tag_of(taken)] = taken
             return taken
 

@@ -92,6 +92,13 @@ _RESERVED = frozenset(
 )  # fmt: skip
 
 
+#: Headers that hold an id.
+_IDS = frozenset(("id", "root_id", "parent_id", "group"))
+
+#: Headers that are only shown.
+_REPRESENTATIONS = frozenset(("argsrepr", "kwargsrepr", "origin"))
+
+
 def check_task(message: Any) -> None:
     """Check what a worker got, as far as it claims to be a task.
 
@@ -107,6 +114,7 @@ def check_task(message: Any) -> None:
     is_second = "task" in headers
     if is_second:
         _check_headers(headers, _Headers)
+        _move_reserved(headers)
     try:
         body = message.payload
     except KombuError:
@@ -114,6 +122,7 @@ def check_task(message: Any) -> None:
     if isinstance(body, dict):
         if is_second or "task" in body:
             _check_headers({**body, **headers} if is_second else body, _OldBody)
+            _refuse_reserved(body)
     elif is_second:
         if not isinstance(body, list | tuple) or len(body) != 3:
             raise ValueError(f"its body is no triple, but {type(body).__name__}")
@@ -125,10 +134,12 @@ def _as_bytes(body: Any) -> bytes:
 
 
 def _check_headers(headers: dict[str, Any], types: type[_Headers]) -> None:
-    found = msgspec.convert(headers, types)
-    if not _RESERVED.isdisjoint(headers):
-        taken = ", ".join(sorted(_RESERVED & headers.keys()))
-        raise ValueError(f"it has headers by names that Celery needs itself: {taken}")
+    try:
+        found = msgspec.convert(headers, types)
+    except msgspec.ValidationError:
+        # Once more, with what Celery's own worker takes all the same.
+        _write_out(headers)
+        found = msgspec.convert(headers, types)
     names = f"{found.task}{found.id}{found.root_id}{found.parent_id}{found.group}{found.shadow}"
     if not names.isascii():
         # Half a character is text to JSON, and can't be written anywhere.
@@ -137,6 +148,44 @@ def _check_headers(headers: dict[str, Any], types: type[_Headers]) -> None:
         last = datetime.now(UTC).year + _YEARS_AHEAD
         if int(found.eta[:4]) > last:
             raise ValueError(f"its eta is {found.eta[:40]!r}; accepted: up to the year {last}")
+
+
+def _write_out(headers: dict[str, Any]) -> None:
+    """Make what Celery accepts of other types what the rest of the worker takes for granted.
+
+    An id, or the name of a group, may be a whole number, whether to ignore the result anything that
+    is true or not, and what arguments look like anything at all.
+    """
+    for name in _IDS & headers.keys():
+        if type(headers[name]) is int:
+            headers[name] = str(headers[name])
+    if headers.get("ignore_result") is not None:
+        headers["ignore_result"] = bool(headers["ignore_result"])
+    for name in _REPRESENTATIONS & headers.keys():
+        if headers[name] is not None:
+            headers[name] = str(headers[name])
+
+
+def _move_reserved(headers: dict[str, Any]) -> None:
+    """Keep the sender's headers that have names of a task's request apart from it.
+
+    Celery's request finds the sender's headers in its `headers`; these are there too, but hide
+    none of its methods.
+    """
+    taken = _RESERVED & headers.keys()
+    if taken:
+        apart = {name: headers.pop(name) for name in taken}
+        own = headers.get("headers")
+        if own is None:
+            from celery.app.task import Context
+
+            own = Context(headers).headers
+        headers["headers"] = {**(own or {}), **apart}
+
+
+def _refuse_reserved(body: dict[str, Any]) -> None:
+    if taken := ", ".join(sorted(_RESERVED & body.keys())):
+        raise ValueError(f"it has headers by names that Celery needs itself: {taken}")
 
 
 def _check_body(args: Any, kwargs: Any, options: Any, *, is_json: bool) -> None:

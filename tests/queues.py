@@ -24,7 +24,7 @@ LEASE_MS = 600_000
 #: What may stay when every message is done: counters, registrations, and ids that expire.
 MAY_STAY = ("cq:id", "cq:fence", "cq:consumers", "cq:idle", "cq:dedup:", "cq:consuming:",
             "cq:queues_of:", "cq:about", "cq:prioritised", "cq:steps", "cq:policy", "cq:queues",
-            "cq:routes:", "cq:topics_of:")  # fmt: skip
+            "cq:routes:", "cq:topics_of:", "cq:ttl")  # fmt: skip
 
 
 def texts(taken: Iterable[Taken]) -> list[str]:

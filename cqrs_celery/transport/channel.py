@@ -423,9 +423,14 @@ class Channel(PublishingChannel):
     def _new_queue(self, queue: str, auto_delete: bool = False, **kwargs: Any) -> None:
         super()._new_queue(queue, auto_delete, **kwargs)
         arguments = kwargs.get("arguments") or {}
-        self._ttl_ms[queue] = int(arguments.get("x-message-ttl") or 0)
         self.batches.declare(queue, int(arguments.get(merging.BATCH_ARGUMENT) or 1))
-        self.queue.declare(queue, expires_ms=self._expires.get(queue, 0))
+        # A sender declares its queue without knowing what others have declared of it.
+        ttl = arguments.get("x-message-ttl")
+        self.queue.declare(
+            queue,
+            expires_ms=self._expires.get(queue, 0),
+            ttl_ms=None if ttl is None else int(ttl),
+        )
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         super()._queue_bind(exchange, routing_key, pattern, queue)

@@ -22,6 +22,7 @@
 -- cq:about     HASH consumer -> JSON object: slots, batches, worker, host, pid
 -- cq:until     HASH id -> ms at which a message expires that has not been taken
 -- cq:expiring  ZSET queue -> ms at which an unused one expires    cq:lifetime  HASH queue -> its ms
+-- cq:ttl       HASH queue -> ms that a message without a sequence may wait in it; absent for ever
 -- cq:tries     HASH id -> deliveries that ended without a settlement
 -- cq:dead:<queue>  HASH id -> letter    cq:policy, cq:redrive  see _letters
 -- cq:dedup:<publish id>  STRING, expires                cq:prioritised  SET queues with steps above 0

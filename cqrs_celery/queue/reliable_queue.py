@@ -182,7 +182,7 @@ class ReliableQueue:
         asks, now = False, time.monotonic()
         for to in publish.destinations:
             args += (_checked(to.queue), to.priority, to.sequence, to.payload)
-            asks = asks or not to.sequence and self._without_ttl.get(to.queue, 0.0) < now
+            asks = asks or (not to.sequence and self._without_ttl.get(to.queue, 0.0) < now)
         if asks:
             args[4] = f"{ttl_ms}?"
         return args

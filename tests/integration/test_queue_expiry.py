@@ -126,7 +126,8 @@ def test_a_queue_that_somebody_consumes_while_it_is_deleted_keeps_what_is_left(
         queue.publish([Destination("reply", str(n))])
     queue.redis.zadd(queue.key("expiring"), {"reply": 1})
     # when a consumer comes after the first step
-    purge, workers = reliable_queue._purge, []
+    purge = reliable_queue._purge
+    workers: list[Any] = []
 
     def and_a_worker_comes(*args: Any) -> Any:
         count = purge(*args)

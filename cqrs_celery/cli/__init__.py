@@ -38,7 +38,7 @@ class _Commands(click.Group):
         except CQRSError as error:
             raise click.ClickException(plain(error, keeps_lines=True)) from error
         except click.ClickException as error:
-            error.message = plain(error.message, keeps_lines=True)
+            vars(error)["message"] = plain(error.message, keeps_lines=True)
             raise
 
 

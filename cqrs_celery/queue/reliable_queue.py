@@ -16,7 +16,7 @@ import msgspec
 import redis
 
 from .dead_letters import DeadLetters
-from .scripts import load
+from .scripts import Script, load
 from .values import (
     PRIORITY_STEPS,
     Beat,
@@ -63,6 +63,8 @@ _purge = load("purge")
 _count = load("count")
 _declare = load("declare")
 _expired = load("expired")
+_pause = load("pause")
+_resume = load("resume")
 
 #: The settlements that have a text.
 _WITH_TEXT = "ld"
@@ -77,6 +79,7 @@ _read_head = msgspec.msgpack.Decoder(
         int,
         int,
         list[tuple[int, str, str, int, int, int]],
+        tuple[str, ...],
     ],
     strict=False,
 ).decode
@@ -304,7 +307,8 @@ class ReliableQueue:
             was_idle: True if the last take brought nothing.
 
         Returns:
-            What was refused, revoked and taken. Nothing is taken for an unknown consumer.
+            What was refused, revoked and taken. Nothing is taken for an unknown consumer, and
+            nothing of a paused queue.
         """
         operations = "".join([f"{s.operation}{s.id}.{s.fence}.{s.delay_ms}" for s in settlements])
         args: list[Any] = [self.prefix, consumer, operations, count, run, int(was_idle)]
@@ -313,7 +317,7 @@ class ReliableQueue:
             args += (queue, batches.get(queue, 1))
         args += [s.text for s in settlements if s.operation in _WITH_TEXT]
         head, *pieces = _settle_and_take(self.client, self._keys, args)
-        known, refused, revoked, due, take, firsts, taken = _read_head(head)
+        known, refused, revoked, due, take, firsts, taken, paused = _read_head(head)
         piece = iter(pieces)
         return Exchange(
             is_known=bool(known),
@@ -335,6 +339,7 @@ class ReliableQueue:
                 )
                 for place, (i, q, s, p, t, has_body) in enumerate(taken)
             ],
+            paused=paused,
         )
 
     def in_flight(self, consumer: str) -> dict[int, int]:
@@ -453,6 +458,30 @@ class ReliableQueue:
         """Say whether a free worker could take something from any of these queues; one command."""
         keys = [f"{self.prefix}{queue}{step}" for queue in queues for step in _STEP_SUFFIXES]
         return bool(keys and self.client.exists(*keys))
+
+    def pause(self, queues: Sequence[str]) -> list[str]:
+        """Pause queues: from now on nobody takes anything from them; all of it is kept, in order.
+
+        What consumers hold is theirs to finish, or to give back. A queue need not be known, and
+        stays paused until it is resumed, whatever restarts meanwhile.
+
+        Returns:
+            Those that were not paused before.
+        """
+        return self._changed(_pause, queues)
+
+    def resume(self, queues: Sequence[str]) -> list[str]:
+        """Let paused queues go on; returns those that were paused."""
+        return self._changed(_resume, queues)
+
+    def _changed(self, script: Script, queues: Sequence[str]) -> list[str]:
+        flags = script(self.client, self._keys, [self.prefix, *queues]) if queues else ()
+        return [queue for queue, flag in zip(queues, flags, strict=True) if flag]
+
+    def paused(self) -> list[str]:
+        """Return the queues that are paused, sorted."""
+        names = cast("set[bytes]", self.client.smembers(self.key("paused")))
+        return sorted(name.decode() for name in names)
 
     def forget(self, queue: str) -> None:
         """Make a queue unknown again; its messages stay."""

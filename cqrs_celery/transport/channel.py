@@ -37,6 +37,9 @@ QUIET_S = 10.0
 #: Seconds in which it must come.
 PONG_S = 3.0
 
+#: What comes in place of a queue's name by the channel of wake-ups when queues were paused.
+PAUSED = b"\x1fpaused"
+
 
 class Channel(PublishingChannel):
     """Be a channel on the reliable queue.
@@ -86,7 +89,7 @@ class Channel(PublishingChannel):
             lease_s=float(self.lease_s),
             max_deliveries=int(self.max_deliveries),
             on_settled=self._on_settled,
-            about=lambda: {**facts(), "batches": dict(self.batches.declared)},
+            about=lambda: {**facts(), "batches": dict(self.batches.declared), "pauses": True},
         )
 
     @property
@@ -164,6 +167,9 @@ class Channel(PublishingChannel):
             )
             if due_at <= now and not self._glance(now):
                 self._exchange(credit, now)
+        if holder.paused:
+            for tag in holder.hand.returned_unbegun():
+                self.qos.let_go(tag)
         return self._deliver_ready(sys.maxsize if is_loop else 1)
 
     def _glance(self, now: float) -> bool:
@@ -305,6 +311,15 @@ class Channel(PublishingChannel):
         """Say whether a delivery may be begun with: not if its message went back meanwhile."""
         return self.holder.hand.begin(delivery_tag)
 
+    def may_hand_over(self, delivery_tag: str, *, is_begun: bool) -> bool:
+        """Say whether a pool may be given a delivery: not if its message went back meanwhile.
+
+        Args:
+            delivery_tag: the delivery's.
+            is_begun: whether the pool will not ask `begin`.
+        """
+        return self.holder.hand.hand_over(delivery_tag, is_begun=is_begun)
+
     def is_held(self, consumer: str, message_id: int, fence: int) -> bool:
         """Say whether a consumer holds a delivery still; True too if the server does not answer."""
         try:
@@ -393,6 +408,8 @@ class Channel(PublishingChannel):
         if kind in ("subscribe", "message") and "cq:wake:" in str(name):
             # At the confirmation too: what was published before it has woken nobody.
             self.pace.is_hungry = True
+            if response[2] == PAUSED or (kind == "subscribe" and self.holder.hand):
+                self.holder.ask_paused()
             return None
         return self._receive_fanout(client, response)
 

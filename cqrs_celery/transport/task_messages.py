@@ -9,6 +9,7 @@ Errors that are not the message's fault, of a connection or of memory, stay what
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 
 import msgspec
 import redis
-from celery.exceptions import InvalidTaskError
+from celery.exceptions import InvalidTaskError, TaskRevokedError
 from kombu.exceptions import KombuError, OperationalError
 
 from ..nesting import READ_LEVELS, is_too_deep
@@ -32,6 +33,9 @@ ERROR_CHARACTERS = 2000
 _YEARS_AHEAD = 100
 
 _JSON = "application/json"
+
+#: The pools that run tasks in this process, beside its event loop, and ask before each begins.
+ASKING_POOLS = tuple(f"celery.concurrency.{name}" for name in ("thread", "gevent", "eventlet"))
 
 #: Arguments of Celery's tracer: task, id, request, body, content type, content encoding.
 _TRACED = 6
@@ -336,12 +340,35 @@ def handing_over(original: Any) -> Any:
         request = getattr(options.get("accept_callback"), "__self__", None)
         message = getattr(request, "message", None)
         if hasattr(message, "channel"):
+            _check_in_hand(pool, request, message)
             args = _as_read(args, message)
             if type(pool).__module__ != "celery.concurrency.prefork":
                 target = _failing_softly(target)
         return original(pool, target, args, *more, **options)
 
     return apply_async
+
+
+def _check_in_hand(pool: Any, request: Any, message: Any) -> None:
+    """Check that a task's message has not gone back while it waited in the worker.
+
+    Raises:
+        TaskRevokedError: it has; Celery's worker then gives the pool nothing.
+    """
+    if not hasattr(message.channel, "may_hand_over"):
+        return
+    asks = type(pool).__module__ in ASKING_POOLS
+    if not message.channel.may_hand_over(message.delivery_tag, is_begun=not asks):
+        forget_request(request)
+        raise TaskRevokedError(request.id)
+
+
+def forget_request(request: Any) -> None:
+    """Make Celery's worker forget a request that does not begin, since its message went back."""
+    logger.info("task %s not begun: its message went back", request, extra={"task": str(request)})
+    state = sys.modules.get("celery.worker.state")
+    if state is not None:
+        state.task_ready(request)
 
 
 def _as_read(args: Any, message: Any) -> Any:

@@ -28,6 +28,7 @@
 -- cq:dedup:<publish id>  STRING, expires                cq:prioritised  SET queues with steps above 0
 -- cq:steps     SET of those steps
 -- cq:id, cq:fence  counters             cq:queues  SET of declared queues
+-- cq:paused    SET of queues from which nothing is taken; they need not be declared
 -- A queue's name holds no \31; sequences and consumers may be called anything.
 --
 -- A full server refuses a script whose first write needs memory, and none after that. So publish

@@ -62,8 +62,11 @@ def queues(context: click.Context, delayed: bool, holders: bool, as_json: bool) 
         if delayed:
             rows = [row for name in names for row in _delayed(inspector, name)]
         else:
-            holdings = inspector.holdings()
-            rows = [_row(inspector, name, holdings) for name in names]
+            holdings, paused = inspector.holdings(), inspector.paused()
+            rows = [
+                {**_row(inspector, name, holdings), "paused": name in paused}
+                for name in sorted({*names, *paused})
+            ]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif delayed:
@@ -85,6 +88,8 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
     print_table(list(_COLUMNS.values()), [[_cell(row[name]) for name in _COLUMNS] for row in shown])
     if left := [row["queue"] for row in rows if not row["consumers"] and _undone(row)]:
         click.echo(f"\nno worker consumes: {', '.join(map(plain, left))}")
+    if paused := [row["queue"] for row in rows if row["paused"]]:
+        click.echo(f"\npaused: {', '.join(map(plain, paused))}")
 
 
 def _show_holders(rows: Sequence[dict[str, Any]]) -> None:

@@ -508,6 +508,7 @@ class ReliableQueue:
         count = self.purge(queue)
         self.forget(queue)
         self.client.hdel(self.key("ttl"), queue)
+        self.client.srem(self.key("paused"), queue)
         return count
 
     def count(self, queue: str) -> QueueCount:

@@ -134,6 +134,7 @@ def test_each_message_is_counted_where_it_is(stirred: celery.Celery) -> None:
         "running": 4,
         "dead": 1,
         "oldest_prefetched_s": None,
+        "paused": False,
         "consumers": ["anna@host"],
         "holders": [
             {

@@ -86,6 +86,12 @@ def test_what_runs_ends_what_was_prefetched_goes_back_and_others_go_on(
     # when their queue is paused
     queue.pause(["stop"])
     send(sender, "stop", "5")
+    if pool == "prefork":
+        # then whoever inspects the worker sees it, as Flower does
+        (queues,) = sender.control.inspect(timeout=5).active_queues().values()
+        arguments = {one["name"]: one["queue_arguments"] for one in queues}
+        assert arguments["stop"] == {"x-paused": True}
+        assert not arguments["go"]
     # then what is prefetched goes back although the one that runs holds the pool
     if pool != "solo":
         wait_until(lambda: queue.count("stop").ready == 4, 10, worker.log_tail)

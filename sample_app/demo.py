@@ -87,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # For the worker, and for the settings, which are read at the first use of the app.
             os.environ["REDIS_URL"] = redis.url
             os.environ[read_model.VARIABLE] = str(directory / "stock.sqlite3")
-            console.print(f"[bold]{redis.url}[/] runs ({Path(redis.binary).name})")
+            where = f"redis://127.0.0.1:{redis.port}/0"
+            console.print(f"[bold]{where}[/] runs ({Path(redis.binary).name})")
             log = directory / "worker.log"
             worker = stack.enter_context(running(WORKER, log))
             stack.callback(read_model.close)

@@ -26,7 +26,7 @@ LEASE_MS = 600_000
 MAY_STAY = ("cq:id", "cq:fence", "cq:consumers", "cq:idle", "cq:dedup:", "cq:consuming:",
             "cq:queues_of:", "cq:about", "cq:prioritised", "cq:steps", "cq:policy", "cq:queues",
             "cq:routes:", "cq:topics_of:", "cq:counts:", "cq:format", "cq:upkeep", "cq:old_until",
-            "cq:callable", "cq:busy", "cq:called", "cq:raw")  # fmt: skip
+            "cq:callable", "cq:busy", "cq:called", "cq:raw", "cq:ttl")  # fmt: skip
 
 
 def texts(taken: Iterable[Taken]) -> list[str]:

@@ -16,12 +16,16 @@ from .queues import queues
 from .schema import schema
 from .snapshots import snapshots
 from .subscriptions import subscriptions
+from .table import plain
 
 __all__ = ["cqrs"]
 
 
 class _Commands(click.Group):
-    """A group whose commands end with one line where the package refuses something."""
+    """A group whose commands end with one line where the package refuses something.
+
+    What an error quotes, such as an id that somebody else has chosen, does nothing to a terminal.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         """Invoke a command.
@@ -32,7 +36,10 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except CQRSError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(plain(error, keeps_lines=True)) from error
+        except click.ClickException as error:
+            vars(error)["message"] = plain(error.message, keeps_lines=True)
+            raise
 
 
 @click.group(

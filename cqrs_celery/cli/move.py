@@ -13,7 +13,7 @@ from celery.bin.base import CeleryCommand
 from ..queue.inspection import Holding
 from .broker import broker_channel, is_reply_queue
 from .moving import Moved, Mover, OthersInterfere, Unacked
-from .table import print_table
+from .table import plain, print_table
 
 #: Seconds between two looks at a lease that has ended.
 LOOK_S = 0.5
@@ -82,9 +82,9 @@ def move_queues(
             raise click.ClickException(str(error)) from error
     moved = [one for one in moved if any(list(asdict(one).values())[1:])]
     if as_json:
-        plain = [{name: asdict(one)[name] for name in _COLUMNS[direction]} for one in moved]
+        rows = [{name: asdict(one)[name] for name in _COLUMNS[direction]} for one in moved]
         click.echo(
-            json.dumps({"is_done": not is_dry_run, "queues": plain, "left": unacked.left}, indent=2)
+            json.dumps({"is_done": not is_dry_run, "queues": rows, "left": unacked.left}, indent=2)
         )
         return
     _show(moved, _COLUMNS[direction])
@@ -103,7 +103,7 @@ def _show(moved: Sequence[Moved], columns: dict[str, str]) -> None:
 
 
 def _listed(names: Collection[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
+    return ", ".join(map(plain, sorted(names))) or "none"
 
 
 # ---------------------------------------------------------------- consumers
@@ -127,7 +127,7 @@ def _told(holders: Sequence[Holding]) -> str:
         f"{h.consumer} holds {h.messages.total()} and its lease ends in {h.lease_ms / 1000:.1f} s"
         for h in holders
     ]
-    return "; ".join(told)
+    return plain("; ".join(told))
 
 
 def _recover(mover: Mover, names: Collection[str], *, lease_s: float) -> None:

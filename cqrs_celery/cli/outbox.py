@@ -11,7 +11,7 @@ from celery.bin.base import CeleryCommand
 
 from ..errors import CQRSError, StoreUnavailable
 from .application import cqrs_of
-from .table import print_table
+from .table import plain, print_table
 
 
 @click.group(name="outbox", help="Look after the relay of a SQL event store.")
@@ -45,7 +45,7 @@ def status(context: click.Context, as_json: bool) -> None:
     if row["error"]:
         # The JSON has it, where that is printed.
         if not as_json:
-            click.echo(f"Error: {row['error']}", err=True)
+            click.echo(f"Error: {plain(row['error'], keeps_lines=True)}", err=True)
         context.exit(1)
 
 

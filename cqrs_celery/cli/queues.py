@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -62,8 +62,11 @@ def queues(context: click.Context, delayed: bool, holders: bool, as_json: bool) 
         if delayed:
             rows = [row for name in names for row in _delayed(inspector, name)]
         else:
-            holdings = inspector.holdings()
-            rows = [_row(inspector, name, holdings) for name in names]
+            holdings, paused = inspector.holdings(), inspector.paused()
+            rows = [
+                {**_row(inspector, name, holdings), "paused": name in paused}
+                for name in sorted({*names, *paused})
+            ]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif delayed:
@@ -85,6 +88,8 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
     print_table(list(_COLUMNS.values()), [[_cell(row[name]) for name in _COLUMNS] for row in shown])
     if left := [row["queue"] for row in rows if not row["consumers"] and _undone(row)]:
         click.echo(f"\nno worker consumes: {', '.join(map(plain, left))}")
+    if paused := [row["queue"] for row in rows if row["paused"]]:
+        click.echo(f"\npaused: {', '.join(map(plain, paused))}")
 
 
 def _show_holders(rows: Sequence[dict[str, Any]]) -> None:
@@ -159,15 +164,28 @@ def _delayed(inspector: QueueInspector, name: str) -> list[dict[str, Any]]:
 
 
 def _age_s(payload: bytes, body: bytes) -> float | None:
-    """Return how long ago a message was sent, or its event recorded; None if nothing says so."""
-    sent = head_of(payload, body)["properties"].get("timestamp")
-    recorded = _RECORDED_AT.search(body)
+    """Return how long a message could have been handled: since it was sent, or its event recorded.
+
+    What waits for a time counts from that; None where it is still to come, or nothing says so.
+    """
+    head, recorded = head_of(payload, body), _RECORDED_AT.search(body)
+    sent, eta = head["properties"].get("timestamp"), head["headers"].get("eta")
     try:
-        if sent is not None:
-            return round(time.time() - float(sent), 1)
-        if recorded is not None:
-            at = datetime.fromisoformat(recorded[1].decode())
-            return round(time.time() - at.timestamp(), 1)
-    except (TypeError, ValueError):
-        pass
-    return None
+        if eta is not None:
+            since = _seconds(str(eta))
+        elif sent is not None:
+            since = float(sent)
+        elif recorded is not None:
+            since = _seconds(recorded[1].decode())
+        else:
+            return None
+        age_s = round(time.time() - since, 1)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return None if eta is not None and age_s < 0 else age_s
+
+
+def _seconds(text: str) -> float:
+    """Return a time in ISO form as seconds; without an offset it is UTC, as Celery writes it."""
+    at = datetime.fromisoformat(text)
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()

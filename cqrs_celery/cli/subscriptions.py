@@ -1,9 +1,10 @@
-"""`celery -A app cqrs subscriptions`: who gets which events, and who no longer should."""
+"""`celery -A app cqrs subscriptions`: who gets which events, who waits, who no longer should."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -15,7 +16,7 @@ from .broker import broker_channel, is_reliable
 from .table import plain, print_table
 
 
-@click.group(name="subscriptions", help="See who gets which events, and remove who should not.")
+@click.group(name="subscriptions", help="See who gets which events; pause and remove them.")
 def subscriptions() -> None:
     """Gather the commands."""
 
@@ -37,10 +38,11 @@ def list_subscriptions(context: click.Context, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     print_table(
-        ("subscription", "function's task", "events", "waiting", "dead", "workers"),
+        ("subscription", "function's task", "events", "waiting", "dead", "workers", "state"),
         [
             (row["subscription"], row["task"], ", ".join(row["events"]), _shown(row["waiting"]),
-             _shown(row["dead"]), "NONE" if row["workers"] == 0 else _shown(row["workers"]))
+             _shown(row["dead"]), "NONE" if row["workers"] == 0 else _shown(row["workers"]),
+             "paused" if row["paused"] else "")
             for row in rows
         ],
     )  # fmt: skip
@@ -87,6 +89,94 @@ def remove(context: click.Context, name: str, purge: bool, dry_run: bool, is_sur
         for queue in purged:
             deleted = _messages(channel.queue.delete(queue))
             click.echo(plain(f"{deleted} of {queue} deleted"))
+
+
+@subscriptions.command(cls=CeleryCommand, name="pause")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.pass_context
+def pause(context: click.Context, names: Sequence[str]) -> None:
+    """Pause subscriptions: no worker takes anything of them, and all of it is kept in order.
+
+    What runs ends; what workers have prefetched and not begun goes back. Others don't notice. A
+    subscription is paused with all its functions, until it is resumed.
+    """
+    with _pausing(context) as channel:
+        inspector = QueueInspector(channel.queue)
+        found = inspector.subscribers()
+        for name in names:
+            _check_is_subscription(name, found)
+        _check_know_of_pauses(inspector, names)
+        new = channel.queue.pause(list(dict.fromkeys(names)))
+        for name in dict.fromkeys(names):
+            click.echo(plain(f"{name} {'paused' if name in new else 'was paused already'}"))
+
+
+@subscriptions.command(cls=CeleryCommand, name="resume")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.pass_context
+def resume(context: click.Context, names: Sequence[str]) -> None:
+    """Let paused subscriptions go on, with what has come meanwhile, in its order."""
+    with _pausing(context) as channel:
+        found, paused = QueueInspector(channel.queue).subscribers(), channel.queue.paused()
+        for name in names:
+            # One that was removed while it was paused is registered no more.
+            if name not in paused:
+                _check_is_subscription(name, found)
+        was = channel.queue.resume(list(dict.fromkeys(names)))
+        for name in dict.fromkeys(names):
+            click.echo(plain(f"{name} {'resumed' if name in was else 'was not paused'}"))
+
+
+@contextmanager
+def _pausing(context: click.Context) -> Iterator[Any]:
+    """Give a channel to the broker.
+
+    Raises:
+        click.UsageError: the broker is not the reliable queue, which alone can pause.
+    """
+    if not is_reliable(context):
+        with context.obj.app.connection_for_read() as connection:
+            where = connection.as_uri()
+        raise click.UsageError(
+            f"the broker {where} is not the reliable queue, and no other can pause a subscription:"
+            " its workers would go on. Stop those that consume it instead, or let them consume"
+            " other queues: celery -A <app> control cancel_consumer <subscription>"
+        )
+    with broker_channel(context) as channel:
+        yield channel
+
+
+def _check_is_subscription(name: str, found: Iterable[Any]) -> None:
+    """Check that a subscription of this name is registered.
+
+    Raises:
+        click.UsageError: none is; or the name is that of one of its functions, which are in order
+            with each other, and so are paused together.
+    """
+    (first, *_) = _chosen(found, name)
+    if first.queue != name:
+        raise click.UsageError(
+            f"{name} is a function of the subscription {first.queue}, which is paused with all its"
+            f" functions, since they are in order: name {first.queue}"
+        )
+
+
+def _check_know_of_pauses(inspector: QueueInspector, names: Sequence[str]) -> None:
+    """Check that all workers that take from these queues would heed a pause.
+
+    Raises:
+        click.ClickException: some are of an older release, and would take on.
+    """
+    old = [
+        one.about.worker or one.consumer
+        for one in inspector.holdings()
+        if not one.about.pauses and any(map(one.consumes, names))
+    ]
+    if old:
+        raise click.ClickException(
+            f"nothing was paused: the workers {', '.join(sorted(old))} are of a release that knows"
+            " of no pause, and would go on. Upgrade or stop them, and repeat"
+        )
 
 
 class _Registry:
@@ -167,12 +257,13 @@ def _waiting(look: QueueLook) -> int:
 
 
 def _rows(inspector: QueueInspector) -> list[dict[str, Any]]:
-    holdings = inspector.holdings()
+    holdings, paused = inspector.holdings(), inspector.paused()
     rows = []
     for one in inspector.subscribers():
         look = inspector.look(one.queue, holdings)
         workers = sum(holding.consumes(one.queue) for holding in holdings)
-        rows.append(_row(one, waiting=_waiting(look), dead=look.dead, workers=workers))
+        row = _row(one, waiting=_waiting(look), dead=look.dead, workers=workers)
+        rows.append({**row, "paused": one.queue in paused})
     return rows
 
 
@@ -184,6 +275,8 @@ def _row(one: Any, **counts: int) -> dict[str, Any]:
         "waiting": counts.get("waiting"),
         "dead": counts.get("dead"),
         "workers": counts.get("workers"),
+        # Only the reliable queue knows of pauses.
+        "paused": False,
     }
 
 

@@ -45,6 +45,7 @@ class About(NamedTuple):
         pid: its process id there.
         slots: how many deliveries it runs at once.
         batches: the queues of which one delivery holds many messages, each with the most it holds.
+        pauses: whether it takes nothing of a paused queue; one of an older release does not say so.
     """
 
     worker: str | None = None
@@ -52,6 +53,7 @@ class About(NamedTuple):
     pid: int | None = None
     slots: int | None = None
     batches: Mapping[str, int] = MappingProxyType({})
+    pauses: bool = False
 
 
 class Holding(NamedTuple):
@@ -183,6 +185,10 @@ class QueueInspector:
                     found.append(Subscribed(name, queue, tuple(topics)))
                     break
         return sorted(found, key=lambda one: (one.queue, one.name))
+
+    def paused(self) -> frozenset[str]:
+        """Return the paused queues."""
+        return frozenset(self._queue.paused())
 
     def steps(self) -> list[int]:
         """Return the priority steps that queues may use, most urgent first."""
@@ -440,6 +446,7 @@ def read_about(text: bytes) -> About:
         pid=_positive(told.get("pid")),
         slots=_positive(told.get("slots")),
         batches={queue: size for queue, n in sizes.items() if (size := _positive(n))},
+        pauses=told.get("pauses") is True,
     )
 
 

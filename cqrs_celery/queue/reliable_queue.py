@@ -9,6 +9,7 @@ publish with a publish id may be repeated safely).
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
@@ -18,7 +19,7 @@ import redis
 
 from . import recovery
 from .dead_letters import DeadLetters
-from .scripts import load
+from .scripts import Script, load
 from .upkeep import FORMAT, Upkeep
 from .values import (
     Beat,
@@ -42,6 +43,13 @@ PURGE_BATCH = 1_000
 #: The most messages taken at once for batches, so that the server is never blocked for long.
 MOST_IN_BATCHES = 1_000
 
+#: Seconds for which it is remembered that a queue limits no message's time: a limit that another
+#: process declares counts here after that long.
+NO_TTL_S = 1.0
+
+#: Queues of which that is remembered at most.
+NO_TTL_QUEUES = 1_000
+
 #: No queue has batches.
 NO_BATCHES: Mapping[str, int] = MappingProxyType({})
 
@@ -55,6 +63,8 @@ _purge = load("purge")
 _count = load("count")
 _declare = load("declare")
 _expired = load("expired")
+_pause = load("pause")
+_resume = load("resume")
 
 #: Bytes of messages that are read in one step, unless a single one is larger; a take has the same.
 MOST_BYTES = 16 * 2**20
@@ -75,6 +85,7 @@ _read_head = msgspec.msgpack.Decoder(
         int,
         int,
         list[tuple[int, str, str, int, int, int]],
+        tuple[str, ...],
     ],
     strict=False,
 ).decode
@@ -116,6 +127,8 @@ class ReliableQueue:
         self.prefix = prefix
         self.dedup_ttl_ms = dedup_ttl_ms
         self._keys = self.routing_keys = [f"{prefix}cq:id"]
+        #: queues that limit no message's time, each with the monotonic time until which that counts
+        self._without_ttl: dict[str, float] = {}
         #: What was set aside.
         self.letters = DeadLetters(client, prefix=prefix)
         #: The form of the keys, and the counts of what stands in sequences.
@@ -141,7 +154,8 @@ class ReliableQueue:
             publish_id: the same for every repetition of one publish; "" never deduplicates.
             delay_ms: milliseconds before it may be taken; 0 for at once.
             ttl_ms: milliseconds for which it may wait to be taken, from when it is due; then it is
-                dropped. 0 for no limit; messages in a sequence have none.
+                dropped. 0 for no limit but the queue's own, of which the sooner one counts;
+                messages in a sequence have none.
             body: kept once for all; then each payload is only the head that goes before it.
 
         Returns:
@@ -153,7 +167,8 @@ class ReliableQueue:
         if not destinations:
             return 0
         publish = Publish(destinations, publish_id, delay_ms, ttl_ms, body)
-        return int(_publish(self.client, self._keys, self._publish_args(publish)))
+        answer = _publish(self.client, self._keys, self._publish_args(publish))
+        return self._published(publish, answer)
 
     def publish_many(self, publishes: Sequence[Publish]) -> int:
         """Publish messages in one round trip, each as `publish` does.
@@ -167,16 +182,33 @@ class ReliableQueue:
         Raises:
             ValueError: a queue's name would collide with the queue's own keys; nothing was sent.
         """
-        calls = [self._publish_args(publish) for publish in publishes if publish.destinations]
-        counts = _publish.call_many(self.client, self._keys, calls)
-        return sum(map(int, counts))
+        sent = [publish for publish in publishes if publish.destinations]
+        calls = [self._publish_args(publish) for publish in sent]
+        answers = _publish.call_many(self.client, self._keys, calls)
+        return sum(map(self._published, sent, answers))
 
     def _publish_args(self, publish: Publish) -> list[Any]:
         _, publish_id, delay_ms, ttl_ms, body = publish
         args: list[Any] = [self.prefix, publish_id, self.dedup_ttl_ms, delay_ms, ttl_ms, body]
+        asks, now = False, time.monotonic()
         for to in publish.destinations:
             args += (_checked(to.queue), to.priority, to.sequence, to.payload)
+            asks = asks or (not to.sequence and self._without_ttl.get(to.queue, 0.0) < now)
+        if asks:
+            args[4] = f"{ttl_ms}?"
         return args
+
+    def _published(self, publish: Publish, answer: Any) -> int:
+        """Return how many messages were stored; remember where no queue has a limit."""
+        if not isinstance(answer, list):
+            return int(answer)
+        count, has_limit = map(int, answer)
+        if not has_limit:
+            if len(self._without_ttl) > NO_TTL_QUEUES:
+                self._without_ttl.clear()
+            until = time.monotonic() + NO_TTL_S
+            self._without_ttl |= {to.queue: until for to in publish.destinations if not to.sequence}
+        return count
 
     def publish_topic(
         self,
@@ -283,7 +315,8 @@ class ReliableQueue:
             was_idle: True if the last take brought nothing.
 
         Returns:
-            What was refused, revoked and taken. Nothing is taken for an unknown consumer.
+            What was refused, revoked and taken. Nothing is taken for an unknown consumer, and
+            nothing of a paused queue.
         """
         operations = "".join([f"{s.operation}{s.id}.{s.fence}.{s.delay_ms}" for s in settlements])
         args: list[Any] = [self.prefix, consumer, operations, count, run, int(was_idle)]
@@ -292,7 +325,7 @@ class ReliableQueue:
             args += (queue, batches.get(queue, 1))
         args += [s.text for s in settlements if s.operation in _WITH_TEXT]
         head, *pieces = _settle_and_take(self.client, self._keys, args)
-        known, refused, revoked, due, take, firsts, taken = _read_head(head)
+        known, refused, revoked, due, take, firsts, taken, paused = _read_head(head)
         piece = iter(pieces)
         return Exchange(
             is_known=bool(known),
@@ -314,6 +347,7 @@ class ReliableQueue:
                 )
                 for place, (i, q, s, p, t, has_body) in enumerate(taken)
             ],
+            paused=paused,
         )
 
     def in_flight(self, consumer: str) -> dict[int, int]:
@@ -333,8 +367,11 @@ class ReliableQueue:
     ) -> None:
         """Say which queues wake this consumer, and what it is, in place of what was said before.
 
+        Nothing happens for a consumer that is unknown, as one whose lease has ended and that was
+        recovered.
+
         Args:
-            consumer: its name.
+            consumer: its name; it has beaten with `register`.
             queues: theirs.
             about: plain values. Recovery reads `slots`, how many messages the consumer handles at
                 once (0 or missing: not known, all that it holds), and `batches`, the queues of
@@ -424,26 +461,65 @@ class ReliableQueue:
         body = cast("bytes | None", self.client.hget(self.key("body"), mark[1:].decode()))
         return rest, body or b""
 
-    def declare(self, queue: str, *, expires_ms: int = 0) -> None:
+    def declare(self, queue: str, *, expires_ms: int = 0, ttl_ms: int | None = None) -> None:
         """Make a queue known, so that it is listed while it is empty.
 
         Args:
             queue: its name.
             expires_ms: milliseconds after which it is deleted with its messages, if by then it has
                 no consumer and was not declared anew; 0 for never.
+            ttl_ms: milliseconds for which a message may wait in it, whoever publishes it; see
+                `publish`. 0 for no limit; None for what was declared before.
 
         Raises:
             ValueError: its name would collide with the queue's own keys.
         """
-        _declare(self.client, self._keys, [self.prefix, _checked(queue), expires_ms])
+        limit = "" if ttl_ms is None else ttl_ms
+        _declare(self.client, self._keys, [self.prefix, _checked(queue), expires_ms, limit])
+        self._without_ttl.pop(queue, None)
 
     def delete_expired(self) -> list[str]:
-        """Delete the unused queues whose time is over, with their messages; returns their names."""
+        """Delete the unused queues whose time is over, with their messages; returns their names.
+
+        A queue is known until its last message is gone: what ends in between, another call resumes.
+        """
         names = [name.decode() for name in _expired(self.client, self._keys, [self.prefix])]
-        for name in names:
-            self.purge(name)
+        gone = [name for name in names if self._purge(name, must_be_expired=True) == 0]
+        for name in gone:
             self.upkeep.forget(name)
-        return names
+        return gone
+
+    def _purge(self, queue: str, *, must_be_expired: bool) -> int:
+        """Purge until nothing is left; returns the last answer, below 0 if it may not be."""
+        while True:
+            args = [self.prefix, queue, PURGE_BATCH, int(must_be_expired)]
+            if (count := int(_purge(self.client, self._keys, args))) <= 0:
+                return count
+
+
+    def pause(self, queues: Sequence[str]) -> list[str]:
+        """Pause queues: from now on nobody takes anything from them; all of it is kept, in order.
+
+        What consumers hold is theirs to finish, or to give back. A queue need not be known, and
+        stays paused until it is resumed, whatever restarts meanwhile.
+
+        Returns:
+            Those that were not paused before.
+        """
+        return self._changed(_pause, queues)
+
+    def resume(self, queues: Sequence[str]) -> list[str]:
+        """Let paused queues go on; returns those that were paused."""
+        return self._changed(_resume, queues)
+
+    def _changed(self, script: Script, queues: Sequence[str]) -> list[str]:
+        flags = script(self.client, self._keys, [self.prefix, *queues]) if queues else ()
+        return [queue for queue, flag in zip(queues, flags, strict=True) if flag]
+
+    def paused(self) -> list[str]:
+        """Return the queues that are paused, sorted."""
+        names = cast("set[bytes]", self.client.smembers(self.key("paused")))
+        return sorted(name.decode() for name in names)
 
     def forget(self, queue: str) -> None:
         """Make a queue unknown again; its messages stay."""
@@ -464,7 +540,7 @@ class ReliableQueue:
     def purge(self, queue: str) -> int:
         """Delete a queue's messages except those in flight and dead; returns how many."""
         total = 0
-        while count := int(_purge(self.client, self._keys, [self.prefix, queue, PURGE_BATCH])):
+        while count := int(_purge(self.client, self._keys, [self.prefix, queue, PURGE_BATCH, 0])):
             total += count
         return total
 
@@ -473,6 +549,8 @@ class ReliableQueue:
         count = self.purge(queue)
         self.forget(queue)
         self.upkeep.forget(queue)
+        self.client.hdel(self.key("ttl"), queue)
+        self.client.srem(self.key("paused"), queue)
         return count
 
     def count(self, queue: str) -> QueueCount:

@@ -122,6 +122,7 @@ class Exchange:
         revoked: ids taken back because an earlier message of their sequence went back.
         due_in_ms: milliseconds until something delayed is due; None if nothing is.
         taken: the new deliveries; those of one sequence in its order.
+        paused: the queues that are paused, also those that were not asked.
     """
 
     is_known: bool
@@ -129,6 +130,7 @@ class Exchange:
     revoked: tuple[int, ...] = ()
     due_in_ms: int | None = None
     taken: Sequence[Taken] = field(default=())
+    paused: Sequence[str] = ()
 
 
 class Beat(NamedTuple):

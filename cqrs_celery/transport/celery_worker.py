@@ -46,9 +46,6 @@ ATTEMPT_EVERY_S = 0.9
 #: Milliseconds after which it is looked at anew which children have not said so.
 _LOOK_MS = 50
 
-#: The pools that run tasks in this process, beside its event loop.
-_POOLS = tuple(f"celery.concurrency.{name}" for name in ("thread", "gevent", "eventlet"))
-
 _REQUEST = "celery.worker.request"
 _CONSUMER = "celery.worker.consumer.consumer"
 _CHILDREN = "celery.concurrency.asynpool"
@@ -61,7 +58,7 @@ NEEDED = (
     *attributes("celery.app.task", "Task", "request_stack"),
     *(
         one
-        for name in _POOLS
+        for name in task_messages.ASKING_POOLS
         for one in methods(
             name,
             "TaskPool",
@@ -86,6 +83,7 @@ NEEDED = (
         on_invalid_task=("body", "message", "exc"),
     ),
     *methods("celery.concurrency.base", "BasePool", apply_async=("target", "args")),
+    *attributes("celery.worker.worker", "WorkController", "_process_task"),
     *methods(_HEART, "Heart", _send=("event", "retry")),
     *attributes(_HEART, "Heart", "eventer"),
     *attributes(_CONSUMER, "Consumer", "connection", "pool"),
@@ -123,7 +121,7 @@ def teach_celery(**_: Any) -> None:
     # A version of Celery that has learned it keeps its own.
     if threads is not None and "flush" not in vars(threads.TaskPool):
         threads.TaskPool.flush = _forget_unstarted
-    for name in _POOLS:
+    for name in task_messages.ASKING_POOLS:
         if name in sys.modules:
             patching.wrap(sys.modules[name].TaskPool, "on_apply", _asking)
     children = sys.modules.get(_CHILDREN)
@@ -186,11 +184,7 @@ def _asking(original: Any) -> Any:
 
         def accept(*facts: Any) -> Any:
             if not request.message.channel.begin(request.message.delivery_tag):
-                logger.info(
-                    "task %s not begun: its message went back",
-                    request,
-                    extra={"task": str(request)},
-                )
+                task_messages.forget_request(request)
                 # A greenlet ends in silence with this one; a thread's future keeps any.
                 raise getattr(sys.modules.get("greenlet"), "GreenletExit", NotBegun)
             return accept_callback(*facts)

@@ -39,6 +39,9 @@ QUIET_S = 10.0
 #: Seconds in which it must come.
 PONG_S = 3.0
 
+#: What comes in place of a queue's name by the channel of wake-ups when queues were paused.
+PAUSED = b"\x1fpaused"
+
 
 class Channel(PublishingChannel):
     """Be a channel on the reliable queue.
@@ -96,7 +99,7 @@ class Channel(PublishingChannel):
             lease_s=float(self.lease_s),
             max_deliveries=int(self.max_deliveries),
             on_settled=self._on_settled,
-            about=lambda: {**facts(), "batches": dict(self.batches.declared)},
+            about=lambda: {**facts(), "batches": dict(self.batches.declared), "pauses": True},
             beats=self._new_queue_client(most_wait_s=float(self.lease_s) / 6),
             lock=process_locks.hold(self.lock_folder),
             upkeep=QueueUpkeep(queue).step,
@@ -208,6 +211,9 @@ class Channel(PublishingChannel):
             )
             if due_at <= now and not self._glance(now):
                 self._exchange(credit, now)
+        if holder.paused:
+            for tag in holder.hand.returned_unbegun():
+                self.qos.let_go(tag)
         return self._deliver_ready(sys.maxsize if is_loop else 1)
 
     def _glance(self, now: float) -> bool:
@@ -299,17 +305,17 @@ class Channel(PublishingChannel):
             return None
 
     def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
-        while not self.holder.hand.ready:
-            answer = self.holder.exchange([queue], count=1, run=1, was_idle=False)
-            if not answer.taken:
-                raise Empty
-        taken = self.holder.hand.next_ready()
-        if taken is None:
-            raise Empty
-        message = self._read(taken, tag_of(taken))
-        if message is None:
-            return self._get(queue)
-        return message
+        # What is ready of other queues is their consumers'.
+        while True:
+            taken = self.holder.hand.next_ready(queue)
+            if taken is None:
+                answer = self.holder.exchange([queue], count=1, run=1, was_idle=False)
+                taken = self.holder.hand.next_ready(queue)
+                if taken is None and answer.is_known:
+                    raise Empty
+            message = None if taken is None else self._read(taken, tag_of(taken))
+            if message is not None:
+                return message
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
         """Take one message by hand; None if there is none."""
@@ -348,6 +354,15 @@ class Channel(PublishingChannel):
     def begin(self, delivery_tag: str) -> bool:
         """Say whether a delivery may be begun with: not if its message went back meanwhile."""
         return self.holder.hand.begin(delivery_tag)
+
+    def may_hand_over(self, delivery_tag: str, *, is_begun: bool) -> bool:
+        """Say whether a pool may be given a delivery: not if its message went back meanwhile.
+
+        Args:
+            delivery_tag: the delivery's.
+            is_begun: whether the pool will not ask `begin`.
+        """
+        return self.holder.hand.hand_over(delivery_tag, is_begun=is_begun)
 
     def is_held(self, consumer: str, message_id: int, fence: int) -> bool:
         """Say whether a consumer holds a delivery still; True too if the server does not answer."""
@@ -437,6 +452,8 @@ class Channel(PublishingChannel):
         if kind in ("subscribe", "message") and "cq:wake:" in str(name):
             # At the confirmation too: what was published before it has woken nobody.
             self.pace.is_hungry = True
+            if response[2] == PAUSED or (kind == "subscribe" and self.holder.hand):
+                self.holder.ask_paused()
             return None
         return self._receive_fanout(client, response)
 
@@ -467,9 +484,14 @@ class Channel(PublishingChannel):
     def _new_queue(self, queue: str, auto_delete: bool = False, **kwargs: Any) -> None:
         super()._new_queue(queue, auto_delete, **kwargs)
         arguments = kwargs.get("arguments") or {}
-        self._ttl_ms[queue] = int(arguments.get("x-message-ttl") or 0)
         self.batches.declare(queue, int(arguments.get(merging.BATCH_ARGUMENT) or 1))
-        self.queue.declare(queue, expires_ms=self._expires.get(queue, 0))
+        # A sender declares its queue without knowing what others have declared of it.
+        ttl = arguments.get("x-message-ttl")
+        self.queue.declare(
+            queue,
+            expires_ms=self._expires.get(queue, 0),
+            ttl_ms=None if ttl is None else int(ttl),
+        )
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         super()._queue_bind(exchange, routing_key, pattern, queue)

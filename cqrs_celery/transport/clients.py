@@ -76,7 +76,7 @@ class BrokerClient:
 
 
 def client_on(pool: Any) -> Client:
-    """Return a client on a pool that a channel has made."""
+    """Return a client on a pool that a channel has made for it alone; `close` disconnects both."""
     return Client(
         connection_pool=pool,
         credential_provider=pool.connection_kwargs.get("credential_provider"),

@@ -83,6 +83,10 @@ class Hand:
         #: tags of deliveries with which this process has begun, and of those with which it may not
         #: begin any more, since their messages went back while they waited in the worker
         self._begun: set[str] = set()
+        #: tags of deliveries that a pool without such a moment has been given
+        self._handed: set[str] = set()
+        #: tags of what went back of paused queues, whose credit the channel has not got back yet
+        self._unbegun: list[str] = []
         self._returned: set[str] = set()
         #: the tag of each batch, with those of its messages in their order
         self._batches: dict[str, tuple[str, ...]] = {}
@@ -123,12 +127,19 @@ class Hand:
 
     # ------------------------------------------------------------ delivering
 
-    def next_ready(self) -> Taken | None:
-        """Return the next message to deliver; None if there is none."""
+    def next_ready(self, queue: str | None = None) -> Taken | None:
+        """Return the next message to deliver; None if there is none.
+
+        Args:
+            queue: the queue that it must come from; None for any.
+        """
         with self._lock:
-            if not self._ready:
+            for taken in self._ready:
+                if queue is None or taken.queue == queue:
+                    break
+            else:
                 return None
-            taken = self._ready.popleft()
+            self._ready.remove(taken)
             self._held[tag_of(taken)] = taken
             return taken
 
@@ -184,6 +195,21 @@ class Hand:
             self._begun.add(tag)
             return True
 
+    def hand_over(self, tag: str, *, is_begun: bool) -> bool:
+        """Say whether a delivery may be given to a pool: not if its message went back meanwhile.
+
+        Args:
+            tag: the delivery's.
+            is_begun: whether the pool will not ask whether it may begin, so that it has begun now.
+        """
+        with self._lock:
+            if tag in self._returned:
+                self._returned.discard(tag)
+                return False
+            if is_begun and (tag in self._held or tag in self._batches):
+                self._handed.add(tag)
+            return True
+
     def return_ready(self) -> set[str]:
         """Give back what was taken but can't be delivered now; returns its queues."""
         queues = set()
@@ -201,6 +227,44 @@ class Hand:
             for taken in gone:
                 self._ready.remove(taken)
                 self._give_back_line(taken)
+
+    def return_undelivered(self, queues: Collection[str]) -> None:
+        """Give back what was taken of these queues and not delivered; also behind what was."""
+        with self._lock:
+            for taken in [taken for taken in self._ready if taken.queue in queues]:
+                self._ready.remove(taken)
+                self._give_back_line(taken)
+            for line in [line for line in self._runs if line[0] in queues]:
+                run = self._runs.pop(line)
+                if run:
+                    self._add(give_back(run[0].id, run[0].fence))
+
+    @property
+    def has_unbegun(self) -> bool:
+        """Whether anything is held that has not begun."""
+        return self.waits or len(self._held) > len(self._begun) + len(self._handed)
+
+    def returned_unbegun(self) -> list[str]:
+        """Return the tags of what `return_unbegun` has given back since the last call."""
+        with self._lock:
+            tags, self._unbegun = self._unbegun, []
+            return tags
+
+    def return_unbegun(self, queues: Collection[str]) -> None:
+        """Give back what was delivered of these queues, and neither begun nor given to a pool."""
+        with self._lock:
+            kept, gone = self._begun | self._handed, set()
+            for batch, members in list(self._batches.items()):
+                if batch not in kept and self._held[members[0]].queue in queues:
+                    gone.add(batch)
+                kept.update(members)
+            gone |= {
+                tag for tag, one in self._held.items() if one.queue in queues and tag not in kept
+            }
+            self._returned |= gone
+            self._unbegun += gone
+            for tag in gone:
+                self.give_back(tag)
 
     def _give_back_line(self, taken: Taken) -> None:
         """Give back an undelivered message; the queue takes back what stands behind it."""
@@ -242,6 +306,7 @@ class Hand:
         """
         with self._lock:
             self._begun.discard(tag)
+            self._handed.discard(tag)
             if tag in self._batches:
                 self._ack_batch(tag, is_sure=is_sure)
             taken = self._held.get(tag)
@@ -323,6 +388,7 @@ class Hand:
     def _split(self, tag: str, reason: dict[str, Any] | None) -> None:
         """Put a failed batch's messages back, each to be handled alone."""
         members = self._batches.pop(tag, ())
+        self._handed.discard(tag)
         if members:
             logger.warning(
                 "batch of %d messages of queue %s failed (%s), they are handled one by one",
@@ -350,6 +416,7 @@ class Hand:
 
     def _settle_unsure(self, tag: str, settlement: Settlement) -> None:
         self._begun.discard(tag)
+        self._handed.discard(tag)
         taken = self._held.pop(tag)
         self._add(settlement)
         if taken.sequence:
@@ -471,6 +538,7 @@ class Hand:
             )
             self._returned |= {*self._held, *self._batches} - self._begun
             self._begun.clear()
+            self._handed.clear()
             self._sending = []
             self._ready.clear()
             self._runs.clear()

@@ -44,6 +44,9 @@ FLUSH_AFTER_S = 0.05
 #: Seconds after which the thread looks again where there was nothing to send.
 REST_S = 0.5
 
+#: Seconds after which the thread asks which queues are paused, where no exchange has told it.
+ASK_PAUSED_S = 1.0
+
 #: Leases without a turn of the event loop after which the lease is no longer renewed.
 HANG_LEASES = 4
 
@@ -113,6 +116,9 @@ class Holder:
         #: time of `elapsed_s` until which nobody can have recovered what we hold
         self._held_until = 0.0
         self._queues: tuple[str, ...] = ()
+        #: the paused queues, as the queue has told them last
+        self.paused: frozenset[str] = frozenset()
+        self._asked_at = 0.0
         self._about_others = about
         #: what the queue was last told of this consumer
         self._told: tuple[tuple[str, ...], Mapping[str, Any]] | None = None
@@ -202,7 +208,19 @@ class Holder:
             return Exchange(is_known=False)
         if not answer.is_known:
             self._lost_lease(load.losses)
+        self._note_paused(answer.paused)
         return answer
+
+    def ask_paused(self) -> None:
+        """Ask which queues are paused, and give back what was taken of them and has not begun."""
+        self._note_paused(self.queue.paused())
+
+    def _note_paused(self, queues: Sequence[str]) -> None:
+        self._asked_at = time.monotonic()
+        self.paused = frozenset(queues)
+        if self.paused:
+            self.hand.return_undelivered(self.paused)
+            self.hand.return_unbegun(self.paused)
 
     def held_until(self, tag: str) -> float:
         """Return the time of `elapsed_s` until which nobody else can have a delivery.
@@ -333,6 +351,9 @@ class Holder:
 
     def _send_late(self, now: float) -> None:
         """Send what was settled a while ago; leave if that was the last thing to do."""
+        if now - self._asked_at >= ASK_PAUSED_S and self.hand.has_unbegun:
+            # The loop may be blocked, and its ear for wake-ups with it, while a task runs.
+            self.ask_paused()
         settled_at = self.hand.settled_at
         if settled_at is not None and now - settled_at >= FLUSH_AFTER_S:
             self.flush()

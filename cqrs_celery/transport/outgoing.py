@@ -32,12 +32,11 @@ class Outgoing(NamedTuple):
         """The whole message as the queue keeps it."""
         return wire.joined(self.head, self.body)
 
-    def to(self, queues: Iterable[str], *, ttl_ms: int) -> Publish:
+    def to(self, queues: Iterable[str]) -> Publish:
         """Return the publish that puts it on these queues.
 
         Args:
             queues: their names; with several of them the message is kept once.
-            ttl_ms: the shortest time that one of the queues allows; 0 for any.
         """
         names = list(queues)
         is_shared = len(names) > 1
@@ -47,6 +46,6 @@ class Outgoing(NamedTuple):
             [Destination(name, payload, sequence, self.priority) for name in names],
             self.publish_id,
             self.delay_ms,
-            min((ms for ms in (self.expiration_ms, ttl_ms) if ms > 0), default=0),
+            max(0, self.expiration_ms),
             self.payload if is_shared else b"",
         )

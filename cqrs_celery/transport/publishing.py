@@ -38,8 +38,6 @@ class PublishingChannel(stock.Channel):
     supports_batch_publish = True
 
     def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
-        #: milliseconds for which messages of a queue may wait, as it was declared here
-        self._ttl_ms: dict[str, int] = {}
         self._kept_client: Any = None
         super().__init__(connection, *args, **kwargs)
 
@@ -153,8 +151,7 @@ class PublishingChannel(stock.Channel):
         if retried is not None:
             self._hand_over(retried, outgoing)
             return None
-        times = [ms for ms in map(self._ttl_ms.get, queues) if ms] if self._ttl_ms else []
-        return outgoing.to(queues, ttl_ms=min(times, default=0))
+        return outgoing.to(queues)
 
     def _hand_over(self, delivery: Delivery, outgoing: Outgoing) -> None:
         """Put a task's retry in the place of the message that it runs for."""

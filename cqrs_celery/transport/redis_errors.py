@@ -46,7 +46,14 @@ def translated(error: ResponseError) -> Exception:
 
 
 class Client(redis.Redis):
-    """Be a client whose errors mean what they amount to."""
+    """A client whose errors mean what they amount to, on a pool of its own."""
+
+    def close(self) -> None:
+        """Close its connections that are not in use; it may be used again."""
+        super().close()
+        # redis-py leaves a pool that it was given open, with its sockets, until it is garbage. What
+        # another thread is using belongs to that thread.
+        self.connection_pool.disconnect(inuse_connections=False)
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Run a command as redis-py does.

@@ -1,7 +1,9 @@
-"""Let `celery inspect scheduled` show what waits in Redis for its time.
+"""Let `celery inspect` show what waits in Redis for its time, and which queues are paused.
 
 With other brokers a worker holds such tasks itself and lists its own; here they wait in the queue.
 So a worker adds to its own those of the queues that it consumes; several workers list the same.
+A paused queue has the argument `x-paused` in `inspect active_queues`, as Flower's page of a worker
+shows it.
 """
 
 from __future__ import annotations
@@ -46,6 +48,26 @@ def show_delayed() -> None:
 
     for name in ("scheduled", "dump_schedule"):
         control.Panel.data[name] = scheduled
+    active_queues_before = control.Panel.data["active_queues"]
+
+    @wraps(active_queues_before)
+    def active_queues(state: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = active_queues_before(state, **kwargs)
+        paused = _paused(state.consumer)
+        return [_with_pause(one, paused) for one in found]
+
+    control.Panel.data["active_queues"] = active_queues
+
+
+def _paused(consumer: Any) -> frozenset[str]:
+    queue = getattr(getattr(consumer.task_consumer, "channel", None), "queue", None)
+    return frozenset() if queue is None else frozenset(queue.paused())
+
+
+def _with_pause(queue: dict[str, Any], paused: frozenset[str]) -> dict[str, Any]:
+    if queue.get("name") not in paused:
+        return queue
+    return {**queue, "queue_arguments": {**(queue.get("queue_arguments") or {}), "x-paused": True}}
 
 
 def _delayed(consumer: Any) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ Errors that are not the message's fault, of a connection or of memory, stay what
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 
 import msgspec
 import redis
-from celery.exceptions import InvalidTaskError
+from celery.exceptions import InvalidTaskError, TaskRevokedError
 from kombu.exceptions import KombuError, OperationalError
 
 from ..nesting import READ_LEVELS, is_too_deep
@@ -32,6 +33,9 @@ ERROR_CHARACTERS = 2000
 _YEARS_AHEAD = 100
 
 _JSON = "application/json"
+
+#: The pools that run tasks in this process, beside its event loop, and ask before each begins.
+ASKING_POOLS = tuple(f"celery.concurrency.{name}" for name in ("thread", "gevent", "eventlet"))
 
 #: Arguments of Celery's tracer: task, id, request, body, content type, content encoding.
 _TRACED = 6
@@ -92,6 +96,13 @@ _RESERVED = frozenset(
 )  # fmt: skip
 
 
+#: Headers that hold an id.
+_IDS = frozenset(("id", "root_id", "parent_id", "group"))
+
+#: Headers that are only shown.
+_REPRESENTATIONS = frozenset(("argsrepr", "kwargsrepr", "origin"))
+
+
 def check_task(message: Any) -> None:
     """Check what a worker got, as far as it claims to be a task.
 
@@ -107,6 +118,7 @@ def check_task(message: Any) -> None:
     is_second = "task" in headers
     if is_second:
         _check_headers(headers, _Headers)
+        _move_reserved(headers)
     try:
         body = message.payload
     except KombuError:
@@ -114,6 +126,7 @@ def check_task(message: Any) -> None:
     if isinstance(body, dict):
         if is_second or "task" in body:
             _check_headers({**body, **headers} if is_second else body, _OldBody)
+            _refuse_reserved(body)
     elif is_second:
         if not isinstance(body, list | tuple) or len(body) != 3:
             raise ValueError(f"its body is no triple, but {type(body).__name__}")
@@ -125,10 +138,12 @@ def _as_bytes(body: Any) -> bytes:
 
 
 def _check_headers(headers: dict[str, Any], types: type[_Headers]) -> None:
-    found = msgspec.convert(headers, types)
-    if not _RESERVED.isdisjoint(headers):
-        taken = ", ".join(sorted(_RESERVED & headers.keys()))
-        raise ValueError(f"it has headers by names that Celery needs itself: {taken}")
+    try:
+        found = msgspec.convert(headers, types)
+    except msgspec.ValidationError:
+        # Once more, with what Celery's own worker takes all the same.
+        _write_out(headers)
+        found = msgspec.convert(headers, types)
     names = f"{found.task}{found.id}{found.root_id}{found.parent_id}{found.group}{found.shadow}"
     if not names.isascii():
         # Half a character is text to JSON, and can't be written anywhere.
@@ -137,6 +152,44 @@ def _check_headers(headers: dict[str, Any], types: type[_Headers]) -> None:
         last = datetime.now(UTC).year + _YEARS_AHEAD
         if int(found.eta[:4]) > last:
             raise ValueError(f"its eta is {found.eta[:40]!r}; accepted: up to the year {last}")
+
+
+def _write_out(headers: dict[str, Any]) -> None:
+    """Make what Celery accepts of other types what the rest of the worker takes for granted.
+
+    An id, or the name of a group, may be a whole number, whether to ignore the result anything that
+    is true or not, and what arguments look like anything at all.
+    """
+    for name in _IDS & headers.keys():
+        if type(headers[name]) is int:
+            headers[name] = str(headers[name])
+    if headers.get("ignore_result") is not None:
+        headers["ignore_result"] = bool(headers["ignore_result"])
+    for name in _REPRESENTATIONS & headers.keys():
+        if headers[name] is not None:
+            headers[name] = str(headers[name])
+
+
+def _move_reserved(headers: dict[str, Any]) -> None:
+    """Keep the sender's headers that have names of a task's request apart from it.
+
+    Celery's request finds the sender's headers in its `headers`; these are there too, but hide
+    none of its methods.
+    """
+    taken = _RESERVED & headers.keys()
+    if taken:
+        apart = {name: headers.pop(name) for name in taken}
+        own = headers.get("headers")
+        if own is None:
+            from celery.app.task import Context
+
+            own = Context(headers).headers
+        headers["headers"] = {**(own or {}), **apart}
+
+
+def _refuse_reserved(body: dict[str, Any]) -> None:
+    if taken := ", ".join(sorted(_RESERVED & body.keys())):
+        raise ValueError(f"it has headers by names that Celery needs itself: {taken}")
 
 
 def _check_body(args: Any, kwargs: Any, options: Any, *, is_json: bool) -> None:
@@ -287,12 +340,35 @@ def handing_over(original: Any) -> Any:
         request = getattr(options.get("accept_callback"), "__self__", None)
         message = getattr(request, "message", None)
         if hasattr(message, "channel"):
+            _check_in_hand(pool, request, message)
             args = _as_read(args, message)
             if type(pool).__module__ != "celery.concurrency.prefork":
                 target = _failing_softly(target)
         return original(pool, target, args, *more, **options)
 
     return apply_async
+
+
+def _check_in_hand(pool: Any, request: Any, message: Any) -> None:
+    """Check that a task's message has not gone back while it waited in the worker.
+
+    Raises:
+        TaskRevokedError: it has; Celery's worker then gives the pool nothing.
+    """
+    if not hasattr(message.channel, "may_hand_over"):
+        return
+    asks = type(pool).__module__ in ASKING_POOLS
+    if not message.channel.may_hand_over(message.delivery_tag, is_begun=not asks):
+        forget_request(request)
+        raise TaskRevokedError(request.id)
+
+
+def forget_request(request: Any) -> None:
+    """Make Celery's worker forget a request that does not begin, since its message went back."""
+    logger.info("task %s not begun: its message went back", request, extra={"task": str(request)})
+    state = sys.modules.get("celery.worker.state")
+    if state is not None:
+        state.task_ready(request)
 
 
 def _as_read(args: Any, message: Any) -> Any:

@@ -203,6 +203,9 @@ def _check_parts(message: dict[str, Any]) -> None:
         raise ValueError(f"its headers are no object, but {type(headers).__name__}")
     if type(properties) is not dict:
         raise ValueError(f"its properties are no object, but {type(properties).__name__}")
+    if type(properties.get("correlation_id")) is int:
+        # As Celery sends it of a task whose id is a number.
+        properties["correlation_id"] = str(properties["correlation_id"])
     # Validated beside, not decoded into: what else there is belongs to others, and is kept.
     if msgspec.convert(properties, _Properties).body_encoding not in _BODY_ENCODINGS:
         found = properties["body_encoding"]

@@ -1,19 +1,28 @@
 """The worker's consumer: what can't become a task becomes a dead letter, not an acknowledgement.
 
 Celery acknowledges, and so deletes, a message whose body it can't decode, and ends the worker on a
-body of another shape. Here each is set aside, whole, with its reason.
+body of another shape. Here each is set aside, whole, with its reason. Of such a message Celery logs
+the body and all headers, a command's contents among them; here the log names the message, and its
+contents stay in it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
+from celery import signals
+from celery.exceptions import NotRegistered
+from celery.utils.objects import Bunch
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.message import Message
 
+from ..transport.letter_log import NAME_CHARACTERS, printable
 from ..transport.qos import REASON
 from ..transport.task_messages import is_elsewhere, set_aside
+
+logger = logging.getLogger(__name__)
 
 
 class Consumer(CeleryConsumer):
@@ -26,18 +35,48 @@ class Consumer(CeleryConsumer):
     def on_unknown_message(self, body: Any, message: Message) -> None:
         """Set aside a message that is no task message."""
         setattr(message, REASON, {"reason": "no task message"})
-        super().on_unknown_message(body, message)
+        logger.warning("%s is no task message, and was rejected", _named(message))
+        self._reject(message, None)
 
     def on_unknown_task(self, body: Any, message: Message, exc: BaseException) -> None:
         """Set aside a message whose task nobody registered here."""
-        name = (message.headers or {}).get("task")
+        headers = message.headers or {}
+        # Celery's first protocol has them in the body.
+        facts = headers if "task" in headers else message.payload
+        name, task_id = facts["task"], facts["id"]
         setattr(message, REASON, {"reason": "unknown task", "task": name})
-        super().on_unknown_task(body, message, exc)
+        logger.error(
+            "%s was rejected: no task %s is registered in this worker. Import the module that has"
+            " it, or let a worker that has it consume the queue",
+            _named(message),
+            printable(str(name), NAME_CHARACTERS),
+        )
+        message.reject_log_error(logger, self.connection_errors)
+        properties = message.properties or {}
+        request = Bunch(
+            name=name,
+            chord=None,
+            root_id=headers.get("root_id"),
+            correlation_id=properties.get("correlation_id"),
+            reply_to=properties.get("reply_to"),
+            errbacks=None,
+        )
+        self.app.backend.mark_as_failure(task_id, NotRegistered(name), request=request)
+        if self.event_dispatcher:
+            told = f"NotRegistered({name!r})"
+            self.event_dispatcher.send("task-failed", uuid=task_id, exception=told)
+        signals.task_unknown.send(sender=self, message=message, exc=exc, name=name, id=task_id)
 
     def on_invalid_task(self, body: Any, message: Message, exc: BaseException) -> None:
         """Set aside a message that its task can't take."""
         setattr(message, REASON, {"reason": "invalid task message", "error": str(exc)})
-        super().on_invalid_task(body, message, exc)
+        logger.error(
+            "%s was rejected: its task can't take it (%s)",
+            _named(message),
+            type(exc).__name__,
+            extra={"error": type(exc).__name__},
+        )
+        self._reject(message, exc)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], Any]:
         """Return what handles a message, and sets aside what Celery itself would stumble over."""
@@ -53,5 +92,19 @@ class Consumer(CeleryConsumer):
 
         return on_message
 
+    def _reject(self, message: Message, exc: BaseException | None) -> None:
+        message.reject_log_error(logger, self.connection_errors)
+        signals.task_rejected.send(sender=self, message=message, exc=exc)
+
     def _set_aside(self, message: Message, reason: str, error: BaseException) -> None:
         set_aside(message, reason, error, self.connection_errors)
+
+
+def _named(message: Message) -> str:
+    """Return which message it is, for a log: its task, and the queue that it came from."""
+    headers, info = message.headers or {}, message.delivery_info or {}
+    task = f"{headers.get('task')}[{headers.get('id')}]"
+    queue = str(info.get("queue") or info.get("routing_key"))
+    return (
+        f"message {printable(task, NAME_CHARACTERS)} of queue {printable(queue, NAME_CHARACTERS)}"
+    )

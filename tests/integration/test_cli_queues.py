@@ -134,6 +134,7 @@ def test_each_message_is_counted_where_it_is(stirred: celery.Celery) -> None:
         "running": 4,
         "dead": 1,
         "oldest_prefetched_s": None,
+        "paused": False,
         "consumers": ["anna@host"],
         "holders": [
             {
@@ -526,3 +527,23 @@ def test_the_rights_in_the_reference_suffice_for_every_command(
             assert result.exit_code == 0, (command, result.output)
         (row,) = json_of(app, "queues")
         assert (row["ready"], row["waiting"], row["delayed"]) == (2, 1, 2)
+
+
+@pytest.mark.parametrize("transport", [TRANSPORT, "redis"])
+@pytest.mark.parametrize(("seconds", "age_s"), [(3_600, None), (-300, 300)])
+def test_a_task_with_an_eta_ages_from_its_time_whoever_sent_it(
+    redis_url: str, app: celery.Celery, transport: str, seconds: int, age_s: int | None
+) -> None:
+    # given a task that was sent an hour ago, with a time to run
+    with queue_of(app) as queue:
+        queue.declare("orders")
+    eta = datetime.now(UTC) + timedelta(seconds=seconds)
+    with application(redis_url, transport) as sender:
+        sent_at = time.time() - 3_600
+        sender.send_task(TASK, eta=eta, timestamp=sent_at)
+    # then it is no older than that time, and not old before it
+    (row,) = [row for row in json_of(app, "queues") if row["queue"] == "orders"]
+    if age_s is None:
+        assert row["oldest_s"] is None
+    else:
+        assert age_s <= row["oldest_s"] < age_s + 60

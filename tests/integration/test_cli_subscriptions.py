@@ -68,11 +68,11 @@ def test_each_function_is_listed_with_its_events_and_workers(app: celery.Celery)
 
     assert rows == [
         {"subscription": "mail", "task": "mail.send", "events": ["sold"], "waiting": 3,
-         "dead": 0, "workers": 0},
+         "dead": 0, "workers": 0, "paused": False},
         {"subscription": "stock", "task": "stock.add", "events": ["found", "made"], "waiting": 3,
-         "dead": 0, "workers": 1},
+         "dead": 0, "workers": 1, "paused": False},
         {"subscription": "stock", "task": "stock.take", "events": ["sold"], "waiting": 3,
-         "dead": 0, "workers": 1},
+         "dead": 0, "workers": 1, "paused": False},
     ]  # fmt: skip
     (mail,) = [line for line in run_cli(app, "list").output.splitlines() if "mail.send" in line]
     assert mail.split()[-1] == "NONE"
@@ -177,3 +177,97 @@ def test_a_sql_store_forgets_a_removed_subscription_too(redis_url: str, tmp_path
     assert list(store.outbox.subscribers("shop")) == []
     app.close()
     pools.reset()
+
+
+# ------------------------------------------------------------ pausing
+
+
+def heed_pauses(app: celery.Celery) -> None:
+    """Let the worker say what one of this release says."""
+    with queue_of(app) as queue:
+        queue.consume("anna", ["stock"], about={"worker": "anna@shop", "pauses": True})
+
+
+def test_a_paused_subscription_keeps_everything_and_is_shown_as_paused(app: celery.Celery) -> None:
+    heed_pauses(app)
+    # when a subscription is paused, twice
+    result = run_cli(app, "pause", "stock", "mail")
+    assert (result.exit_code, result.output) == (0, "stock paused\nmail paused\n")
+    assert run_cli(app, "pause", "stock").output == "stock was paused already\n"
+    # then its worker takes nothing, and lists say so
+    with queue_of(app) as queue:
+        assert not queue.settle_and_take("anna", queues=["stock"], count=10).taken
+    rows = json.loads(run_cli(app, "list", "--json").stdout)
+    assert [row["paused"] for row in rows] == [True, True, True]
+    assert run_cli(app, "list").output.count(" paused\n") == 3
+    context = CLIContext(app=app, no_color=True, workdir=None)
+    shown = CliRunner().invoke(cqrs, ["queues"], obj=context).output
+    assert "\npaused: mail, stock\n" in shown
+    # when it is resumed, then its worker takes what has come, in its order
+    assert run_cli(app, "resume", "stock").output == "stock resumed\n"
+    assert run_cli(app, "resume", "stock").output == "stock was not paused\n"
+    with queue_of(app) as queue:
+        taken = queue.settle_and_take("anna", queues=["stock"], count=10, run=10).taken
+        assert [one.body for one in taken] == [b"0", b"1", b"2"]
+        assert queue.paused() == ["mail"]
+
+
+@pytest.mark.parametrize("command", ["pause", "resume"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("orders", "no subscription orders is registered; there are: mail, stock"),
+        ("stock.add", "is a function of the subscription stock, which is paused with all"),
+    ],
+)
+def test_what_is_no_subscription_is_refused_with_those_there_are(
+    app: celery.Celery, command: str, name: str, text: str
+) -> None:
+    heed_pauses(app)
+    result = run_cli(app, command, "mail", name)
+    assert result.exit_code == 2
+    assert text in " ".join(result.output.split())
+    # and nothing was changed
+    with queue_of(app) as queue:
+        assert queue.paused() == []
+
+
+def test_a_pause_that_a_worker_of_an_older_release_would_not_heed_is_refused(
+    app: celery.Celery,
+) -> None:
+    # given a worker that does not say that it heeds pauses
+    result = run_cli(app, "pause", "stock")
+    assert result.exit_code == 1
+    assert "nothing was paused: the workers anna are of a release" in result.output
+    # then one without such workers is paused alone
+    assert run_cli(app, "pause", "mail").exit_code == 0
+    with queue_of(app) as queue:
+        assert queue.paused() == ["mail"]
+
+
+def test_a_subscription_that_was_removed_while_it_was_paused_can_be_resumed(
+    app: celery.Celery,
+) -> None:
+    run_cli(app, "pause", "mail")
+    run_cli(app, "remove", "mail", "--yes")
+    assert run_cli(app, "resume", "mail").output == "mail resumed\n"
+
+
+def test_a_purge_of_a_removed_subscription_ends_its_pause(app: celery.Celery) -> None:
+    run_cli(app, "pause", "mail")
+    run_cli(app, "remove", "mail", "--purge", "--yes")
+    with queue_of(app) as queue:
+        assert queue.paused() == []
+
+
+@pytest.mark.parametrize("command", ["pause", "resume"])
+def test_another_broker_can_pause_nothing(command: str) -> None:
+    app = celery.Celery("shop", broker="memory://", set_as_current=False)
+    try:
+        result = run_cli(app, command, "stock")
+        assert result.exit_code == 2
+        assert "is not the reliable queue, and no other can pause" in " ".join(
+            result.output.split()
+        )
+    finally:
+        app.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -88,7 +89,7 @@ def test_a_server_answers_and_is_the_process_it_says(tmp_path: Path) -> None:
         assert addresses == {"127.0.0.1"}
         # and it says what it runs
         assert Path(server.binary).name in ("redis-server", "valkey-server")
-        assert server.url in repr(server)
+        assert f"127.0.0.1:{server.port}" in repr(server)
 
 
 def test_leaving_the_block_stops_the_server(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_it_listens_where_it_is_told_to(tmp_path: Path) -> None:
     port = free_port()
     with embedded_redis(tmp_path, port=port) as server:
         assert server.port == port
-        assert server.url == f"redis://127.0.0.1:{port}/0"
+        assert server.url == f"redis://:{server.password}@127.0.0.1:{port}/0"
 
 
 def test_a_taken_port_is_refused_with_the_servers_own_words(tmp_path: Path) -> None:
@@ -289,7 +290,6 @@ def test_of_several_that_come_at_once_one_starts_the_server(tmp_path: Path) -> N
     "url",
     [
         "redis://shop:geheim@localhost:1/0",
-        "redis://:geheim@127.0.0.1:1/0",
         "rediss://localhost:1/0",
         "redis://no-such-host.invalid:6379/0",
         "unix:///no/such/socket",
@@ -312,3 +312,122 @@ def test_a_server_that_asks_for_a_password_is_reachable(tmp_path: Path) -> None:
             redis_client.config_set("requirepass", "geheim")
         with redis_or_embedded(theirs.url, tmp_path / "ours") as ours:
             assert ours is None
+
+
+# ------------------------------------------------------------ for its user alone
+
+
+def modes(directory: Path) -> dict[str, str]:
+    """Return the mode of a folder and of everything in it."""
+    return {
+        str(path): oct(path.lstat().st_mode)[-3:] for path in [directory, *directory.rglob("*")]
+    }
+
+
+def test_nobody_else_can_read_its_files(tmp_path: Path) -> None:
+    # given a process whose files everybody may read
+    before = os.umask(0)
+    try:
+        # when it starts a server, which writes
+        with embedded_redis(tmp_path / "redis") as server, client(server.url) as redis_client:
+            redis_client.set("secret", "Bolt")
+            found = modes(tmp_path / "redis")
+    finally:
+        os.umask(before)
+    # then its folder and all files in it are its user's alone
+    assert {path: mode for path, mode in found.items() if not mode.endswith("00")} == {}
+    assert len(found) > 4
+
+
+def test_what_an_earlier_release_has_left_readable_is_closed(tmp_path: Path) -> None:
+    # given a folder whose files everybody may read, and another file in it
+    with embedded_redis(tmp_path) as server, client(server.url) as redis_client:
+        redis_client.set("name", "Bolt")
+    for path in tmp_path.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    other = tmp_path / "other.txt"
+    other.touch(mode=0o644)
+    # when a server starts there
+    with embedded_redis(tmp_path) as server, client(server.url) as redis_client:
+        # then its own are closed, a password that others could read is replaced, and what is not
+        # the server's is left alone
+        assert redis_client.get("name") == "Bolt"
+        found = modes(tmp_path)
+    del found[str(tmp_path)], found[str(other)]
+    assert {path: mode for path, mode in found.items() if not mode.endswith("00")} == {}
+    assert other.stat().st_mode & 0o777 == 0o644
+
+
+def test_nobody_uses_it_without_its_password_which_is_shown_nowhere(tmp_path: Path) -> None:
+    with embedded_redis(tmp_path) as server:
+        # given a server; without its password, with a wrong one, nothing is answered
+        for url in (f"redis://127.0.0.1:{server.port}/0", f"redis://:no@127.0.0.1:{server.port}/0"):
+            with client(url) as stranger, pytest.raises(redis.AuthenticationError):
+                stranger.ping()
+        # then the password is long, and in no command line, log or representation
+        assert len(server.password) >= 40
+        assert server.password in server.url
+        shown = [repr(server), str(server), (tmp_path / "server.log").read_text()]
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                shown += process.cmdline()
+        assert not any(server.password in text for text in shown)
+
+
+def test_a_folder_keeps_its_password_and_another_one_has_another(tmp_path: Path) -> None:
+    with embedded_redis(tmp_path / "one") as server:
+        first = server.password
+    with embedded_redis(tmp_path / "one") as again, embedded_redis(tmp_path / "two") as other:
+        assert again.password == first
+        assert other.password != first
+
+
+def test_a_password_that_others_could_have_written_is_not_used(tmp_path: Path) -> None:
+    # given a folder with a password that others can read, and one that is a link elsewhere
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / embedded.SECRETS).write_text('requirepass "known"\n')
+    (tmp_path / "one" / embedded.SECRETS).chmod(0o644)
+    (tmp_path / "known").write_text('requirepass "known"\n')
+    (tmp_path / "known").chmod(0o600)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / embedded.SECRETS).symlink_to(tmp_path / "known")
+    # then a server that starts there has one of its own
+    for name in ("one", "two"):
+        with embedded_redis(tmp_path / name) as server, client(server.url) as redis_client:
+            assert server.password != "known"
+            assert redis_client.ping()
+
+
+def test_a_server_that_stands_in_asks_for_the_urls_own_password(tmp_path: Path) -> None:
+    # given a URL with a password at which nothing answers
+    port = free_port()
+    url = f"redis://:geheim@localhost:{port}/0"
+    # when a server stands in
+    with redis_or_embedded(url, tmp_path) as server:
+        # then whoever has the URL can use it, and nobody else
+        assert server is not None
+        assert "geheim" not in repr(server)
+        with client(url) as redis_client:
+            assert redis_client.ping()
+        with (
+            client(f"redis://localhost:{port}/0") as stranger,
+            pytest.raises(redis.AuthenticationError),
+        ):
+            stranger.ping()
+    # and the same folder serves another URL, which has none
+    with redis_or_embedded(f"redis://localhost:{port}/0", tmp_path) as server:
+        assert server is not None
+        with client(server.url) as redis_client:
+            assert redis_client.ping()
+
+
+def test_a_password_that_its_configuration_cannot_hold_is_refused_without_it(
+    tmp_path: Path,
+) -> None:
+    url = f"redis://:two%20words@localhost:{free_port()}/0"
+    with (
+        pytest.raises(ConfigurationError, match="characters that its") as refusal,
+        redis_or_embedded(url, tmp_path),
+    ):
+        pass
+    assert "two words" not in str(refusal.value)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from cqrs_celery.queue.values import Destination, ack, give_back, requeue
+from cqrs_celery.queue import reliable_queue
+from cqrs_celery.queue.reliable_queue import ReliableQueue
+from cqrs_celery.queue.values import Destination, Publish, ack, give_back, requeue
 from tests.queues import QueueCase, leftovers, opened, texts
 
 
@@ -86,6 +88,60 @@ def test_an_unused_queue_is_deleted_with_its_messages(queue: QueueCase) -> None:
     assert leftovers(queue.client) == []
 
 
+def test_the_deletion_of_an_expired_queue_that_a_crash_has_ended_is_taken_up_again(
+    queue: QueueCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given an expired queue with more messages than one step deletes
+    monkeypatch.setattr(reliable_queue, "PURGE_BATCH", 2)
+    queue.declare("reply", expires_ms=60_000)
+    for n in range(5):
+        queue.publish([Destination("reply", str(n))])
+    queue.redis.zadd(queue.key("expiring"), {"reply": 1})
+    # when the one who deletes it is killed in the middle
+    purge, calls = reliable_queue._purge, []
+
+    def killed(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return purge(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reliable_queue, "_purge", killed)
+        with pytest.raises(KeyboardInterrupt):
+            queue.delete_expired()
+    # then the next one finds the queue, and nothing of it is left
+    assert queue.beat("anna", 60_000).expired_queues == 1
+    assert queue.delete_expired() == ["reply"]
+    assert leftovers(queue.client) == []
+
+
+def test_a_queue_that_somebody_consumes_while_it_is_deleted_keeps_what_is_left(
+    queue: QueueCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given an expired queue
+    monkeypatch.setattr(reliable_queue, "PURGE_BATCH", 2)
+    queue.declare("reply", expires_ms=60_000)
+    for n in range(5):
+        queue.publish([Destination("reply", str(n))])
+    queue.redis.zadd(queue.key("expiring"), {"reply": 1})
+    # when a consumer comes after the first step
+    purge = reliable_queue._purge
+    workers: list[Any] = []
+
+    def and_a_worker_comes(*args: Any) -> Any:
+        count = purge(*args)
+        if not workers:
+            workers.append(queue.worker("anna", "reply"))
+        return count
+
+    monkeypatch.setattr(reliable_queue, "_purge", and_a_worker_comes)
+    # then the queue lives on with the rest
+    assert queue.delete_expired() == []
+    assert queue.exists("reply")
+    assert texts(workers[0].take()) == ["2", "3", "4"]
+
+
 def test_a_queue_with_a_consumer_lives_on(queue: QueueCase) -> None:
     queue.declare("reply", expires_ms=60_000)
     queue.worker("anna", "reply")
@@ -135,3 +191,76 @@ def test_a_take_of_expired_messages_alone_asks_for_the_next_at_once(queue: Queue
     first, second, third = (anna.exchange(count=4) for _ in range(3))
     assert [texts(one.taken) for one in (first, second, third)] == [[], [], ["fresh"]]
     assert (first.due_in_ms, second.due_in_ms) == (0, 0)
+
+
+# ------------------------------------------------------------ the queue's own limit
+
+
+def limits(queue: QueueCase) -> list[int]:
+    """Return for how many ms each message may wait, in whole minutes, shortest first."""
+    seconds, _ = queue.redis.time()
+    ends = queue.redis.hvals(queue.key("until"))
+    return sorted(round((int(end) - seconds * 1000) / 60_000) for end in ends)
+
+
+def another(queue: QueueCase) -> ReliableQueue:
+    """Return the same queues, as another process knows them."""
+    return ReliableQueue(queue.client, prefix=queue.prefix)
+
+
+def test_a_queue_s_limit_counts_for_whoever_publishes_there(queue: QueueCase) -> None:
+    # given a queue whose messages may wait for ten minutes
+    queue.declare("orders", ttl_ms=600_000)
+    # when another process publishes there: without a limit, with a longer one, with a shorter one
+    other = another(queue)
+    other.publish([Destination("orders", "1")])
+    other.publish([Destination("orders", "2")], ttl_ms=3_600_000)
+    other.publish_many(
+        [Publish([Destination("orders", "3"), Destination("mail", "3")], "", 0, 60_000)]
+    )
+    # then the sooner limit counts, and in another queue the message's own
+    assert limits(queue) == [1, 1, 10, 10]
+
+
+def test_a_declaration_without_a_limit_keeps_it_and_one_of_none_takes_it_away(
+    queue: QueueCase,
+) -> None:
+    queue.declare("orders", ttl_ms=600_000)
+    another(queue).declare("orders")
+    another(queue).publish([Destination("orders", "1")])
+    assert limits(queue) == [10]
+
+    queue.declare("orders", ttl_ms=0)
+    another(queue).publish([Destination("orders", "2")])
+    assert limits(queue) == [10]
+
+
+def test_a_deleted_queue_takes_its_limit_with_it(queue: QueueCase) -> None:
+    queue.declare("orders", ttl_ms=600_000)
+    queue.delete("orders")
+    assert not queue.redis.exists(queue.key("ttl"))
+
+
+def test_a_queue_without_a_limit_is_asked_for_it_once_a_while(
+    queue: QueueCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a process that has published to a queue
+    monkeypatch.setattr(reliable_queue, "NO_TTL_S", 1_000)
+    other = another(queue)
+    other.publish([Destination("orders", "1")])
+    # when it publishes more
+    queue.redis.config_resetstat()
+    for n in range(5):
+        other.publish([Destination("orders", str(n))])
+    # then it does not ask again
+    assert "cmdstat_hget" not in queue.redis.info("commandstats")
+    # until what it knows is too old, or itself declares the queue
+    other.declare("orders", ttl_ms=600_000)
+    other.publish([Destination("orders", "6")])
+    assert limits(queue) == [10]
+
+
+def test_a_sequence_has_no_limit_of_its_queue(queue: QueueCase) -> None:
+    queue.declare("orders", ttl_ms=600_000)
+    queue.publish([Destination("orders", "kept", "Item-1")])
+    assert not queue.redis.exists(queue.key("until"))

@@ -424,3 +424,19 @@ def test_a_consumer_that_has_gone_leaves_nothing_of_what_was_known(queue: QueueC
     queue.recover()
 
     assert not queue.redis.exists(queue.key("about"))
+
+
+def test_what_a_recovered_consumer_says_of_itself_leaves_nothing(queue: QueueCase) -> None:
+    # given a consumer that was recovered
+    queue.worker("anna")
+    queue.end_lease("anna")
+    queue.recover()
+    # when it says what it consumes, since it does not know
+    queue.consume("anna", ["orders", "mail"], about={"slots": 1})
+    # then nothing of that is kept, until it is registered again
+    assert not queue.redis.exists(
+        *map(queue.key, ("about", "queues_of:anna", "consuming:orders", "consuming:mail"))
+    )
+    queue.beat("anna", LEASE_MS, register=True)
+    queue.consume("anna", ["orders"], about={"slots": 1})
+    assert queue.redis.smembers(queue.key("queues_of:anna")) == {b"orders"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,8 @@ from queue import Empty
 from typing import Any
 
 import pytest
-from kombu import Connection, Consumer, Exchange, Queue
+import redis
+from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.exceptions import ChannelError
 
 from cqrs_celery.transport import TRANSPORT
@@ -237,3 +239,52 @@ def test_a_compressed_body_passes(connection: Connection, compression: str) -> N
     assert message.payload == {"text": "x" * 10_000}
     message.ack()
     queue.close()
+
+
+def test_a_message_got_by_hand_is_of_the_queue_that_was_asked(connection: Connection) -> None:
+    # given a channel that has taken more of one queue than it has delivered
+    fill(connection, "theirs", 3)
+    fill(connection, "asked", 1)
+    with connection.channel() as channel:
+        channel.basic_qos(0, 1, False)
+        consumer = Consumer(channel, [Queue("theirs")], on_message=lambda message: None)
+        consumer.consume()
+        channel.holder.exchange(["theirs"], count=3, run=1, was_idle=False)
+        assert channel.holder.hand.ready == 3
+        # when another queue is asked by hand
+        queue = Queue("asked")(channel)
+        queue.declare()
+        first, second = queue.get(), queue.get()
+        # then its message comes, and none of the other queue's
+        assert first is not None
+        assert first.delivery_info["queue"] == "asked"
+        assert second is None
+        assert channel.holder.hand.ready == 3
+        first.ack()
+        consumer.cancel()
+
+
+def test_closed_channels_leave_no_socket_open(connection: Connection, redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as looker:
+
+        def open_now() -> int:
+            return len(looker.client_list(_type="normal")) + len(looker.client_list(_type="pubsub"))
+
+        connection.connect()
+        fill(connection, "line", 1)
+        before = open_now()
+        # given channels that have taken, published and listened, and that nothing collects
+        gc.disable()
+        try:
+            for _ in range(5):
+                channel = connection.channel()
+                consumer = Consumer(channel, [Queue("line")], on_message=lambda message: None)
+                consumer.consume()
+                Producer(channel).publish({}, routing_key="line")
+                connection.drain_events(timeout=5)
+                # when each is closed
+                channel.close()
+            # then none of their connections stays
+            wait_until(lambda: open_now() <= before, 5, lambda: f"{before}, not {open_now()}")
+        finally:
+            gc.enable()

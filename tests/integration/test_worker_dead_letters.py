@@ -187,6 +187,40 @@ def test_a_message_that_cannot_be_read_becomes_a_dead_letter_with_its_reason_and
     assert_goes_on(cqrs, data, worker)
 
 
+def test_what_is_in_a_refused_message_is_not_in_the_log(
+    cqrs: CQRS, data: redis.Redis, worker: WorkerNode
+) -> None:
+    # given messages for an unknown task, for none, and of a body that no task takes
+    shown = {"argsrepr": "('geheim',)", "kwargsrepr": "{'word': 'geheim'}"}
+    with cqrs.app.connection_for_write() as connection:
+        producer = Producer(connection)
+        for body, task in (
+            (b'[["geheim"], {}, {}]', "depot.burn"),
+            (b'{"hello": "geheim"}', ""),
+            (b'["geheim", 6, {}]', "depot.fill_box"),
+        ):
+            headers = {"task": task, "id": "1", **shown} if task else shown
+            producer.publish(
+                body,
+                routing_key=COMMANDS,
+                headers=headers,
+                content_type="application/json",
+                content_encoding="utf-8",
+            )
+    # when a worker has refused them
+    found = letters(data, COMMANDS, 3)
+    assert [reason(letter)["reason"] for letter in found] == [
+        "unknown task", "no task message", "invalid task message",
+    ]  # fmt: skip
+    for letter in found:
+        told = f"message {letter.id} of queue {letter.queue} became a dead letter"
+        wait_until(lambda told=told: told in worker.logs(), 10, told)  # type: ignore[misc]
+    # then its log names them, and says nothing of what is in them
+    assert "no task depot.burn is registered in this worker" in worker.logs()
+    assert "geheim" not in worker.logs()
+    assert_goes_on(cqrs, data, worker)
+
+
 def test_an_event_that_nobody_can_read_names_itself_and_its_place(
     cqrs: CQRS, data: redis.Redis, worker: WorkerNode
 ) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import click
 import pytest
+from click.testing import CliRunner
 
+from cqrs_celery.cli import cqrs
 from cqrs_celery.cli.table import plain, print_table
+from cqrs_celery.errors import CQRSError
 
 
 @pytest.mark.parametrize(
@@ -29,3 +33,18 @@ def test_control_characters_are_shown_escaped(
 
 def test_a_text_of_several_lines_keeps_them_alone() -> None:
     assert plain("one\n\ttwo\x1b[0m\r", keeps_lines=True) == "one\n\ttwo\\x1b[0m\\r"
+
+
+@pytest.mark.parametrize("kind", [click.ClickException, click.UsageError, CQRSError])
+def test_an_error_that_quotes_a_stranger_does_nothing_to_the_terminal(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a command that refuses something, and names what was found
+    @click.command()
+    def refuse() -> None:
+        raise kind("there are:\norders\x1b[2J\x9b31m")
+
+    monkeypatch.setitem(cqrs.commands, "refuse", refuse)
+    # when it is run, then what it says is shown, and does nothing
+    said = CliRunner().invoke(cqrs, ["refuse"]).output
+    assert "there are:\norders\\x1b[2J\\x9b31m\n" in said

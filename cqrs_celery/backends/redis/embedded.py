@@ -6,9 +6,13 @@
     with redis_or_embedded("redis://localhost:6379/0", ".data/redis"):
         ...                     # whoever uses that URL finds a server there
 
-The server listens on 127.0.0.1 alone, without a password, and keeps its data in its folder, in an
-append-only file that is forced to the disk every second. It ends with the process that started it,
-also when that one is killed with -9; its data are there at the next start.
+The server listens on 127.0.0.1 alone, and keeps its data in its folder, in an append-only file that
+is forced to the disk every second. Its files can be read by its user alone. It asks for a password:
+`embedded_redis` makes one, which is in `url` and in the folder; `redis_or_embedded` takes that of
+the URL. Where the URL has none, there is none, since others come by the same URL.
+
+It ends with the process that started it, also when that one is killed with -9; its data are there
+at the next start.
 
 A folder is one server's: a second start in it waits for a moment, since the first server may be
 ending, and is refused then.
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -27,6 +32,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
@@ -54,6 +60,15 @@ PORT_ATTEMPTS: Final = 3
 #: The program that keeps the server for as long as this process lives.
 GUARDIAN: Final = Path(__file__).with_name("guardian.py")
 
+#: The file in a server's folder that has its password, as a line of its configuration.
+SECRETS: Final = "password.conf"
+
+#: The line of that file.
+_REQUIRED: Final = "requirepass "
+
+#: What of a server's folder an earlier release has made readable for others.
+_FILES: Final = ("appendonlydir", "appendonlydir/*", "server.log", "server.lock", "*.rdb", "*.aof")
+
 #: Hosts for which a server of one's own can stand in.
 LOOPBACK: Final = ("localhost", "127.0.0.1")
 
@@ -69,23 +84,33 @@ class EmbeddedRedis:
         port: where it listens.
         pid: its process id.
         binary: the program that it runs.
+        password: what it asks for; empty if nothing.
     """
 
     def __init__(
-        self, directory: Path, port: int, pid: int, binary: str, process: subprocess.Popen[str]
+        self,
+        directory: Path,
+        port: int,
+        pid: int,
+        binary: str,
+        process: subprocess.Popen[str],
+        *,
+        password: str = "",
     ) -> None:
         self.directory = directory
         self.port = port
         self.pid = pid
         self.binary = binary
+        self.password = password
         self._process = process
         self._owner = os.getpid()
         _running.add(self)
 
     @property
     def url(self) -> str:
-        """The URL of its database 0."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        """The URL of its database 0, with its password; `repr` of the server shows it without."""
+        user = f":{quote(self.password, safe='')}@" if self.password else ""
+        return f"redis://{user}127.0.0.1:{self.port}/0"
 
     def close(self) -> None:
         """Stop the server, its data complete; a second time does nothing, nor does it in a fork."""
@@ -107,14 +132,15 @@ class EmbeddedRedis:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<EmbeddedRedis {self.url} in {self.directory}, process {self.pid}>"
+        return f"<EmbeddedRedis 127.0.0.1:{self.port} in {self.directory}, process {self.pid}>"
 
 
 def embedded_redis(directory: str | Path, *, port: int = 0) -> EmbeddedRedis:
     """Start a server in a folder, and return once it answers, its data loaded.
 
     Args:
-        directory: where its data are kept; made if it is missing.
+        directory: where its data are kept; made if it is missing. The files that the server makes
+            can be read by their user alone, its password among them.
         port: where it listens; 0 for a free one.
 
     Returns:
@@ -128,7 +154,7 @@ def embedded_redis(directory: str | Path, *, port: int = 0) -> EmbeddedRedis:
     folder = Path(directory)
     deadline = time.monotonic() + LOCK_S
     while True:
-        server = _start(folder, port)
+        server = _start(folder, port, password=None)
         if server is not None:
             return server
         if time.monotonic() > deadline:
@@ -148,7 +174,8 @@ def redis_or_embedded(url: str, directory: str | Path) -> Iterator[EmbeddedRedis
     starts it and the others use it; it ends with the one that started it.
 
     Args:
-        url: where the application looks for its server; its `broker_url`, as a rule.
+        url: where the application looks for its server; its `broker_url`, as a rule. An embedded
+            server asks for its password, and for none if it has none.
         directory: where an embedded server keeps its data.
 
     Yields:
@@ -172,7 +199,9 @@ def _join_or_start(url: str, directory: Path) -> EmbeddedRedis | None:
     deadline = time.monotonic() + START_S
     while not is_reachable(url):
         try:
-            server = _start(directory, _port_of(url))
+            server = _start(
+                directory, _port_of(url), password=str(_parts(url).get("password") or "")
+            )
         except ConfigurationError:
             if is_reachable(url):  # somebody else was quicker
                 return None
@@ -212,12 +241,12 @@ def _port_of(url: str) -> int:
         ConfigurationError: it can't.
     """
     found = _parts(url)
-    is_plain = url.startswith("redis://") and not (found.get("username") or found.get("password"))
+    is_plain = url.startswith("redis://") and not found.get("username")
     if not is_plain or found.get("host", "localhost") not in LOOPBACK:
         raise ConfigurationError(
             f"no Redis or Valkey server answers at {_address(url)}, and an embedded one stands in"
-            " for redis://localhost:<port>/<database> only, without user, password and TLS. Start"
-            " the server, or correct the URL."
+            " for redis://localhost:<port>/<database>, or with :<password>@ in front of the host,"
+            " only, without user and TLS. Start the server, or correct the URL."
         )
     return int(found.get("port", 6379))
 
@@ -232,20 +261,26 @@ def _parts(url: str) -> dict[str, Any]:
     return redis.ConnectionPool.from_url(url).connection_kwargs
 
 
-def _start(directory: Path, port: int) -> EmbeddedRedis | None:
-    """Start a server; returns None where another one has the folder."""
+def _start(directory: Path, port: int, *, password: str | None) -> EmbeddedRedis | None:
+    """Start a server; returns None where another one has the folder.
+
+    Args:
+        directory: its folder.
+        port: where it listens; 0 for a free one.
+        password: what it asks for; "" for nothing, None for that of the folder, which is made.
+    """
     binary = find_server_binary()
-    directory.mkdir(parents=True, exist_ok=True)
-    directory = directory.resolve()
+    directory = _own_folder(directory)
+    password = _password_of(directory, password)
     for attempt in range(1, PORT_ATTEMPTS + 1):
         log = directory / "server.log"
         log_start = log.stat().st_size if log.exists() else 0
         chosen = port or _free_port()
-        process = _spawn(directory, log, binary, chosen)
+        process = _spawn(directory, log, binary, chosen, is_secret=bool(password))
         said = process.stdout.readline() if process.stdout else ""
         word, _, rest = said.strip().partition(" ")
-        if word == "pid" and _becomes_ready(process, chosen, int(rest)):
-            return EmbeddedRedis(directory, chosen, int(rest), binary, process)
+        if word == "pid" and _becomes_ready(process, chosen, int(rest), password):
+            return EmbeddedRedis(directory, chosen, int(rest), binary, process, password=password)
         process.communicate()
         if word == "locked":
             return None
@@ -259,8 +294,83 @@ def _start(directory: Path, port: int) -> EmbeddedRedis | None:
     raise AssertionError("unreachable")
 
 
-def _spawn(directory: Path, log: Path, binary: str, port: int) -> subprocess.Popen[str]:
-    command = [binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory)]
+def _own_folder(directory: Path) -> Path:
+    """Return the folder, resolved; what is in it of a server is its user's alone.
+
+    A folder that was there before keeps its mode: it may hold more than a server's data.
+    """
+    parent = directory.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    directory = directory.resolve(strict=True)
+    for path in (path for pattern in _FILES for path in directory.glob(pattern)):
+        status = path.lstat()
+        is_ours = status.st_uid == os.geteuid() and not path.is_symlink()
+        if is_ours and status.st_mode & 0o077:
+            path.chmod(status.st_mode & 0o700)
+    return directory
+
+
+def _password_of(directory: Path, wanted: str | None) -> str:
+    """Return the password of a folder's server, which is in a file that its user alone can read.
+
+    Args:
+        directory: the folder.
+        wanted: what it is to be; "" for none, None for what the folder has. If that has none, one
+            is made.
+
+    Raises:
+        ConfigurationError: it can't be written into a server's configuration.
+    """
+    if wanted == "":
+        return ""
+    path = directory / SECRETS
+    found = _read_password(path)
+    if found and wanted in (None, found):
+        return found
+    password = wanted or secrets.token_urlsafe(32)
+    if not (password.isprintable() and password.isascii()) or set(password) & set('"\\ '):
+        raise ConfigurationError(
+            f"the password for the embedded server in {directory} has characters that its"
+            " configuration can't hold: choose ASCII letters, digits and signs, without spaces,"
+            " quotes and backslashes"
+        )
+    draft = directory / f".{SECRETS}.{secrets.token_hex(8)}"
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f'{_REQUIRED}"{password}"\n')
+    if wanted is None and not found:
+        # Of several that come at once, the first one's is everybody's.
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(draft)
+        if found := _read_password(path):
+            draft.unlink()
+            return found
+    draft.replace(path)
+    return password
+
+
+def _read_password(path: Path) -> str:
+    """Return what a file says; empty if there is none, or others can read or have written it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return ""
+    with os.fdopen(descriptor) as file:
+        status = os.fstat(file.fileno())
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            return ""
+        line = file.readline().rstrip("\n")
+    return line.removeprefix(_REQUIRED).strip('"') if line.startswith(_REQUIRED) else ""
+
+
+def _spawn(
+    directory: Path, log: Path, binary: str, port: int, *, is_secret: bool
+) -> subprocess.Popen[str]:
+    # Everybody may read a command line: the password comes from the file.
+    command = [binary, *([str(directory / SECRETS)] if is_secret else [])]
+    command += ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory)]
     for setting, value in SETTINGS.items():
         command += [f"--{setting}", value]
     # A session of its own: Ctrl-C is for the program that uses the server, which then closes it.
@@ -277,10 +387,16 @@ def _spawn(directory: Path, log: Path, binary: str, port: int) -> subprocess.Pop
     )
 
 
-def _becomes_ready(process: subprocess.Popen[str], port: int, pid: int) -> bool:
+def _becomes_ready(process: subprocess.Popen[str], port: int, pid: int, password: str) -> bool:
     """Wait until the server answers; returns False if it has ended, or takes too long."""
     deadline = time.monotonic() + START_S
-    client = redis.Redis(host="127.0.0.1", port=port, socket_timeout=2, retry=Retry(NoBackoff(), 0))
+    client = redis.Redis(
+        host="127.0.0.1",
+        port=port,
+        password=password or None,
+        socket_timeout=2,
+        retry=Retry(NoBackoff(), 0),
+    )
     with client:
         while process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(redis.RedisError):

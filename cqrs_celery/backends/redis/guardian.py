@@ -34,7 +34,8 @@ STOP_S = 10.0
 
 
 def run(parent: int, lock_path: str, log_path: str, command: list[str]) -> None:
-    """Run the server until it, or the parent process, ends."""
+    """Run the server until it, or the parent process, ends; its files are its user's alone."""
+    os.umask(0o077)
     lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

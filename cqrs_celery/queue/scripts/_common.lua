@@ -31,12 +31,14 @@
 --                  charged, see charge
 -- cq:until     HASH id -> ms at which a message expires that has not been taken
 -- cq:expiring  ZSET queue -> ms at which an unused one expires    cq:lifetime  HASH queue -> its ms
+-- cq:ttl       HASH queue -> ms that a message without a sequence may wait in it; absent for ever
 -- cq:tries     HASH id -> deliveries that ended without a settlement
 -- cq:dead:<queue>  HASH id -> letter    cq:policy, cq:redrive  see _letters
 -- cq:dedup:<publish id>  STRING, expires                cq:prioritised  SET queues with steps above 0
 -- cq:steps     SET of those steps
 -- cq:id, cq:fence  counters             cq:queues  SET of declared queues
 -- cq:format    STRING number of the form of these keys; see upgrade     cq:upkeep  STRING see upkeep
+-- cq:paused    SET of queues from which nothing is taken; they need not be declared
 -- A queue's name holds no \31; sequences and consumers may be called anything.
 --
 -- A full server refuses a script whose first write needs memory, and none after that. So publish

@@ -3,8 +3,10 @@
 --
 -- KEYS  1 routing key
 -- ARGV  1 prefix   2 consumer   3 what is known of it, a JSON object   4… queues
--- RETURN  the number of queues
--- COST  O(queues before and now); 6 commands, and 2 for each queue that is new or gone
+-- RETURN  the number of queues; -1 if the consumer is unknown, since its lease has ended and it was
+--         recovered: then nothing is written, for nobody would delete it again
+-- COST  O(queues before and now); 7 commands, and 2 for each queue that is new or gone
+if not call('ZSCORE', C .. 'consumers', ARGV[2]) then return -1 end
 local mine = C .. 'queues_of:' .. ARGV[2]
 local before, new, gone = {}, {}, {}
 for _, queue in ipairs(call('SMEMBERS', mine)) do before[queue] = true end

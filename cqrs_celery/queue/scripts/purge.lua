@@ -2,10 +2,16 @@
 -- Delete up to a number of messages of a queue that are not in flight and not dead.
 --
 -- KEYS  1 routing key
--- ARGV  1 prefix   2 queue   3 the most to delete in this call
--- RETURN  how many were deleted; call again while it is not 0
+-- ARGV  1 prefix   2 queue   3 the most to delete in this call   4 "1": only of a queue that has expired,
+--         and has no consumer; once nothing is left to delete, it is forgotten in the same step
+-- RETURN  how many were deleted; call again while it is above 0; -1 if the queue has not expired
 -- COST  O(deleted + sequences that are held or blocked)
-local queue, most = ARGV[2], tonumber(ARGV[3])
+local queue, most, must_be_expired = ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
+if must_be_expired then
+  -- Looked at in each call: between two of them somebody may consume it, or declare it anew.
+  local at = call('ZSCORE', C .. 'expiring', queue)
+  if not at or tonumber(at) >= now_ms() or call('SCARD', C .. 'consuming:' .. queue) > 0 then return -1 end
+end
 local ids = {}
 
 local function take_sequence(seq)
@@ -76,4 +82,10 @@ forget(ids, bodies)
 -- What was being tried again has a letter still.
 if call('EXISTS', C .. 'dead:' .. queue) == 1 then call_with('HDEL', C .. 'dead:' .. queue, ids) end
 save_counts()
+if must_be_expired and #ids + raw == 0 then
+  call('ZREM', C .. 'expiring', queue)
+  call('HDEL', C .. 'lifetime', queue)
+  call('HDEL', C .. 'ttl', queue)
+  for _, set in ipairs({'queues', 'called', 'raw'}) do call('SREM', C .. set, queue) end
+end
 return #ids + raw

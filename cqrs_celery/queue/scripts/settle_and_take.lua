@@ -23,8 +23,8 @@
 -- RETURN  {MessagePack of {1 if the consumer is known else 0, ids whose settlement counted nothing, ids
 --          taken back, ms until something delayed is due (-1: nothing), the take's number, how many of
 --          the messages are not behind another one of their sequence; these come first,
---          {{id, queue, sequence, priority step, tries, 1 if it has a shared body else 0}…}},
---          then of each: payload or head, and the shared body if it has one}
+--          {{id, queue, sequence, priority step, tries, 1 if it has a shared body else 0}…}, all
+--          paused queues}, of which nothing was taken; then of each: payload or head, and the shared body if it has one}
 --         in one piece, since a client parses that in a third of the time
 --         The fence of message i, from 0, is the take's number + 2 i, and one more behind another
 --         message of its sequence: see fence_of
@@ -32,7 +32,7 @@
 -- COST  9 commands for plain messages, 10 for more than 16; 1–5 per other settlement, 1–4 per message of a
 --       sequence, 1 or 2 per queue with such as stand behind others; 8 more where anything is delayed,
 --       expires, was delivered before, or has a priority; 2 more to go idle (1 a queue of the consumer's,
---       if a wake-up found it busy), 2 to be so no more
+--       if a wake-up found it busy), 2 to be so no more; 1 more while a queue is paused, O(paused queues)
 local consumer = ARGV[2]
 local flight = C .. 'flight:' .. consumer
 local operations, wanted, run = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -43,10 +43,15 @@ local refused, revoked = {}, {}
 -- known how large they are.
 local MOST_BYTES, FIRST_READ = 16777216, 16
 
--- One command says that nothing is there that most of the others would look for.
-local is_plain = call('EXISTS',
-  C .. 'until', C .. 'tries', C .. 'due', C .. 'idle', C .. 'prioritised') == 0
+-- One command says that nothing is there that most of the others would look for, and whether a queue is
+-- paused: EXISTS counts that key as often as it is named, and so once more than all others.
+local PAUSED = C .. 'paused'
+local found = call('EXISTS',
+  C .. 'until', C .. 'tries', C .. 'due', C .. 'idle', C .. 'prioritised',
+  PAUSED, PAUSED, PAUSED, PAUSED, PAUSED, PAUSED)
+local is_plain = found % 6 == 0
 has_no_history = is_plain
+local paused = found >= 6 and call('SMEMBERS', PAUSED) or {}
 
 ---------------------------------------------------------------- settle
 local held, sequences, order = {}, {}, {}
@@ -210,7 +215,7 @@ end
 local is_known = call('ZSCORE', C .. 'consumers', consumer)
 if wanted == 0 or not is_known then
   save_counts()
-  return {cmsgpack.pack({is_known and 1 or 0, refused, revoked, -1, 0, 0, {}})}
+  return {cmsgpack.pack({is_known and 1 or 0, refused, revoked, -1, 0, 0, {}, paused})}
 end
 
 -- ms until the first of what is delayed is due; -1 if nothing is.
@@ -225,10 +230,13 @@ if due_in == 0 then
   due_in = until_due()
 end
 local taken, records, ids = {}, {}, {}
-local queues, sizes, live = {}, {}, 0
+local queues, sizes, live, is_paused = {}, {}, 0, {}
+for _, queue in ipairs(paused) do is_paused[queue] = true end
 for i = 9, last_queue, 2 do
-  live = live + 1
-  queues[live], sizes[live] = ARGV[i], tonumber(ARGV[i + 1])
+  if not is_paused[ARGV[i]] then
+    live = live + 1
+    queues[live], sizes[live] = ARGV[i], tonumber(ARGV[i + 1])
+  end
 end
 
 -- Of a message of a sequence, also its token's place among `tokens`.
@@ -465,5 +473,5 @@ elseif looked_at == 0 then
   if ARGV[6] == '1' and notice_steps(queues) then due_in = 0 end
 end
 save_counts()
-pieces[1] = cmsgpack.pack({1, refused, revoked, due_in, take, firsts, taken})
+pieces[1] = cmsgpack.pack({1, refused, revoked, due_in, take, firsts, taken, paused})
 return pieces

@@ -496,7 +496,6 @@ class ReliableQueue:
             if (count := int(_purge(self.client, self._keys, args))) <= 0:
                 return count
 
-
     def pause(self, queues: Sequence[str]) -> list[str]:
         """Pause queues: from now on nobody takes anything from them; all of it is kept, in order.
 

@@ -162,7 +162,8 @@ class Recoverer:
         beat, self._beat = self._beat, None
         if beat is not None and beat.expired_queues and not self._is_stopped:
             self._attempt("delete expired queues", self._queue.delete_expired)
-        self._has_letters |= beat is not None and bool(beat.letters_due)
+        if beat is not None and beat.letters_due:
+            self._has_letters = True
         if self._has_letters and not self._is_stopped:
             self._attempt("look after dead letters", self._look_after_letters)
         if beat is not None and self._upkeep is not None and not self._is_stopped:

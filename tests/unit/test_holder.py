@@ -278,7 +278,7 @@ def test_the_lease_is_renewed_while_very_many_letters_are_due(
         return next(slices, None) is not None
 
     monkeypatch.setattr(redriving, "look_after", look_after)
-    queue.answer = Beat(is_held=True, ended=0, now_ms=0, letters_due=1)
+    queue.answer = Beat(is_held=True, first_end_ms=10**9, now_ms=0, letters_due=1)
     make_holder()
     # when they are looked after
     wait_until(lambda: len(beats_before) > 20, 20, "the letters")

@@ -114,8 +114,16 @@ MUTANTS = (
 
 
 def source_of(mutant: Mutant, root: Path) -> Path:
-    """Return the file that a mutant changes."""
-    return root / SCRIPTS / f"{mutant.module}.lua"
+    """Return the file that a mutant changes: the one it names, or whereto its place has moved."""
+    named = root / SCRIPTS / f"{mutant.module}.lua"
+    files = [named, *sorted((root / SCRIPTS).glob("*.lua"))]
+    having = [path for path in files if path.exists() and _count(path, mutant.old) == 1]
+    # In two others, it is nobody's place.
+    return having[0] if having[:1] == [named] or len(having) == 1 else named
+
+
+def _count(path: Path, text: str) -> int:
+    return path.read_text(encoding="utf-8").count(text)
 
 
 def run_one(mutant: Mutant | None, root: Path) -> int:

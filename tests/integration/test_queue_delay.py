@@ -127,6 +127,23 @@ def test_a_retry_later_holds_its_sequence(queue: QueueCase) -> None:
     assert texts(anna.take(run=3)) == ["1", "2", "3"]
 
 
+def test_a_sequence_whose_time_has_come_counts_as_ready_until_somebody_takes_it(
+    queue: QueueCase,
+) -> None:
+    # given two sequences whose heads are delayed
+    anna = queue.worker()
+    queue.send("1", sequence="Item-1")
+    queue.send("2", "3", sequence="Item-2")
+    for taken in anna.take():
+        anna.end(later, [taken], 60_000)
+    assert queue.count_of() == {"retrying": 3}
+    # when both are due, and one of them is taken
+    queue.make_due()
+    assert texts(anna.take(1)) == ["1"]
+    # then the other one waits for nothing but a worker
+    assert queue.count_of() == {"ready": 1, "in_sequences": 3}
+
+
 def test_a_retry_later_of_a_plain_message_holds_nothing(queue: QueueCase) -> None:
     anna = queue.worker()
     queue.send("1", "2")

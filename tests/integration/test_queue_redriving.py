@@ -283,6 +283,21 @@ def test_where_the_policy_says_continue_the_sequence_goes_on_without_it(queue: Q
     assert [letter.state for letter in queue.dead_letters()] == ["tried"]
 
 
+def test_a_letter_that_holds_up_nothing_waits_behind_one_that_does(queue: QueueCase) -> None:
+    # given a letter that its sequence went on without, and another one that blocks the sequence
+    anna = queue.worker()
+    queue.send("1", "2", "3", sequence="Item-1")
+    (first,) = fail(queue, anna)
+    queue.letters.set_policy("orders", LetterPolicy())
+    (second,) = fail(queue, anna)
+    # when the first one is tried again
+    assert queue.redrive("orders", first.id)
+    # then it waits behind the rest, and nothing comes before the one that blocks
+    assert anna.take(run=10) == []
+    assert queue.redrive("orders", second.id)
+    assert texts(anna.take(run=10)) == ["2", "3", "1"]
+
+
 def test_a_crowd_behind_a_letter_is_told(queue: QueueCase) -> None:
     # given a policy that allows two to wait
     queue.letters.set_policy("orders", QUICK)

@@ -174,6 +174,21 @@ def test_what_goes_back_stands_behind_older_messages(queue: QueueCase) -> None:
     assert texts(anna.take()) == ["1", "2", "3", "4"]
 
 
+def test_what_goes_back_stands_before_the_first_younger_one_and_moves_no_other(
+    queue: QueueCase,
+) -> None:
+    # given an old message behind a young one, since it was a dead letter
+    anna = queue.worker()
+    queue.send("1", "2", "3")
+    first, second = anna.take(2)
+    anna.end(bury, [first], "{}")
+    queue.redrive("orders", first.id)
+    # when one of an age between them goes back
+    anna.end(give_back, [second])
+    # then it stands before the younger one, and the old one keeps the place that it was given
+    assert texts(anna.take(10)) == ["2", "3", "1"]
+
+
 def test_alternating_messages_of_two_workers_return_in_order(queue: QueueCase) -> None:
     # given two workers that hold every other of 500 messages
     anna, berta = queue.worker("anna"), queue.worker("berta")

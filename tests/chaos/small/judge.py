@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cqrs_celery.queue.dead_letters import LookedAfter
 from cqrs_celery.queue.values import Recovered
@@ -28,6 +28,11 @@ class Disagreement(AssertionError):
         self.path, self.what, self.expected, self.found = tuple(path), what, expected, found
         steps = "\n".join(f"  {number}. {step}" for number, step in enumerate(self.path, 1))
         super().__init__(f"{what}\nexpected {expected}\nfound    {found}\nafter\n{steps}")
+
+
+def _number_of(reply: Any) -> int:
+    """Return how many messages a publish has stored; it may say more beside."""
+    return int(reply[0] if isinstance(reply, list) else reply)
 
 
 class Judge:
@@ -72,7 +77,7 @@ class Judge:
         self.check("answer", expected, self.outcome.replies[-1])
 
     def _publish(self, sequence: str, is_delayed: bool) -> None:
-        self._answer(1)
+        self.check("stored", 1, _number_of(self.outcome.replies[-1]))
         self.model.publish(sequence, is_delayed)
 
     def _join(self, name: str) -> None:
@@ -134,7 +139,7 @@ class Judge:
         run: int,
         late: Sequence[int] = (),
     ) -> None:
-        (known, refused, revoked, due, take, firsts, taken), *pieces = self.outcome.replies[0]
+        (known, refused, revoked, due, take, firsts, taken, *_), *pieces = self.outcome.replies[0]
         expected = self.model.settle(name, settled)
         gone = [*late, *(m for _, m in settled if m in expected)]
         self.check("known", 1, known)
@@ -160,9 +165,10 @@ class Judge:
 
     def _what_counts_nothing(self) -> None:
         replies = iter(self.outcome.replies)
-        self.check("count", self.model.count(), next(replies))
+        expected = self.model.count()
+        self.check("count", expected, next(replies)[: len(expected)])
         for _ in self.model.sequence_of:
-            self.check("repeated publish", 0, next(replies))
+            self.check("repeated publish", 0, _number_of(next(replies)))
         for name, message in self.model.over:
             known, refused, revoked, *_ = next(replies)[0]
             self.check("known", int(self.model.consumers[name] != "gone"), known)
@@ -171,7 +177,7 @@ class Judge:
         for state in self.model.consumers.values():
             if state == "gone":
                 self.check("beat of one that was recovered", 0, next(replies)[0])
-                known, *_, taken = next(replies)[0]
-                self.check("take of one that was recovered", (0, []), (known, taken))
+                known, *_ = answer = next(replies)[0]
+                self.check("take of one that was recovered", (0, []), (known, answer[6]))
         after = self.outcome.state
         self.check("what is in the keys", as_sets(self.node_before.state), as_sets(after))

@@ -19,7 +19,7 @@ from tests.mutants import Mutant, Program, mutated, run_program
 
 #: The tests that must notice, the likeliest first: the first failure ends a run.
 TESTS = (
-    "exhaustive", "settling", "sequences", "taking", "recovery", "delay", "dead_letters",
+    "exhaustive", "settling", "sequences", "taking", "recovery", "recovery_slices", "delay", "dead_letters",
     "redriving", "publishing", "shared_bodies", "wakeups", "expiry", "counting", "topics",
     "batches", "property",
 )  # fmt: skip
@@ -47,21 +47,23 @@ MUTANTS = (
     Mutant("settle_and_take", "if mark ~= '' then call('HDEL'", "if false then call('HDEL'"),
     Mutant("settle_and_take", "      if body ~= '' then bodies[#bodies + 1] = body end\n", ""),
     Mutant("settle_and_take", "s.seq, s.pri, s.back ~= nil)", "s.seq, s.pri, false)"),
-    Mutant("settle_and_take", "    call('HSET', seqs, s.seq, 'l' .. s.pri)\n", ""),
-    Mutant("settle_and_take", "    call('HSET', seqs, s.seq, 'd' .. s.pri)\n", ""),
+    Mutant(
+        "settle_and_take", "  call('HSET', C .. 'seqs:' .. s.queue, s.seq, kind .. s.pri)\n", ""
+    ),
+    Mutant("settle_and_take", "    stop(s, 'd')\n", "    stop(s, 'l')\n"),
     # What a take brings.
     Mutant("settle_and_take", "if wanted == 0 or not is_known then", "if wanted == 0 then"),
     Mutant("settle_and_take", "if due_in == 0 then\n  promote", "if false then\n  promote"),
     Mutant("settle_and_take", "for i = #more, 1, -1 do hold", "for i = 1, #more do hold"),
-    Mutant("settle_and_take", "'|' .. (1 + #more) .. '|'", "'|' .. #more .. '|'"),
+    Mutant("settle_and_take", "'|' .. (1 + t.behind) .. '|'", "'|' .. t.behind .. '|'"),
     Mutant("settle_and_take", "(i > firsts and 1 or 0)", "0"),
     Mutant("settle_and_take", "-room - 1, -2)", "-room, -2)"),
-    Mutant("settle_and_take", "  redis.pcall('SADD', C .. 'idle', consumer)\n", ""),
+    Mutant("settle_and_take", "if redis.pcall('SADD', C .. 'idle', consumer) == 1", "if false"),
     Mutant("settle_and_take", "if drained[i] ~= 'empty' and has_ready", "if false and has_ready"),
     # What goes back, and what is forgotten.
     Mutant("_settle", "return a > b end)", "return a < b end)"),
     Mutant("_settle", "or head > youngest then break", "then break"),
-    Mutant("_settle", "    call('HDEL', C .. 'seqs:' .. queue, seq)\n", ""),
+    Mutant("_settle", "  call('HDEL', C .. 'seqs:' .. queue, seq)\n", ""),
     Mutant("_settle", "    call_with('HDEL', C .. 'tries', ids)\n", ""),
     Mutant("_settle", "body, -1) <= 0 then", "body, -1) < 0 then"),
     # What waits for its time.
@@ -73,25 +75,22 @@ MUTANTS = (
     Mutant("_delay", "if id ~= '' and seq ~= '' then enqueue", "if id ~= '' then enqueue"),
     # What is put in line.
     Mutant(
-        "_common",
+        "_counts",
         "call('LPUSH', seq_key(queue, seq), id)",
         "call('RPUSH', seq_key(queue, seq), id)",
     ),
-    Mutant("_common", "seq, 'r' .. pri) == 1 then", "seq, 'r' .. pri) >= 0 then"),
+    Mutant("_counts", "seq, 'r' .. pri) == 1 then", "seq, 'r' .. pri) >= 0 then"),
     Mutant("_common", "element) == 1 then wake(queue) end", "element) == 0 then wake(queue) end"),
     Mutant("publish", "1, 'NX', 'PX', ARGV[3])", "1, 'PX', ARGV[3])"),
     Mutant("publish", "if due then delay(", "if false then delay("),
     # Consumers that are lost.
     Mutant("beat", "if known or ARGV[4] == '1' then", "if true then"),
-    Mutant("recover", "  call('DEL', C .. 'flight:' .. consumer)\n", ""),
+    Mutant("recover", "  call_with('HDEL', flight, ids_of[name])\n", ""),
+    Mutant("end_consumers", "tonumber(lease_end) == tonumber(seen)", "true"),
+    Mutant("end_consumers", "    call('RENAME', flight, C .. 'flight:' .. name)\n", ""),
     Mutant("recover", "    call('HSET', C .. 'seqs:' .. queue, seq, 'd' .. pri)\n", ""),
     Mutant("recover", "tries % LETTER >= most", "tries % LETTER > most"),
     Mutant("recover", "    call('LREM', seq_key(queue, seq), -1, first)\n", ""),
-    Mutant(
-        "recover",
-        "return tonumber(a.id) > tonumber(b.id)",
-        "return tonumber(a.id) < tonumber(b.id)",
-    ),
     # Dead letters.
     Mutant("_letters", "\n    and call('LINDEX', seq_key(queue, l.seq), -1) == id", ""),
     Mutant("_letters", "  call('HSET', C .. 'tries', id, LETTER)\n", ""),

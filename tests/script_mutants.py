@@ -19,9 +19,9 @@ from tests.mutants import Mutant, Program, mutated, run_program
 
 #: The tests that must notice, the likeliest first: the first failure ends a run.
 TESTS = (
-    "exhaustive", "settling", "sequences", "taking", "recovery", "recovery_slices", "delay", "dead_letters",
-    "redriving", "publishing", "shared_bodies", "wakeups", "expiry", "counting", "topics",
-    "batches", "property",
+    "exhaustive", "settling", "sequences", "taking", "recovery", "recovery_slices", "delay",
+    "dead_letters", "redriving", "publishing", "shared_bodies", "wakeups", "expiry", "counting",
+    "topics", "batches", "property",
 )  # fmt: skip
 
 SCRIPTS = "cqrs_celery/queue/scripts"

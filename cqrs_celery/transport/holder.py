@@ -31,7 +31,7 @@ from . import wire
 from .faults import Faults
 from .hand import Hand, Lost
 from .process_locks import ProcessLock
-from .recoverer import Recoverer
+from .recoverer import NO_ANSWER, Recoverer
 
 logger = logging.getLogger(__name__)
 
@@ -288,7 +288,8 @@ class Holder:
 
     def _register(self) -> None:
         asked = elapsed_s()
-        beat = self._beats.beat(self.name, self._lease_ms, register=True)
+        # Not in the short time that a beat has for an answer: the connection is yet to be made.
+        beat = self.queue.beat(self.name, self._lease_ms, register=True)
         self._held_until = asked + self.lease_s
         if self._lock is not None:
             self._lock.users.add(self.name)
@@ -342,7 +343,7 @@ class Holder:
         try:
             function(*args)
         except survived as error:
-            if function == self._beat or isinstance(error, redis.RedisError):
+            if function == self._beat or isinstance(error, NO_ANSWER):
                 self._recoverer.note_failure()
             self._faults.note(step, error)
             return False

@@ -272,7 +272,8 @@ def seize(path: str | Path) -> DeadProcess | None:
     file, boot = Path(path), boot_id()
     if not boot or not file.name.startswith(f"{boot}.") or not file.is_absolute():
         return None
-    with contextlib.suppress(OSError), opened(file.parent) as place:
+    # A ValueError: somebody has put a NUL into the path.
+    with contextlib.suppress(OSError, ValueError), opened(file.parent) as place:
         return _seize(file.parent, place, file.name)
     return None
 

@@ -48,6 +48,9 @@ ASKED = 3
 #: What is known of consumers that is read in one command.
 READ_AT_ONCE = 500
 
+#: Errors after which Redis may have been away; any other is an answer.
+NO_ANSWER = (redis.ConnectionError, redis.TimeoutError)
+
 #: What a step may raise without ending the thread.
 _SURVIVED = (Exception, SystemExit, KeyboardInterrupt)
 
@@ -186,7 +189,7 @@ class Recoverer:
         try:
             function(*args)
         except _SURVIVED as error:
-            if isinstance(error, redis.RedisError):
+            if isinstance(error, NO_ANSWER):
                 self.note_failure()
             if not self._is_stopped:
                 self._faults.note(step, error)

@@ -182,6 +182,21 @@ def test_the_lease_is_renewed_though_another_duty_fails_each_time(
     wait_until(lambda: "again after" in caplog.text, message="the good news")
 
 
+def test_what_is_refused_each_time_keeps_nobody_from_finding_the_dead(
+    queue: Queue, make_holder: Callable[..., Holder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a full server, which refuses one of the duties at each beat
+    def look_after(letters: Any) -> None:
+        raise redis.exceptions.OutOfMemoryError("used memory > 'maxmemory'")
+
+    monkeypatch.setattr(redriving, "look_after", look_after)
+    queue.answer = Beat(is_held=True, first_end_ms=0, now_ms=1, letters_due=1)
+    queue.ends = {"dead": 1.0}
+    # when a consumer is dead, then it is recovered all the same
+    make_holder()
+    wait_until(lambda: queue.counts.get("recover"), message="the recovery")
+
+
 def test_the_lease_is_renewed_while_a_recovery_takes_long(
     queue: Queue, make_holder: Callable[..., Holder]
 ) -> None:

@@ -149,6 +149,7 @@ def test_of_what_is_not_found_or_not_named_by_this_boot_nothing_is_known(
     assert not is_dead(other)
     assert not is_dead(link)
     assert not is_dead(Path(holders[0].path.name))
+    assert not is_dead(Path(f"/tmp/\0/{boot}.1"))
 
 
 def test_a_folder_that_is_not_its_owners_alone_is_not_used(

@@ -331,9 +331,9 @@ class Mover:
         count: Moved | None = None,
     ) -> None:
         """Go once through a ready list, from its head to its tail."""
-        key, patience, is_finished = self.inspector.ready_key(name, step), PATIENCE, False
+        patience, is_finished = PATIENCE, False
         while not is_finished:
-            window = list(reversed(self._redis.lrange(key, -BATCH, -1)))
+            window = _window(self.inspector.ready(name, step))
             items = _fitting(items_of(name, window))
             done, is_finished = self._run(script, name, step, *options, *_flat(items))
             if count is not None:
@@ -355,6 +355,17 @@ def _batches(items: Sequence[Any]) -> Iterator[list[Any]]:
     iterator = iter(items)
     while some := list(islice(iterator, BATCH)):
         yield some
+
+
+def _window(elements: Iterator[bytes]) -> list[bytes]:
+    """Return the next ones, up to `BATCH` and about `MOST_BYTES`."""
+    found, size = [], 0
+    for element in islice(elements, BATCH):
+        found.append(element)
+        size += len(element)
+        if size >= MOST_BYTES:
+            break
+    return found
 
 
 def _fitting(items: Iterator[list[Any]]) -> list[list[Any]]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .reliable_queue import ReliableQueue
+from .reliable_queue import FIRST_READ, ReliableQueue, next_read
 from .running import Held, running
 from .values import PRIORITY_STEPS
 
@@ -406,8 +406,12 @@ class QueueInspector:
     def ready(self, queue: str, step: int) -> Iterator[bytes]:
         """Yield the elements of a ready list from its head on; not while it changes."""
         key = self.ready_key(queue, step)
-        for start in range(0, self._redis.llen(key), BATCH):
-            yield from reversed(self._redis.lrange(key, -start - BATCH, -start - 1))
+        start, some = 0, FIRST_READ
+        while page := self._redis.lrange(key, -start - some, -start - 1):
+            yield from reversed(page)
+            start += len(page)
+            # Some may be whole messages, of any size.
+            some = next_read(len(page), sum(map(len, page)))
 
     def sequence(self, queue: str, sequence: bytes, count: int = BATCH) -> list[bytes]:
         """Return the ids of the first unsettled messages of a sequence, in its order."""

@@ -106,6 +106,11 @@ def _checked(queue: str) -> str:
     return queue
 
 
+def next_read(count: int, size: int) -> int:
+    """Return how many to read in the next step, after so many that had so many bytes."""
+    return max(1, min(MOST_READ, MOST_BYTES * count // max(1, size)))
+
+
 def key_of(prefix: str, name: str) -> str:
     """Return the full name of one of the keys of the queues under a prefix."""
     return f"{prefix}cq:{name}"
@@ -446,13 +451,13 @@ class ReliableQueue:
         while start < len(message_ids):
             ids = message_ids[start : start + some]
             payloads = client.hmget(self.key("msg"), ids)
-            size = 1
+            size = 0
             for payload in payloads:
                 found = None if payload is None else self._with_body(payload)
                 size += sum(map(len, found or ()))
                 yield found
             start += len(ids)
-            some = max(1, min(MOST_READ, MOST_BYTES * len(ids) // size))
+            some = next_read(len(ids), size)
 
     def _with_body(self, payload: bytes) -> tuple[bytes, bytes]:
         if not payload.startswith(b"@"):

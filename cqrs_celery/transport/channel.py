@@ -135,9 +135,10 @@ class Channel(PublishingChannel):
             self._no_ack_queues.add(queue)
         self.pace.is_hungry = True
         if queue not in self.active_fanout_queues:
-            # At the next turn, once for all of them: Kombu comes here for each queue.
             self._must_tell = True
-            self.connection.cycle.turn_soon()
+        # Kombu comes here for each queue, and waits for an answer only at the last one.
+        if not kwargs.get("nowait"):
+            self._tell_queue()
         self._in_listen = None
         return result
 

@@ -562,3 +562,17 @@ def test_a_count_that_is_fresh_is_not_made_anew(queue: QueueCase) -> None:
     queue.redis.set(queue.key("old_until"), QueueInspector(queue).now_ms())
     # then it is
     assert queue.upkeep.recount("orders", fresh_ms=60_000) == 7
+
+
+def test_a_ready_list_of_whole_messages_is_read_a_bounded_number_of_bytes_at_a_time(
+    queue: QueueCase,
+) -> None:
+    for n in range(30):
+        queue.push_raw(large(n, mib=1))
+    before = bytes_read(queue)
+
+    elements = QueueInspector(queue).ready("orders", 0)
+    first = next(elements)
+
+    assert bytes_read(queue) - before < CEILING + MIB
+    assert [int(one[:3]) for one in (first, *elements)] == list(range(30))

@@ -46,32 +46,28 @@ def consumers_of(data: redis.Redis, queue: str) -> int:
     return int(data.scard(f"cq:consuming:{queue}"))
 
 
-def test_a_channel_tells_once_a_turn_what_it_consumes(
+def test_a_channel_tells_once_of_many_queues_what_it_consumes(
     connection: Connection, told: list[set[str]], data: redis.Redis
 ) -> None:
-    # given a channel that begins to consume many queues
-    channel = connection.channel()
-    consumers = [
-        Consumer(channel, [Queue(name)], callbacks=[lambda *_: None], auto_declare=False)
-        for name in NAMES
-    ]
-    for consumer in consumers:
-        consumer.consume()
-    # when its loop turns
-    turn(connection)
+    # given a channel
+    queues = [Queue(name) for name in NAMES]
+    consumer = Consumer(
+        connection.channel(), queues, callbacks=[lambda *_: None], auto_declare=False
+    )
+    # when it begins to consume many queues
+    consumer.consume()
     # then the queue was told once, of all of them
     assert told == [set(NAMES)]
     assert all(consumers_of(data, name) == 1 for name in NAMES)
     # when it ends to consume half of them, and its loop turns
-    for consumer in consumers[:150]:
-        consumer.cancel()
+    for name in NAMES[:150]:
+        consumer.cancel_by_queue(name)
     turn(connection)
     # then it was told once more
     assert told[1:] == [set(NAMES[150:])]
     assert [consumers_of(data, name) for name in (NAMES[0], NAMES[299])] == [0, 1]
     # when it ends to consume the rest, and no turn follows
-    for consumer in consumers[150:]:
-        consumer.cancel()
+    consumer.cancel()
     # then nothing is known of it any more
     assert told[2:] == [set()]
     assert not any(consumers_of(data, name) for name in NAMES)
@@ -106,13 +102,12 @@ def test_what_was_taken_of_a_queue_that_is_no_longer_consumed_goes_back(
     assert len(got) - delivered == 3
 
 
-def test_a_consumer_that_dies_in_its_first_turn_is_told_of_again(
+def test_what_could_not_be_told_is_told_at_the_next_turn(
     connection: Connection, told: list[set[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a channel whose first attempt to tell fails
     channel = connection.channel()
     consumer = Consumer(channel, [Queue("orders")], callbacks=[lambda *_: None])
-    consumer.consume()
     consume = ReliableQueue.consume
 
     def fails(*_: Any, **__: Any) -> None:
@@ -120,8 +115,8 @@ def test_a_consumer_that_dies_in_its_first_turn_is_told_of_again(
 
     monkeypatch.setattr(ReliableQueue, "consume", fails)
     with pytest.raises(redis.ConnectionError):
-        turn(connection)
-    # when the server answers again
+        consumer.consume()
+    # when the server answers again, and its loop turns
     monkeypatch.setattr(ReliableQueue, "consume", consume)
     turn(connection)
     # then it is told

@@ -14,7 +14,7 @@
 -- - While a consumer of theirs is there, nobody relies on the counts; all sequences are gone through, as
 --   that release does. So is it until a count that began after the last of them.
 -- - Their senders are not seen. What they put behind another message is missing from the counts until
---   upkeep has counted anew, which it does every few minutes; see recount.lua.
+--   upkeep has counted anew, about every ten minutes; see recount.lua.
 -- Without sequences all counts are 0, whatever they were.
 
 local FIELDS = {'b', 'x', 'l', 'lb', 'd', 'db'}

@@ -18,7 +18,7 @@ import redis
 from kombu.transport import redis as stock
 
 from ..queue.values import Taken
-from . import merging, wire
+from . import eviction, merging, wire
 from . import qos as _qos
 from .batch_sizes import BatchSizes
 from .hand import tag_of
@@ -27,7 +27,7 @@ from .message import Message
 from .options import OPTIONS
 from .pace import Pace
 from .publishing import PublishingChannel
-from .worker_facts import facts
+from .worker_facts import facts, is_worker
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +108,8 @@ class Channel(PublishingChannel):
             self._no_ack_queues.add(queue)
         self.pace.is_hungry = True
         if queue not in self.active_fanout_queues:
+            if not self._has_holder and is_worker():
+                eviction.check_worker(self.queue.client, self.connection.client.as_uri())
             self.holder.consume(self.active_queues)
         self._in_listen = None
         return result

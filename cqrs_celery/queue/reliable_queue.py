@@ -63,6 +63,7 @@ _purge = load("purge")
 _count = load("count")
 _declare = load("declare")
 _expired = load("expired")
+_forget_gone = load("forget_gone")
 _pause = load("pause")
 _resume = load("resume")
 
@@ -405,6 +406,15 @@ class ReliableQueue:
     def leave(self, consumer: str) -> list[Recovered]:
         """Give back at once everything that a consumer holds, and forget the consumer."""
         return self._recover([self.prefix, 0, "", consumer])
+
+    def forget_gone(self) -> int:
+        """Forget what is left of consumers that are gone; returns how many they were."""
+        cursor, total = b"0", 0
+        while True:
+            cursor, count = _forget_gone(self.client, self._keys, [self.prefix, cursor])
+            total += int(count)
+            if int(cursor) == 0:
+                return total
 
     def _recover(self, args: list[Any]) -> list[Recovered]:
         flat = _recover(self.client, self._keys, args)

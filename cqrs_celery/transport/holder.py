@@ -42,6 +42,9 @@ REST_S = 0.5
 #: Seconds after which the thread asks which queues are paused, where no exchange has told it.
 ASK_PAUSED_S = 1.0
 
+#: Seconds between two looks for what is left of consumers that are gone.
+FORGET_S = 3_600.0
+
 #: Leases without a turn of the event loop after which the lease is no longer renewed.
 HANG_LEASES = 4
 
@@ -96,6 +99,8 @@ class Holder:
         #: the paused queues, as the queue has told them last
         self.paused: frozenset[str] = frozenset()
         self._asked_at = 0.0
+        #: monotonic time at which it is looked anew for what is left of consumers that are gone
+        self._forgets_at = 0.0
         self._about = about
         #: what the queue was last told of this consumer
         self._told: tuple[tuple[str, ...], Mapping[str, Any]] | None = None
@@ -335,6 +340,9 @@ class Holder:
         self._attempt("tell the queue what has changed here", self._tell_changes)
         if beat.expired_queues:
             self._attempt("delete expired queues", self.queue.delete_expired)
+        if now >= self._forgets_at:
+            self._forgets_at = now + FORGET_S
+            self._attempt("forget consumers that are gone", self.queue.forget_gone)
         if beat.letters_due:
             self._attempt("look after dead letters", redriving.look_after, self.queue.letters)
         # After an outage all leases have ended; whoever has not beaten through it must not judge.

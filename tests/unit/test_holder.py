@@ -69,6 +69,12 @@ class Queue:
     def delete_expired(self) -> None:
         self._do("delete_expired")
 
+    def forget_gone(self) -> None:
+        self._do("forget_gone")
+
+    def paused(self) -> list[str]:
+        return []
+
     def recover(self, *, most_tries: int) -> list[Recovered]:
         self._do("recover")
         return [Recovered("dead", 1, 0)]

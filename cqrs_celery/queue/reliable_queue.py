@@ -63,6 +63,7 @@ _purge = load("purge")
 _count = load("count")
 _declare = load("declare")
 _expired = load("expired")
+_disown = load("disown")
 _forget_gone = load("forget_gone")
 _pause = load("pause")
 _resume = load("resume")
@@ -342,6 +343,22 @@ class ReliableQueue:
             ],
             paused=paused,
         )
+
+    def disown(self, consumer: str, taken: Taken, *, origin: str, sequence: str, why: str) -> bool:
+        """Set a bare number aside that lay in a queue, and is the id of another queue's message.
+
+        Args:
+            consumer: who has taken it.
+            taken: the delivery.
+            origin: the queue that the message was published to.
+            sequence: that the message is in; "" for none.
+            why: JSON text for whoever reads the dead letter.
+
+        Returns:
+            False if the message is nowhere else; then the delivery is what it seems to be.
+        """
+        args = [self.prefix, consumer, taken.id, taken.fence, taken.queue, origin, sequence, why]
+        return bool(_disown(self.client, self._keys, args))
 
     def in_flight(self, consumer: str) -> dict[int, int]:
         """Return the ids of the messages that a consumer holds, each with its fence."""

@@ -63,6 +63,8 @@ _purge = load("purge")
 _count = load("count")
 _declare = load("declare")
 _expired = load("expired")
+_disown = load("disown")
+_forget_gone = load("forget_gone")
 _pause = load("pause")
 _resume = load("resume")
 
@@ -355,6 +357,22 @@ class ReliableQueue:
             paused=paused,
         )
 
+    def disown(self, consumer: str, taken: Taken, *, origin: str, sequence: str, why: str) -> bool:
+        """Set a bare number aside that lay in a queue, and is the id of another queue's message.
+
+        Args:
+            consumer: who has taken it.
+            taken: the delivery.
+            origin: the queue that the message was published to.
+            sequence: that the message is in; "" for none.
+            why: JSON text for whoever reads the dead letter.
+
+        Returns:
+            False if the message is nowhere else; then the delivery is what it seems to be.
+        """
+        args = [self.prefix, consumer, taken.id, taken.fence, taken.queue, origin, sequence, why]
+        return bool(_disown(self.client, self._keys, args))
+
     def in_flight(self, consumer: str) -> dict[int, int]:
         """Return the ids of the messages that a consumer holds, each with its fence."""
         entries = cast("dict[bytes, bytes]", self.client.hgetall(self.key(f"flight:{consumer}")))
@@ -434,6 +452,15 @@ class ReliableQueue:
     def leave(self, consumer: str) -> list[Recovered]:
         """Give back at once everything that a consumer holds, and forget the consumer."""
         return recovery.end_and_recover(self, [(consumer, None)], is_leaving=True)
+
+    def forget_gone(self) -> int:
+        """Forget what is left of consumers that are gone; returns how many they were."""
+        cursor, total = b"0", 0
+        while True:
+            cursor, count = _forget_gone(self.client, self._keys, [self.prefix, cursor])
+            total += int(count)
+            if int(cursor) == 0:
+                return total
 
     def read(self, message_id: int) -> tuple[bytes, bytes]:
         """Return a stored message's payload and shared body; empty where there is none."""

@@ -6,6 +6,7 @@ Everything that has to do with queues goes to `queue`, by one script each.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import sys
@@ -19,17 +20,18 @@ from kombu.transport import redis as stock
 
 from ..queue.polling import IdlePoll
 from ..queue.values import Taken
-from . import merging, process_locks, wire
+from . import eviction, merging, process_locks, wire
 from . import qos as _qos
 from .batch_sizes import BatchSizes
 from .hand import tag_of
 from .holder import Holder
+from .letter_log import log_letter
 from .message import Message
 from .options import OPTIONS, TEXT_OPTIONS
 from .pace import Pace
 from .publishing import PublishingChannel
 from .upkeep import QueueUpkeep
-from .worker_facts import facts
+from .worker_facts import facts, is_worker
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +160,8 @@ class Channel(PublishingChannel):
 
     def _tell_queue(self) -> None:
         if self._must_tell:
+            if not self._has_holder and is_worker():
+                eviction.check_worker(self.queue.client, self.connection.client.as_uri())
             self.holder.consume(self.active_queues)
             self._must_tell = False
 
@@ -270,7 +274,7 @@ class Channel(PublishingChannel):
             self.holder.hand.give_back(tag)
             return False
         message = self._read(taken, tag)
-        if message is None:
+        if message is None or self._is_of_another_queue(message, taken, tag):
             return False
         if task := merging.task_of(taken):
             tag = self._merge(message, taken, tag, task)
@@ -278,6 +282,27 @@ class Channel(PublishingChannel):
             self.holder.hand.ack(tag)
         self.connection._deliver(message, taken.queue)
         return True
+
+    def _is_of_another_queue(self, message: dict[str, Any], taken: Taken, tag: str) -> bool:
+        """Return whether a delivery is a number that lay in a list, and a message's elsewhere."""
+        info = message["properties"]["delivery_info"]
+        origin = info.get("routing_key")
+        # By the default exchange, it is the queue's name.
+        if origin == taken.queue or info.get("exchange") or taken.sequence or not origin:
+            return False
+        reason = f"a bare number, and the id of a message of the queue {origin!r}"
+        sequence = message["headers"].get(wire.SEQUENCE_HEADER)
+        is_number = self.holder.queue.disown(
+            self.holder.name,
+            taken,
+            origin=str(origin),
+            sequence=str(sequence or ""),
+            why=json.dumps({"reason": reason}),
+        )
+        if is_number:
+            self.holder.hand.drop(tag)
+            log_letter(taken._replace(payload=b"", body=b""), {"reason": reason})
+        return is_number
 
     def _merge(self, message: dict[str, Any], taken: Taken, tag: str, task: bytes) -> str:
         """Put others that its task takes at once into a message; returns its delivery tag."""

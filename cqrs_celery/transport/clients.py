@@ -10,6 +10,7 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
+from . import eviction
 from .redis_errors import Client
 
 #: Connections at most that one process's client opens: one a thread.
@@ -72,7 +73,9 @@ class BrokerClient:
         finally:
             connection.close()
         pool.set_retry(Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), self._retries))
-        return client_on(pool)
+        client = client_on(pool)
+        eviction.warn_sender(client, connection.as_uri())
+        return client
 
 
 def client_on(pool: Any) -> Client:

@@ -294,6 +294,11 @@ class Hand:
                     self._add(give_back(run[0].id, run[0].fence))
             self._runs.clear()
 
+    def drop(self, tag: str) -> None:
+        """Forget a delivery that the queue has settled by itself."""
+        with self._lock:
+            self._held.pop(tag, None)
+
     # ------------------------------------------------------------ settling
 
     def ack(self, tag: str, *, is_sure: bool = True) -> None:

@@ -17,7 +17,7 @@ from redis.retry import Retry
 
 from ..queue.reliable_queue import DEDUP_TTL_MS, ReliableQueue
 from ..queue.values import Publish, later
-from . import wire
+from . import eviction, wire
 from .batch import PublishBatch
 from .clients import client_on
 from .connecting import bounded, shorter, watch
@@ -44,7 +44,9 @@ class PublishingChannel(stock.Channel):
     @cached_property
     def queue(self) -> ReliableQueue:
         """The queues of this virtual host, for publishing and looking."""
-        return self._new_queue_client()
+        queue = self._new_queue_client()
+        eviction.warn_sender(queue.client, self.connection.client.as_uri())
+        return queue
 
     def _new_queue_client(self, *, most_wait_s: float | None = None) -> ReliableQueue:
         pool = self._get_pool()

@@ -45,6 +45,9 @@ STOP_S = 5.0
 #: broker's.
 ASKED = 3
 
+#: Seconds between two looks for what is left of consumers that are gone.
+FORGET_S = 3600.0
+
 #: What is known of consumers that is read in one command.
 READ_AT_ONCE = 500
 
@@ -94,6 +97,8 @@ class Recoverer:
         #: consumers that are to be recovered, each with the end of its lease
         self._dead: dict[str, float | None] = {}
         self._beat: Beat | None = None
+        #: when it is looked anew for what is left of consumers that are gone
+        self._forgets_at = 0.0
         #: whether more dead letters are due than one call has looked after
         self._has_letters = False
         #: when the first lease ends, or may be judged, by our clock
@@ -169,6 +174,9 @@ class Recoverer:
             self._has_letters = True
         if self._has_letters and not self._is_stopped:
             self._attempt("look after dead letters", self._look_after_letters)
+        if beat is not None and self._clock() >= self._forgets_at and not self._is_stopped:
+            self._forgets_at = self._clock() + FORGET_S
+            self._attempt("forget consumers that are gone", self._queue.forget_gone)
         if beat is not None and self._upkeep is not None and not self._is_stopped:
             self._attempt("do the upkeep of the queues", self._upkeep, self._name)
         is_due = self._look_at <= self._clock() and not self._is_stopped

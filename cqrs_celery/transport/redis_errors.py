@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import redis
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import AskError, MovedError, OutOfMemoryError, ResponseError
 
 from .connecting import drop_idle
 
@@ -29,13 +29,19 @@ BUSY_RETRIES, BUSY_DELAY_S = 20, 0.25
 _CODE = re.compile(r"^([A-Z]+)\b|: -?([A-Z]{3,})\b|@user_script: \d+: -?([A-Z]{3,})\b")
 
 
+#: What a node of Redis Cluster says of a script that comes to a key which is on another one.
+_NON_LOCAL = "non local key"
+
+
 class ServerUnable(redis.ConnectionError):
-    """Say that a server answers, but can't serve: it is a replica, loading, or cut off."""
+    """A server answered, but can't serve: a replica, loading, cut off, or without these keys."""
 
 
 def translated(error: ResponseError) -> Exception:
     """Return the error that a refusal amounts to; the refusal itself if it is no more than one."""
     text = str(error)
+    if isinstance(error, AskError) or _NON_LOCAL in text:
+        return ServerUnable(_elsewhere(error))
     codes = {code for match in _CODE.finditer(text) for code in match.groups() if code}
     codes |= {name for name in AWAY | {"OOM"} if f"-{name} " in text}
     if codes & AWAY or isinstance(error, redis.ReadOnlyError):
@@ -43,6 +49,23 @@ def translated(error: ResponseError) -> Exception:
     if "OOM" in codes and not isinstance(error, OutOfMemoryError):
         return OutOfMemoryError(text)
     return error
+
+
+def _elsewhere(error: ResponseError) -> str:
+    """Say what it means that a node of Redis Cluster has not, or not all of, the queue's keys."""
+    if isinstance(error, MovedError):
+        return (
+            f"MOVED {error}: this node of Redis Cluster does not have the keys, but"
+            f" {error.host}:{error.port} does. The transport talks to one node: name that one in"
+            " the broker's URL, or all masters as a failover list"
+        )
+    what = f"ASK {error}" if isinstance(error, AskError) else str(error)
+    return (
+        f"{what}: this node of Redis Cluster does not have all of the keys. Either"
+        " global_keyprefix has no hash tag, as {shop}. is one, or their slot is being moved, which"
+        " its queues do not survive: stop workers and senders, complete the move, and start them"
+        " with the new node in the broker's URL"
+    )
 
 
 class Client(redis.Redis):

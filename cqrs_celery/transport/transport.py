@@ -48,6 +48,8 @@ class Transport(stock.Transport):
         exceptions.ReadOnlyError,
         exceptions.MasterDownError,
         exceptions.ClusterDownError,
+        # A node of Redis Cluster that has not, or no more, the keys; MOVED is one of them.
+        exceptions.AskError,
         exceptions.TryAgainError,
     )
 

@@ -32,6 +32,11 @@ def _remember(instance: Any = None, **_: Any) -> None:
     process_locks.hold(options.get("lock_folder"))
 
 
+def is_worker() -> bool:
+    """Return whether a Celery worker runs in this process."""
+    return _worker is not None and _worker() is not None
+
+
 def facts() -> dict[str, Any]:
     """Return what is known of this process.
 

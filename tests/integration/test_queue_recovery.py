@@ -440,3 +440,23 @@ def test_what_a_recovered_consumer_says_of_itself_leaves_nothing(queue: QueueCas
     queue.beat("anna", LEASE_MS, register=True)
     queue.consume("anna", ["orders"], about={"slots": 1})
     assert queue.redis.smembers(queue.key("queues_of:anna")) == {b"orders"}
+
+
+def test_what_an_older_release_has_left_of_consumers_that_are_gone_is_forgotten(
+    queue: QueueCase,
+) -> None:
+    # given what such a release wrote about consumers after they were recovered, and one that lives
+    anna = queue.worker("anna", "orders", about={"slots": 1})
+    for n in range(250):
+        queue.redis.hset(queue.key("about"), f"gone-{n}", "{}")
+        queue.redis.sadd(queue.key(f"queues_of:gone-{n}"), "orders")
+        queue.redis.sadd(queue.key("consuming:orders"), f"gone-{n}")
+    # when it is looked for
+    assert queue.forget_gone() == 250
+    # then only the one that lives is left
+    assert queue.redis.hkeys(queue.key("about")) == [anna.name.encode()]
+    assert queue.redis.smembers(queue.key("consuming:orders")) == {anna.name.encode()}
+    assert list(queue.redis.scan_iter(f"{queue.key('queues_of:')}*")) == [
+        queue.key(f"queues_of:{anna.name}").encode()
+    ]
+    assert queue.forget_gone() == 0

@@ -6,6 +6,7 @@ import gc
 import socket
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from queue import Empty
 from typing import Any
 
@@ -288,3 +289,52 @@ def test_closed_channels_leave_no_socket_open(connection: Connection, redis_url:
             wait_until(lambda: open_now() <= before, 5, lambda: f"{before}, not {open_now()}")
         finally:
             gc.enable()
+
+
+def test_a_number_pushed_into_a_list_takes_no_message_of_another_queue(
+    connection: Connection, redis_url: str
+) -> None:
+    got: list[Any] = []
+
+    def handle(body: Any, message: Any) -> None:
+        got.append(body)
+        message.ack()
+
+    # given messages of a queue, plain, delayed and in a sequence; their ids in another one's list
+    eta = datetime.now(UTC) + timedelta(hours=1)
+    producer = Producer(connection)
+    for n, headers in enumerate(({}, {"eta": eta.isoformat()}, {"cqrs_sequence": "s"}, {})):
+        producer.publish({"n": n}, routing_key="theirs", headers=headers)
+    with redis.Redis.from_url(redis_url) as client, connection.channel() as channel:
+        theirs = channel.queue
+        Queue("other")(channel).declare()
+        client.lpush("other", 1, 2, 3)
+        # and a message that was moved by hand, and is nowhere else
+        assert client.lrem("theirs", 1, "4") == 1
+        client.lpush("other", 4)
+        # when the other queue is consumed
+        with Consumer(
+            channel,
+            [Queue("other")],
+            callbacks=[handle],
+        ):
+            connection.drain_events(timeout=5)
+            # then what was moved comes, and the numbers are dead letters with their reason
+            assert got == [{"n": 3}]
+            letters = list(theirs.letters.all("other"))
+            assert [letter.payload for letter in letters] == [b"1", b"2", b"3"]
+            assert all("a bare number" in letter.why for letter in letters)
+    # and the messages are where they were
+    count = theirs.count("theirs")
+    assert (count.ready, count.in_sequences, count.delayed) == (2, 1, 1)
+    with (
+        connection.channel() as channel,
+        Consumer(
+            channel,
+            [Queue("theirs")],
+            callbacks=[handle],
+        ),
+    ):
+        for _ in range(2):
+            connection.drain_events(timeout=5)
+    assert got == [{"n": 3}, {"n": 0}, {"n": 2}]

@@ -126,7 +126,7 @@ def test_with_another_broker_the_database_tells_who_gets_which_events(
     result = run_cli(app, "subscriptions", "list", "--json")
 
     assert result.exit_code == 0, result.output
-    unknown = {"waiting": None, "dead": None, "workers": None}
+    unknown = {"waiting": None, "dead": None, "workers": None, "paused": False}
     assert json.loads(result.stdout) == [
         {"subscription": "mail", "task": "mail.send", "events": ["sold"], **unknown},
         {"subscription": "till", "task": "till.add", "events": ["given", "sold"], **unknown},

@@ -73,6 +73,12 @@ class Queue:
     def delete_expired(self) -> None:
         self._do("delete_expired")
 
+    def forget_gone(self) -> None:
+        self._do("forget_gone")
+
+    def paused(self) -> list[str]:
+        return []
+
     def recover(self, *, most_tries: int, ended: Any) -> list[Recovered]:
         self._do("recover")
         assert self.may_recover.wait(30)

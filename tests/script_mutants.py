@@ -47,21 +47,21 @@ MUTANTS = (
     Mutant("settle_and_take", "if mark ~= '' then call('HDEL'", "if false then call('HDEL'"),
     Mutant("settle_and_take", "      if body ~= '' then bodies[#bodies + 1] = body end\n", ""),
     Mutant("settle_and_take", "s.seq, s.pri, s.back ~= nil)", "s.seq, s.pri, false)"),
-    Mutant("settle_and_take", "    call('HSET', seqs, s.seq, 'l' .. s.pri)\n", ""),
-    Mutant("settle_and_take", "    call('HSET', seqs, s.seq, 'd' .. s.pri)\n", ""),
+    Mutant("settle_and_take", "elseif first.op == 'l' then", "elseif false then"),
+    Mutant("settle_and_take", "elseif first.op == 'd' then", "elseif false then"),
     # What a take brings.
     Mutant("settle_and_take", "if wanted == 0 or not is_known then", "if wanted == 0 then"),
     Mutant("settle_and_take", "if due_in == 0 then\n  promote", "if false then\n  promote"),
     Mutant("settle_and_take", "for i = #more, 1, -1 do hold", "for i = 1, #more do hold"),
-    Mutant("settle_and_take", "'|' .. (1 + #more) .. '|'", "'|' .. #more .. '|'"),
+    Mutant("settle_and_take", "t.pri .. '|' .. (1 + ", "t.pri .. '|' .. (0 + "),
     Mutant("settle_and_take", "(i > firsts and 1 or 0)", "0"),
     Mutant("settle_and_take", "-room - 1, -2)", "-room, -2)"),
-    Mutant("settle_and_take", "  redis.pcall('SADD', C .. 'idle', consumer)\n", ""),
+    Mutant("settle_and_take", "redis.pcall('SADD', C .. 'idle', consumer)", "tostring(0)"),
     Mutant("settle_and_take", "if drained[i] ~= 'empty' and has_ready", "if false and has_ready"),
     # What goes back, and what is forgotten.
     Mutant("_settle", "return a > b end)", "return a < b end)"),
     Mutant("_settle", "or head > youngest then break", "then break"),
-    Mutant("_settle", "    call('HDEL', C .. 'seqs:' .. queue, seq)\n", ""),
+    Mutant("_settle", "call('HDEL', C .. 'seqs:' .. queue, seq)", "local _"),
     Mutant("_settle", "    call_with('HDEL', C .. 'tries', ids)\n", ""),
     Mutant("_settle", "body, -1) <= 0 then", "body, -1) < 0 then"),
     # What waits for its time.
@@ -83,15 +83,11 @@ MUTANTS = (
     Mutant("publish", "if due then delay(", "if false then delay("),
     # Consumers that are lost.
     Mutant("beat", "if known or ARGV[4] == '1' then", "if true then"),
-    Mutant("recover", "  call('DEL', C .. 'flight:' .. consumer)\n", ""),
+    Mutant("recover", "if blocks(queue) then", "if not blocks(queue) then"),
     Mutant("recover", "    call('HSET', C .. 'seqs:' .. queue, seq, 'd' .. pri)\n", ""),
     Mutant("recover", "tries % LETTER >= most", "tries % LETTER > most"),
     Mutant("recover", "    call('LREM', seq_key(queue, seq), -1, first)\n", ""),
-    Mutant(
-        "recover",
-        "return tonumber(a.id) > tonumber(b.id)",
-        "return tonumber(a.id) < tonumber(b.id)",
-    ),
+    Mutant("recover", "put_back(queue, pri, list)", "local _"),
     # Dead letters.
     Mutant("_letters", "\n    and call('LINDEX', seq_key(queue, l.seq), -1) == id", ""),
     Mutant("_letters", "  call('HSET', C .. 'tries', id, LETTER)\n", ""),
@@ -115,11 +111,14 @@ MUTANTS = (
 
 def source_of(mutant: Mutant, root: Path) -> Path:
     """Return the file that a mutant changes: the one it names, or whereto its place has moved."""
+    scripts = sorted((root / SCRIPTS).glob("*.lua"))
+    having = [path for path in scripts if _count(path, mutant.old) == 1]
     named = root / SCRIPTS / f"{mutant.module}.lua"
-    files = [named, *sorted((root / SCRIPTS).glob("*.lua"))]
-    having = [path for path in files if path.exists() and _count(path, mutant.old) == 1]
-    # In two others, it is nobody's place.
-    return having[0] if having[:1] == [named] or len(having) == 1 else named
+    pieces = [path for path in having if path.name.startswith("_")]
+    for found in ([path for path in having if path == named], pieces, having):
+        if len(found) == 1:
+            return found[0]
+    return named
 
 
 def _count(path: Path, text: str) -> int:

@@ -106,7 +106,7 @@ class MessageMeta(msgspec.StructMeta):
 
 
 #: The fixed options that a class may have from a msgspec.Struct among its bases.
-_INHERITED: Final = ("array_like", "eq", "tag")
+_INHERITED: Final = ("array_like", "eq", "omit_defaults", "tag")
 
 #: What may become of fields that a class does not have.
 UnknownFields = Literal["ignore", "refuse", "keep"]

@@ -109,8 +109,8 @@ MUTANTS = (
         "    # Found",
     ),
     Mutant("sameness", "back if other is _MISSING else (other,)", "(other,)"),
-    Mutant("sameness", "if unknown_fields_of(sent) != unknown_fields_of(back):", "if False:"),
-    Mutant("sameness", "return tuple(cls.__struct_fields__)", "return ()"),
+    Mutant("sameness", "return (*fields, UNKNOWN) if getattr", "return fields if getattr"),
+    Mutant("sameness", "fields = tuple(cls.__struct_fields__)", "fields = ()"),
     Mutant("sameness", "for field in dataclasses.fields(cls))", "for field in ())"),
     # What a class may hold.
     Mutant("forms", "if name in annotated or name.startswith", "if True or name.startswith"),

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from .unknown import unknown_fields_of
+from .unknown import UNKNOWN
 
 #: Types whose `==` sees all there is to a value.
 _LEAVES: Final = frozenset({str, int, bool, bytes, type(None)})
@@ -61,12 +61,14 @@ def difference(sent: Any, back: Any, path: str = "", *, exact: bool = False) -> 
         exact: whether all types must be the same, the order of dicts, and of times the kind of
             zone.
     """
-    kind = type(sent)
+    kind: Any = type(sent)
     is_same_type = kind is type(back)
     if is_same_type and kind in _LEAVES:
         return None if sent == back else Difference(path, sent, back)
     if exact and not is_same_type:
         return Difference(path, sent, back)
+    if is_same_type and (fields := _fields_of(kind)):
+        return _of_fields(fields, sent, back, path, exact)
     if isinstance(sent, enum.Enum):
         same = sent is back or (isinstance(sent, _NARROWED) and _is_equal(sent.value, back))
         return None if same else Difference(path, sent, back)
@@ -89,13 +91,7 @@ def difference(sent: Any, back: Any, path: str = "", *, exact: bool = False) -> 
     if kind is Decimal:
         # As texts, since what is no number equals nothing.
         return None if str(sent) == str(back) else Difference(path, sent, back)
-    fields = _fields_of(kind)
-    if fields is None:
-        return None if _is_equal(sent, back) else Difference(path, sent, back)
-    if unknown_fields_of(sent) != unknown_fields_of(back):
-        return Difference(path, sent, back)
-    values, values_back = ([getattr(one, n, _MISSING) for n in fields] for one in (sent, back))
-    return _of_parts(fields, values, values_back, path, exact)
+    return None if _is_equal(sent, back) else Difference(path, sent, back)
 
 
 def _is_identical(sent: Any, back: Any) -> bool:
@@ -173,17 +169,30 @@ def _of_parts(
     return None
 
 
+def _of_fields(
+    fields: Iterable[str], sent: Any, back: Any, path: str, exact: bool
+) -> Difference | None:
+    for name in fields:
+        one, other = getattr(sent, name, _MISSING), getattr(back, name, _MISSING)
+        # As `difference` does at once, but without a call: there may be very many.
+        if type(one) in _LEAVES and type(one) is type(other) and one == other:
+            continue
+        found = difference(one, other, exact=exact)
+        if found is not None:
+            return _below(found, f"{path}.{name}" if path else name)
+    return None
+
+
 def _below(found: Difference, path: str) -> Difference:
     is_field = found.path and not found.path.startswith("[")
     return found._replace(path=f"{path}.{found.path}" if is_field else path + found.path)
 
 
 @lru_cache(maxsize=256)
-def _fields_of(cls: Any) -> tuple[str, ...] | None:
+def _fields_of(cls: Any) -> tuple[str, ...]:
     if issubclass(cls, msgspec.Struct):
-        return tuple(cls.__struct_fields__)
+        fields = tuple(cls.__struct_fields__)
+        return (*fields, UNKNOWN) if getattr(cls, "__keeps_unknown__", False) else fields
     if dataclasses.is_dataclass(cls):
         return tuple(field.name for field in dataclasses.fields(cls))
-    if hasattr(cls, "__attrs_attrs__"):
-        return tuple(field.name for field in cls.__attrs_attrs__)
-    return None
+    return tuple(field.name for field in getattr(cls, "__attrs_attrs__", ()))

@@ -350,8 +350,11 @@ class Repository:
             return None
         try:
             made = as_made(aggregate)
-            for pending in recorded:
-                apply(made, pending.event)
+            for version, pending in enumerate(recorded, since + 1):
+                # As it will be read: an upcaster may make others of it.
+                for event in self._serializer.read_again(pending.type, pending.data):
+                    apply(made, event)
+                    made.__ledger__.version = version
         except Exception as error:  # noqa: BLE001  it has been saved
             logger.warning(
                 "what events make of %r is not known: %s: %s",

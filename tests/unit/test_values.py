@@ -117,7 +117,7 @@ class Tagged:
     note: Any = None
 
     def __eq__(self, other: object) -> bool:
-        is_same = other.__class__ is self.__class__ and self.name == other.name  # type: ignore[attr-defined]
+        is_same = other.__class__ is self.__class__ and self.name == other.name
         return is_same and (self.note is None) is (other.note is None)  # type: ignore[attr-defined]
 
 
@@ -658,3 +658,15 @@ def test_a_default_that_can_not_be_copied_is_refused() -> None:
             lock: Any = threading.Lock()
 
     assert "Set it in __init__" in str(no.value)
+
+
+def test_the_fields_that_a_message_lacks_are_compared_too() -> None:
+    class ValuesLacking(Event, unknown_fields="keep"):
+        number: int
+
+    read = codec_of(ValuesLacking).read
+    one, other = read(b'{"number":1,"more":2}'), read(b'{"number":1,"more":3}')
+    bare = ValuesLacking(number=1)
+    for sent, back in ((one, other), (one, bare), (bare, one)):
+        assert difference(sent, back) is not None
+    assert difference(one, read(b'{"number":1,"more":2}')) is None

@@ -118,10 +118,14 @@ MUTANTS = (
     Mutant("forms", 'if getattr(cls, "__parameters__", ()):', "if False:"),
     Mutant(
         "forms",
-        "if isinstance(described, inspect.CustomType) and described.cls is not object:",
-        "if False:",
+        "isinstance(described, inspect.CustomType) and described.cls is not object",
+        "False",
     ),
-    Mutant("forms", "if isinstance(described, (inspect.RawType, inspect.ExtType)):", "if False:"),
+    Mutant(
+        "forms",
+        "is_custom or isinstance(described, (inspect.RawType, inspect.ExtType))",
+        "is_custom",
+    ),
     Mutant("forms", "        _check_key(cls, path, described.key_type)", "        pass"),
     Mutant("forms", "        form.may_have_marked = form.may_be_deep = True", "        pass"),
     Mutant("forms", "form.may_have_marked |= ", "_ = "),

@@ -187,12 +187,35 @@ def _class_of(described: Any) -> Any:
     return typing.get_origin(described.cls) or described.cls
 
 
+def formless_part(hint: Any) -> Any:
+    """Return the class in a type that JSON has no form for; None if there is none.
+
+    Raises:
+        TypeError: the whole can't be read from JSON, as a union that JSON can't tell apart.
+    """
+    msgspec.json.Decoder(hint)
+    waiting: list[Any] = [inspect.type_info(hint)]
+    seen: list[Any] = []
+    while waiting:
+        described = waiting.pop()
+        if any(described is one for one in seen):
+            continue
+        seen.append(described)
+        if _is_formless(described):
+            return getattr(described, "cls", type(described))
+        waiting += [part for _, part in _parts(described, "")]
+    return None
+
+
+def _is_formless(described: Any) -> bool:
+    is_custom = isinstance(described, inspect.CustomType) and described.cls is not object
+    return is_custom or isinstance(described, (inspect.RawType, inspect.ExtType))
+
+
 def _walk(cls: Any, described: Any, path: str, form: Form) -> int:
     """Check a type and all its parts; returns how many levels it nests."""
-    if isinstance(described, inspect.CustomType) and described.cls is not object:
-        raise _no_form(cls, path, described.cls)
-    if isinstance(described, (inspect.RawType, inspect.ExtType)):
-        raise _no_form(cls, path, type(described))
+    if _is_formless(described):
+        raise _no_form(cls, path, getattr(described, "cls", type(described)))
     if isinstance(described, (inspect.AnyType, inspect.CustomType)):
         form.may_have_marked = form.may_be_deep = True
         return 1

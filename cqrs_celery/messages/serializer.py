@@ -318,7 +318,7 @@ class Serializer:
             return (convert(data),)
         except RecursionError as error:
             raise _too_deep_to_read(kind, name, version) from error
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeError) as error:
             raise _malformed(kind, name, version, error) from error
 
 

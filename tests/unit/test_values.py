@@ -670,3 +670,8 @@ def test_the_fields_that_a_message_lacks_are_compared_too() -> None:
     for sent, back in ((one, other), (one, bare), (bare, one)):
         assert difference(sent, back) is not None
     assert difference(one, read(b'{"number":1,"more":2}')) is None
+
+
+def test_a_key_that_is_no_text_makes_a_message_that_comes_malformed() -> None:
+    with pytest.raises(MalformedMessage, match="surrogates"):
+        Serializer("values").convert_all("event", made(int).__registered__.name, 1, {"\ud800": 1})

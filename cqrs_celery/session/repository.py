@@ -457,8 +457,14 @@ class Repository:
         """Return the name of an aggregate's stream.
 
         Raises:
+            TypeError: the id is no text.
             InvalidText: no store can keep it for the id's sake.
         """
+        if not isinstance(id, str):
+            raise TypeError(
+                f"{cls.__aggregate_type__} was asked for by the id {id!r}; expected text, as"
+                " str(id)"
+            )
         check_text(id, f"the id of {cls.__aggregate_type__}")
         return StreamName(self._serializer.application, cls.__aggregate_type__, id)
 

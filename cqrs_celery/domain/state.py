@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import typing
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, time
 from typing import Any, ClassVar, Final, TypeVar, get_origin
 
@@ -29,6 +29,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from ..errors import RegistrationError, SnapshotError
+from ..messages.forms import omits_defaults
 from ..messages.registry import where
 from ..messages.sameness import Difference, difference
 from .aggregate import Aggregate
@@ -81,7 +82,9 @@ class StateCodec:
             kept = _struct_of(cls, hints)
         try:
             self._decode = msgspec.json.Decoder(kept).decode
-            shape = _encode(_bare(msgspec.json.schema(kept)))
+            # Where a default is not in the bytes, it is a part of what they say.
+            words = _WORDS[1:] if omits_defaults(kept) else _WORDS
+            shape = _encode(_bare(msgspec.json.schema(kept), words))
         except (TypeError, ValueError) as error:
             said = str(error).splitlines()[-1]
             raise RegistrationError(
@@ -299,16 +302,16 @@ def _told(lost: Difference) -> str:
     return text
 
 
-def _bare(schema: Any) -> Any:
+def _bare(schema: Any, words: Sequence[str]) -> Any:
     """Return a JSON schema without its words, which may change while the bytes don't."""
     if isinstance(schema, list):
-        return [_bare(one) for one in schema]
+        return [_bare(one, words) for one in schema]
     if not isinstance(schema, dict):
         return schema
     return {
-        key: {name: _bare(one) for name, one in value.items()}
+        key: {name: _bare(one, words) for name, one in value.items()}
         if key in ("properties", "$defs")
-        else _bare(value)
+        else _bare(value, words)
         for key, value in schema.items()
-        if key not in _WORDS
+        if key not in words
     }

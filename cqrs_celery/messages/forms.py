@@ -194,6 +194,20 @@ def formless_part(hint: Any) -> Any:
         TypeError: the whole can't be read from JSON, as a union that JSON can't tell apart.
     """
     msgspec.json.Decoder(hint)
+    found = next(filter(_is_formless, _all_parts(hint)), None)
+    return None if found is None else getattr(found, "cls", type(found))
+
+
+def omits_defaults(hint: Any) -> bool:
+    """Return whether a struct in a type leaves out, when it is written, what is its default."""
+    return any(
+        isinstance(one, inspect.StructType) and _class_of(one).__struct_config__.omit_defaults
+        for one in _all_parts(hint)
+    )
+
+
+def _all_parts(hint: Any) -> Iterator[Any]:
+    """Yield what a type is made of, itself first, each part once."""
     waiting: list[Any] = [inspect.type_info(hint)]
     seen: list[Any] = []
     while waiting:
@@ -201,10 +215,8 @@ def formless_part(hint: Any) -> Any:
         if any(described is one for one in seen):
             continue
         seen.append(described)
-        if _is_formless(described):
-            return getattr(described, "cls", type(described))
+        yield described
         waiting += [part for _, part in _parts(described, "")]
-    return None
 
 
 def _is_formless(described: Any) -> bool:

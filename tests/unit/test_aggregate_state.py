@@ -264,6 +264,23 @@ def test_the_bytes_do_not_fit_when_a_type_inside_has_changed():
         restore(made(("sku", str), ("count", int, 1)), "1", 1, data)
 
 
+@pytest.mark.parametrize(("omits", "fits"), [(True, False), (False, True)])
+def test_the_bytes_do_not_fit_where_a_default_that_is_not_in_them_has_changed(omits, fits):
+    def made(default: str) -> type[Aggregate]:
+        fields: Any = [("currency", str, default)]
+        inner: Any = msgspec.defstruct("Inner", fields, omit_defaults=omits)
+        namespace = {"__annotations__": {"thing": inner}, "__module__": __name__}
+        return type("Made", (Aggregate,), {**namespace, "thing": inner()})
+
+    data = capture(made("EUR")("1"))
+    restore(made("EUR"), "1", 1, data)
+    if fits:
+        restore(made("USD"), "1", 1, data)
+    else:
+        with pytest.raises(SnapshotError, match="other attributes"):
+            restore(made("USD"), "1", 1, data)
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"shape":1}', b"\xff"])
 def test_damaged_bytes_are_one_clear_error(data):
     with pytest.raises(SnapshotError, match="Rich-42"):

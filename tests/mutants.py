@@ -93,6 +93,7 @@ MUTANTS = (
     ),
     # What is the same.
     Mutant("sameness", "if exact and not is_same_type:", "if False:"),
+    Mutant("sameness", 'not exact or b"bytearray" not in', 'True or b"" not in'),
     Mutant("sameness", "(isinstance(sent, _NARROWED) and _is_equal(sent.value, back))", "False"),
     Mutant("sameness", "if isinstance(sent, list) is not isinstance(back, list):", "if False:"),
     Mutant("sameness", "isinstance(sent, _NARROWED) and _is_equal(sent, back)", "False"),

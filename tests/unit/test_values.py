@@ -398,6 +398,8 @@ def test_what_is_compared_exactly_keeps_its_types() -> None:
         (OrderedDict(a=1), {"a": 1}),
         ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
         ({"a": [1]}, {"a": [1.0]}),
+        ({"a": [bytearray(b"x")]}, {"a": [b"x"]}),
+        ([(1, 2)], [[1, 2]]),
         (Place("x"), NumberedPlace("x")),
         (datetime(2026, 1, 1, tzinfo=BERLIN), datetime(2026, 1, 1, tzinfo=WINTER)),
     ):

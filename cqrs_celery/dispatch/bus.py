@@ -196,10 +196,12 @@ class Bus:
         self, session: HandlerSession, definition: Definition, attempt: Attempt, value: Any
     ) -> CommandResult:
         record = attempt.command(value)
+        if value is not None and (record is not None or definition.kind == "command"):
+            # As whoever repeats the command, or waits for its result, reads it.
+            of = self.serializer.name_of(definition.messages[0])
+            written = record.outcome if record else definition.returned.write(value, of=of)
+            value = definition.returned.read(written)
         committed = session.commit_on_return(command=record, lease=attempt.lease)
-        if record is not None and value is not None:
-            # As whoever repeats the command reads it.
-            value = definition.returned.read(record.outcome)
         return CommandResult(value=value, position=committed.position if committed else None)
 
     async def run_async(self, definition: Definition, attempt: Attempt) -> CommandResult:

@@ -181,13 +181,24 @@ class Aggregate:
 
     @property
     def version(self) -> int:
-        """The number of its committed events; it moves only after a save has succeeded."""
-        return self.__ledger__.version
+        """The number of its committed events; it moves only after a save has succeeded.
+
+        In an `@applies` method, it is the version of the event before the one that is applied, when
+        that is recorded as when it is replayed.
+        """
+        ledger = self.__ledger__
+        if ledger.applying is None:
+            return ledger.version
+        return ledger.version + len(ledger.pending)
 
     @property
     def pending_events(self) -> tuple[PendingEvent, ...]:
-        """What it has recorded since it was loaded or saved, oldest first."""
-        return tuple(self.__ledger__.pending)
+        """What it has recorded since it was loaded or saved, oldest first.
+
+        In an `@applies` method, nothing, as when events are replayed.
+        """
+        ledger = self.__ledger__
+        return tuple(ledger.pending) if ledger.applying is None else ()
 
     def record(self, event: Event) -> None:
         """Apply an event at once, and keep it until the session commits it.

@@ -9,9 +9,17 @@ from typing import Any, Final
 from ..errors import RegistrationError
 
 #: msgspec's options that a message class may set; the others are fixed, or have another name here.
-ACCEPTED: Final = frozenset({
-    "cache_hash", "dict", "gc", "omit_defaults", "order", "rename", "repr_omit_defaults", "weakref",
-})  # fmt: skip
+ACCEPTED: Final = frozenset(
+    {
+        "cache_hash",
+        "dict",
+        "gc",
+        "order",
+        "rename",
+        "repr_omit_defaults",
+        "weakref",
+    }
+)
 
 #: Those that are fixed: the value that they have, and why.
 FIXED: Final[Mapping[str, tuple[Any, str]]] = {
@@ -20,6 +28,10 @@ FIXED: Final[Mapping[str, tuple[Any, str]]] = {
     "forbid_unknown_fields": (False, "unknown_fields='refuse' says so"),
     "frozen": (True, "what was sent or recorded never changes"),
     "kw_only": (True, "fields are given by name, so that their order may change"),
+    "omit_defaults": (
+        False,
+        "what is left out would be read as another value once a default changes",
+    ),
     "tag": (None, "its name says what it is"),
     "tag_field": (None, "its name says what it is"),
 }

@@ -350,8 +350,11 @@ class Repository:
             return None
         try:
             made = as_made(aggregate)
-            for pending in recorded:
-                apply(made, pending.event)
+            for version, pending in enumerate(recorded, since + 1):
+                # As it will be read: an upcaster may make others of it.
+                for event in self._serializer.read_again(pending.type, pending.data):
+                    apply(made, event)
+                    made.__ledger__.version = version
         except Exception as error:  # noqa: BLE001  it has been saved
             logger.warning(
                 "what events make of %r is not known: %s: %s",
@@ -454,8 +457,14 @@ class Repository:
         """Return the name of an aggregate's stream.
 
         Raises:
+            TypeError: the id is no text.
             InvalidText: no store can keep it for the id's sake.
         """
+        if not isinstance(id, str):
+            raise TypeError(
+                f"{cls.__aggregate_type__} was asked for by the id {id!r}; expected text, as"
+                " str(id)"
+            )
         check_text(id, f"the id of {cls.__aggregate_type__}")
         return StreamName(self._serializer.application, cls.__aggregate_type__, id)
 

@@ -7,8 +7,10 @@ next `get` reads the store again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from ..domain.aggregate import Aggregate
 from ..domain.lifecycle import attach, detach
@@ -333,3 +335,55 @@ class HandlerSession(Session):
         committed = super().commit(command=command, lease=lease)
         self.close()
         return committed
+
+
+class QuerySession(Session):
+    """The session that a query's handler gets: it reads, and nothing of it is committed."""
+
+    def add(self, aggregate: Aggregate) -> NoReturn:
+        """Refuse: a query changes nothing.
+
+        Raises:
+            SessionError: always.
+        """
+        raise SessionError(
+            f"a query's handler added {aggregate!r} to its session, which commits nothing: a query"
+            " only reads. What changes something is a command."
+        )
+
+    def commit(
+        self, *, command: CommandRecord | None = None, lease: Lease | None = None
+    ) -> NoReturn:
+        """Refuse: a query changes nothing.
+
+        Raises:
+            SessionError: always.
+        """
+        raise SessionError(
+            "a query's handler tried to commit its session, or to end it by `with`: a query only"
+            " reads, and whoever asks it ends the session. What changes something is a command."
+        )
+
+    def __enter__(self) -> Self:
+        self.commit()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Return the context in which the handler is called; the session ends with it.
+
+        Raises:
+            SessionError: an aggregate recorded something inside: nobody would write that.
+        """
+        watching = Watching()
+        try:
+            with watching:
+                yield
+        finally:
+            self.close()
+        for aggregate in watching.found:
+            if aggregate.pending_events:
+                events = [pending.type.__qualname__ for pending in aggregate.pending_events]
+                raise SessionError(
+                    f"{aggregate!r} recorded {', '.join(events)} in a query's handler, which"
+                    " commits nothing: a query only reads. What changes something is a command."
+                )

@@ -34,12 +34,16 @@ class Session:
             session.get(InventoryItem, "42").check_in(5)
 
     Left without an exception, the block commits; left with one, nothing is written. Either way the
-    session has ended then.
+    session has ended then. What records something in the block, and is in no session, is an error.
 
     Args:
         repository: where aggregates come from and go to.
         metadata: of every event that the session commits.
     """
+
+    #: Where what records something is watched, as errors name it.
+    _place = "`with` block"
+    _watching: Watching | None = None
 
     def __init__(self, repository: Repository, *, metadata: Metadata = NO_METADATA) -> None:
         self._repository = repository
@@ -198,6 +202,8 @@ class Session:
             raise
         self._transaction = None
         self._untrack()
+        if self._watching is not None:
+            self._watching.found[:] = self._forgotten()
         return committed
 
     def close(self) -> None:
@@ -213,6 +219,8 @@ class Session:
 
     def __enter__(self) -> Self:
         self._check_open()
+        self._watching = Watching()
+        self._watching.__enter__()
         return self
 
     def __exit__(
@@ -222,10 +230,43 @@ class Session:
         traceback: TracebackType | None,
     ) -> None:
         try:
+            if self._watching is not None:
+                self._watching.__exit__()
+                if self._watching.outer is not None:
+                    # Whoever is around this may add it yet, or has it in a session of its own.
+                    self._watching.outer.extend(self._forgotten())
+                elif kind is None:
+                    self._check_added()
             if kind is None:
                 self.commit()
         finally:
             self.close()
+
+    def _forgotten(self) -> list[Aggregate]:
+        """Return what has recorded something meanwhile, and is neither tracked nor committed."""
+        if self._watching is None or not self._watching.found:
+            return []
+        known = set(map(id, self._tracked.values()))
+        return [
+            aggregate
+            for aggregate in self._watching.found
+            if aggregate.pending_events and id(aggregate) not in known
+        ]
+
+    def _check_added(self) -> None:
+        """Check that nothing is forgotten.
+
+        Raises:
+            SessionError: an aggregate was made, and not added: its events would be lost.
+        """
+        for aggregate in self._forgotten():
+            events = [pending.type.__qualname__ for pending in aggregate.pending_events]
+            stream = self._repository.stream_of(type(aggregate), aggregate.id)
+            raise SessionError(
+                f"{stream} recorded {', '.join(events)} in a {self._place}, and is not in its"
+                f" session, so that would be lost. Add what the {self._place} makes:"
+                " session.add(aggregate); and use what session.get returns. Nothing was committed."
+            )
 
     def _tracked_as(self, cls: type[A], id: str) -> A | None:
         self._check_open()
@@ -266,7 +307,7 @@ class HandlerSession(Session):
     as the command's: so it may not.
     """
 
-    _watching: Watching | None = None
+    _place = "handler"
 
     def commit(
         self, *, command: CommandRecord | None = None, lease: Lease | None = None
@@ -289,26 +330,6 @@ class HandlerSession(Session):
         """Return the context in which the handler is called: what it records must come here."""
         self._watching = Watching()
         return self._watching
-
-    def _check_added(self) -> None:
-        """Check that whatever has recorded something in the handler is tracked, or committed.
-
-        Raises:
-            SessionError: an aggregate was made, and not added: its events would be lost.
-        """
-        if self._watching is None:
-            return
-        known = set(map(id, self._tracked.values())) if self._watching.found else ()
-        for aggregate in self._watching.found:
-            if aggregate.pending_events and id(aggregate) not in known:
-                events = [pending.type.__qualname__ for pending in aggregate.pending_events]
-                stream = self._repository.stream_of(type(aggregate), aggregate.id)
-                raise SessionError(
-                    f"{stream} recorded {', '.join(events)} in a handler, and is not in its"
-                    " session, so that would be lost. Add what the handler makes:"
-                    " session.add(aggregate); and use what session.get returns. Nothing was"
-                    " committed."
-                )
 
     def enclose(self) -> None:
         """Begin the transaction before the handler is called, if the store's is to enclose it.

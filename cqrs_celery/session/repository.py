@@ -455,9 +455,17 @@ class Repository:
 
         Raises:
             InvalidText: no store can keep it for the id's sake.
+            TypeError: the class is none of an aggregate.
         """
-        check_text(id, f"the id of {cls.__aggregate_type__}")
-        return StreamName(self._serializer.application, cls.__aggregate_type__, id)
+        try:
+            kind = cls.__aggregate_type__
+        except AttributeError:
+            raise TypeError(
+                f"{getattr(cls, '__qualname__', repr(cls))} is no aggregate; expected a class below"
+                " Aggregate, and an id: session.get(InventoryItem, '42')"
+            ) from None
+        check_text(id, f"the id of {kind}")
+        return StreamName(self._serializer.application, kind, id)
 
     def _new_event(self, pending: PendingEvent, metadata: Metadata) -> NewEvent:
         name, version, data = self._serializer.seal(pending.type, pending.data)

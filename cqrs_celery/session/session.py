@@ -130,8 +130,14 @@ class Session:
         Raises:
             DuplicateInstance: another instance of it is tracked.
             SessionError: the session has ended.
+            TypeError: it is no aggregate.
         """
         self._check_open()
+        if not isinstance(aggregate, Aggregate):
+            raise TypeError(
+                f"session.add was given {aggregate!r}; expected an aggregate. An event is recorded"
+                " by one, aggregate.record(event), and stored with it"
+            )
         stream = self._repository.stream_of(type(aggregate), aggregate.id)
         tracked = self._tracked.setdefault(stream, aggregate)
         if tracked is not aggregate:

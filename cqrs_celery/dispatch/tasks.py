@@ -20,9 +20,11 @@ from kombu.exceptions import OperationalError
 from kombu.utils.uuid import uuid
 
 from ..errors import (
+    AggregateNotFound,
     LeaseLost,
     MalformedMessage,
     PublishFailed,
+    StaleVersion,
     StoreUnavailable,
 )
 from ..messages.message import Command
@@ -203,8 +205,8 @@ class CommandTask(HandlerTask):
     """The task of a command: its name is the command's, its argument the command."""
 
     abstract = True
-    #: Celery logs them at info, in one line.
-    throws = (Refusal,)
+    #: Celery logs them at info, in one line: they are whoever sent the command's to deal with.
+    throws = (Refusal, StaleVersion, AggregateNotFound)
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Send a command; it is ordered with the others to its aggregate.

@@ -180,8 +180,8 @@ def _check_key(cls: Any, path: str, key: Any) -> None:
             raise RegistrationError(
                 f"{where(cls)} has a dict in the field {path!r} whose keys are of the type"
                 f" {_named(kind)}; keys of JSON objects are texts, from which that can't be told."
-                " Use keys of the type str, int, float, Enum, date, datetime or UUID, or write a"
-                " list of pairs."
+                " Use keys of the type str, int, float, Decimal, Enum, date, datetime or UUID, or"
+                " write a list of pairs."
             )
 
 

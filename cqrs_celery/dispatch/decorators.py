@@ -122,6 +122,8 @@ def command_handler(
 def query_handler(query: type[Any]) -> Callable[[F], F]:
     """Declare a function to be a query's one handler; it runs in the process that asks.
 
+    A parameter annotated with `Session` gets one that reads, and commits nothing.
+
     Args:
         query: the class.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ..errors import RegistrationError
@@ -54,13 +54,17 @@ def check_class_options(where: str, options: Mapping[str, Any]) -> None:
         if name in FIXED:
             check_fixed(where, {name: value})
         elif name not in ACCEPTED:
-            known = (*OWN, *sorted(ACCEPTED))
-            close = difflib.get_close_matches(name, known, n=1)
-            raise RegistrationError(
-                f"{where} has the class argument {name!r}, which does not exist"
-                + (f"; did you mean {close[0]!r}?" if close else "")
-                + f" There are: {', '.join(known)}."
-            )
+            raise unknown_argument(where, name, (*OWN, *sorted(ACCEPTED)))
+
+
+def unknown_argument(where: str, name: str, known: Sequence[str]) -> RegistrationError:
+    """Return the error for a class argument that does not exist, with the one that was meant."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return RegistrationError(
+        f"{where} has the class argument {name!r}, which does not exist"
+        + (f"; did you mean {close[0]!r}?" if close else ".")
+        + f" There are: {', '.join(known)}."
+    )
 
 
 def check_fixed(where: str, values: Mapping[str, Any]) -> None:

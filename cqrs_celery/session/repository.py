@@ -457,16 +457,20 @@ class Repository:
         """Return the name of an aggregate's stream.
 
         Raises:
-            TypeError: the id is no text.
+            TypeError: the class is none of an aggregate, or the id is no text.
             InvalidText: no store can keep it for the id's sake.
         """
-        if not isinstance(id, str):
+        try:
+            kind = cls.__aggregate_type__
+        except AttributeError:
             raise TypeError(
-                f"{cls.__aggregate_type__} was asked for by the id {id!r}; expected text, as"
-                " str(id)"
-            )
-        check_text(id, f"the id of {cls.__aggregate_type__}")
-        return StreamName(self._serializer.application, cls.__aggregate_type__, id)
+                f"{getattr(cls, '__qualname__', repr(cls))} is no aggregate; expected a class below"
+                " Aggregate, and an id: session.get(InventoryItem, '42')"
+            ) from None
+        if not isinstance(id, str):
+            raise TypeError(f"{kind} was asked for by the id {id!r}; expected text, as str(id)")
+        check_text(id, f"the id of {kind}")
+        return StreamName(self._serializer.application, kind, id)
 
     def _new_event(self, pending: PendingEvent, metadata: Metadata) -> NewEvent:
         name, version, data = self._serializer.seal(pending.type, pending.data)

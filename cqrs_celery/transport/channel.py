@@ -46,6 +46,7 @@ class Channel(PublishingChannel):
         max_deliveries: a message that came back unfinished that often becomes a dead letter (10).
         max_run: messages of one sequence that a consumer holds ready behind the first (20).
         dedup_ttl_s: seconds for which the id of a publish is remembered (120).
+        max_expanded_bytes: bytes up to which a body that Celery compressed is expanded (64 MiB).
     """
 
     QoS = _qos.QoS
@@ -57,6 +58,7 @@ class Channel(PublishingChannel):
     lease_s = 30.0
     max_deliveries = 10
     max_run = 20
+    max_expanded_bytes = 64 * 2**20
 
     from_transport_options = (
         # Acknowledgements are the queue's business: there is nothing to emulate.

@@ -19,6 +19,7 @@ OPTIONS: Mapping[str, tuple[float, bool]] = {
     "max_deliveries": (1, True),
     "max_run": (1, True),
     "dedup_ttl_s": (1, False),
+    "max_expanded_bytes": (1, True),
 }
 
 #: What Kombu reads of the transport options: its channels, its loop, and its connection when it

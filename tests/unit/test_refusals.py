@@ -32,9 +32,11 @@ from cqrs_celery import (
 )
 from cqrs_celery.dispatch.middleware import log_calls
 from cqrs_celery.errors import (
+    AggregateNotFound,
     CQRSError,
     MissingAggregateId,
     RegistrationError,
+    StaleVersion,
     SubscriptionFailed,
 )
 
@@ -306,7 +308,7 @@ def test_celery_logs_one_line_at_info_without_a_traceback(
 
 def test_what_the_handler_throws_besides_is_still_expected(cqrs: CQRS) -> None:
     throws: Any = cqrs.app.tasks["purse.pay"].throws
-    assert throws == (Refusal, KeyError)
+    assert throws == (Refusal, StaleVersion, AggregateNotFound, KeyError)
 
 
 def test_middleware_tells_a_refusal_from_a_failure(

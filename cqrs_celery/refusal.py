@@ -14,11 +14,16 @@ which keeps `args` alone.
 from __future__ import annotations
 
 import datetime as dt
+import difflib
 import uuid
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+
+from .messages.markers import has_marked_object
+from .mutability import annotated_names
 
 #: The key in the last of `args` that marks a refusal to be made again from its fields.
 FIELDS: Final = "cqrs_refusal"
@@ -38,6 +43,14 @@ def _rebuild(cls: type[Refusal], message: str, fields: dict[str, Any]) -> Refusa
 class _RefusalType(type):
     """The class of refusals' classes: makes one again from what Celery has kept of it."""
 
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
+        super().__init__(name, bases, namespace)
+        if namespace.get("__slots__"):
+            raise TypeError(
+                f"{cls.__qualname__} has __slots__, and what is in them would be lost on the way"
+                " to whoever asks. Remove them."
+            )
+
     # To type checkers, a refusal is made by its class's own __init__.
     if not TYPE_CHECKING:
 
@@ -56,10 +69,12 @@ class Refusal(Exception, metaclass=_RefusalType):
 
     Args:
         message: what was refused, and why; for people.
-        fields: attributes of the refusal, for programs.
+        fields: attributes of the refusal, for programs. If the class annotates its fields, exactly
+            these, without those that have a default.
 
     Raises:
-        TypeError: a field has the name of an attribute of Python's exceptions.
+        TypeError: a field is missing, or there is none of the name; or it has the name of an
+            attribute of Python's exceptions; or the class has `__slots__`.
     """
 
     def __init__(self, message: str = "", /, **fields: Any) -> None:
@@ -70,13 +85,15 @@ class Refusal(Exception, metaclass=_RefusalType):
                     f"{type(self).__qualname__} has a field {name!r}, which is an attribute of"
                     " every exception. Rename the field."
                 )
+        if type(self).__init__ is Refusal.__init__:
+            _check_fields(type(self), fields)
         self.__dict__.update(fields)
 
     @property
     def args(self) -> tuple[Any, ...]:
         """The text and the fields, as a result backend keeps them."""
         fields = {name: _plain(value) for name, value in self._fields().items()}
-        return str(self), {FIELDS: fields}
+        return self._message(), {FIELDS: fields}
 
     @args.setter
     def args(self, value: tuple[Any, ...]) -> None:
@@ -84,15 +101,41 @@ class Refusal(Exception, metaclass=_RefusalType):
         vars(BaseException)["args"].__set__(self, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), str(self), self._fields())
+        return _rebuild, (type(self), self._message(), self._fields())
+
+    def _message(self) -> str:
+        # Not str(self), which a class may make of it.
+        return Exception.__str__(self)
 
     def _fields(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if not name.startswith("__")}
 
 
+def _check_fields(cls: type[Refusal], fields: Mapping[str, Any]) -> None:
+    own = [base for base in cls.__mro__ if base not in Refusal.__mro__]
+    names = frozenset().union(*(annotated_names(one, with_class_variables=False) for one in own))
+    declared = sorted(name for name in names if not name.startswith("_"))
+    if not declared:
+        return
+    for name in fields:
+        if name not in declared:
+            close = difflib.get_close_matches(name, declared, n=1)
+            raise TypeError(
+                f"{cls.__qualname__} has no field {name!r}; it has {', '.join(declared)}."
+                + (f" Did you mean {close[0]!r}?" if close else " Annotate it in the class.")
+            )
+    missing = [name for name in declared if name not in fields and not hasattr(cls, name)]
+    if missing:
+        raise TypeError(
+            f"{cls.__qualname__} was made without {', '.join(missing)}, which its class declares."
+            f" Pass {missing[0]}=…, or give the field a default in the class."
+        )
+
+
 def _plain(value: Any) -> Any:
     """Return a field's value as Kombu can write it in JSON; what has no such form, as a text."""
     try:
-        return msgspec.to_builtins(value, builtin_types=_KEPT, str_keys=True)
+        plain = msgspec.to_builtins(value, builtin_types=_KEPT, str_keys=True)
+        return repr(value) if has_marked_object(msgspec.json.encode(plain)) else plain
     except (TypeError, ValueError, OverflowError):
         return repr(value)

@@ -87,6 +87,13 @@ class Buy(Command, name="kiosk.buy", aggregate=Stand, key="id"):
     count: int = 1
 
 
+class Refund(Command, name="kiosk.refund", aggregate=Stand, key="id"):
+    """Take one back, if the stand is as it was seen."""
+
+    id: str
+    seen_version: int
+
+
 def stand(session: Session, id: str) -> Stand:
     """Return a stand, a new one if need be."""
     found = session.find(Stand, id)
@@ -101,6 +108,11 @@ def buy(command: Buy, session: Session) -> int:
     it = stand(session, command.id)
     it.sell(command.count)
     return it.left
+
+
+@command_handler(Refund)
+def refund(command: Refund, session: Session) -> None:
+    session.get(Stand, command.id, expected_version=command.seen_version).sell(-1)
 
 
 #: Handlers that are under way in this process, and the gate that opens when there are enough.

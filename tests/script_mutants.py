@@ -47,49 +47,21 @@ MUTANTS = (
     Mutant("settle_and_take", "if mark ~= '' then call('HDEL'", "if false then call('HDEL'"),
     Mutant("settle_and_take", "      if body ~= '' then bodies[#bodies + 1] = body end\n", ""),
     Mutant("settle_and_take", "s.seq, s.pri, s.back ~= nil)", "s.seq, s.pri, false)"),
-<<<<<<< ours
-    Mutant(
-        "settle_and_take", "  call('HSET', C .. 'seqs:' .. s.queue, s.seq, kind .. s.pri)\n", ""
-    ),
-    Mutant("settle_and_take", "    stop(s, 'd')\n", "    stop(s, 'l')\n"),
-||||||| base
-    Mutant("settle_and_take", "    call('HSET', seqs, s.seq, 'l' .. s.pri)\n", ""),
-    Mutant("settle_and_take", "    call('HSET', seqs, s.seq, 'd' .. s.pri)\n", ""),
-=======
     Mutant("settle_and_take", "elseif first.op == 'l' then", "elseif false then"),
     Mutant("settle_and_take", "elseif first.op == 'd' then", "elseif false then"),
->>>>>>> theirs
     # What a take brings.
     Mutant("settle_and_take", "if wanted == 0 or not is_known then", "if wanted == 0 then"),
     Mutant("settle_and_take", "if due_in == 0 then\n  promote", "if false then\n  promote"),
     Mutant("settle_and_take", "for i = #more, 1, -1 do hold", "for i = 1, #more do hold"),
-<<<<<<< ours
-    Mutant("settle_and_take", "'|' .. (1 + t.behind) .. '|'", "'|' .. t.behind .. '|'"),
-||||||| base
-    Mutant("settle_and_take", "'|' .. (1 + #more) .. '|'", "'|' .. #more .. '|'"),
-=======
     Mutant("settle_and_take", "t.pri .. '|' .. (1 + ", "t.pri .. '|' .. (0 + "),
->>>>>>> theirs
     Mutant("settle_and_take", "(i > firsts and 1 or 0)", "0"),
     Mutant("settle_and_take", "-room - 1, -2)", "-room, -2)"),
-<<<<<<< ours
-    Mutant("settle_and_take", "if redis.pcall('SADD', C .. 'idle', consumer) == 1", "if false"),
-||||||| base
-    Mutant("settle_and_take", "  redis.pcall('SADD', C .. 'idle', consumer)\n", ""),
-=======
     Mutant("settle_and_take", "redis.pcall('SADD', C .. 'idle', consumer)", "tostring(0)"),
->>>>>>> theirs
     Mutant("settle_and_take", "if drained[i] ~= 'empty' and has_ready", "if false and has_ready"),
     # What goes back, and what is forgotten.
     Mutant("_settle", "return a > b end)", "return a < b end)"),
     Mutant("_settle", "or head > youngest then break", "then break"),
-<<<<<<< ours
-    Mutant("_settle", "  call('HDEL', C .. 'seqs:' .. queue, seq)\n", ""),
-||||||| base
-    Mutant("_settle", "    call('HDEL', C .. 'seqs:' .. queue, seq)\n", ""),
-=======
     Mutant("_settle", "call('HDEL', C .. 'seqs:' .. queue, seq)", "local _"),
->>>>>>> theirs
     Mutant("_settle", "    call_with('HDEL', C .. 'tries', ids)\n", ""),
     Mutant("_settle", "body, -1) <= 0 then", "body, -1) < 0 then"),
     # What waits for its time.
@@ -111,28 +83,14 @@ MUTANTS = (
     Mutant("publish", "if due then delay(", "if false then delay("),
     # Consumers that are lost.
     Mutant("beat", "if known or ARGV[4] == '1' then", "if true then"),
-<<<<<<< ours
     Mutant("recover", "  call_with('HDEL', flight, ids_of[name])\n", ""),
     Mutant("end_consumers", "tonumber(lease_end) == tonumber(seen)", "true"),
     Mutant("end_consumers", "    call('RENAME', flight, C .. 'flight:' .. name)\n", ""),
-||||||| base
-    Mutant("recover", "  call('DEL', C .. 'flight:' .. consumer)\n", ""),
-=======
     Mutant("recover", "if blocks(queue) then", "if not blocks(queue) then"),
->>>>>>> theirs
     Mutant("recover", "    call('HSET', C .. 'seqs:' .. queue, seq, 'd' .. pri)\n", ""),
     Mutant("recover", "tries % LETTER >= most", "tries % LETTER > most"),
     Mutant("recover", "    call('LREM', seq_key(queue, seq), -1, first)\n", ""),
-<<<<<<< ours
-||||||| base
-    Mutant(
-        "recover",
-        "return tonumber(a.id) > tonumber(b.id)",
-        "return tonumber(a.id) < tonumber(b.id)",
-    ),
-=======
     Mutant("recover", "put_back(queue, pri, list)", "local _"),
->>>>>>> theirs
     # Dead letters.
     Mutant("_letters", "\n    and call('LINDEX', seq_key(queue, l.seq), -1) == id", ""),
     Mutant("_letters", "  call('HSET', C .. 'tries', id, LETTER)\n", ""),

@@ -83,6 +83,7 @@ class CQRS:
     Raises:
         RegistrationError: something among the middleware is none.
         DuplicateRegistration: the Celery application has one already; it is `app.cqrs`.
+        TypeError: it is no Celery application.
     """
 
     def __init__(
@@ -93,6 +94,10 @@ class CQRS:
         snapshots: SnapshotStore | None = None,
         middleware: Iterable[Middleware] = (),
     ) -> None:
+        if not isinstance(app, celery.Celery):
+            raise TypeError(
+                f"CQRS was given {app!r}; expected a Celery application: CQRS(Celery('inventory'))"
+            )
         frame = sys._getframe(1)
         self._made_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
         _check_is_first(app, self._made_at)

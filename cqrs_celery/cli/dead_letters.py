@@ -32,6 +32,9 @@ _ANSWERS = {
 #: The alarm of a letter that is not archived, and has no crowd behind it.
 BLOCKS = "blocks its sequence: retry it, or discard it"
 
+#: The alarm of a letter that waits for somebody: a command's, or another task's.
+LEFT = "no worker tries it again: retry it, or discard it"
+
 
 class Row(NamedTuple):
     """Be a dead letter as it is shown."""
@@ -212,7 +215,8 @@ def check(context: click.Context, older_than_s: float, least_waiting: int, as_js
     """Say what needs somebody; the exit code is 1 if anything does.
 
     That is a letter that blocks its sequence, within the bounds; and, whatever these are, one that
-    is archived, or has more behind it than `cqrs_dead_letter_crowd`.
+    is archived, or has more behind it than `cqrs_dead_letter_crowd`, or that no worker tries again,
+    as a command's.
     """
     alarms = []
     with broker_channel(context) as channel:
@@ -242,12 +246,13 @@ def _alarm(row: Row, policy: LetterPolicy | None) -> str:
     """Return why a letter needs somebody; empty if it does not."""
     if row.state == "archived":
         return "archived: retry it with --archived, or discard it"
-    if policy is None:
-        return ""
-    if row.waiting > policy.crowd:
+    if policy is not None and row.waiting > policy.crowd:
         return f"more than {policy.crowd} wait behind it"
-    is_blocking = row.aggregate and row.state == "dead" and policy.kind != "continue"
-    return BLOCKS if is_blocking else ""
+    if row.state != "dead":
+        return ""
+    if policy is None or row.next_try_at is None:
+        return LEFT
+    return BLOCKS if row.aggregate and policy.kind != "continue" else ""
 
 
 def _order(

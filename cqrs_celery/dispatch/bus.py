@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from ..messages.metadata import Metadata
 from ..messages.serializer import Serializer
 from ..session.off_loop import handler_off_loop, off_loop
 from ..session.repository import Repository
-from ..session.session import HandlerSession, Session
+from ..session.session import HandlerSession, QuerySession, Session
 from ..store.events import CommandOutcome, CommandRecord, Lease, RecordedEvent
 from ..store.stream import StreamName
 from .conflicts import delay_s
@@ -196,10 +196,12 @@ class Bus:
         self, session: HandlerSession, definition: Definition, attempt: Attempt, value: Any
     ) -> CommandResult:
         record = attempt.command(value)
+        if value is not None and (record is not None or definition.kind == "command"):
+            # As whoever repeats the command, or waits for its result, reads it.
+            of = self.serializer.name_of(definition.messages[0])
+            written = record.outcome if record else definition.returned.write(value, of=of)
+            value = definition.returned.read(written)
         committed = session.commit_on_return(command=record, lease=attempt.lease)
-        if record is not None and value is not None:
-            # As whoever repeats the command reads it.
-            value = definition.returned.read(record.outcome)
         return CommandResult(value=value, position=committed.position if committed else None)
 
     async def run_async(self, definition: Definition, attempt: Attempt) -> CommandResult:
@@ -266,8 +268,8 @@ class Bus:
         """
         check_kind(query, "query")
         definition = self.find(query)
-        with self._around_query(definition, query) as call:
-            answer = definition.function(query)
+        with self._around_query(definition, query) as call, self._read(definition) as given:
+            answer = definition.function(query, **given)
             if definition.is_async:
                 answer = run_coroutine(answer, of=_name_of(definition))
             call.result = answer
@@ -279,9 +281,19 @@ class Bus:
         definition = self.find(query)
         if not definition.is_async:
             return await handler_off_loop(self.answer, query)
-        with self._around_query(definition, query) as call:
-            call.result = await definition.function(query)
+        with self._around_query(definition, query) as call, self._read(definition) as given:
+            call.result = await definition.function(query, **given)
         return call.result
+
+    def _read(self, definition: Definition) -> AbstractContextManager[dict[str, Any]]:
+        """Return the context of a query's handler, which gives its parameters beside the query."""
+        return self._reading(definition) if definition.injections else nullcontext({})
+
+    @contextmanager
+    def _reading(self, definition: Definition) -> Iterator[dict[str, Any]]:
+        session = QuerySession(self.repository)
+        with session.reading():
+            yield dict.fromkeys(definition.injections, session)
 
     def _around_query(self, definition: Definition, query: Any) -> AbstractContextManager[Call]:
         return around(self.middleware, Call("query", query, _name_of(definition)))

@@ -1,4 +1,4 @@
-"""Warn at a worker's start if it takes no handler's messages, since something was forgotten.
+"""Warn at a worker's start if something was forgotten: it takes no messages, or loses events.
 
 Whoever declares a handler imports this, so it is there without a CQRS app, too.
 """
@@ -19,11 +19,18 @@ logger = logging.getLogger(__name__)
 
 @worker_ready.connect
 def warn_of_what_is_missing(sender: Any = None, **_: Any) -> None:
-    """Warn of a worker without a CQRS app, without handlers, or without their queues."""
+    """Warn of a worker without a CQRS app, handlers, their queues, or a store that lasts."""
     app = sender.app
     declared = [one for one in definitions.all() if one.kind != "query"]
     if has_application(app):
         _check_queues(app, declared)
+        if app.conf.get("cqrs_event_store") == "memory://":
+            logger.warning(
+                "this worker of %s has cqrs_event_store = 'memory://': each of its processes has"
+                " events of its own, which no other process sees, and which are lost when it ends."
+                " Name a store that processes share: 'broker', or the URL of a SQL database",
+                app.main,
+            )
     elif declared:
         logger.warning(
             "the Celery app %s has no CQRS, so nothing takes the messages of its %d handlers and"

@@ -24,6 +24,7 @@ from .conflicts import (
 from .definitions import Definition, definitions
 from .handler import Handler
 from .options import check_options
+from .results import check_returned
 from .retrying import (
     Lettering,
     OnDeadLetter,
@@ -86,12 +87,14 @@ def command_handler(
         RegistrationError: the class is no command, or an option would break what a handler's task
             promises.
         DuplicateRegistration: the command has a handler; both are named.
-        HandlerSignatureError: a parameter's annotation does not fit.
+        HandlerSignatureError: a parameter's annotation does not fit, or JSON has no form for what
+            the function says that it returns.
     """
     _check("command", (command,))
 
     def declare(function: Callable[..., Any]) -> Handler:
         found = injections(function, "command", (command,))
+        check_returned(function)
         check_options(function, options)
         conflicts = command_conflicts(
             function, command, retries=retry_on_conflict, lock=lock, lock_wait_s=lock_wait_s
@@ -118,6 +121,8 @@ def command_handler(
 
 def query_handler(query: type[Any]) -> Callable[[F], F]:
     """Declare a function to be a query's one handler; it runs in the process that asks.
+
+    A parameter annotated with `Session` gets one that reads, and commits nothing.
 
     Args:
         query: the class.

@@ -5,7 +5,8 @@ A value comes back in the type that the handler's return annotation declares:
     @command_handler(PriceOrder)
     def price_order(command: PriceOrder, session: Session) -> Decimal: ...
 
-Without an annotation, it is what JSON makes of it; then it can be texts, numbers, lists and dicts.
+A value of another type is refused, before anything is committed. Without an annotation, it is what
+JSON makes of it; then it can be texts, numbers, lists and dicts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from typing import Any
 import msgspec
 from celery.result import AsyncResult
 
-from ..errors import UnwritableMessage
+from ..errors import HandlerSignatureError, UnwritableMessage
+from ..messages.forms import ACCEPTED, formless_part
+from ..messages.markers import MARKED, has_marked_object
+from ..messages.registry import where
 from ..messages.sameness import difference
 
 _encode = msgspec.json.Encoder().encode
@@ -68,7 +72,8 @@ class Returned:
             of: names the command in an error.
 
         Raises:
-            UnwritableMessage: JSON has no form for it, or it would be read as something else.
+            UnwritableMessage: JSON has no form for it, it is of another type than the handler
+                declares, or it would be read as something else.
         """
         if value is None:
             return "null"
@@ -77,14 +82,21 @@ class Returned:
             text = data.decode()
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise _unwritable(of, f"a value that JSON has no form for ({error})") from error
-        found = difference(value, self.read(text))
+        try:
+            back = self._decode_typed(text)
+        except msgspec.ValidationError as error:
+            raise _unwritable(
+                of, f"{_shown(value)}, which is not of the type that it declares: {error}"
+            ) from error
+        found = difference(value, back)
         if found is None:
+            if has_marked_object(data):
+                raise _unwritable(of, MARKED)
             return text
-        where = f" at {found.path!r}" if found.path else ""
+        place = f" at {found.path!r}" if found.path else ""
         raise _unwritable(
             of,
-            f"{found.sent!r} of the type {type(found.sent).__name__}{where}, which would be read as"
-            f" {found.back!r} of the type {type(found.back).__name__}",
+            f"{_shown(found.sent)}{place}, which would be read as {_shown(found.back)}",
         )
 
     def read(self, text: str) -> Any:
@@ -145,6 +157,33 @@ def _returned_by(function: Callable[..., Any]) -> Any:
         return typing.get_type_hints(function, include_extras=True).get("return", Any)
     except (NameError, TypeError, AttributeError, SyntaxError):
         return Any
+
+
+def check_returned(function: Callable[..., Any]) -> None:
+    """Check that a command's handler declares no result that can't be written.
+
+    A type that is not defined yet is not looked at.
+
+    Raises:
+        HandlerSignatureError: JSON has no form for what it says that it returns.
+    """
+    declared = _returned_by(function)
+    if declared in (typing.NoReturn, typing.Never):
+        return
+    try:
+        formless, why = formless_part(declared), "JSON has no form for it"
+    except TypeError as error:
+        formless, why = declared, str(error).splitlines()[0]
+    if formless is not None:
+        raise HandlerSignatureError(
+            f"{where(function)} returns {getattr(formless, '__qualname__', formless)}, says its"
+            f" annotation, and a command's result is written as JSON: {why}. Return None, or one of"
+            f" {ACCEPTED}."
+        )
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r:.200} of the type {type(value).__name__}"
 
 
 def _unwritable(of: str, what: str) -> UnwritableMessage:

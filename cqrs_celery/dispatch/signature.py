@@ -16,7 +16,7 @@ from ..store.events import RecordedEvent
 #: What a handler can be given, by kind; the keys are what its parameters are annotated with.
 INJECTABLE: Mapping[str, tuple[type[Any], ...]] = {
     "command": (Session, Metadata),
-    "query": (),
+    "query": (Session,),
     "event": (RecordedEvent, Session, Metadata),
     "message": (Session, Metadata),
     # No session: what a batch commits could not be told from what its events commit one by one.

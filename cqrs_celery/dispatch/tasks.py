@@ -21,9 +21,11 @@ from kombu.utils.uuid import uuid
 
 from ..clock import elapsed_s
 from ..errors import (
+    AggregateNotFound,
     LeaseLost,
     MalformedMessage,
     PublishFailed,
+    StaleVersion,
     StoreUnavailable,
 )
 from ..messages.message import Command
@@ -204,8 +206,8 @@ class CommandTask(HandlerTask):
     """The task of a command: its name is the command's, its argument the command."""
 
     abstract = True
-    #: Celery logs them at info, in one line.
-    throws = (Refusal,)
+    #: Celery logs them at info, in one line: they are whoever sent the command's to deal with.
+    throws = (Refusal, StaleVersion, AggregateNotFound)
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Send a command; it is ordered with the others to its aggregate.
@@ -219,11 +221,12 @@ class CommandTask(HandlerTask):
         Raises:
             UnwritableMessage: it is too large, or would not be read as it is.
             PublishFailed: the broker did not take it.
+            TypeError: something else is given than the command alone.
             ValueError: the key is no text of 1 to 200 characters.
             InvalidText: the key, the task's id or the aggregate's has a NUL, or half of a surrogate
                 pair.
         """
-        command = _only(self, args, kwargs)
+        command = self._sent(args, kwargs)
         repeat_with = _repeat_with(options)
         runtime = self.runtime
         packed, options = prepare_command(command, runtime, {**options, **repeat_with})
@@ -245,6 +248,24 @@ class CommandTask(HandlerTask):
         options = {name: value for name, value in given.items() if value is not None}
         return self.apply_async(args, kwargs, **options)
 
+    def _sent(self, args: Any, kwargs: Any) -> Any:
+        """Return the command that is to be sent, or its plain values.
+
+        Raises:
+            TypeError: something else is given, such as the command's fields.
+        """
+        given = [*(args or ()), *(kwargs or {}).values()]
+        if len(given) == 1 and isinstance(given[0], (Command, dict)):
+            return given[0]
+        name = self.definition.messages[0].__qualname__
+        fields = ", ".join(f"{field}=…" for field in kwargs or ()) or "…"
+        one = len(given) == 1
+        found = f"one of type {type(given[0]).__qualname__}" if one else f"{len(given)} arguments"
+        raise TypeError(
+            f"{self.name} takes its message alone; found {found}. Write {name}({fields}).delay(),"
+            f" or {self.definition.function.__name__}.delay({name}({fields}))"
+        )
+
     def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Carry out a command in this process, as a task; options are those of `apply_async`.
 
@@ -255,7 +276,7 @@ class CommandTask(HandlerTask):
         key = options.pop(IDEMPOTENCY_KEY, None)
         if key is not None:
             packed, _ = prepare_command(
-                _only(self, args, kwargs), self.runtime, {IDEMPOTENCY_KEY: key}
+                self._sent(args, kwargs), self.runtime, {IDEMPOTENCY_KEY: key}
             )
             args, kwargs = (packed,), {}
         result = super().apply(args, kwargs, **options)

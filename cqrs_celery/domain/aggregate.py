@@ -23,16 +23,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 from ..errors import (
     AggregateError,
+    AggregateNotConstructible,
     MissingAggregateId,
     RegistrationError,
     ReservedFieldName,
     SessionError,
     UnhandledEvent,
 )
+from ..messages.class_options import unknown_argument
 from ..messages.codec import codec_of
 from ..messages.message import Event
 from ..messages.metadata import new_id, utc_now
@@ -44,6 +46,9 @@ from .type_names import claim
 from .watching import note_recording
 
 _RESERVED: Final = ("id", "version", "pending_events", "record")
+_ARGUMENTS: Final = (
+    "name", "alias_of", "strict", "snapshot_every", "snapshot_policy", "snapshot_version",
+)  # fmt: skip
 _TYPE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -95,6 +100,19 @@ class Ledger:
     known: list[tuple[int, str]] = field(default_factory=list)
 
 
+class _NoLedger:
+    """What stands for the ledger of an aggregate whose `__init__` has made none."""
+
+    def __get__(self, aggregate: Aggregate | None, cls: type[Aggregate]) -> Any:
+        if aggregate is None:
+            return self
+        raise AggregateNotConstructible(
+            f"{where(cls)} was used before it had an id: expected its __init__ to call"
+            " super().__init__(id) first",
+            aggregate_type=cls.__aggregate_type__,
+        )
+
+
 class Aggregate:
     """Be something with an identity that changes only through the events it records.
 
@@ -121,7 +139,8 @@ class Aggregate:
     __snapshot_policy__: ClassVar[SnapshotPolicy | None] = None
     __snapshot_version__: ClassVar[int] = 1
 
-    __ledger__: Ledger
+    #: An instance's own, which its constructor makes.
+    __ledger__: Ledger = cast(Ledger, _NoLedger())
 
     def __init_subclass__(
         cls,
@@ -134,7 +153,12 @@ class Aggregate:
         snapshot_version: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init_subclass__(**options)
+        try:
+            super().__init_subclass__(**options)
+        except TypeError as error:
+            if not options:
+                raise
+            raise unknown_argument(where(cls), next(iter(options)), _ARGUMENTS) from error
         for reserved in _RESERVED:
             if getattr(cls, reserved) is not getattr(Aggregate, reserved):
                 raise ReservedFieldName(
@@ -181,13 +205,24 @@ class Aggregate:
 
     @property
     def version(self) -> int:
-        """The number of its committed events; it moves only after a save has succeeded."""
-        return self.__ledger__.version
+        """The number of its committed events; it moves only after a save has succeeded.
+
+        In an `@applies` method, it is the version of the event before the one that is applied, when
+        that is recorded as when it is replayed.
+        """
+        ledger = self.__ledger__
+        if ledger.applying is None:
+            return ledger.version
+        return ledger.version + len(ledger.pending)
 
     @property
     def pending_events(self) -> tuple[PendingEvent, ...]:
-        """What it has recorded since it was loaded or saved, oldest first."""
-        return tuple(self.__ledger__.pending)
+        """What it has recorded since it was loaded or saved, oldest first.
+
+        In an `@applies` method, nothing, as when events are replayed.
+        """
+        ledger = self.__ledger__
+        return tuple(ledger.pending) if ledger.applying is None else ()
 
     def record(self, event: Event) -> None:
         """Apply an event at once, and keep it until the session commits it.

@@ -19,18 +19,19 @@ their shape: bytes of another shape don't fit.
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 import zlib
-from collections.abc import Mapping
-from decimal import Decimal
+from collections.abc import Mapping, Sequence
+from datetime import datetime, time
 from typing import Any, ClassVar, Final, TypeVar, get_origin
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from ..errors import RegistrationError, SnapshotError
+from ..messages.forms import omits_defaults
 from ..messages.registry import where
+from ..messages.sameness import Difference, difference
 from .aggregate import Aggregate
 from .lifecycle import build
 
@@ -81,7 +82,9 @@ class StateCodec:
             kept = _struct_of(cls, hints)
         try:
             self._decode = msgspec.json.Decoder(kept).decode
-            shape = _encode(_bare(msgspec.json.schema(kept)))
+            # Where a default is not in the bytes, it is a part of what they say.
+            words = _WORDS[1:] if omits_defaults(kept) else _WORDS
+            shape = _encode(_bare(msgspec.json.schema(kept), words))
         except (TypeError, ValueError) as error:
             said = str(error).splitlines()[-1]
             raise RegistrationError(
@@ -178,12 +181,10 @@ class StateCodec:
         return self._type(**{field: held.get(field, UNSET) for field in self._fields})
 
     def _check_same(self, aggregate: Aggregate, state: Any, found: Any) -> None:
-        if is_same(state, found):
-            return
-        if self._has_methods:
-            raise _not_captured(aggregate, f"what {TO} returned does not come back the same")
-        changed = [f for f in self._fields if not is_same(getattr(state, f), getattr(found, f))]
-        raise _not_captured(aggregate, f"these attributes would not come back the same: {changed}")
+        of_method = f"what {TO} returned" if self._has_methods else ""
+        lost = difference(state, found, of_method, exact=True)
+        if lost is not None:
+            raise _not_captured(aggregate, _told(lost))
 
 
 def codec_of(cls: type[Aggregate]) -> StateCodec:
@@ -231,28 +232,6 @@ def as_made(aggregate: A) -> A:
     if ledger.made is None:
         return build(cls, ledger.id)
     return restore(cls, ledger.id, ledger.made_version, ledger.made)
-
-
-def is_same(one: Any, other: Any) -> bool:
-    """Say whether two values are equal in all their parts, in type, and in the order of dicts."""
-    kind = type(one)
-    if kind is not type(other):
-        return False
-    if kind in (str, int, bool, bytes):
-        return bool(one == other)
-    if kind is Decimal:
-        return str(one) == str(other)  # also of what is no number, which equals nothing
-    if isinstance(one, dict):
-        return len(one) == len(other) and all(map(is_same, one.items(), other.items()))
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(is_same, one, other))
-    if isinstance(one, msgspec.Struct):
-        names: Any = one.__struct_fields__
-    elif dataclasses.is_dataclass(one):
-        names = [field.name for field in dataclasses.fields(one)]
-    else:
-        return bool(one == other)
-    return all(is_same(getattr(one, name), getattr(other, name)) for name in names)
 
 
 def _has_methods(cls: type[Aggregate]) -> bool:
@@ -314,16 +293,25 @@ def _not_captured(aggregate: Aggregate, why: str) -> SnapshotError:
     )
 
 
-def _bare(schema: Any) -> Any:
+def _told(lost: Difference) -> str:
+    name = f"a key of {lost.path}" if lost.is_key else lost.path
+    kinds = [f"{one!r:.100} of the type {type(one).__name__}" for one in (lost.sent, lost.back)]
+    text = f"{name} is {kinds[0]}, which would come back as {kinds[1]}"
+    if isinstance(lost.sent, (datetime, time)) and lost.sent.tzinfo is not None:
+        text += ", with a fixed offset. Keep it in UTC, and the time zone's name beside it"
+    return text
+
+
+def _bare(schema: Any, words: Sequence[str]) -> Any:
     """Return a JSON schema without its words, which may change while the bytes don't."""
     if isinstance(schema, list):
-        return [_bare(one) for one in schema]
+        return [_bare(one, words) for one in schema]
     if not isinstance(schema, dict):
         return schema
     return {
-        key: {name: _bare(one) for name, one in value.items()}
+        key: {name: _bare(one, words) for name, one in value.items()}
         if key in ("properties", "$defs")
-        else _bare(value)
+        else _bare(value, words)
         for key, value in schema.items()
-        if key not in _WORDS
+        if key not in words
     }

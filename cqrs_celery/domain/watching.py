@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING
 
@@ -19,15 +20,25 @@ def note_recording(aggregate: Aggregate) -> None:
 
 
 class Watching:
-    """The aggregates that record something inside its `with` block."""
+    """The aggregates that record something inside its `with` block.
 
-    __slots__ = ("_token", "found")
+    Attributes:
+        found: themselves, in the order of their first recording.
+        outer: the same of the block around it; None if there is none.
+    """
+
+    __slots__ = ("_token", "found", "outer")
 
     def __init__(self) -> None:
         self.found: list[Aggregate] = []
+        self.outer: list[Aggregate] | None = None
 
     def __enter__(self) -> None:
+        self.outer = _watched.get()
         self._token: Token[list[Aggregate] | None] = _watched.set(self.found)
 
     def __exit__(self, *_: object) -> None:
-        _watched.reset(self._token)
+        # A web framework may end a generator's block in another context than it began in; there,
+        # nothing was watched.
+        with suppress(ValueError):
+            _watched.reset(self._token)

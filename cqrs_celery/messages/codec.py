@@ -6,27 +6,28 @@ refused where it is written, which is where the mistake is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from ..errors import RegistrationError, UnwritableMessage
 from ..nesting import MADE_LEVELS, is_too_deep
 from .forms import form_of
+from .markers import MARKED, has_marked_object
 from .registry import Registry, where
 from .sameness import Difference, difference
 from .unknown import unknown_fields_of, with_unknown_fields
 
 _encode = msgspec.json.Encoder().encode
 
-#: Kombu's JSON reads an object of these two keys as a value of a type of its own.
-_MARKERS = {"__type__", "__value__"}
-_MARKER = b'"__type__"'
-
 #: Characters of a value that an error repeats.
 _SHOWN = 120
+
+#: The field that msgspec names in an error: "… - at `$.lines[0]`".
+_FIELD: Final = re.compile(r" - at `\$\.(?P<name>\w+)")
 
 #: What msgspec, or a user's class, raises about a value that it can't write or read.
 _FAILURES = (TypeError, ValueError, OverflowError, msgspec.MsgspecError)
@@ -77,7 +78,7 @@ class Codec:
         except RecursionError as error:
             raise self._too_deep(message) from error
         except _FAILURES as error:
-            raise self._unwritable(str(error)) from error
+            raise self._unwritable(_with_field(message, str(error))) from error
         form = self._form
         if form.may_be_deep and is_too_deep(data, MADE_LEVELS):
             raise self._too_deep(message)
@@ -86,9 +87,14 @@ class Codec:
         except Exception:  # noqa: BLE001  a comparison may raise anything
             is_same = False
         if not is_same:
-            self._check_same(message, copy)
-        if form.has_free_objects and _MARKER in data:
-            self._check_markers(data)
+            self._check_same(difference(message, copy))
+        for name in form.compared:
+            self._check_same(difference(getattr(message, name), getattr(copy, name), name))
+        for name in form.times:
+            if getattr(getattr(message, name), "fold", 0):
+                self._check_same(difference(getattr(message, name), getattr(copy, name), name))
+        if form.may_have_marked and has_marked_object(data):
+            raise self._unwritable(f"it holds {MARKED}")
         return data, copy
 
     def encode(self, message: Any) -> bytes:
@@ -106,24 +112,9 @@ class Codec:
         unknown = {name: value for name, value in plain.items() if name not in known}
         return with_unknown_fields(message, unknown)
 
-    def _check_same(self, message: Any, copy: Any) -> None:
-        found = difference(message, copy)
+    def _check_same(self, found: Difference | None) -> None:
         if found is not None:
             raise self._unwritable(_told(found))
-
-    def _check_markers(self, data: bytes) -> None:
-        waiting = [msgspec.json.decode(data)]
-        while waiting:
-            one = waiting.pop()
-            if isinstance(one, dict):
-                if one.keys() == _MARKERS:
-                    raise self._unwritable(
-                        f"it holds an object with the keys {' and '.join(sorted(_MARKERS))} alone,"
-                        " which Celery's JSON reads as something else. Rename one of them"
-                    )
-                waiting += one.values()
-            elif isinstance(one, list):
-                waiting += one
 
     def _unwritable(self, why: str) -> UnwritableMessage:
         name, version = _name_of(self.cls)
@@ -209,13 +200,43 @@ def _is_deep(value: Any) -> bool:
 
 
 def _told(found: Difference) -> str:
-    sent, back = (_shortened(repr(one)) for one in (found.sent, found.back))
-    return (
-        f"the field {found.path!r} holds {sent} of the type {type(found.sent).__name__}, which"
-        f" would come back as {back} of the type {type(found.back).__name__}. Declare the field"
-        " with the type of its values, or record a value that JSON can hold"
+    sent, back = found.sent, found.back
+    holds = "has the key" if found.is_key else "holds"
+    text = (
+        f"the field {found.path!r} {holds} {_shown(sent)}, which would come back as {_shown(back)}."
     )
+    if back is None:
+        return f"{text} JSON has no form for it"
+    declare = "declare the field with the type of its values"
+    if type(sent) is type(back):
+        return f"{text} Record a value that JSON can hold, or {declare}"
+    return f"{text} Convert it to {type(back).__name__}, or {declare}"
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+def _with_field(message: Any, why: str) -> str:
+    """Return what msgspec says about a message with the field that it is about in front."""
+    names = dict(zip(message.__struct_encode_fields__, message.__struct_fields__, strict=True))
+    place = _FIELD.search(why)
+    name = names.get(place["name"]) if place else None
+    if name is None:
+        name = next((one for one, value in fields_of(message) if not _is_encodable(value)), None)
+    if name is None:
+        return why
+    return f"the field {name!r} holds {_shown(getattr(message, name))}: {why}"
+
+
+def _is_encodable(value: Any) -> bool:
+    try:
+        _encode(value)
+    except _FAILURES:
+        return False
+    return True
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  as of an int with more digits than Python prints
+        text = "a value that can't be shown"
+    text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return f"{text} of the type {type(value).__name__}"

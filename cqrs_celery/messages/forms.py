@@ -18,6 +18,7 @@ from msgspec import inspect
 from ..errors import RegistrationError
 from ..mutability import annotated_names, is_mutable
 from ..nesting import MADE_LEVELS
+from .markers import MARKERS
 from .registry import where
 
 #: Named by errors, as what a field may be.
@@ -39,12 +40,17 @@ class Form:
     """What the declared types of a class say of the JSON that its messages become.
 
     Attributes:
-        has_free_objects: whether a dict, or a value of any type, may be in it.
+        may_have_marked: whether an object may be in it that Celery's JSON reads as something else.
         may_be_deep: whether it may be nested deeper than a message may be.
+        times: fields of which `==` does not see whether a time without a zone is the second of a
+            repeated hour.
+        compared: fields of which `==` may pass over more: a class in them has its own.
     """
 
-    has_free_objects: bool = False
+    may_have_marked: bool = False
     may_be_deep: bool = False
+    times: tuple[str, ...] = ()
+    compared: tuple[str, ...] = ()
     _open: list[Any] = field(default_factory=list)
 
 
@@ -117,7 +123,7 @@ def form_of(cls: Any) -> Form:
             f"{where(cls)} is generic in {names}, which is not stored: its values would come back"
             " as plain JSON. Write a class for each type that you need, without Generic."
         )
-    form = Form()
+    form = Form(may_have_marked=bool(cls.__keeps_unknown__))
     try:
         msgspec.json.Decoder(cls)
         described = inspect.type_info(cls)
@@ -128,21 +134,110 @@ def form_of(cls: Any) -> Form:
         ) from error
     levels = _walk(cls, described, "", form)
     form.may_be_deep = form.may_be_deep or levels > MADE_LEVELS
+    has_own = _has_own_equality(described)
+    for one in getattr(described, "fields", ()):
+        if not has_own and _is_moment(one.type):
+            form.times += (one.name,)
+        elif has_own or _is_compared(one.type, []):
+            form.compared += (one.name,)
     return form
+
+
+def _is_moment(described: Any) -> bool:
+    parts = described.types if isinstance(described, inspect.UnionType) else (described,)
+    return all(isinstance(one, (inspect.DateTimeType, inspect.NoneType)) for one in parts) and any(
+        isinstance(one, inspect.DateTimeType) for one in parts
+    )
+
+
+def _is_compared(described: Any, above: list[Any]) -> bool:
+    """Return whether `==` may take values of a type for equal that differ."""
+    if any(described is one for one in above):
+        return False
+    # Also of a time with a zone whose offset depends on the day, which JSON loses.
+    if isinstance(described, (inspect.DateTimeType, inspect.TimeType)):
+        return True
+    if _has_own_equality(described):
+        return True
+    return any(_is_compared(part, [*above, described]) for _, part in _parts(described, ""))
+
+
+def _has_own_equality(described: Any) -> bool:
+    if isinstance(described, inspect.StructType):
+        return _class_of(described).__eq__ is not msgspec.Struct.__eq__
+    if isinstance(described, inspect.NamedTupleType):
+        return _class_of(described).__eq__ is not tuple.__eq__
+    # An attrs class is described as a dataclass.
+    return isinstance(described, inspect.DataclassType) and not _compares_all(_class_of(described))
+
+
+def _compares_all(cls: Any) -> bool:
+    """Return whether a dataclass has the `__eq__` that Python made for it, of all fields."""
+    fields = getattr(cls, "__dataclass_fields__", {}).values()
+    code = getattr(cls.__eq__, "__code__", None)
+    return (
+        code is not None
+        and code.co_filename == "<string>"
+        and {*code.co_names} - {"NotImplemented"} == {"__class__", *(one.name for one in fields)}
+        and all(one.compare for one in fields)
+    )
+
+
+def _class_of(described: Any) -> Any:
+    return typing.get_origin(described.cls) or described.cls
+
+
+def formless_part(hint: Any) -> Any:
+    """Return the class in a type that JSON has no form for; None if there is none.
+
+    Raises:
+        TypeError: the whole can't be read from JSON, as a union that JSON can't tell apart.
+    """
+    msgspec.json.Decoder(hint)
+    found = next(filter(_is_formless, _all_parts(hint)), None)
+    return None if found is None else getattr(found, "cls", type(found))
+
+
+def omits_defaults(hint: Any) -> bool:
+    """Return whether a struct in a type leaves out, when it is written, what is its default."""
+    return any(
+        isinstance(one, inspect.StructType) and _class_of(one).__struct_config__.omit_defaults
+        for one in _all_parts(hint)
+    )
+
+
+def _all_parts(hint: Any) -> Iterator[Any]:
+    """Yield what a type is made of, itself first, each part once."""
+    waiting: list[Any] = [inspect.type_info(hint)]
+    seen: list[Any] = []
+    while waiting:
+        described = waiting.pop()
+        if any(described is one for one in seen):
+            continue
+        seen.append(described)
+        yield described
+        waiting += [part for _, part in _parts(described, "")]
+
+
+def _is_formless(described: Any) -> bool:
+    is_custom = isinstance(described, inspect.CustomType) and described.cls is not object
+    return is_custom or isinstance(described, (inspect.RawType, inspect.ExtType))
 
 
 def _walk(cls: Any, described: Any, path: str, form: Form) -> int:
     """Check a type and all its parts; returns how many levels it nests."""
-    if isinstance(described, inspect.CustomType) and described.cls is not object:
-        raise _no_form(cls, path, described.cls)
-    if isinstance(described, (inspect.RawType, inspect.ExtType)):
-        raise _no_form(cls, path, type(described))
+    if _is_formless(described):
+        raise _no_form(cls, path, getattr(described, "cls", type(described)))
     if isinstance(described, (inspect.AnyType, inspect.CustomType)):
-        form.has_free_objects = form.may_be_deep = True
+        form.may_have_marked = form.may_be_deep = True
         return 1
     if isinstance(described, inspect.DictType):
-        form.has_free_objects = True
+        form.may_have_marked = True
         _check_key(cls, path, described.key_type)
+    if isinstance(described, _WITH_FIELDS):
+        form.may_have_marked |= {one.encode_name for one in described.fields} >= MARKERS
+    if isinstance(described, inspect.StructType) and form._open:
+        _check_nested(cls, path, _class_of(described))
     if any(described is one for one in form._open):
         form.may_be_deep = True
         return 1
@@ -153,6 +248,8 @@ def _walk(cls: Any, described: Any, path: str, form: Form) -> int:
     is_nested = not is_union and isinstance(described, _NESTING)
     return max(levels, default=0) + is_nested
 
+
+_WITH_FIELDS: Final = (inspect.StructType, inspect.DataclassType, inspect.TypedDictType)
 
 _NESTING: Final = (
     inspect.CollectionType, inspect.TupleType, inspect.DictType, inspect.StructType,
@@ -172,6 +269,22 @@ def _parts(described: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield f"{path}[]", getattr(described, name)
 
 
+def _check_nested(cls: Any, path: str, nested: Any) -> None:
+    if nested.__struct_config__.omit_defaults:
+        raise RegistrationError(
+            f"{where(cls)} has the field {path!r} of the type {nested.__qualname__}, which has"
+            " omit_defaults = True: what was left out when it was written would be read as"
+            " another value once the default has changed. Remove omit_defaults."
+        )
+    if getattr(nested, "__keeps_unknown__", False):
+        raise RegistrationError(
+            f"{where(cls)} has the field {path!r} of the type {nested.__qualname__}, which has"
+            " unknown_fields='keep': they are kept of a whole message, and would be lost of one"
+            " inside another. Write a msgspec.Struct for the field, or give the class another"
+            " unknown_fields."
+        )
+
+
 def _check_key(cls: Any, path: str, key: Any) -> None:
     kinds = key.types if isinstance(key, inspect.UnionType) else (key,)
     for kind in kinds:
@@ -180,8 +293,8 @@ def _check_key(cls: Any, path: str, key: Any) -> None:
             raise RegistrationError(
                 f"{where(cls)} has a dict in the field {path!r} whose keys are of the type"
                 f" {_named(kind)}; keys of JSON objects are texts, from which that can't be told."
-                " Use keys of the type str, int, float, Enum, date, datetime or UUID, or write a"
-                " list of pairs."
+                " Use keys of the type str, int, float, Decimal, Enum, date, datetime or UUID, or"
+                " write a list of pairs."
             )
 
 

@@ -106,7 +106,7 @@ class MessageMeta(msgspec.StructMeta):
 
 
 #: The fixed options that a class may have from a msgspec.Struct among its bases.
-_INHERITED: Final = ("array_like", "eq", "tag")
+_INHERITED: Final = ("array_like", "eq", "omit_defaults", "tag")
 
 #: What may become of fields that a class does not have.
 UnknownFields = Literal["ignore", "refuse", "keep"]
@@ -216,7 +216,8 @@ class Command(Message, kind="command"):
             without a dot, the sender's application is put in front.
         version: of the content's shape.
         aggregate: the class of the aggregate it is for.
-        key: the field that holds the aggregate's id. Commands to one aggregate are handled in the
+        key: the field that holds the aggregate's id; of a number or a UUID, its text is the id, as
+            in `session.get(Order, str(command.id))`. Commands to one aggregate are handled in the
             order in which they were sent, one at a time.
     """
 

@@ -7,6 +7,7 @@ too large.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,7 +41,7 @@ def core_schema_of(cls: type[Any]) -> CoreSchema:
             message = codec.convert(value)
             if codec.kind != "query":  # which is never sent
                 codec.write(message)
-        except (msgspec.ValidationError, UnwritableMessage) as error:
+        except (msgspec.ValidationError, UnwritableMessage, UnicodeError) as error:
             raise _refusal(cls, value, str(error)) from error
         return message
 
@@ -64,10 +65,28 @@ def _refusal(cls: type[Any], value: Any, text: str) -> Exception:
     missing = _MISSING.match(told)
     if missing:
         place.append(missing["name"])
+    # A web framework writes all of this as JSON.
+    told = told.encode(errors="backslashreplace").decode()
     # Braces would stand for the error's context.
     kind = PydanticCustomError("missing" if missing else "message_type", "{told}", {"told": told})
-    detail = InitErrorDetails(type=kind, loc=tuple(place), input=value)
+    found_there = _part(value, place[:-1] if missing else place)
+    detail = InitErrorDetails(type=kind, loc=tuple(place), input=found_there)
     return ValidationError.from_exception_data(cls.__qualname__, [detail])
+
+
+def _part(value: Any, place: list[str | int]) -> Any:
+    """Return what stands at a place, or a text of it if JSON has no form for it."""
+    part = value
+    try:
+        for step in place:
+            part = part[step]
+    except (LookupError, TypeError):
+        part = value
+    try:
+        json.dumps(part, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError):
+        return f"{part!r:.200}"
+    return part
 
 
 def json_schema_of(cls: type[Any]) -> dict[str, Any]:

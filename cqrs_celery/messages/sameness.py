@@ -1,17 +1,39 @@
 """Find out whether a value came back from JSON as it was, and if not, what has changed.
 
-Same means: equal, and of the same shape. JSON and the declared types may narrow a type whose values
-stay equal, as an int given for a float, or a member of an `IntEnum` given for an int.
+Same means: equal in every part, and of the same shape. JSON and the declared types may narrow a
+type whose values stay equal, as an int given for a float, or a member of an `IntEnum` given for an
+int; where nothing may be narrowed, `exact` asks for the same types too.
+
+A class's own `__eq__` decides nothing here: what it passes over would be lost unseen.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
+import marshal
+import pickle
+from collections.abc import Iterable
 from datetime import datetime, time
 from decimal import Decimal
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 import msgspec
+
+from .unknown import UNKNOWN
+
+#: Types whose `==` sees all there is to a value.
+_LEAVES: Final = frozenset({str, int, bool, bytes, type(None)})
+
+#: Types whose values may come back as equal ones of another type, unless exactly that is asked.
+_NARROWED: Final = (str, int, float, Decimal, bytes, bytearray, memoryview)
+
+_SETS: Final = (set, frozenset)
+
+_MISSING: Final = object()
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Difference(NamedTuple):
@@ -21,30 +43,72 @@ class Difference(NamedTuple):
         path: where it stands, as `lines[0].price`.
         sent: the part as it was given.
         back: the part as it would come back.
+        is_key: whether it is a key of the dict that stands there.
     """
 
     path: str
     sent: Any
     back: Any
+    is_key: bool = False
 
 
-def difference(sent: Any, back: Any, path: str = "") -> Difference | None:
+def difference(sent: Any, back: Any, path: str = "", *, exact: bool = False) -> Difference | None:
     """Return the first difference between a value and what has become of it; None without one.
-
-    For where `==` has found them different: it also compares aware datetimes that Python takes for
-    different in the hour that a clock set back repeats, Decimals that are no numbers, and classes
-    without an `__eq__`.
 
     Args:
         sent: what was written.
         back: what was read.
         path: where both stand.
+        exact: whether all types must be the same, the order of dicts, and of times the kind of
+            zone.
     """
-    if _is_equal(sent, back):
-        return None
-    if type(sent) is type(back):
-        return _difference_of_parts(sent, back, path)
-    return Difference(path, sent, back)
+    kind: Any = type(sent)
+    is_same_type = kind is type(back)
+    if is_same_type and kind in _LEAVES:
+        return None if sent == back else Difference(path, sent, back)
+    if exact and not is_same_type:
+        return Difference(path, sent, back)
+    if is_same_type and (fields := _fields_of(kind)):
+        return _of_fields(fields, sent, back, path, exact)
+    if isinstance(sent, enum.Enum):
+        same = sent is back or (isinstance(sent, _NARROWED) and _is_equal(sent.value, back))
+        return None if same else Difference(path, sent, back)
+    if isinstance(sent, dict) and isinstance(back, dict):
+        return _of_dicts(sent, back, path, exact)
+    if isinstance(sent, (list, tuple)) and isinstance(back, (list, tuple)):
+        if isinstance(sent, list) is not isinstance(back, list):
+            return Difference(path, sent, back)
+        if _is_identical(sent, back, exact):
+            return None
+        names = getattr(sent, "_fields", None) or range(len(sent))
+        return _of_parts(names, sent, back, path, exact)
+    if isinstance(sent, _SETS) and isinstance(back, _SETS):
+        return _of_sets(sent, back, path, exact)
+    if not is_same_type:
+        same = isinstance(sent, _NARROWED) and _is_equal(sent, back)
+        return None if same else Difference(path, sent, back)
+    if isinstance(sent, (datetime, time)):
+        return None if _is_same_time(sent, back, exact) else Difference(path, sent, back)
+    if kind is Decimal:
+        # As texts, since what is no number equals nothing.
+        return None if str(sent) == str(back) else Difference(path, sent, back)
+    return None if _is_equal(sent, back) else Difference(path, sent, back)
+
+
+def _is_identical(sent: Any, back: Any, exact: bool) -> bool:
+    """Return True if values of Python's own types are known to be the same, in all types too.
+
+    `marshal` writes such values, and no others, with their types and the order of dicts: a quick
+    comparison of what is large. Its version 2 writes no references, which would depend on who
+    else holds a part.
+    """
+    try:
+        if marshal.dumps(sent, 2) != marshal.dumps(back, 2):
+            return False
+        # marshal writes a bytearray as bytes; pickle names its type, or knows nothing of it.
+        return not exact or b"bytearray" not in pickle.dumps(sent, 2)
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def _is_equal(sent: Any, back: Any) -> bool:
@@ -54,52 +118,85 @@ def _is_equal(sent: Any, back: Any) -> bool:
         return False
 
 
-def _difference_of_parts(sent: Any, back: Any, path: str) -> Difference | None:
-    if isinstance(sent, (list, tuple)):
-        names = getattr(sent, "_fields", None)
-        steps = [f"[{i}]" for i in range(len(sent))] if names is None else [f".{n}" for n in names]
-        return _first(steps, list(sent), list(back), path, sent, back)
-    if isinstance(sent, dict):
-        keys = _first([" key"] * len(sent), list(sent), list(back), path, sent, back)
-        steps = [f"[{key!r}]" for key in sent]
-        return keys or _first(steps, list(sent.values()), list(back.values()), path, sent, back)
-    if isinstance(sent, (set, frozenset)):
-        rest = list(back)
-        is_same = len(sent) == len(back) and all(
-            any(difference(one, other) is None for other in rest) for one in sent
-        )
-        return None if is_same else Difference(path, sent, back)
-    if isinstance(sent, (datetime, time)):
-        is_same = sent.utcoffset() == back.utcoffset() and (
-            sent.replace(tzinfo=None) == back.replace(tzinfo=None)
-        )
-        return None if is_same else Difference(path, sent, back)
-    if isinstance(sent, Decimal):
-        return None if str(sent) == str(back) else Difference(path, sent, back)
-    fields = _fields_of(sent)
-    if fields is None:
+def _is_same_time(sent: Any, back: Any, exact: bool) -> bool:
+    if (sent.tzinfo is None) is not (back.tzinfo is None):
+        return False
+    if sent.utcoffset() != back.utcoffset():
+        return False
+    if sent.replace(tzinfo=None) != back.replace(tzinfo=None):
+        return False
+    if sent.tzinfo is None:
+        return bool(sent.fold == back.fold)
+    # Of a zone that changes its offset, None; what is left of that does not change it any more.
+    return not exact or bool(sent.tzinfo.utcoffset(None) == back.tzinfo.utcoffset(None))
+
+
+def _of_dicts(sent: Any, back: Any, path: str, exact: bool) -> Difference | None:
+    if len(sent) != len(back):
         return Difference(path, sent, back)
-    values, values_back = ([getattr(one, name) for name in fields] for one in (sent, back))
-    return _first([f".{name}" for name in fields], values, values_back, path, sent, back)
+    if _is_identical(sent, back, exact):
+        return None
+    for (key, value), (key_back, value_back) in zip(sent.items(), back.items(), strict=True):
+        if difference(key, key_back, exact=exact) is not None:
+            return Difference(path, key, key_back, is_key=True)
+        found = difference(value, value_back, exact=exact)
+        if found is not None:
+            return _below(found, f"{path}[{key!r}]")
+    return None
 
 
-def _first(
-    steps: list[str], sent: list[Any], back: list[Any], path: str, whole: Any, whole_back: Any
+def _of_sets(sent: Any, back: Any, path: str, exact: bool) -> Difference | None:
+    if len(sent) != len(back):
+        return Difference(path, sent, back)
+    # Found by their JSON: a time that its zone repeats is equal to none of another zone.
+    by_json = {_encode(one): one for one in back}
+    for one in sent:
+        other = by_json.get(_encode(one), _MISSING)
+        if other is _MISSING and not exact and isinstance(one, _NARROWED) and one in back:
+            continue
+        candidates = back if other is _MISSING else (other,)
+        if all(difference(one, each, exact=exact) is not None for each in candidates):
+            return Difference(path, sent, back)
+    return None
+
+
+def _of_parts(
+    steps: Iterable[str | int], sent: Any, back: Any, path: str, exact: bool
 ) -> Difference | None:
     if len(sent) != len(back):
-        return Difference(path, whole, whole_back)
+        return Difference(path, sent, back)
     for step, one, other in zip(steps, sent, back, strict=True):
-        found = difference(one, other, (path + step).lstrip("."))
+        found = difference(one, other, exact=exact)
         if found is not None:
-            return found
+            place = f"[{step}]" if isinstance(step, int) else f".{step}"
+            return _below(found, (path + place).lstrip("."))
     return None
 
 
-def _fields_of(value: Any) -> list[str] | None:
-    if isinstance(value, msgspec.Struct):
-        return list(value.__struct_fields__)
-    if dataclasses.is_dataclass(value):
-        return [field.name for field in dataclasses.fields(value)]
-    if hasattr(type(value), "__attrs_attrs__"):
-        return [field.name for field in type(value).__attrs_attrs__]
+def _of_fields(
+    fields: Iterable[str], sent: Any, back: Any, path: str, exact: bool
+) -> Difference | None:
+    for name in fields:
+        one, other = getattr(sent, name, _MISSING), getattr(back, name, _MISSING)
+        # As `difference` does at once, but without a call: there may be very many.
+        if type(one) in _LEAVES and type(one) is type(other) and one == other:
+            continue
+        found = difference(one, other, exact=exact)
+        if found is not None:
+            return _below(found, f"{path}.{name}" if path else name)
     return None
+
+
+def _below(found: Difference, path: str) -> Difference:
+    is_field = found.path and not found.path.startswith("[")
+    return found._replace(path=f"{path}.{found.path}" if is_field else path + found.path)
+
+
+@lru_cache(maxsize=256)
+def _fields_of(cls: Any) -> tuple[str, ...]:
+    if issubclass(cls, msgspec.Struct):
+        fields = tuple(cls.__struct_fields__)
+        return (*fields, UNKNOWN) if getattr(cls, "__keeps_unknown__", False) else fields
+    if dataclasses.is_dataclass(cls):
+        return tuple(field.name for field in dataclasses.fields(cls))
+    return tuple(field.name for field in getattr(cls, "__attrs_attrs__", ()))

@@ -128,6 +128,19 @@ class Serializer:
         name, version, data = self.encode(message)
         return {"type": name, "version": version, "data": msgspec.json.decode(data)}
 
+    def read_again(self, cls: type[Any], data: bytes) -> Sequence[Any]:
+        """Return what will be read of an event that a codec has written; see `decode_all`.
+
+        Args:
+            cls: the event's class.
+            data: its fields, as `Codec.write` returns them.
+
+        Raises:
+            MessageError: as `decode_all` does.
+        """
+        name, version = self._named(cls)
+        return self.decode_all("event", name, version, data)
+
     def _named(self, cls: type[Any]) -> tuple[str, int]:
         known = self._names.get(cls)
         if known is None:
@@ -305,7 +318,7 @@ class Serializer:
             return (convert(data),)
         except RecursionError as error:
             raise _too_deep_to_read(kind, name, version) from error
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeError) as error:
             raise _malformed(kind, name, version, error) from error
 
 

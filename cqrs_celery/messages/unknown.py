@@ -8,7 +8,8 @@ from typing import Any, Final
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
-_UNKNOWN: Final = "__unknown_fields__"
+#: The attribute of a message that has them.
+UNKNOWN: Final = "__unknown_fields__"
 
 
 def unknown_fields_of(message: Any) -> Mapping[str, Any]:
@@ -16,12 +17,12 @@ def unknown_fields_of(message: Any) -> Mapping[str, Any]:
 
     Empty unless the class has `unknown_fields="keep"`. A copy made with other values has none.
     """
-    found: Mapping[str, Any] = getattr(message, _UNKNOWN, _NOTHING)
+    found: Mapping[str, Any] = getattr(message, UNKNOWN, _NOTHING)
     return found
 
 
 def with_unknown_fields(message: Any, unknown: Mapping[str, Any]) -> Any:
     """Attach to a message, whose class keeps them, the fields that it has no name for."""
     if unknown:
-        vars(message)[_UNKNOWN] = MappingProxyType(dict(unknown))
+        vars(message)[UNKNOWN] = MappingProxyType(dict(unknown))
     return message

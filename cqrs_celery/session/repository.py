@@ -350,8 +350,11 @@ class Repository:
             return None
         try:
             made = as_made(aggregate)
-            for pending in recorded:
-                apply(made, pending.event)
+            for version, pending in enumerate(recorded, since + 1):
+                # As it will be read: an upcaster may make others of it.
+                for event in self._serializer.read_again(pending.type, pending.data):
+                    apply(made, event)
+                    made.__ledger__.version = version
         except Exception as error:  # noqa: BLE001  it has been saved
             logger.warning(
                 "what events make of %r is not known: %s: %s",
@@ -454,10 +457,20 @@ class Repository:
         """Return the name of an aggregate's stream.
 
         Raises:
+            TypeError: the class is none of an aggregate, or the id is no text.
             InvalidText: no store can keep it for the id's sake.
         """
-        check_text(id, f"the id of {cls.__aggregate_type__}")
-        return StreamName(self._serializer.application, cls.__aggregate_type__, id)
+        try:
+            kind = cls.__aggregate_type__
+        except AttributeError:
+            raise TypeError(
+                f"{getattr(cls, '__qualname__', repr(cls))} is no aggregate; expected a class below"
+                " Aggregate, and an id: session.get(InventoryItem, '42')"
+            ) from None
+        if not isinstance(id, str):
+            raise TypeError(f"{kind} was asked for by the id {id!r}; expected text, as str(id)")
+        check_text(id, f"the id of {kind}")
+        return StreamName(self._serializer.application, kind, id)
 
     def _new_event(self, pending: PendingEvent, metadata: Metadata) -> NewEvent:
         name, version, data = self._serializer.seal(pending.type, pending.data)

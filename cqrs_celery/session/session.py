@@ -7,8 +7,10 @@ next `get` reads the store again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from ..domain.aggregate import Aggregate
 from ..domain.lifecycle import attach, detach
@@ -32,12 +34,16 @@ class Session:
             session.get(InventoryItem, "42").check_in(5)
 
     Left without an exception, the block commits; left with one, nothing is written. Either way the
-    session has ended then.
+    session has ended then. What records something in the block, and is in no session, is an error.
 
     Args:
         repository: where aggregates come from and go to.
         metadata: of every event that the session commits.
     """
+
+    #: Where what records something is watched, as errors name it.
+    _place = "`with` block"
+    _watching: Watching | None = None
 
     def __init__(self, repository: Repository, *, metadata: Metadata = NO_METADATA) -> None:
         self._repository = repository
@@ -133,8 +139,14 @@ class Session:
         Raises:
             DuplicateInstance: another instance of it is tracked.
             SessionError: the session has ended.
+            TypeError: it is no aggregate.
         """
         self._check_open()
+        if not isinstance(aggregate, Aggregate):
+            raise TypeError(
+                f"session.add was given {aggregate!r}; expected an aggregate. An event is recorded"
+                " by one, aggregate.record(event), and stored with it"
+            )
         stream = self._repository.stream_of(type(aggregate), aggregate.id)
         tracked = self._tracked.setdefault(stream, aggregate)
         if tracked is not aggregate:
@@ -206,6 +218,8 @@ class Session:
             raise self._explained(error) from error.__cause__
         self._transaction = None
         self._untrack()
+        if self._watching is not None:
+            self._watching.found[:] = self._forgotten()
         return committed
 
     def close(self) -> None:
@@ -221,6 +235,8 @@ class Session:
 
     def __enter__(self) -> Self:
         self._check_open()
+        self._watching = Watching()
+        self._watching.__enter__()
         return self
 
     def __exit__(
@@ -230,10 +246,43 @@ class Session:
         traceback: TracebackType | None,
     ) -> None:
         try:
+            if self._watching is not None:
+                self._watching.__exit__()
+                if self._watching.outer is not None:
+                    # Whoever is around this may add it yet, or has it in a session of its own.
+                    self._watching.outer.extend(self._forgotten())
+                elif kind is None:
+                    self._check_added()
             if kind is None:
                 self.commit()
         finally:
             self.close()
+
+    def _forgotten(self) -> list[Aggregate]:
+        """Return what has recorded something meanwhile, and is neither tracked nor committed."""
+        if self._watching is None or not self._watching.found:
+            return []
+        known = set(map(id, self._tracked.values()))
+        return [
+            aggregate
+            for aggregate in self._watching.found
+            if aggregate.pending_events and id(aggregate) not in known
+        ]
+
+    def _check_added(self) -> None:
+        """Check that nothing is forgotten.
+
+        Raises:
+            SessionError: an aggregate was made, and not added: its events would be lost.
+        """
+        for aggregate in self._forgotten():
+            events = [pending.type.__qualname__ for pending in aggregate.pending_events]
+            stream = self._repository.stream_of(type(aggregate), aggregate.id)
+            raise SessionError(
+                f"{stream} recorded {', '.join(events)} in a {self._place}, and is not in its"
+                f" session, so that would be lost. Add what the {self._place} makes:"
+                " session.add(aggregate); and use what session.get returns. Nothing was committed."
+            )
 
     def _tracked_as(self, cls: type[A], id: str) -> A | None:
         self._check_open()
@@ -282,7 +331,7 @@ class HandlerSession(Session):
     as the command's: so it may not.
     """
 
-    _watching: Watching | None = None
+    _place = "handler"
 
     def commit(
         self, *, command: CommandRecord | None = None, lease: Lease | None = None
@@ -305,26 +354,6 @@ class HandlerSession(Session):
         """Return the context in which the handler is called: what it records must come here."""
         self._watching = Watching()
         return self._watching
-
-    def _check_added(self) -> None:
-        """Check that whatever has recorded something in the handler is tracked, or committed.
-
-        Raises:
-            SessionError: an aggregate was made, and not added: its events would be lost.
-        """
-        if self._watching is None:
-            return
-        known = set(map(id, self._tracked.values())) if self._watching.found else ()
-        for aggregate in self._watching.found:
-            if aggregate.pending_events and id(aggregate) not in known:
-                events = [pending.type.__qualname__ for pending in aggregate.pending_events]
-                stream = self._repository.stream_of(type(aggregate), aggregate.id)
-                raise SessionError(
-                    f"{stream} recorded {', '.join(events)} in a handler, and is not in its"
-                    " session, so that would be lost. Add what the handler makes:"
-                    " session.add(aggregate); and use what session.get returns. Nothing was"
-                    " committed."
-                )
 
     def enclose(self) -> None:
         """Begin the transaction before the handler is called, if the store's is to enclose it.
@@ -351,3 +380,55 @@ class HandlerSession(Session):
         committed = super().commit(command=command, lease=lease)
         self.close()
         return committed
+
+
+class QuerySession(Session):
+    """The session that a query's handler gets: it reads, and nothing of it is committed."""
+
+    def add(self, aggregate: Aggregate) -> NoReturn:
+        """Refuse: a query changes nothing.
+
+        Raises:
+            SessionError: always.
+        """
+        raise SessionError(
+            f"a query's handler added {aggregate!r} to its session, which commits nothing: a query"
+            " only reads. What changes something is a command."
+        )
+
+    def commit(
+        self, *, command: CommandRecord | None = None, lease: Lease | None = None
+    ) -> NoReturn:
+        """Refuse: a query changes nothing.
+
+        Raises:
+            SessionError: always.
+        """
+        raise SessionError(
+            "a query's handler tried to commit its session, or to end it by `with`: a query only"
+            " reads, and whoever asks it ends the session. What changes something is a command."
+        )
+
+    def __enter__(self) -> Self:
+        self.commit()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Return the context in which the handler is called; the session ends with it.
+
+        Raises:
+            SessionError: an aggregate recorded something inside: nobody would write that.
+        """
+        watching = Watching()
+        try:
+            with watching:
+                yield
+        finally:
+            self.close()
+        for aggregate in watching.found:
+            if aggregate.pending_events:
+                events = [pending.type.__qualname__ for pending in aggregate.pending_events]
+                raise SessionError(
+                    f"{aggregate!r} recorded {', '.join(events)} in a query's handler, which"
+                    " commits nothing: a query only reads. What changes something is a command."
+                )

@@ -54,6 +54,7 @@ class Channel(PublishingChannel):
         max_run: messages of one sequence that a consumer holds ready behind the first (20).
         dedup_ttl_s: seconds for which the id of a publish is remembered (120).
         lock_folder: where processes of this host find each other's locks (see `process_locks`).
+        max_expanded_bytes: bytes up to which a body that Celery compressed is expanded (64 MiB).
     """
 
     QoS = _qos.QoS
@@ -66,6 +67,7 @@ class Channel(PublishingChannel):
     max_deliveries = 10
     max_run = 20
     lock_folder: str | None = None
+    max_expanded_bytes = 64 * 2**20
 
     from_transport_options = (
         # Acknowledgements are the queue's business: there is nothing to emulate.

@@ -34,8 +34,9 @@ def log_letter(taken: Taken, reason: Mapping[str, Any]) -> None:
         printable(str(reason.get("reason", "")), NAME_CHARACTERS),
         f" ({printable(error, ERROR_CHARACTERS)})" if error else "",
         f", task {printable(task, NAME_CHARACTERS)}" if task else "",
-        f" What follows in its sequence {printable(taken.sequence, NAME_CHARACTERS)} waits for it,"
-        " unless the queue's letters block nothing."
+        f" Later commands of its sequence {printable(taken.sequence, NAME_CHARACTERS)} go on"
+        " without it; a subscription's later events wait for it, unless on_dead_letter is"
+        " 'continue'."
         if taken.sequence
         else "",
         taken.id,

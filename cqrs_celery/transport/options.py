@@ -20,6 +20,7 @@ OPTIONS: Mapping[str, tuple[float, bool]] = {
     "max_deliveries": (1, True),
     "max_run": (1, True),
     "dedup_ttl_s": (1, False),
+    "max_expanded_bytes": (1, True),
 }
 
 #: Our options that are text.

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import msgspec
 import redis
+from celery import current_app
 from celery.exceptions import InvalidTaskError, TaskRevokedError
 from kombu.exceptions import KombuError, OperationalError
 
@@ -380,6 +381,19 @@ def _as_read(args: Any, message: Any) -> Any:
     return args
 
 
+def log_lost_result(name: str, task_id: str, error: Exception) -> None:
+    """Log that a task was run, and the result backend did not take its result."""
+    logger.error(
+        "the result of %s[%s] is lost: the result backend did not take it (%s). What the task has"
+        " committed stands, and its message is settled; whoever waits in get() waits until a"
+        " timeout",
+        name,
+        task_id,
+        " ".join(str(error).split()),
+        extra={"task": name, "task_id": task_id, "why": str(error)},
+    )
+
+
 @lru_cache(maxsize=16)
 def _failing_softly(target: Any) -> Any:
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -387,10 +401,13 @@ def _failing_softly(target: Any) -> Any:
             return target(*args, **kwargs)
         except MemoryError:
             raise
-        except Exception:
+        except Exception as error:
             from billiard.einfo import ExceptionInfo
 
-            logger.exception("task %s[%s] failed outside of its function", *args[:2])
+            if isinstance(error, getattr(current_app.backend, "connection_errors", ())):
+                log_lost_result(args[0], args[1], error)
+            else:
+                logger.exception("task %s[%s] failed outside of its function", *args[:2])
             return 1, ExceptionInfo(), 0.0
 
     return run

@@ -24,6 +24,7 @@ from ..dispatch.tasks import FIRST_FAILED_AT, NoLongerHeld, StoreAway
 from ..errors import MessageError, UnwritableMessage
 from ..transport.merging import BATCH_HEADER
 from ..transport.qos import REASON
+from ..transport.task_messages import log_lost_result
 from .waiting import waiting_messages
 
 #: How many times larger a body may be than the message in it: Kombu escapes what is not ASCII.
@@ -90,7 +91,13 @@ class Request(CeleryRequest):
             self._ack_unsurely()
         elif not isinstance(error, (Ignore, Reject, Retry)):
             self._say("its function failed", error, exc_info)
-        return super().on_failure(exc_info, send_failed_event, return_ok)
+        try:
+            return super().on_failure(exc_info, send_failed_event, return_ok)
+        except Exception as lost:
+            # Celery settles the message, then writes the result.
+            if not self.acknowledged:
+                raise
+            log_lost_result(self.name, self.id, lost)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Make a dead letter of a message that hit its hard time limit."""

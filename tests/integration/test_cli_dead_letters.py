@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from kombu import pools
 
 from cqrs_celery.cli import cqrs
+from cqrs_celery.cli.dead_letters import LEFT
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.queue.values import LetterPolicy, bury
 from cqrs_celery.transport import TRANSPORT
@@ -75,6 +76,11 @@ def app(redis_url: str) -> Iterator[celery.Celery]:
 
 def ids(rows: Any) -> list[int]:
     return [row["id"] for row in rows]
+
+
+def discard_mail(app: celery.Celery) -> None:
+    """Discard the letter of the task that holds up nothing."""
+    assert run_cli(app, "discard", "--subscription", "mail", "--yes").exit_code == 0
 
 
 def left(app: celery.Celery) -> list[int]:
@@ -251,17 +257,22 @@ def test_an_archived_letter_is_retried_only_where_that_is_said(app: celery.Celer
 
 
 def test_the_check_fails_while_anything_needs_somebody(app: celery.Celery) -> None:
-    # given two letters with more behind them than is allowed
+    # given two letters with more behind them than is allowed, and one that nobody tries again
     result = run_cli(app, "check")
     assert result.exit_code == 1
     assert result.output.count("more than 1 wait behind it") == 2
+    assert result.output.count(LEFT) == 1
     as_json = run_cli(app, "check", "--json")
     assert as_json.exit_code == 1
     assert [
         (row["aggregate"], row["waiting"], row["alarm"]) for row in json.loads(as_json.stdout)
-    ] == [(f"shop:Item:{n}", 2, "more than 1 wait behind it") for n in (1, 2)]
-    # when they are gone
+    ] == [("", 0, LEFT), *((f"shop:Item:{n}", 2, "more than 1 wait behind it") for n in (1, 2))]
+    # when the two are gone, then the third one needs somebody still, whatever the bounds are
     run_cli(app, "discard", "--exception", "KeyError", "--yes")
+    result = run_cli(app, "check", "--json", "--waiting", "3", "--older-than", "1e12")
+    assert (result.exit_code, [row["alarm"] for row in json.loads(result.stdout)]) == (1, [LEFT])
+    # and when that is gone, too
+    discard_mail(app)
     # then all is well
     result = run_cli(app, "check")
     assert (result.exit_code, result.output) == (0, "nothing\n")
@@ -272,7 +283,8 @@ def test_the_check_fails_for_every_letter_that_blocks_its_sequence(app: celery.C
     # given two letters with others behind them, of which many are allowed
     with queue_of(app) as queue:
         queue.letters.set_policy("orders", LetterPolicy(crowd=1000))
-    # when that is checked, then both need somebody; the one that holds up nothing does not
+    # when that is checked, then both need somebody
+    discard_mail(app)
     result = run_cli(app, "check", "--json")
     assert result.exit_code == 1
     assert [(row["aggregate"], row["alarm"]) for row in json.loads(result.stdout)] == [
@@ -282,6 +294,7 @@ def test_the_check_fails_for_every_letter_that_blocks_its_sequence(app: celery.C
 
 def test_bounds_say_what_the_check_passes_over(app: celery.Celery) -> None:
     # given a letter with two behind it, and one with none
+    discard_mail(app)
     with queue_of(app) as queue:
         queue.letters.set_policy("orders", LetterPolicy(crowd=1000))
         app.send_task("shop.pack", (1,), headers={"cqrs_sequence": "shop:Item:3"})
@@ -304,4 +317,5 @@ def test_bounds_say_what_the_check_passes_over(app: celery.Celery) -> None:
 def test_a_letter_of_a_queue_that_goes_on_without_it_is_no_alarm(app: celery.Celery) -> None:
     with queue_of(app) as queue:
         queue.letters.set_policy("orders", LetterPolicy("continue", crowd=1000))
+    discard_mail(app)
     assert json_of(app, "check") == []

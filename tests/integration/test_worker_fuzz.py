@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -162,6 +163,13 @@ CASES: dict[str, tuple[Stored, str]] = {
     "a text of three characters": (body(Text("tru"), **{"content-type": None}), MALFORMED),
     "headers of headers that are a text": (headers(headers="x"), MALFORMED),
     "an unknown compression": (headers(compression="rot13"), "undecodable body"),
+    "a body that expands too far": (
+        stock(
+            zlib.compress(bytes(65 * 2**20)),
+            headers={**head()["headers"], "compression": "application/x-gzip"},
+        ),
+        "undecodable body",
+    ),
     "a compression that is a list": (headers(compression=[1]), "undecodable body"),
     "a body nested deep": (body([[nested(300)], {}, {}]), MALFORMED),
     "a body nested deeper than Python goes": (body(nested(100_000)), MALFORMED),

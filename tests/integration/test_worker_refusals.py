@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from cqrs_celery.errors import AggregateNotFound, StaleVersion
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from tests import kiosk
 from tests.integration.conftest import WorkerFactory
-from tests.kiosk import Buy, SoldOut
+from tests.kiosk import Buy, Refund, SoldOut
 from tests.waiting import wait_until
 
 ALONE = ("--without-mingle", "--without-gossip", "-E")
@@ -55,6 +56,30 @@ def test_a_refusal_is_a_result_and_one_line_in_the_log_in_every_pool(
     assert "INFO" in lines[0]
     assert "Traceback" not in worker.logs()
     assert not list(ReliableQueue(data).letters.all("kiosk.commands"))
+
+
+def test_what_is_not_there_or_has_moved_on_is_one_line_too(
+    redis_url: str, worker_factory: WorkerFactory
+) -> None:
+    worker = worker_factory(
+        "from tests.kiosk import app", pool="solo", arguments=ALONE, env={"KIOSK_URL": redis_url}
+    )
+    with kiosk.connected(redis_url) as cqrs:
+        # given commands to a stall that nobody has opened, and to one that others have changed
+        missing = cqrs.send_command(Refund(id="b", seen_version=1))
+        with pytest.raises(AggregateNotFound):
+            missing.get(timeout=20)
+        cqrs.send_command(Buy(id="a", count=1)).get(timeout=20)
+        cqrs.send_command(Buy(id="a", count=1)).get(timeout=20)
+        stale = cqrs.send_command(Refund(id="a", seen_version=1))
+        with pytest.raises(StaleVersion):
+            stale.get(timeout=20)
+    # then the log has one line of each, at info
+    for name, result in (("AggregateNotFound", missing), ("StaleVersion", stale)):
+        (line,) = [line for line in worker.logs().splitlines() if name in line]
+        assert f"Task kiosk.refund[{result.id}] raised expected: {name}(" in line
+        assert "INFO" in line
+    assert "Traceback" not in worker.logs()
 
 
 def _drained(connection: Any, found: list[dict[str, Any]]) -> bool:

@@ -1,18 +1,21 @@
 """An aggregate's state goes into bytes and comes back the same, or is refused when it is taken."""
 
 import enum
+from collections import OrderedDict
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any, ClassVar
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
 
 from cqrs_celery.domain.aggregate import Aggregate
-from cqrs_celery.domain.state import capture, codec_of, is_same, restore
+from cqrs_celery.domain.state import capture, codec_of, restore
 from cqrs_celery.errors import RegistrationError, SnapshotError
 from cqrs_celery.messages.message import Event
+from cqrs_celery.messages.sameness import difference
 
 
 class StateChanged(Event):
@@ -22,6 +25,10 @@ class StateChanged(Event):
 class Colour(enum.Enum):
     RED = "red"
     BLUE = "blue"
+
+
+class Word(enum.StrEnum):
+    YES = "yes"
 
 
 class Line(msgspec.Struct):
@@ -64,6 +71,10 @@ def rich() -> Rich:
     it.data = b"\x00\xff"
     it._hidden = 0.1
     return it
+
+
+def is_same(one: Any, other: Any) -> bool:
+    return difference(one, other, exact=True) is None
 
 
 def state(aggregate: Aggregate) -> dict[str, Any]:
@@ -143,12 +154,56 @@ def test_at_the_start_it_is_found_with_a_new_aggregate():
         ("_hidden", 1),
         ("price", 1),
         ("data", bytearray(b"x")),
+        ("name", Word.YES),
+        ("lines", [Line("a", True)]),
+        ("places", OrderedDict({7: Place("top", 2)})),
+        ("seen_at", datetime(2026, 1, 1, tzinfo=ZoneInfo("Europe/Berlin"))),
+        ("seen_at", datetime(2026, 10, 25, 2, 30, fold=1)),
     ],
 )
 def test_a_value_that_would_come_back_as_another_is_refused(name, value):
     it = rich()
     setattr(it, name, value)
     with pytest.raises(SnapshotError, match="Rich-42"):
+        capture(it)
+
+
+def test_a_time_whose_zone_would_be_lost_is_named_and_told_how_to_keep():
+    it = rich()
+    it.seen_at = datetime(2026, 1, 1, tzinfo=ZoneInfo("Europe/Berlin"))
+    with pytest.raises(SnapshotError) as refused:
+        capture(it)
+    assert "seen_at is datetime.datetime(2026, 1, 1, 0, 0, tzinfo=zoneinfo.ZoneInfo(" in str(
+        refused.value
+    )
+    assert "with a fixed offset. Keep it in UTC" in str(refused.value)
+
+
+def test_a_time_of_a_zone_that_never_changes_its_offset_is_kept():
+    it = rich()
+    for zone in (UTC, ZoneInfo("UTC"), timezone(timedelta(hours=-9))):
+        it.seen_at = datetime(2026, 1, 1, tzinfo=zone)
+        assert restore(Rich, "42", 9, capture(it)).seen_at == it.seen_at
+
+
+def test_a_value_that_an_equality_of_its_own_hides_is_refused():
+    class ById(msgspec.Struct):
+        id: str
+        price: Any
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, ById) and other.id == self.id
+
+        def __hash__(self) -> int:
+            return hash(self.id)
+
+    class Priced(Aggregate):
+        parts: dict[str, ById] = {}  # noqa: RUF012
+
+    Priced.__annotations__["parts"] = dict[str, ById]
+    it = Priced("1")
+    it.parts["x"] = ById("x", (1,))
+    with pytest.raises(SnapshotError, match=r"parts\['x'\]\.price is \(1,\) of the type tuple"):
         capture(it)
 
 
@@ -207,6 +262,23 @@ def test_the_bytes_do_not_fit_when_a_type_inside_has_changed():
     restore(made(("sku", str)), "1", 1, data)
     with pytest.raises(SnapshotError, match="other attributes"):
         restore(made(("sku", str), ("count", int, 1)), "1", 1, data)
+
+
+@pytest.mark.parametrize(("omits", "fits"), [(True, False), (False, True)])
+def test_the_bytes_do_not_fit_where_a_default_that_is_not_in_them_has_changed(omits, fits):
+    def made(default: str) -> type[Aggregate]:
+        fields: Any = [("currency", str, default)]
+        inner: Any = msgspec.defstruct("Inner", fields, omit_defaults=omits)
+        namespace = {"__annotations__": {"thing": inner}, "__module__": __name__}
+        return type("Made", (Aggregate,), {**namespace, "thing": inner()})
+
+    data = capture(made("EUR")("1"))
+    restore(made("EUR"), "1", 1, data)
+    if fits:
+        restore(made("USD"), "1", 1, data)
+    else:
+        with pytest.raises(SnapshotError, match="other attributes"):
+            restore(made("USD"), "1", 1, data)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"shape":1}', b"\xff"])

@@ -56,7 +56,6 @@ def start_worker(app: Celery, *queues: str) -> None:
 @pytest.fixture
 def app() -> Iterator[Celery]:
     app = Celery("hour", broker="memory://", set_as_current=False)
-    app.conf.cqrs_event_store = "memory://"
     yield app
     app.close()
 
@@ -118,6 +117,20 @@ def test_a_worker_that_takes_messages_of_handlers_says_nothing(
     cqrs = CQRS(app)
     start_worker(cqrs.app, *queues)
     assert not caplog.messages
+
+
+def test_a_worker_that_keeps_events_in_memory_says_what_becomes_of_them(
+    app: Celery, declared: Definitions, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.conf.cqrs_event_store = "memory://"
+    cqrs = CQRS(app)
+    start_worker(cqrs.app)
+    (told,) = caplog.messages
+    assert told == (
+        "this worker of hour has cqrs_event_store = 'memory://': each of its processes has events"
+        " of its own, which no other process sees, and which are lost when it ends. Name a store"
+        " that processes share: 'broker', or the URL of a SQL database"
+    )
 
 
 def test_a_worker_of_celery_alone_says_nothing(

@@ -1,7 +1,8 @@
-"""An aggregate that a handler made and did not add is an error: its events would be lost."""
+"""An aggregate that was made and not added is an error: its events would be lost."""
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import weakref
 from collections.abc import Iterator
@@ -159,6 +160,79 @@ def test_a_handler_that_refuses_may_leave_what_it_has_made(cqrs: InMemoryCQRS) -
     # and nothing holds it afterwards
     gc.collect()
     assert made[0]() is None
+
+
+IN_A_BLOCK = (
+    "BakeryBatch-rye recorded Baked, Sold in a `with` block, and is not in its session, so that"
+    " would be lost. Add what the `with` block makes: session.add(aggregate); and use what"
+    " session.get returns. Nothing was committed."
+)
+
+
+def bake_in_a_block(cqrs: InMemoryCQRS, *, error: Exception | None = None) -> None:
+    with cqrs.session() as session:
+        session.add(Batch.bake("oats"))
+        Batch.bake("rye")
+        if error is not None:
+            raise error
+
+
+def test_a_forgotten_add_in_a_block_is_an_error_too(cqrs: InMemoryCQRS) -> None:
+    with pytest.raises(SessionError) as refused:
+        bake_in_a_block(cqrs)
+    assert str(refused.value) == IN_A_BLOCK
+    assert not cqrs.store.read_all()
+
+
+def test_an_error_of_the_block_is_not_hidden_by_what_it_forgot(cqrs: InMemoryCQRS) -> None:
+    with pytest.raises(ValueError, match="no flour"):
+        bake_in_a_block(cqrs, error=ValueError("no flour"))
+
+
+def test_of_blocks_in_one_another_the_outermost_asks_what_was_forgotten(
+    cqrs: InMemoryCQRS,
+) -> None:
+    # given an aggregate of the outer session that first records in the inner one's block
+    with cqrs.session() as outer:
+        rye = Batch("rye")
+        outer.add(rye)
+        with cqrs.session() as inner:
+            inner.add(Batch.bake("oats"))
+            rye.record(Baked())
+            wheat = Batch.bake("wheat")
+        outer.add(wheat)
+    # then nothing was forgotten
+    assert len(cqrs.store.read_all()) == 5
+    # but what is in neither is
+    with pytest.raises(SessionError, match="BakeryBatch-spelt"), cqrs.session(), cqrs.session():
+        Batch.bake("spelt")
+
+
+def test_a_block_that_commits_on_and_on_keeps_nothing_of_what_it_committed(
+    cqrs: InMemoryCQRS,
+) -> None:
+    with cqrs.session() as session:
+        batch = Batch.bake("rye")
+        session.add(batch)
+        session.commit()
+        reference = weakref.ref(batch)
+        del batch
+        gc.collect()
+        assert reference() is None
+        # and what was forgotten before a commit may be added after it
+        oats = Batch.bake("oats")
+        session.commit()
+        session.add(oats)
+    assert len(cqrs.store.read_all()) == 4
+
+
+def test_a_block_may_end_in_another_context_than_it_began_in(cqrs: InMemoryCQRS) -> None:
+    # given a session that a web framework opens in one thread, and closes in another
+    session = cqrs.session()
+    contextvars.copy_context().run(session.__enter__)
+    session.add(Batch.bake("rye"))
+    contextvars.copy_context().run(session.__exit__, None, None, None)
+    assert len(cqrs.store.read_all()) == 2
 
 
 def test_outside_a_handler_nothing_is_watched(cqrs: InMemoryCQRS) -> None:

@@ -162,9 +162,10 @@ def test_a_dead_letter_is_an_error_in_the_log_that_says_which_why_and_what_to_do
     one = taken(17, "shop:Item:42")._replace(payload=message(task="shop.stock.add", id="e-1"))
     assert letter(hand, one, FAILED, caplog) == (
         "message 17 of queue orders became a dead letter: its function failed (builtins.KeyError:"
-        " 'shelf'), task shop.stock.add[e-1]. What follows in its sequence shop:Item:42 waits for"
-        " it, unless the queue's letters block nothing. Look at it with"
-        " `celery -A <app> cqrs dead-letters show 17`, then retry or discard it."
+        " 'shelf'), task shop.stock.add[e-1]. Later commands of its sequence shop:Item:42 go on"
+        " without it; a subscription's later events wait for it, unless on_dead_letter is"
+        " 'continue'. Look at it with `celery -A <app> cqrs dead-letters show 17`, then retry or"
+        " discard it."
     )
 
 
@@ -184,7 +185,7 @@ def test_what_strangers_have_chosen_does_nothing_to_the_terminal(
     one = taken(19, "a\x1b[2J\n")._replace(payload=message(task="t\x1b", id="x" * 1000))
     text = letter(hand, one, {"reason": "r", "error": "e\r" * 1000}, caplog)
     assert text.isprintable()
-    assert "sequence a\\x1b[2J\\n waits" in text
+    assert "sequence a\\x1b[2J\\n go on" in text
     assert len(text) < 2_500
 
 

@@ -859,10 +859,10 @@ def test_a_parameter_that_nothing_can_be_given_to_is_refused() -> None:
         @command_handler(Unhandled)
         def counting(command: Unhandled, count: int) -> None: ...
 
-    with pytest.raises(HandlerSignatureError, match=r"annotated with Session;.*nothing else"):
+    with pytest.raises(HandlerSignatureError, match=r"annotated with Metadata;.*: Session$"):
 
         @query_handler(UnansweredQuery)
-        def writing(query: UnansweredQuery, session: Session) -> None: ...
+        def tracing(query: UnansweredQuery, metadata: Metadata) -> None: ...
 
     with pytest.raises(HandlerSignatureError, match="takes no argument"):
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import tracemalloc
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from kombu import compression as kombus
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import registry
 from kombu.transport import virtual
 from kombu.utils.json import dumps
 
-from cqrs_celery.transport.message import Message
+from cqrs_celery.transport.message import BodyExpandsTooFar, Message
 
 JSON = "application/json"
 
@@ -67,3 +70,77 @@ def test_a_decoder_that_somebody_registered_for_json_is_used(
     monkeypatch.setitem(registry._decoders, JSON, lambda data: ["mine", json.loads(data)])
     # then
     assert message(Message, b"[1]").decode() == ["mine", [1]]
+
+
+# ------------------------------------------------------------ compressed by Celery
+
+
+class Bounded(virtual.Channel):
+    """A channel that accepts a hundred thousand bytes of what was compressed."""
+
+    max_expanded_bytes = 100_000
+
+    def __init__(self) -> None:
+        """Do without a connection."""
+
+
+def compressed(text: bytes, by: str) -> Message:
+    body, name = kombus.compress(text, by)
+    payload = {
+        "body": base64.b64encode(body).decode(),
+        "content-type": JSON,
+        "content-encoding": "utf-8",
+        "headers": {"compression": name},
+        "properties": {"delivery_tag": "1", "delivery_info": {}, "body_encoding": "base64"},
+    }
+    return Message(payload, channel=Bounded(), accept={JSON})
+
+
+@pytest.mark.parametrize("by", ["gzip", "bzip2", "lzma"])
+def test_a_compressed_body_is_expanded_up_to_the_bound(by: str) -> None:
+    most = b'"' + 99_998 * b"0" + b'"'
+    assert compressed(most, by).decode() == 99_998 * "0"
+    with pytest.raises(BodyExpandsTooFar) as refused:
+        compressed(most + b" ", by)._reraise_error()
+    assert "holds more than 100,000 bytes" in str(refused.value)
+    assert "broker_transport_options['max_expanded_bytes']" in str(refused.value)
+
+
+@pytest.mark.parametrize("by", ["gzip", "bzip2", "lzma"])
+def test_what_expands_too_far_takes_no_memory_for_what_it_holds(by: str) -> None:
+    body = 40_000_000 * b"0"
+    bomb, _ = kombus.compress(body, by)
+    del body
+    payload = {
+        "body": bomb,
+        "headers": {"compression": by},
+        "properties": {"delivery_tag": "1", "delivery_info": {}},
+    }
+    tracemalloc.start()
+    try:
+        refused = Message(payload, channel=Bounded())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert refused.errors
+    assert peak < 12_000_000  # lzma alone has a dictionary of eight
+
+
+@pytest.mark.parametrize("name", ["rot13", ["gzip"], 1])
+def test_a_compression_that_there_is_not_is_refused_by_kombu(name: Any) -> None:
+    payload = {
+        "body": "[]",
+        "headers": {"compression": name},
+        "properties": {"delivery_tag": "1", "delivery_info": {}},
+    }
+    made = Message(payload, channel=Bounded())
+    assert [kind for kind, _, _ in made.errors] in ([KeyError], [TypeError])
+
+
+def test_a_body_that_is_not_what_its_compression_says_is_refused_by_kombu() -> None:
+    payload = {
+        "body": "[]",
+        "headers": {"compression": "gzip"},
+        "properties": {"delivery_tag": "1", "delivery_info": {}},
+    }
+    assert Message(payload, channel=Bounded()).errors

@@ -244,6 +244,11 @@ def test_subclasses_of_a_base_are_found():
         ("forbid_unknown_fields", True, "unknown_fields='refuse' says so"),
         ("frozen", False, "what was sent or recorded never changes"),
         ("kw_only", False, "fields are given by name, so that their order may change"),
+        (
+            "omit_defaults",
+            True,
+            "what is left out would be read as another value once a default changes",
+        ),
         ("tag", True, "its name says what it is"),
         ("tag_field", "kind", "its name says what it is"),
     ],
@@ -264,6 +269,11 @@ def test_an_option_that_comes_with_another_base_is_refused_too():
     class Compact(msgspec.Struct, array_like=True):
         pass
 
+    class Brief(msgspec.Struct, omit_defaults=True):
+        pass
+
+    with pytest.raises(RegistrationError, match=r"test_messages\.Short has omit_defaults = True"):
+        MessageMeta("Short", (Event, Brief), {"__module__": __name__}, name="messages.short")
     with pytest.raises(RegistrationError, match=r"test_messages\.Both has array_like = True"):
         MessageMeta("Both", (Event, Compact), {"__module__": __name__}, name="messages.both")
 
@@ -274,7 +284,7 @@ def test_a_class_argument_that_does_not_exist_is_refused():
     assert str(refused.value) == (
         "shop.Typo has the class argument 'nmae', which does not exist; did you mean 'name'? There"
         " are: name, version, aggregate, key, aliases, unknown_fields, cache_hash, dict, gc,"
-        " omit_defaults, order, rename, repr_omit_defaults, weakref."
+        " order, rename, repr_omit_defaults, weakref."
     )
 
 

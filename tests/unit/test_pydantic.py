@@ -33,6 +33,12 @@ class Order(Command, name="web.order"):
     due: datetime | None = None
 
 
+class SetRate(Command, name="web.set_rate", unknown_fields="refuse"):
+    id: str
+    rate: float = 0
+    more: Any = None
+
+
 class Ordered(Event, name="web.ordered"):
     id: str
 
@@ -73,12 +79,12 @@ class Client:
     def get(self, path: str) -> httpx.Response:
         return asyncio.run(self._ask("GET", path, None))
 
-    def post(self, path: str, json: Any) -> httpx.Response:
-        return asyncio.run(self._ask("POST", path, json))
+    def post(self, path: str, json: Any = None, **request: Any) -> httpx.Response:
+        return asyncio.run(self._ask("POST", path, json, **request))
 
-    async def _ask(self, method: str, path: str, json: Any) -> httpx.Response:
+    async def _ask(self, method: str, path: str, json: Any, **request: Any) -> httpx.Response:
         async with httpx.AsyncClient(transport=self._transport, base_url="http://web") as client:
-            return await client.request(method, path, json=json)
+            return await client.request(method, path, json=json, **request)
 
 
 @pytest.fixture
@@ -95,6 +101,9 @@ def web_application(cqrs: InMemoryCQRS) -> FastAPI:
     def post_order(command: Annotated[Order, Body()]) -> dict[str, Any]:
         result: dict[str, Any] = command.delay().get()
         return {"id": command.id, "value": result["value"]}
+
+    @web.post("/rates")
+    def post_rate(command: Annotated[SetRate, Body()]) -> None: ...
 
     @web.post("/how-many")
     def ask(query: Annotated[HowMany, Body()]) -> int:
@@ -147,6 +156,30 @@ def test_a_malformed_body_is_a_422_that_says_where(
     assert answer.status_code == 422
     (detail,) = answer.json()["detail"]
     assert (detail["type"], detail["loc"], detail["msg"]) == (kind, ["body", *place], text)
+
+
+@pytest.mark.parametrize(
+    ("body", "place", "found"),
+    [
+        ('{"id": "7", "rate": NaN}', ["rate"], "nan"),
+        ('{"id": "7", "rate": 1e999}', ["rate"], "inf"),
+        ('{"id": "\\ud800"}', [], r"{'id': '\ud800'}"),
+        ('{"id": "7", "more": -Infinity}', [], "{'id': '7', 'more': -inf}"),
+        ('{"id": "7", "more": "\\udfff"}', [], r"{'id': '7', 'more': '\udfff'}"),
+        ('{"id": "7", "\\ud800": 1}', [], r"{'id': '7', '\ud800': 1}"),
+        ('{"id": "7", "rate": "x"}', ["rate"], "x"),
+        ('{"rate": 1.5}', ["id"], {"rate": 1.5}),
+    ],
+)
+def test_a_body_that_an_answer_cannot_repeat_is_a_422_too(
+    client: Client, body: str, place: list[Any], found: Any
+) -> None:
+    json_header = {"content-type": "application/json"}
+    answer = client.post("/rates", content=body, headers=json_header)
+    assert answer.status_code == 422, answer.text
+    (detail,) = answer.json()["detail"]
+    assert detail["loc"][: 1 + len(place)] == ["body", *place]
+    assert detail["input"] == found
 
 
 def test_the_body_of_a_command_stands_in_openapi(client: Client) -> None:

@@ -32,9 +32,11 @@ from cqrs_celery import (
 )
 from cqrs_celery.dispatch.middleware import log_calls
 from cqrs_celery.errors import (
+    AggregateNotFound,
     CQRSError,
     MissingAggregateId,
     RegistrationError,
+    StaleVersion,
     SubscriptionFailed,
 )
 
@@ -67,6 +69,20 @@ class Impolite(Refusal):
         return f"{self.word} is no word for a purse"
 
 
+class Worded(Refusal):
+    """One that adds to its text whenever it is asked for it."""
+
+    amount: int
+    currency: str = "EUR"
+
+    def __str__(self) -> str:
+        return f"Refused: {super().__str__()} {self.currency}"
+
+
+class Bare(Refusal):
+    """One that declares no fields, and may have any."""
+
+
 class NotANumber(Refusal, ValueError):
     pass
 
@@ -93,7 +109,10 @@ seen = SimpleNamespace(runs=0)
 
 REFUSALS = [
     NotEnough("5 wanted, 3 there", wanted=5, found=3),
-    NotEnough(),
+    Bare(),
+    Bare("5 wanted", wanted=5, found=3),
+    Worded("5 wanted", amount=5),
+    Worded("5 wanted", amount=5, currency="CHF"),
     Closed("mine", since=datetime(2026, 1, 2, tzinfo=UTC)),
     Impolite("bag"),
     NotANumber("many", price=Decimal("1.50")),
@@ -169,9 +188,11 @@ def test_a_field_that_json_cannot_hold_comes_back_as_a_plain_one_or_as_a_text() 
     class Colour(enum.Enum):
         RED = "red"
 
-    error = NotEnough("no", wanted=object, found={Colour.RED: {1}}, colour=Colour.RED)
+    misread = {"__type__": "uuid", "__value__": "x"}  # by Kombu
+    error = Bare("no", wanted=object, found={Colour.RED: {1}}, colour=Colour.RED, more=[misread])
     found = through_json(error)
-    assert type(found) is NotEnough
+    assert type(found) is Bare
+    assert vars(found).pop("more") == repr([misread])
     assert vars(found) == {"wanted": repr(object), "found": {"red": [1]}, "colour": "red"}
 
 
@@ -180,6 +201,54 @@ def test_a_note_is_no_field() -> None:
     error.add_note("it was a Monday")
     assert vars(through_json(error)) == {"wanted": 1, "found": 0}
     assert vars(pickle.loads(pickle.dumps(error))) == {"wanted": 1, "found": 0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        (
+            {"wnted": 1, "found": 0},
+            "NotEnough has no field 'wnted'; it has found, wanted. Did you mean 'wanted'?",
+        ),
+        ({"wanted": 1, "found": 0, "x": 1}, "no field 'x'; it has found, wanted. Annotate it in"),
+        ({"found": 0}, "NotEnough was made without wanted, which its class declares. Pass wanted="),
+        ({}, "NotEnough was made without found, wanted, which"),
+    ],
+)
+def test_the_fields_that_a_class_declares_are_those_that_it_has(
+    fields: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(TypeError) as refused:
+        NotEnough("no", **fields)
+    assert text in str(refused.value)
+
+
+def test_a_subclass_has_the_fields_of_its_bases_and_defaults_may_be_left_out() -> None:
+    class FarTooFew(NotEnough):
+        by: int = 1
+
+    error = FarTooFew("no", wanted=2, found=1)
+    assert (error.wanted, error.by) == (2, 1)
+    with pytest.raises(TypeError, match="FarTooFew was made without wanted"):
+        FarTooFew("no", found=1)
+
+
+def test_an_init_of_its_own_may_set_the_declared_fields_itself() -> None:
+    class Late(Refusal):
+        days: int
+
+        def __init__(self, days: int) -> None:
+            super().__init__(f"{days} days late")
+            self.days = days
+
+    assert Late(3).days == 3
+
+
+def test_fields_in_slots_which_would_be_lost_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"Slotted has __slots__, and what is in them would be"):
+
+        class Slotted(Refusal):
+            __slots__ = ("count",)
 
 
 @pytest.mark.parametrize("name", ["args", "add_note", "with_traceback"])
@@ -239,7 +308,7 @@ def test_celery_logs_one_line_at_info_without_a_traceback(
 
 def test_what_the_handler_throws_besides_is_still_expected(cqrs: CQRS) -> None:
     throws: Any = cqrs.app.tasks["purse.pay"].throws
-    assert throws == (Refusal, KeyError)
+    assert throws == (Refusal, StaleVersion, AggregateNotFound, KeyError)
 
 
 def test_middleware_tells_a_refusal_from_a_failure(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NoReturn
 
 import celery
 import msgspec
@@ -16,24 +17,54 @@ import pytest
 from celery.backends.cache import CacheBackend
 from celery.result import AsyncResult, EagerResult
 
-from cqrs_celery import CQRS, Command, CommandResult, command_handler
+from cqrs_celery import (
+    CQRS,
+    Aggregate,
+    Command,
+    CommandResult,
+    Event,
+    Session,
+    applies,
+    command_handler,
+)
 from cqrs_celery import errors as all_errors
 from cqrs_celery.dispatch.results import CommandAsyncResult, Returned
 from cqrs_celery.errors import (
     ConcurrencyError,
     CQRSError,
+    HandlerSignatureError,
     InvalidText,
     LockTimeout,
     UnsupportedCelery,
     UnwritableMessage,
 )
-from cqrs_celery.testing.scenario import in_memory
+from cqrs_celery.testing.scenario import InMemoryCQRS, Scenario, in_memory
+
+
+class ResultsDone(Event, name="results.done"):
+    pass
 
 
 class Bill(msgspec.Struct):
     total: Decimal
     at: datetime
     counts: dict[int, float]
+
+
+class Remark(msgspec.Struct):
+    id: str
+    note: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Remark) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+class ResultsThing(Aggregate):
+    @applies(ResultsDone)
+    def _done(self, event: ResultsDone) -> None: ...
 
 
 BILL = Bill(Decimal("1.50"), datetime(2026, 1, 1, tzinfo=UTC), {1: 0.5})
@@ -49,6 +80,34 @@ class ResultsBill(Command, name="results.bill"):
 
 class ResultsPlain(Command, name="results.plain"):
     values: Any = None
+
+
+class ResultsAny(Command, name="results.any"):
+    id: str
+
+
+class ResultsInt(Command, name="results.int"):
+    id: str
+
+
+class ResultsFree(Command, name="results.free"):
+    id: str
+
+
+RETURNED: list[Any] = []
+
+
+@command_handler(ResultsAny)
+def give_any(command: ResultsAny, session: Session):
+    thing = session.find(ResultsThing, command.id) or ResultsThing(command.id)
+    session.add(thing)
+    thing.record(ResultsDone())
+    return RETURNED[0]
+
+
+@command_handler(ResultsInt)
+def give_int(command: ResultsInt) -> Decimal:
+    return 3  # type: ignore[return-value]
 
 
 @command_handler(ResultsPrice)
@@ -123,11 +182,10 @@ def of(annotation: Any) -> Returned:
         (float, 2.5),
         (None, None),
         (Decimal | None, Decimal("NaN")),
-        # What says another type than it returns stays plain.
-        (None, 5),
-        (str, 5),
-        (CQRS, "x"),
+        (float, 3.0),
+        # A type that is not defined says nothing.
         ("NotDefined", [1]),
+        (NoReturn, [1]),
     ],
 )
 def test_a_returned_value_is_read_as_it_was(annotation: Any, value: Any) -> None:
@@ -148,6 +206,15 @@ def test_a_returned_value_is_read_as_it_was(annotation: Any, value: Any) -> None
         (float | None, float("nan")),
         (Any, object()),
         (str, "\ud800"),
+        # What is of another type than the handler declares.
+        (None, 5),
+        (str, 5),
+        (int, "three"),
+        (CQRS, "x"),
+        # What Celery's JSON reads as something else.
+        (Any, [{"a": {"__type__": "uuid", "__value__": "x"}}]),
+        # What an equality of its own hides.
+        (Remark, Remark("a", (1,))),
     ],
 )
 def test_a_returned_value_that_would_be_read_as_another_is_refused(
@@ -155,6 +222,74 @@ def test_a_returned_value_that_would_be_read_as_another_is_refused(
 ) -> None:
     with pytest.raises(UnwritableMessage, match="Nothing was committed"):
         of(annotation).write(value, of="c")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Decimal("1.5"), "Decimal('1.5') of the type Decimal, which would be read as '1.5'"),
+        ((1, 2), "(1, 2) of the type tuple"),
+        ({1}, "{1} of the type set"),
+        (float("nan"), "nan of the type float, which would be read as None"),
+        (object(), "a value that JSON has no form for"),
+    ],
+)
+def test_what_could_not_be_a_result_is_refused_by_execute_and_by_a_scenario_too(
+    cqrs: InMemoryCQRS, value: Any, text: str
+) -> None:
+    # given
+    RETURNED[:] = [value]
+    command = ResultsAny(id="1")
+    # when
+    for run in (
+        lambda: cqrs.execute(command),
+        lambda: cqrs.execute(command, idempotency_key="k"),
+        lambda: asyncio.run(cqrs.execute_async(command)),
+        lambda: command.delay().get(),
+    ):
+        with pytest.raises(UnwritableMessage) as refused:
+            run()
+        # then
+        assert "the handler of command" in str(refused.value)
+        assert text in str(refused.value)
+    Scenario(cqrs).when(command).raises(UnwritableMessage, match="Nothing was committed")
+    assert cqrs.store.read_all() == []
+
+
+def test_a_value_that_is_equal_in_the_declared_type_is_it_by_every_way(cqrs: InMemoryCQRS) -> None:
+    command = ResultsInt(id="1")
+    for result in (
+        cqrs.execute(command),
+        cqrs.execute(command, idempotency_key="k"),
+        command.delay().get(),
+    ):
+        assert repr(result.value) == "Decimal('3')"
+    Scenario(cqrs).when(command).returns(Decimal(3))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "named"),
+    [
+        (complex, "complex"),
+        (ResultsThing, "ResultsThing"),
+        (list[ResultsThing | None], "ResultsThing"),
+        (dict[str, tuple[msgspec.Raw, int]], "RawType"),
+        (Iterator[int], "Iterator"),
+        (Bill | Remark, "nion"),
+    ],
+)
+def test_a_handler_that_declares_a_result_without_a_form_in_json_is_refused(
+    annotation: Any, named: str
+) -> None:
+    def handler(command: ResultsFree) -> None: ...
+
+    handler.__annotations__["return"] = annotation
+    with pytest.raises(HandlerSignatureError) as refused:
+        command_handler(ResultsFree)(handler)
+    text = str(refused.value)
+    assert f"{__name__}." in text
+    assert named in text
+    assert "says its annotation, and a command's result is written as JSON" in text
 
 
 def test_a_value_whose_declared_type_has_changed_since_is_read_as_plain() -> None:

@@ -1,7 +1,8 @@
 """The session commits what was changed in it: once, whole, or not at all."""
 
+import uuid
 from contextlib import suppress
-from typing import assert_type
+from typing import Any, assert_type
 
 import pytest
 
@@ -152,6 +153,14 @@ def test_get_of_a_missing_aggregate_is_an_error(session):
     """12: a missing aggregate: `get` raises `AggregateNotFound`."""
     with pytest.raises(AggregateNotFound, match="Item-42"):
         session.get(Item, "42")
+
+
+@pytest.mark.parametrize("id", [7, uuid.UUID(int=7), b"7", None])
+def test_an_id_that_is_no_text_is_refused_where_it_is_asked_for(session: Session, id: Any) -> None:
+    for ask in (session.get, session.find):
+        with pytest.raises(TypeError) as refused:
+            ask(Item, id)
+        assert f"was asked for by the id {id!r}; expected text, as str(id)" in str(refused.value)
 
 
 def test_find_of_a_missing_aggregate_gives_none_and_asks_again_the_next_time(session, repository):

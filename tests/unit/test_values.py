@@ -8,9 +8,9 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypedDict, TypeVar
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -32,11 +32,16 @@ from cqrs_celery.messages.message import (
     Query,
     unknown_fields_of,
 )
+from cqrs_celery.messages.sameness import difference
 from cqrs_celery.messages.serializer import Serializer
 from cqrs_celery.testing.given_when_then import given, when
 from cqrs_celery.testing.scenario import in_memory
 
 T = TypeVar("T")
+
+
+BERLIN = ZoneInfo("Europe/Berlin")
+WINTER = timezone(timedelta(hours=1))
 
 
 class Level(enum.IntEnum):
@@ -66,6 +71,68 @@ class Weight:
 class Span:
     days: int
     notes: tuple[str, ...] = ()
+
+
+class Named(msgspec.Struct, frozen=True):
+    """A struct that is the same as another one of its name."""
+
+    name: str
+    note: Any = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Named) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+class NamedMore(Named, frozen=True):
+    more: int = 0
+
+
+class NamedRow(NamedTuple):
+    name: str
+    note: Any = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NamedRow) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Remark:
+    """A dataclass of which a field is not compared."""
+
+    name: str
+    note: Any = dataclasses.field(default=None, compare=False)
+
+
+@dataclasses.dataclass(eq=False)
+class Tagged:
+    """A dataclass with an equality of its own, which looks at its class and its names."""
+
+    name: str
+    note: Any = None
+
+    def __eq__(self, other: object) -> bool:
+        is_same = other.__class__ is self.__class__ and self.name == other.name
+        return is_same and (self.note is None) is (other.note is None)  # type: ignore[attr-defined]
+
+
+Marked = TypedDict("Marked", {"__type__": str, "__value__": str})
+
+
+class MarkedStruct(msgspec.Struct, rename={"a": "__type__", "b": "__value__"}):
+    a: str
+    b: str
+
+
+class Text(str):
+    """A subclass of str, which msgspec does not write."""
+
+    __slots__ = ()
 
 
 class Handle:
@@ -186,16 +253,16 @@ def test_what_is_no_event_is_not_recorded(wrong: Any) -> None:
         (Any, datetime(2026, 1, 1, tzinfo=UTC), "of the type datetime, which would come back as '"),
         (Any, Decimal("1.50"), "of the type Decimal, which would come back as '1.50' of the type"),
         (Any, (1, 2), "of the type tuple"),
-        (Any, {1: 2}, r"the field 'value key' holds 1 of the type int, which would come back as"),
+        (Any, {1: 2}, r"the field 'value' has the key 1 of the type int, which would come back as"),
         (Any, b"x", "of the type bytes"),
         (Any, {1, 2}, "of the type set"),
         (Any, Weight(1), "of the type Weight"),
         (object, Place("x"), "of the type Place"),
         (Any, {"__type__": "decimal", "__value__": "1"}, "__type__ and __value__ alone"),
         (dict[str, str], {"__value__": "1", "__type__": "?"}, "__type__ and __value__ alone"),
-        (dict[Any, int], {1: 2}, "'value key'"),
-        (dict[str, int], {1: 2}, "'value key'"),
-        (dict[int | str, int], {1: 2}, "'value key'"),
+        (dict[Any, int], {1: 2}, "'value' has the key 1 of the type int"),
+        (dict[str, int], {1: 2}, "'value' has the key 1 of the type int"),
+        (dict[int | str, int], {1: 2}, "'value' has the key 1 of the type int"),
         (dict[str, int], {1: 1, "1": 2}, "which would come back as"),
         (dict[str, int], {"1": 1, 1: 2}, "which would come back as"),
         (
@@ -212,6 +279,30 @@ def test_what_is_no_event_is_not_recorded(wrong: Any) -> None:
         (Decimal, 0.1, r"which would come back as Decimal\('0.1'\)"),
         (Place, NumberedPlace("x", 5), "of the type NumberedPlace"),
         (OrderedDict, OrderedDict(a=1), "no form"),
+        # What an equality of their own passes over.
+        (Named, Named("a", float("nan")), r"'value\.note' holds nan of the type float"),
+        (list[Named], [Named("a", Decimal("1.5"))], r"'value\[0\]\.note' holds Decimal"),
+        (frozenset[Named], frozenset({Named("a", (1,))}), "'value' holds frozenset"),
+        (dict[str, NamedRow], {"x": NamedRow("a", (1,))}, r"value\['x'\]\.note\" holds \(1,\)"),
+        (Remark, Remark("a", datetime(2026, 1, 1)), "'value.note' holds datetime"),
+        (Remark | None, Remark("a", b"x"), "'value.note' holds b'x' of the type bytes"),
+        (list[Tagged], [Tagged("a", b"x")], r"'value\[0\].note' holds b'x' of the type bytes"),
+        (Named, NamedMore("a", 1, 5), "of the type NamedMore, which would come back as"),
+        # Which of two times of a repeated hour a time without a zone is, JSON does not say.
+        (datetime, datetime(2026, 10, 25, 2, 30, fold=1), "fold=1"),
+        (datetime | None, datetime(2026, 10, 25, 2, 30, fold=1), "fold=1"),
+        (list[datetime], [datetime(2026, 10, 25, 2, 30, fold=1)], "fold=1"),
+        (time, time(2, 30, fold=1), "fold=1"),
+        (time, time(2, 30, tzinfo=ZoneInfo("Europe/Berlin")), "Europe/Berlin"),
+        (Marked, {"__type__": "uuid", "__value__": "x"}, "__type__ and __value__ alone"),
+        (MarkedStruct, MarkedStruct("bytes", "x"), "__type__ and __value__ alone"),
+        # The field is named, and what it holds.
+        (float, float("nan"), "the field 'value' holds nan of the type float: Expected `float`"),
+        (str, "\ud800", "the field 'value' holds '.ud800' of the type str: "),
+        (Any, Text("x"), "the field 'value' holds 'x' of the type Text: Encoding objects"),
+        (date, datetime(2026, 1, 1), "the field 'value' holds datetime.* of the type datetime: "),
+        (Decimal, "1.5", "the type str, which would .* Convert it to Decimal, or declare"),
+        (float | None, float("inf"), "JSON has no form for it"),
     ],
 )
 def test_a_value_that_would_not_come_back_is_refused_and_named(
@@ -276,6 +367,75 @@ def test_values_in_a_struct_that_never_says_it_is_equal_are_compared_field_by_fi
         assert copy.value[0].rate == 0.5
     with pytest.raises(UnwritableMessage, match=r"the field 'value\[0\]\.rate' holds nan"):
         Serializer("values").encode(cls(value=[Silent(float("nan"))]))
+
+
+def test_values_whose_equality_is_their_own_come_back() -> None:
+    for annotation, value in (
+        (Named, Named("a", [1.5, None])),
+        (frozenset[Named], frozenset({Named("a", 1), Named("b", "x")})),
+        (dict[str, NamedRow], {"x": NamedRow("a", 1)}),
+        (Remark, Remark("a", {"b": True})),
+        (set[datetime], {datetime(2026, 10, 25, 2, n, fold=1, tzinfo=BERLIN) for n in range(9)}),
+        (time, time(2, 30, fold=1, tzinfo=UTC)),
+    ):
+        for path, copy in copies(made(annotation)(value=value)):
+            assert difference(value, copy.value) is None, path
+
+
+def test_an_int_in_a_set_of_floats_comes_back_as_the_equal_float() -> None:
+    for _, copy in copies(made(set[float])(value={1, 2})):
+        assert copy.value == {1.0, 2.0}
+    assert difference({1, 2}, {1.0, 2.0}) is None
+    assert difference({(1, 2)}, {(1.0, 2.0)}) is None
+    assert difference({1, 2}, {1.0, 2.0}, exact=True) is not None
+
+
+def test_what_is_compared_exactly_keeps_its_types() -> None:
+    for one, other in (
+        (1, 1.0),
+        (True, 1),
+        (Level.LOW, 1),
+        (OrderedDict(a=1), {"a": 1}),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        ({"a": [1]}, {"a": [1.0]}),
+        ({"a": [bytearray(b"x")]}, {"a": [b"x"]}),
+        ([(1, 2)], [[1, 2]]),
+        (Place("x"), NumberedPlace("x")),
+        (datetime(2026, 1, 1, tzinfo=BERLIN), datetime(2026, 1, 1, tzinfo=WINTER)),
+    ):
+        assert difference(one, other, exact=True) is not None, (one, other)
+        assert difference(one, one, exact=True) is None, one
+    for zone in (UTC, ZoneInfo("UTC")):
+        one, other = datetime(2026, 1, 1, tzinfo=zone), datetime(2026, 1, 1, tzinfo=UTC)
+        assert difference(one, other, exact=True) is None
+
+
+@pytest.mark.parametrize("base", [Event, Command])
+def test_a_nested_struct_that_leaves_its_defaults_out_is_refused(base: type[Any]) -> None:
+    class Brief(msgspec.Struct, omit_defaults=True):
+        currency: str = "EUR"
+
+    with pytest.raises(RegistrationError) as refused:
+        made(list[Brief] | None, base=base)
+    assert "has the field 'value[]' of the type" in str(refused.value)
+    assert "which has omit_defaults = True: what was left out" in str(refused.value)
+
+
+def test_a_nested_message_that_keeps_unknown_fields_is_refused_since_it_would_lose_them() -> None:
+    class ValuesKept(Event, unknown_fields="keep"):
+        number: int
+
+    with pytest.raises(RegistrationError, match=r"unknown_fields='keep': they are kept of a whole"):
+        made(dict[str, ValuesKept])
+
+
+def test_an_object_that_celerys_json_misreads_is_found_among_unknown_fields_too() -> None:
+    class ValuesKeepingMore(Event, unknown_fields="keep"):
+        number: int
+
+    kept = codec_of(ValuesKeepingMore).read(b'{"number":1,"x":{"__type__":"a","__value__":"b"}}')
+    with pytest.raises(UnwritableMessage, match="__type__ and __value__ alone"):
+        Serializer("values").encode(kept)
 
 
 def test_fields_that_a_class_keeps_though_it_lacks_them_come_back_by_every_way() -> None:
@@ -500,3 +660,20 @@ def test_a_default_that_can_not_be_copied_is_refused() -> None:
             lock: Any = threading.Lock()
 
     assert "Set it in __init__" in str(no.value)
+
+
+def test_the_fields_that_a_message_lacks_are_compared_too() -> None:
+    class ValuesLacking(Event, unknown_fields="keep"):
+        number: int
+
+    read = codec_of(ValuesLacking).read
+    one, other = read(b'{"number":1,"more":2}'), read(b'{"number":1,"more":3}')
+    bare = ValuesLacking(number=1)
+    for sent, back in ((one, other), (one, bare), (bare, one)):
+        assert difference(sent, back) is not None
+    assert difference(one, read(b'{"number":1,"more":2}')) is None
+
+
+def test_a_key_that_is_no_text_makes_a_message_that_comes_malformed() -> None:
+    with pytest.raises(MalformedMessage, match="surrogates"):
+        Serializer("values").convert_all("event", made(int).__registered__.name, 1, {"\ud800": 1})

@@ -38,10 +38,9 @@ def is_mutable(value: Any) -> bool:
         return True
     if isinstance(value, (tuple, frozenset)):
         return any(map(is_mutable, value))
-    if isinstance(value, msgspec.Struct):
-        return not value.__struct_config__.frozen or any(map(is_mutable, _parts(value)))
-    if dataclasses.is_dataclass(value) or hasattr(type(value), "__attrs_attrs__"):
-        return not _is_frozen(type(value)) or any(map(is_mutable, _parts(value)))
+    is_struct = isinstance(value, msgspec.Struct) or dataclasses.is_dataclass(value)
+    if is_struct or hasattr(type(value), "__attrs_attrs__"):
+        return not is_frozen(type(value)) or any(map(is_mutable, _parts(value)))
     return False
 
 
@@ -71,7 +70,10 @@ def annotated_names(cls: type[Any], *, with_class_variables: bool = True) -> fro
     )
 
 
-def _is_frozen(cls: type[Any]) -> bool:
+def is_frozen(cls: Any) -> bool:
+    """Return whether the fields of a struct, dataclass or attrs class can't be set anew."""
+    if issubclass(cls, msgspec.Struct):
+        return bool(cls.__struct_config__.frozen)
     parameters = getattr(cls, "__dataclass_params__", None)
     if parameters is not None:
         return bool(parameters.frozen)

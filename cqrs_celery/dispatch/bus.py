@@ -25,7 +25,7 @@ from ..errors import (
     HandlerNotFound,
     StoreError,
 )
-from ..messages.copies import kept
+from ..messages.codec import codec_of
 from ..messages.metadata import Metadata
 from ..messages.serializer import Serializer
 from ..session.off_loop import handler_off_loop, off_loop
@@ -198,8 +198,11 @@ class Bus:
         record = attempt.command(value)
         if value is not None and (record is not None or definition.kind == "command"):
             # As whoever repeats the command, or waits for its result, reads it.
-            of = self.serializer.name_of(definition.messages[0])
-            written = record.outcome if record else definition.returned.write(value, of=of)
+            if record is not None:
+                written = record.outcome
+            else:
+                name = self.serializer.name_of(definition.messages[0])
+                written = definition.returned.write(value, of=name)
             value = definition.returned.read(written)
         committed = session.commit_on_return(command=record, lease=attempt.lease)
         return CommandResult(value=value, position=committed.position if committed else None)
@@ -319,9 +322,9 @@ def _kept(attempt: Attempt) -> Callable[[], Attempt]:
     """Return what gives an attempt as it came, whatever its handler has done to its message."""
     message, recorded = attempt.message, attempt.recorded
     if isinstance(message, list):
-        batch = list(zip(message, [kept(one.event) for one in message], strict=True))
+        batch = [(one, codec_of(type(one.event)).keep(one.event)) for one in message]
         return lambda: replace(attempt, message=[_with(one, copy()) for one, copy in batch])
-    copy = kept(message)
+    copy = codec_of(type(message)).keep(message)
 
     def again() -> Attempt:
         fresh = copy()

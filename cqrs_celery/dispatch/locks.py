@@ -143,9 +143,6 @@ class CommandLock:
             self._take(0.0)
         except LockTimeout:
             return False
-        with self._guard:
-            if self._is_given_up:
-                self._release()
         return True
 
     def _take_unless_given_up(self, until: float) -> None:

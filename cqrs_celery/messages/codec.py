@@ -103,6 +103,13 @@ class Codec:
             return _encode({**msgspec.to_builtins(message, str_keys=True), **_rest(message)})
         return _encode(message)
 
+    def keep(self, message: Any) -> Callable[[], Any]:
+        """Return what gives a message as it is now, whatever becomes of its lists and dicts."""
+        if not self._form.may_change:
+            return lambda: message
+        data = self.encode(message)
+        return lambda: self.read(data)
+
     def _read_all(self, data: Any) -> Any:
         return self._convert_all(msgspec.json.decode(data))
 

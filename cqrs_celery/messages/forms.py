@@ -16,7 +16,7 @@ import msgspec
 from msgspec import inspect
 
 from ..errors import RegistrationError
-from ..mutability import annotated_names, is_mutable
+from ..mutability import annotated_names, is_frozen, is_mutable
 from ..nesting import MADE_LEVELS
 from .markers import MARKERS
 from .registry import where
@@ -45,12 +45,14 @@ class Form:
         times: fields of which `==` does not see whether a time without a zone is the second of a
             repeated hour.
         compared: fields of which `==` may pass over more: a class in them has its own.
+        may_change: whether a part of a message, such as a list, can be changed in place.
     """
 
     may_have_marked: bool = False
     may_be_deep: bool = False
     times: tuple[str, ...] = ()
     compared: tuple[str, ...] = ()
+    may_change: bool = False
     _open: list[Any] = field(default_factory=list)
 
 
@@ -134,6 +136,7 @@ def form_of(cls: Any) -> Form:
         ) from error
     levels = _walk(cls, described, "", form)
     form.may_be_deep = form.may_be_deep or levels > MADE_LEVELS
+    form.may_change = any(map(_is_mutable, _all_parts(cls)))
     has_own = _has_own_equality(described)
     for one in getattr(described, "fields", ()):
         if not has_own and _is_moment(one.type):
@@ -217,6 +220,18 @@ def _all_parts(hint: Any) -> Iterator[Any]:
         seen.append(described)
         yield described
         waiting += [part for _, part in _parts(described, "")]
+
+
+def _is_mutable(described: Any) -> bool:
+    if isinstance(described, (inspect.StructType, inspect.DataclassType)):
+        return not is_frozen(_class_of(described))
+    return isinstance(described, _MUTABLE)
+
+
+_MUTABLE: Final = (
+    inspect.ListType, inspect.SetType, inspect.DictType, inspect.TypedDictType, inspect.AnyType,
+    inspect.CustomType, inspect.ByteArrayType,
+)  # fmt: skip
 
 
 def _is_formless(described: Any) -> bool:

@@ -46,6 +46,7 @@ from cqrs_celery.store.events import (
     START,
     CommandRecord,
     History,
+    Lease,
     StoredEvent,
     StreamAppend,
     Subscriber,
@@ -190,8 +191,13 @@ def test_a_reader_stops_in_front_of_a_gap_that_may_still_be_filled(
 ) -> None:
     # given an append that has its position and is not committed, and one that came after it
     monkeypatch.setattr("cqrs_celery.backends.postgresql.event_store.GAP_WAIT_S", 0.2)
-    may_commit = threading.Event()
-    store = opened(lease_check=lambda lease: may_commit.wait(30))
+    has_position, may_commit = threading.Event(), threading.Event()
+
+    def hold(lease: Lease) -> bool:
+        has_position.set()
+        return may_commit.wait(30)
+
+    store = opened(lease_check=hold)
     append(store, BOLT, NO_STREAM, event())
     transaction = store.begin()
     slow = threading.Thread(
@@ -199,13 +205,7 @@ def test_a_reader_stops_in_front_of_a_gap_that_may_still_be_filled(
     )
     slow.start()
     try:
-        with store.engine.connect() as connection:
-            wait_until(
-                lambda: connection.execute(
-                    text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
-                ).scalar(),
-                message="the append to have its position",
-            )
+        assert has_position.wait(30)
         append(store, NUT, NO_STREAM, event())
         # when somebody reads, then only what stands in front of the gap is there
         assert [stored.global_position for stored in store.read_all()] == [1]

@@ -50,6 +50,7 @@ def test_a_refusal_is_a_result_and_one_line_in_the_log_in_every_pool(
         (refused.id, "SoldOut('a: 6 wanted, 5 left')")
     ]
     # and the log has one line of it, without a traceback, and there is no dead letter
+    wait_until(lambda: "SoldOut" in worker.logs(), 10, "the line in the log")
     lines = [line for line in worker.logs().splitlines() if "SoldOut" in line]
     assert len(lines) == 1, worker.logs()
     assert f"Task kiosk.buy[{refused.id}] raised expected: SoldOut(" in lines[0]
@@ -74,8 +75,9 @@ def test_what_is_not_there_or_has_moved_on_is_one_line_too(
         stale = cqrs.send_command(Refund(id="a", seen_version=1))
         with pytest.raises(StaleVersion):
             stale.get(timeout=20)
-    # then the log has one line of each, at info
+    # then the log has one line of each, at info: written behind the result, which is out before it
     for name, result in (("AggregateNotFound", missing), ("StaleVersion", stale)):
+        wait_until(lambda name=name: name in worker.logs(), 10, f"the line of {name}")  # type: ignore[misc]
         (line,) = [line for line in worker.logs().splitlines() if name in line]
         assert f"Task kiosk.refund[{result.id}] raised expected: {name}(" in line
         assert "INFO" in line

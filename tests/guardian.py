@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 
 class Guardian:
@@ -50,6 +51,16 @@ def kill_group(group: int) -> None:
     """Kill a process group with SIGKILL; nothing happens if it has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
+
+
+def is_alive(group: int) -> bool:
+    """Tell whether a process group has a process that has not ended; a zombie has."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            state, _, its_group, *_ = stat.read_text().rpartition(")")[2].split()
+            if int(its_group) == group and state not in "ZX":
+                return True
+    return False
 
 
 def _guard() -> None:

@@ -26,7 +26,7 @@ from tests.chaos import post
 from tests.chaos.lab import ALONE
 from tests.chaos.post import SUBSCRIPTIONS, Line, Moved, Parcel, Scanned, lines_of
 from tests.chaos.witness import Disturbance, Witness, read_attempts
-from tests.guardian import kill_group
+from tests.guardian import is_alive, kill_group
 from tests.nodes import RedisNode, WorkerNode
 from tests.telling import read_said
 from tests.waiting import wait_until
@@ -123,6 +123,8 @@ class Worker:
         self.since = 0.0
         self.stopped = 0.0
         self.until = 0.0
+        #: when one of its processes was seen for the last time, if they were killed
+        self.alive = 0.0
         self.group = 0
         self.is_to_be_killed = False
 
@@ -165,6 +167,8 @@ class Trouble:
             assert node.status == "running", f"{node.name} is {node.status}:\n{node.log_tail()}"
         if worker.state == "starting" and node.is_ready():
             worker.state = "ready"
+        if worker.state == "orphaned" and is_alive(worker.group):
+            worker.alive = now
         if now < worker.until:
             return
         if worker.state == "frozen" and worker.is_to_be_killed:
@@ -181,6 +185,8 @@ class Trouble:
 
     def _kill(self, kind: str, worker: Worker) -> None:
         """Kill all that is left of a worker, and start it again."""
+        if kind != "orphaned":
+            worker.alive = time.monotonic()
         kill_group(worker.group)
         if worker.node.status != "exited":
             worker.node.kill()
@@ -205,6 +211,7 @@ class Trouble:
             self._kill(kind, worker)
         elif kind == "orphaned":
             worker.node.kill_main()
+            worker.alive = worker.since
             worker.stopped = time.monotonic()
             worker.state = "orphaned"
             worker.until = worker.since + self._chance.uniform(0, 2) * self._lease_s
@@ -216,7 +223,10 @@ class Trouble:
 
     def _note(self, kind: str, worker: Worker, until: float) -> None:
         stopped = worker.stopped if kind != "killed" else 0.0
-        self.log.append(Disturbance(kind, worker.group, worker.since, until, stopped=stopped))
+        alive = worker.alive if kind != "frozen" else 0.0
+        self.log.append(
+            Disturbance(kind, worker.group, worker.since, until, stopped=stopped, alive=alive)
+        )
 
 
 class Progress:

@@ -84,6 +84,8 @@ class Disturbance(NamedTuple):
         at: when it began.
         until: when a frozen one was about to go on, or all were dead that were to die.
         pid: the process, of a killed child.
+        stopped: when a frozen one surely stood still, or an orphaned one's main process was dead.
+        alive: when one of its processes, of those that were killed, was seen for the last time.
     """
 
     kind: str
@@ -91,8 +93,8 @@ class Disturbance(NamedTuple):
     at: float
     until: float
     pid: int = 0
-    #: when a frozen one surely stood still, or an orphaned one's main process was dead
     stopped: float = 0.0
+    alive: float = 0.0
 
 
 def read_attempts(folder: Path) -> list[Attempt]:
@@ -136,7 +138,7 @@ class Witness:
     seen: Counter[str] = field(default_factory=Counter)
     wrong: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     #: when the lease's last beat can have been, of attempts that are late
-    _late: dict[str, float] = field(default_factory=dict)
+    _late: dict[str, Disturbance] = field(default_factory=dict)
     #: when the processes of late attempts can have settled something for the last time
     _settled_until: dict[str, float] = field(default_factory=dict)
     #: attempts that came to their end when another worker had begun with their event
@@ -224,7 +226,7 @@ class Witness:
                     self._note_late(attempt, one)
 
     def _note_late(self, attempt: Attempt, since: Disturbance) -> None:
-        self._late[attempt.id] = since.at
+        self._late[attempt.id] = since
         self._settled_until[attempt.id] = max(since.at, since.stopped)
 
     def _freeze_before(self, loss: Said) -> Disturbance | None:
@@ -346,7 +348,7 @@ class Witness:
     def _judge_pair(self, one: Attempt, other: Attempt, *, is_after_late: bool) -> None:
         """Judge two attempts of a sequence of which the second began next, but for late ones."""
         cut = self._cut(one)
-        over = one.end if one.end is not None else cut.until if cut else None
+        over = one.end if one.end is not None else _dead_at(cut) if cut else None
         if over is None:
             return  # complained of already
         if other.start < over:
@@ -368,8 +370,7 @@ class Witness:
             self._complain("repeated without a reason", f"{one} and {other}")
         else:
             self.seen["repeated after a kill"] += 1
-            is_too_early = other.start < cut.at + self.lease_s * LEFT
-            if cut.kind != "child killed" and is_too_early:
+            if cut.kind != "child killed" and self._is_too_early(other, cut):
                 self._complain("taken over within the lease", f"{one} and {other} after {cut}")
 
     def _judge_return(self, last: Attempt, attempt: Attempt, before: Attempt | None) -> None:
@@ -384,7 +385,7 @@ class Witness:
             self._complain("out of order", f"{attempt} after {last}; {self._context(attempt)}")
         else:
             self.seen["sequences begun anew after a kill"] += 1
-            if attempt.start < cut.at + self.lease_s * LEFT and cut.kind != "child killed":
+            if cut.kind != "child killed" and self._is_too_early(attempt, cut):
                 self._complain("taken over within the lease", f"{attempt} after {cut}")
 
     def _context(self, attempt: Attempt) -> str:
@@ -411,6 +412,14 @@ class Witness:
             f" its sequence: {same_line}"
         )
 
+    def _is_too_early(self, taken: Attempt, since: Disturbance) -> bool:
+        """Tell whether a message was taken over within its lease, from a worker not yet dead.
+
+        All workers of a run are on one host, whatever their names say: what a dead one held is
+        there for others at once. A worker is dead when its last process is.
+        """
+        return taken.start < min(since.at + self.lease_s * LEFT, _dead_at(since))
+
     def _judge_late(self, attempts: list[Attempt]) -> None:
         """Judge what others did with the messages of late attempts: only after the lease."""
         for late in attempts:
@@ -418,15 +427,15 @@ class Witness:
             if since is None:
                 continue
             self.seen["late"] += 1
-            if late.start > since + self.lease_s + IN_TIME_S and late.id not in self._begun:
+            if late.start > since.at + self.lease_s + IN_TIME_S and late.id not in self._begun:
                 self._complain("begun past its lease", str(late))
-            if late.outcome == "fail" and late.end is not None and late.end <= since + IN_TIME_S:
+            if late.outcome == "fail" and late.end is not None and late.end <= since.at + IN_TIME_S:
                 continue  # its retry may have been sent in time
-            other = self._taker(late, since, attempts)
+            other = self._taker(late, since.at, attempts)
             if other is None:
                 continue
             self.seen["repeated after a freeze"] += other.start > late.start
-            if other.start < since + self.lease_s * LEFT:
+            if self._is_too_early(other, since):
                 self._complain("taken over within the lease", f"{late} and {other}")
             if late.end is not None and other.start < late.end:
                 self._taken_over[late.id] = other
@@ -474,6 +483,14 @@ class Witness:
                     self._complain("commit refused without a reason", str(said))
             self.seen["retries refused"] += said.text.startswith("retry dropped")
             self.seen["not started"] += said.text.startswith("lease lost, not started")
+
+
+def _dead_at(cut: Disturbance) -> float:
+    """Return the time since which a worker, or its child, may have been dead.
+
+    What was killed is dead a little before the one that kills it knows.
+    """
+    return math.inf if cut.kind == "frozen" else cut.alive or cut.until
 
 
 def _was_open(attempt: Attempt, at: float) -> bool:

@@ -97,13 +97,21 @@ def test_a_retry_and_a_redrive_are_reasons_and_a_redrive_takes_its_time() -> Non
     assert judge(failed, dead, attempt(1, 6.3, 7, retries=1), TWO) == "tried again too early"
 
 
-def test_a_kill_explains_what_was_open_and_its_lease_must_end_first() -> None:
-    kill = [Disturbance("killed", ANNA, 10.5, 10.6)]
+def test_a_kill_explains_what_was_open_and_its_processes_must_be_dead_first() -> None:
+    kill = [Disturbance("killed", ANNA, 10.5, 10.6, alive=10.5)]
     cut = attempt(1, 10, None, outcome="")
-    assert judge(cut, attempt(1, 13, 14, group=BERT), attempt(2, 15, 16), disturbances=kill) == ""
-    early = attempt(1, 10.9, 11, group=BERT)
+    at_once = attempt(1, 10.55, 10.9, group=BERT)
+    assert judge(cut, at_once, TWO, disturbances=kill) == ""
+    assert "overlap" in judge(cut, attempt(1, 10.45, 10.9, group=BERT), TWO, disturbances=kill)
+    # and an orphan's lease must end first, or its last process
+    orphaned = [Disturbance("orphaned", ANNA, 10.5, 12, stopped=10.6, alive=11)]
+    assert judge(cut, attempt(1, 11.1, 11.5, group=BERT), TWO, disturbances=orphaned) == ""
+    early = attempt(1, 10.9, 11.5, group=BERT)
     complaint = "taken over within the lease"
-    assert judge(cut, early, TWO, disturbances=kill) == complaint
+    assert complaint in judge(cut, early, TWO, disturbances=orphaned)
+    # and one that was frozen first lives until it is killed
+    frozen = [Disturbance("frozen and killed", ANNA, 10.5, 11.1, stopped=10.6, alive=11)]
+    assert complaint in judge(cut, early, TWO, disturbances=frozen)
     # and nothing of another worker, nor what had ended long before
     other = [Disturbance("killed", BERT, 10.5, 10.6)]
     assert "without an end" in judge(cut, attempt(1, 13, 14, group=BERT), disturbances=other)

@@ -100,6 +100,18 @@ def test_a_message_whose_head_names_what_is_no_other_queue_is_delivered(
     assert (found.bodies, found.reasons, found.held) == ([b"1", b"2"], [], {})
 
 
+@pytest.mark.parametrize("body", [b"[[1],{},{}]", b"abc"])
+def test_a_body_that_is_not_encoded_as_its_head_says_is_a_dead_letter(
+    body: bytes, connection: Connection
+) -> None:
+    # given a message in the transport's own form, whose body is no base64
+    head = b'{"properties":{"body_encoding":"base64"},"headers":{}}'
+    # when
+    found = Outcome(connection, [Stored(head + b"\n" + body, is_raw=False)])
+    # then
+    assert (found.bodies, found.reasons, found.held) == ([], ["unreadable envelope"], {})
+
+
 @settings(
     max_examples=15,
     deadline=None,

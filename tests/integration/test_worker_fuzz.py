@@ -111,6 +111,9 @@ CASES: dict[str, tuple[Stored, str]] = {
     "a content type that is a list": (own(head(**{"content-type": []})), ENVELOPE),
     "a content encoding that is a number": (own(head(**{"content-encoding": 8})), ENVELOPE),
     "a correlation id that is an object": (properties(correlation_id={}), ENVELOPE),
+    "a body that is not encoded as it says": (
+        own({**head(), "properties": {"body_encoding": "base64"}}, [[1], {}, {}]), ENVELOPE,
+    ),
     "a routing key of half a character": (
         properties(delivery_info={"exchange": "", "routing_key": Text('"\\ud800"')}), "",
     ),

@@ -99,8 +99,26 @@ _LETTER = 1_000_000
 _DIVIDERS = ("\x1f", "\x06\x16")
 
 
+def is_writable(text: str) -> bool:
+    """Return whether the server can be told a text; half of a surrogate pair has no bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_queue_name(value: Any) -> bool:
+    """Return whether a value that anybody may have chosen can name a queue."""
+    return isinstance(value, str) and value != "" and _is_free(value) and is_writable(value)
+
+
+def _is_free(name: str) -> bool:
+    return not (name.startswith("cq:") or any(divider in name for divider in _DIVIDERS))
+
+
 def _checked(queue: str) -> str:
-    if queue.startswith("cq:") or any(divider in queue for divider in _DIVIDERS):
+    if not _is_free(queue):
         raise ValueError(
             f"{queue!r} cannot name a queue: names beginning with cq: are the queue's own keys, and"
             " \\x1f and \\x06\\x16 divide names within them. Choose another name"
@@ -363,8 +381,8 @@ class ReliableQueue:
         Args:
             consumer: who has taken it.
             taken: the delivery.
-            origin: the queue that the message was published to.
-            sequence: that the message is in; "" for none.
+            origin: the queue that the message says it was published to; see `is_queue_name`.
+            sequence: that it says it is in; "" for none.
             why: JSON text for whoever reads the dead letter.
 
         Returns:

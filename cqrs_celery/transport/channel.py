@@ -19,13 +19,14 @@ import redis
 from kombu.transport import redis as stock
 
 from ..queue.polling import IdlePoll
+from ..queue.reliable_queue import is_queue_name, is_writable
 from ..queue.values import Taken
 from . import eviction, merging, process_locks, wire
 from . import qos as _qos
 from .batch_sizes import BatchSizes
 from .hand import tag_of
 from .holder import Holder
-from .letter_log import log_letter
+from .letter_log import NAME_CHARACTERS, log_letter, printable
 from .message import Message
 from .options import OPTIONS, TEXT_OPTIONS
 from .pace import Pace
@@ -290,20 +291,24 @@ class Channel(PublishingChannel):
         info = message["properties"]["delivery_info"]
         origin = info.get("routing_key")
         # By the default exchange, it is the queue's name.
-        if origin == taken.queue or info.get("exchange") or taken.sequence or not origin:
+        if origin == taken.queue or info.get("exchange") or taken.sequence:
             return False
-        reason = f"a bare number, and the id of a message of the queue {origin!r}"
-        sequence = message["headers"].get(wire.SEQUENCE_HEADER)
+        # Anybody may have written it: what can name no queue is nowhere else.
+        if not is_queue_name(origin):
+            return False
+        error = f"it is the id of a message of the queue {printable(origin, NAME_CHARACTERS)}"
+        reason = {"reason": "a bare number", "error": error}
+        sequence = str(message["headers"].get(wire.SEQUENCE_HEADER) or "")
         is_number = self.holder.queue.disown(
             self.holder.name,
             taken,
-            origin=str(origin),
-            sequence=str(sequence or ""),
-            why=json.dumps({"reason": reason}),
+            origin=origin,
+            sequence=sequence if is_writable(sequence) else "",
+            why=json.dumps(reason),
         )
         if is_number:
             self.holder.hand.drop(tag)
-            log_letter(taken._replace(payload=b"", body=b""), {"reason": reason})
+            log_letter(taken._replace(payload=b"", body=b""), reason)
         return is_number
 
     def _merge(self, message: dict[str, Any], taken: Taken, tag: str, task: bytes) -> str:

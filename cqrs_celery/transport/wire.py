@@ -130,11 +130,18 @@ def decode(taken: Taken, tag: str, consumer: str, *, held_until: float = 0.0) ->
         held_until: time of `elapsed_s` until which it surely does.
 
     Raises:
-        UnreadableEnvelope: its head is not a message's head; the text says what is wrong in it.
+        UnreadableEnvelope: its head is not a message's head, or its body is not encoded as it
+            says; the text says what is wrong.
     """
     head, body = split(taken.payload, taken.body)
     try:
         message = _read_head(head)
+        # A stock message has its body inside; then nothing follows the head, and nothing waited.
+        is_stock = "body" in message
+        message.setdefault("body", body)
+        if message["properties"].get("body_encoding"):
+            # Kombu would stumble over it while it makes the message, where nobody expects that.
+            base64.b64decode(message["body"])
     except ValueError as error:
         raise UnreadableEnvelope(
             f"message {taken.id} of queue {taken.queue} has no readable head:"
@@ -142,9 +149,6 @@ def decode(taken: Taken, tag: str, consumer: str, *, held_until: float = 0.0) ->
         ) from error
     headers, properties = message["headers"] or {}, message["properties"]
     info = properties["delivery_info"]
-    # A stock message has its body inside; then nothing follows the head, and nothing has waited.
-    is_stock = "body" in message
-    message.setdefault("body", body)
     info["redelivered"] = taken.tries > 0 or taken.has_letter
     if info["redelivered"]:
         # Where Kombu's Redis transport says it too.
@@ -178,8 +182,6 @@ def _read_head(head: bytes) -> dict[str, Any]:
         body = message["body"]
         if type(body) is not str:
             raise ValueError(f"its body is no text, but {type(body).__name__}")
-        if message["properties"].get("body_encoding"):
-            base64.b64decode(body)
     elif len(head) > _HEAD_BYTES:
         raise ValueError(f"it has {len(head)} bytes; accepted: {_HEAD_BYTES}")
     return message

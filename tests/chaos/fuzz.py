@@ -12,8 +12,9 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -49,6 +50,15 @@ class Stored(NamedTuple):
 
     content: bytes
     is_raw: bool
+
+
+def put(queue: ReliableQueue, messages: Iterable[Stored]) -> None:
+    """Put messages into the queue, in their order."""
+    for stored in messages:
+        if stored.is_raw:
+            queue.client.lpush(QUEUE, stored.content)
+        else:
+            queue.publish([Destination(QUEUE, stored.content)])
 
 
 class Mill:
@@ -94,11 +104,7 @@ class Mill:
     def feed(self, messages: list[Stored]) -> None:
         """Put messages into the queue, in their order."""
         self.fed += len(messages)
-        for stored in messages:
-            if stored.is_raw:
-                self.data.lpush(QUEUE, stored.content)
-            else:
-                self.queue.publish([Destination(QUEUE, stored.content)])
+        put(self.queue, messages)
 
     def letters(self) -> dict[int, dict[str, Any]]:
         """Return the reasons of all dead letters by message; checks that each has one."""
@@ -263,7 +269,7 @@ ODD: tuple[Any, ...] = (
     "", "x", "0", "rot13", "base64", "utf-16", "\x00", "a\x00b", "ünïcode 🔩", "\x1b[31mred\x1b[0m",
     "grist.work", "grist.grind", "grist.nothing", "celery.ping", "application/json", "text/plain",
     "application/text",
-    "application/x-python-serialize", "application/gzip", "zlib", "bz2",
+    "application/x-python-serialize", "application/gzip", "zlib", "bz2", "cq:msg", "a\x1fb",
     "2020-01-01T00:00:00+00:00", "9999-12-31T23:59:59", "0001-01-01T00:00:00+14:00", "now",
     [], [1], [None], ["x"], [[]], [[1, 2], [3]], {}, {"a": 1}, {"task": "x"}, {"": None},
     {"__type__": "datetime", "__value__": "x"}, {"__type__": "uuid", "__value__": {"hex": "z"}},
@@ -293,6 +299,11 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from places(value[key])
 
 
+def odd(chance: random.Random) -> Any:
+    """Return what takes the place of a part, as a copy: what is changed in it, stays there."""
+    return deepcopy(chance.choice(ODD))
+
+
 def mutate(chance: random.Random, value: Any) -> None:
     """Change a value in a place of it: replace, remove, add, or give it a neighbour's."""
     found = list(places(value))
@@ -301,11 +312,11 @@ def mutate(chance: random.Random, value: Any) -> None:
     container, key = chance.choice(found)
     how = chance.random()
     if how < 0.6:
-        container[key] = chance.choice(ODD)
+        container[key] = odd(chance)
     elif how < 0.75:
         del container[key]
     elif how < 0.9 and isinstance(container, dict):
-        container[chance.choice(ODD_KEYS)] = chance.choice(ODD)
+        container[chance.choice(ODD_KEYS)] = odd(chance)
     else:
         other, other_key = chance.choice(found)
         container[key] = Text(written(other[other_key]))
@@ -360,8 +371,13 @@ def message(chance: random.Random) -> Stored:
         head, body = valid(chance)
         whole: dict[str, Any] = {"head": head, "body": body}
         for _ in range(chance.choice((0, 1, 1, 1, 1, 2, 3))):
-            mutate(chance, chance.choice((head, head["headers"], whole, body)) or whole)
-            if not (isinstance(whole.get("head"), dict) and isinstance(head.get("headers"), dict)):
+            parts = (head, head["headers"], head["properties"], whole, body)
+            mutate(chance, chance.choice(parts) or whole)
+            if not (
+                isinstance(whole.get("head"), dict)
+                and isinstance(head.get("headers"), dict)
+                and isinstance(head.get("properties"), dict)
+            ):
                 break
         head, body = whole.get("head", {}), whole.get("body")
         if isinstance(head, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -323,7 +324,12 @@ def test_a_number_pushed_into_a_list_takes_no_message_of_another_queue(
             assert got == [{"n": 3}]
             letters = list(theirs.letters.all("other"))
             assert [letter.payload for letter in letters] == [b"1", b"2", b"3"]
-            assert all("a bare number" in letter.why for letter in letters)
+            assert [json.loads(letter.why) for letter in letters] == [
+                {
+                    "reason": "a bare number",
+                    "error": "it is the id of a message of the queue theirs",
+                }
+            ] * 3
     # and the messages are where they were
     count = theirs.count("theirs")
     assert (count.ready, count.in_sequences, count.delayed) == (2, 1, 1)

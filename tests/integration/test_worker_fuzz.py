@@ -18,6 +18,9 @@ from tests.conftest import require_server
 #: Every way to run tasks, beside those of the fuzz.
 EVERY_KIND = (*KINDS, ("threads", False), ("gevent", False))
 
+#: A key that a worker has, and that is no list: Kombu's bindings of remote control.
+BINDINGS = "_kombu.binding.celery.pidbox"
+
 ENVELOPE, MALFORMED, INVALID = (
     "unreadable envelope", "malformed task message", "invalid task message",
 )  # fmt: skip
@@ -28,6 +31,7 @@ def fed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Mill]]:
     """Run a worker of every kind, which no test may end."""
     require_server()
     with mills(tmp_path_factory.mktemp("mills"), EVERY_KIND) as running:
+        assert running[0].data.type(BINDINGS) == b"set"
         yield running
 
 
@@ -107,6 +111,24 @@ CASES: dict[str, tuple[Stored, str]] = {
     "a content type that is a list": (own(head(**{"content-type": []})), ENVELOPE),
     "a content encoding that is a number": (own(head(**{"content-encoding": 8})), ENVELOPE),
     "a correlation id that is an object": (properties(correlation_id={}), ENVELOPE),
+    "a body that is not encoded as it says": (
+        own({**head(), "properties": {"body_encoding": "base64"}}, [[1], {}, {}]), ENVELOPE,
+    ),
+    "a routing key of half a character": (
+        properties(delivery_info={"exchange": "", "routing_key": Text('"\\ud800"')}), "",
+    ),
+    "a routing key that is a key of the queue's own": (
+        properties(delivery_info={"exchange": "", "routing_key": "cq:msg"}), "",
+    ),
+    "a routing key of a key that is no list": (
+        properties(delivery_info={"exchange": "", "routing_key": BINDINGS}), "",
+    ),
+    "a sequence of half a character": (
+        own({
+            **head(headers={**head()["headers"], "cqrs_sequence": Text('"\\ud800"')}),
+            "properties": {"delivery_info": {"exchange": "", "routing_key": "elsewhere"}},
+        }), "",
+    ),
     "a reply address that is a list": (properties(reply_to=[1]), ENVELOPE),
     "a priority that is a text": (properties(priority="high"), ENVELOPE),
     "a typed value that its type can't be made of": (

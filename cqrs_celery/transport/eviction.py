@@ -20,8 +20,19 @@ logger = logging.getLogger(__name__)
 #: The policy that deletes nothing.
 NOEVICTION = "noeviction"
 
+#: Returns for INFO and for CONFIG GET whether the user may run it; nil before Redis 7.0, which
+#: can't be asked. A command that is refused would stand in the server's ACL LOG.
+_MAY_TELL = """
+local may = redis.acl_check_cmd
+return may and {may('INFO', 'memory') and 1 or 0, may('CONFIG', 'GET', 'maxmemory*') and 1 or 0}
+"""
+
 #: The servers of which this process has been warned, or need not be.
 _looked_at: set[str] = set()
+
+#: What this process's workers have said of which servers, with the policy: said once, however often
+#: they connect anew.
+_said: set[tuple[str, str]] = set()
 
 #: Whether a worker has begun to consume in this process.
 _has_consumed = False
@@ -51,19 +62,30 @@ def memory_of(client: redis.Redis) -> Memory | None:
         client: its client. A user who may not read the configuration may read INFO, as a rule.
     """
     any_client: Any = client
-    for read in (
+    ways = (
         lambda: any_client.info("memory"),
         lambda: {
             name.replace("-", "_"): value
             for name, value in _texts(any_client.config_get("maxmemory*")).items()
         },
-    ):
+    )
+    for read, may in zip(ways, _allowed(any_client), strict=True):
+        if not may:
+            continue
         try:
             found = read()
             return Memory(str(found["maxmemory_policy"]), int(found["maxmemory"]))
         except (ResponseError, KeyError, ValueError):
             continue
     return None
+
+
+def _allowed(client: Any) -> list[int]:
+    """Return for INFO and for CONFIG GET whether it is worth a try."""
+    try:
+        return client.eval(_MAY_TELL, 0) or [1, 1]
+    except ResponseError:
+        return [1, 1]
 
 
 def _texts(found: dict[Any, Any]) -> dict[str, str]:
@@ -91,7 +113,7 @@ def check_worker(client: redis.Redis, where: str) -> None:
     global _has_consumed
     _looked_at.add(where)
     memory = memory_of(client)
-    if memory is None:
+    if memory is None and _is_news(where, ""):
         logger.warning(
             "the server %s does not tell its maxmemory-policy: make sure that it is %s, or messages"
             " are deleted when its memory is full",
@@ -99,13 +121,13 @@ def check_worker(client: redis.Redis, where: str) -> None:
             NOEVICTION,
             extra={"server": where},
         )
-    elif memory.evicts and memory.limit:
+    elif memory is not None and memory.evicts and memory.limit:
         error = refusal(memory, where)
         if not _has_consumed:
             logger.critical("the worker can't start: %s", error)
             raise SystemExit(1) from error
         logger.critical("messages may be lost: %s", error)
-    elif memory.evicts:
+    elif memory is not None and memory.evicts and _is_news(where, memory.policy):
         logger.warning(
             "the server %s has the maxmemory-policy %s: as soon as it gets a maxmemory, it deletes"
             " messages. Set it to %s",
@@ -115,6 +137,13 @@ def check_worker(client: redis.Redis, where: str) -> None:
             extra={"server": where, "policy": memory.policy},
         )
     _has_consumed = True
+
+
+def _is_news(where: str, policy: str) -> bool:
+    said = (where, policy)
+    is_news = said not in _said
+    _said.add(said)
+    return is_news
 
 
 def warn_sender(client: redis.Redis, where: str) -> None:

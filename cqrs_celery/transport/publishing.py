@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from uuid import uuid4
 
@@ -23,6 +23,7 @@ from .clients import client_on
 from .connecting import bounded, shorter, watch
 from .handover import Delivery, retried_delivery
 from .outgoing import Outgoing
+from .redis_errors import PrefixingClient, Translating
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,13 @@ class PublishingChannel(stock.Channel):
         pool = super()._get_pool(asynchronous)
         watch(pool)
         return pool
+
+    def _get_client(self) -> Any:
+        """Return what makes the clients for Kombu's own commands, such as those for bindings."""
+        super()._get_client()
+        if self.global_keyprefix:
+            return partial(PrefixingClient, global_keyprefix=self.global_keyprefix)
+        return Translating
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import redis
+from kombu.transport import redis as stock
 from redis.exceptions import AskError, MovedError, OutOfMemoryError, ResponseError
 
 from .connecting import drop_idle
@@ -54,12 +55,15 @@ def translated(error: ResponseError) -> Exception:
 def _elsewhere(error: ResponseError) -> str:
     """Say what it means that a node of Redis Cluster has not, or not all of, the queue's keys."""
     if isinstance(error, MovedError):
+        other = f"{error.host}:{error.port}"
         return (
-            f"MOVED {error}: this node of Redis Cluster does not have the keys, but"
-            f" {error.host}:{error.port} does. The transport talks to one node: name that one in"
-            " the broker's URL, or all masters as a failover list"
+            f"MOVED {error.slot_id} {other}: this node of Redis Cluster does not have the keys, but"
+            f" {other} does. The transport talks to one node: name that one in the broker's URL, or"
+            " all masters as a failover list"
         )
-    what = f"ASK {error}" if isinstance(error, AskError) else str(error)
+    what = str(error)
+    if isinstance(error, AskError):
+        what = f"ASK {error.slot_id} {error.host}:{error.port}"
     return (
         f"{what}: this node of Redis Cluster does not have all of the keys. Either"
         " global_keyprefix has no hash tag, as {shop}. is one, or their slot is being moved, which"
@@ -68,15 +72,8 @@ def _elsewhere(error: ResponseError) -> str:
     )
 
 
-class Client(redis.Redis):
-    """A client whose errors mean what they amount to, on a pool of its own."""
-
-    def close(self) -> None:
-        """Close its connections that are not in use; it may be used again."""
-        super().close()
-        # redis-py leaves a pool that it was given open, with its sockets, until it is garbage. What
-        # another thread is using belongs to that thread.
-        self.connection_pool.disconnect(inuse_connections=False)
+class Translating(redis.Redis):
+    """A client whose errors mean what they amount to; a mix-in for other classes of clients."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Run a command as redis-py does.
@@ -88,9 +85,7 @@ class Client(redis.Redis):
         """
         for number in range(BUSY_RETRIES + 1):
             try:
-                if args[0] == "EVALSHA" and not options:
-                    return self._run_script(*args)
-                return super().execute_command(*args, **options)
+                return self._run(*args, **options)
             except redis.TimeoutError:
                 drop_idle()
                 raise
@@ -103,6 +98,62 @@ class Client(redis.Redis):
                     raise
                 raise other from error
         raise AssertionError("the loop returns or raises")
+
+    def _run(self, *args: Any, **options: Any) -> Any:
+        return super().execute_command(*args, **options)
+
+
+class PrefixingClient(Translating, stock.PrefixedStrictRedis):
+    """A client for Kombu's own commands.
+
+    Args:
+        global_keyprefix: what it puts in front of the keys.
+    """
+
+    def __init__(self, *args: Any, global_keyprefix: str, **options: Any) -> None:
+        stock.PrefixedStrictRedis.__init__(
+            self, *args, global_keyprefix=global_keyprefix, **options
+        )
+
+
+class _Pipeline(redis.client.Pipeline):
+    """A pipeline whose errors mean what they amount to, as those of its client do."""
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Run the commands as redis-py does, and return their answers.
+
+        Raises:
+            ServerUnable: the server can't serve now.
+            redis.RedisError: as the driver raised it.
+        """
+        try:
+            answers: list[Any] = super().execute(raise_on_error)
+        except ResponseError as error:
+            other = translated(error)
+            if other is error:
+                raise
+            raise other from error
+        return [translated(one) if isinstance(one, ResponseError) else one for one in answers]
+
+
+class Client(Translating):
+    """A client whose errors mean what they amount to, on a pool of its own."""
+
+    def close(self) -> None:
+        """Close its connections that are not in use; it may be used again."""
+        super().close()
+        # redis-py leaves a pool that it was given open, with its sockets, until it is garbage. What
+        # another thread is using belongs to that thread.
+        self.connection_pool.disconnect(inuse_connections=False)
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> _Pipeline:
+        """Return a pipeline whose errors are translated too."""
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+    def _run(self, *args: Any, **options: Any) -> Any:
+        if args[0] == "EVALSHA" and not options:
+            return self._run_script(*args)
+        return super()._run(*args, **options)
 
     def _run_script(self, *args: Any) -> Any:
         """Run a script without what redis-py does around a command: a third of a call's time.

@@ -512,11 +512,20 @@ def test_the_rights_in_the_reference_suffice_for_every_command(
     url = node.url.replace("redis://", "redis://shop:secret@")
     options = {"global_keyprefix": "{shop}."}
     with application(url, broker_transport_options=options) as app:
+        with queue_of(app) as queue:
+            send(app, 0)
+            worker = Worker(queue, "anna", ["orders"])  # type: ignore[arg-type]
+            worker.end(bury, worker.take(), "{}")
+            queue.leave("anna")
+            queue.pause(["orders"])
+            queue.resume(["orders"])
         for number in range(2):
             in_sequence(app, "s", number)
             send(app, number, countdown=60, priority=6)
         # then every command may do what it does
         for command in (
+            ["dead-letters", "list"],
+            ["dead-letters", "discard", "--all", "--yes"],
             ["queues"],
             ["queues", "--delayed"],
             ["move-queues", "--from-stock", "--yes"],

@@ -11,6 +11,8 @@ import redis
 from kombu import Connection, Producer
 from redis.crc import key_slot
 
+from cqrs_celery.queue.polling import IdlePoll
+from cqrs_celery.queue.values import Destination, Publish
 from cqrs_celery.transport import TRANSPORT
 from cqrs_celery.transport.redis_errors import ServerUnable
 from tests.conftest import RedisFactory
@@ -83,19 +85,30 @@ def test_a_virtual_host_with_a_hash_tag_works_on_the_node_that_has_its_slot(pair
 def test_another_node_names_the_one_that_has_the_keys_and_a_failover_list_finds_it(
     pair: Pair,
 ) -> None:
-    # given a slot that another node has by now
-    pair.give_away()
-    # when the former one is asked
-    with pair.connect(pair.one) as connection:
-        queue = connection.channel().queue
-        with pytest.raises(ServerUnable) as error:
-            queue.has_ready(["orders"])
-        # then that is an error of the connection, and says where to connect
-        assert isinstance(error.value, connection.connection_errors)
-        text = str(error.value)
-        assert text.startswith(f"MOVED {pair.slot} 127.0.0.1:{pair.two.port}: ")
-        assert "name that one in the broker's URL" in text
-    # and with both in a list, what is sent arrives
+    # given a slot that another node has got after somebody connected
+    with pair.connect(pair.one) as connection, pair.connect(pair.one) as another:
+        channel = connection.channel()
+        channel.exchange_declare("shop", "topic")
+        queue = channel.queue
+        pair.give_away()
+        # when the former one is asked, by the queue, by Kombu's own commands, or by a connection
+        for ask in (
+            lambda: IdlePoll(queue, "anna").may_take(["orders"]),
+            lambda: queue.publish_many([Publish([Destination("orders", "{}")])]),
+            lambda: Producer(channel).publish({}, exchange="shop", routing_key="orders"),
+            another.channel,
+        ):
+            with pytest.raises(ServerUnable) as error:
+                ask()
+            # then that is an error of the connection, and says where to connect
+            assert isinstance(error.value, connection.connection_errors)
+            text = str(error.value)
+            assert text.startswith(f"MOVED {pair.slot} 127.0.0.1:{pair.two.port}: ")
+            assert "name that one in the broker's URL" in text
+    # and with both in a list, a connection finds it, and what is sent arrives
+    with pair.connect(pair.one, pair.two) as connection:
+        connection.ensure_connection(max_retries=5, interval_start=0)
+        assert not IdlePoll(connection.channel().queue, "anna").may_take(["orders"])
     with pair.connect(pair.one, pair.two) as connection:
         Producer(connection).publish(
             {"n": 1},
@@ -107,11 +120,15 @@ def test_another_node_names_the_one_that_has_the_keys_and_a_failover_list_finds_
 
 
 def test_a_slot_on_its_way_is_an_error_that_says_what_to_do(pair: Pair) -> None:
-    # given a slot that is being moved, whose keys have left
-    pair.begin_move()
-    with pair.connect(pair.one) as connection:
+    # given a slot that is being moved, whose keys have left, after somebody connected
+    with pair.connect(pair.one) as connection, pair.connect(pair.one) as another:
         queue = connection.channel().queue
-        for ask in (lambda: queue.has_ready(["orders"]), lambda: queue.declare("orders")):
+        pair.begin_move()
+        for ask in (
+            lambda: IdlePoll(queue, "anna").may_take(["orders"]),
+            lambda: queue.declare("orders"),
+            another.channel,
+        ):
             with pytest.raises(redis.ConnectionError) as error:
                 ask()
             assert "their slot is being moved" in str(error.value)

@@ -29,6 +29,7 @@ WORKER = """
 @pytest.fixture(autouse=True)
 def _as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eviction, "_looked_at", set())
+    monkeypatch.setattr(eviction, "_said", set())
     monkeypatch.setattr(eviction, "_has_consumed", False)
 
 
@@ -101,10 +102,44 @@ def test_a_user_who_may_read_only_one_of_both_places_is_told(redis_factory: Redi
     # then the former two know, and the last one does not
     memory = Memory("allkeys-lru", 100 << 20)
     assert found == {"a": memory, "b": memory, "c": None}
+    # and none has tried what it may not do, where the server can be asked for that
+    with server.client() as admin:
+        if not admin.info("server")["redis_version"].startswith("6."):
+            assert admin.acl_log() == []
+
+
+def test_a_worker_whose_user_may_not_ask_works_and_says_so_once(
+    redis_factory: RedisFactory, worker_factory: WorkerFactory
+) -> None:
+    # given a user who may ask for nothing that concerns the server
+    server = redis_factory(appendonly=False)
+    with server.client() as admin:
+        admin.execute_command(
+            "ACL", "SETUSER", "team", "on", ">geheim", "~*", "&*",
+            "+@all", "-@admin", "-@dangerous",
+        )  # fmt: skip
+        url = f"redis://team:geheim@127.0.0.1:{server.port}/0"
+        # when its worker's connections are cut, so that it connects anew
+        worker = worker_factory(WORKER.format(url=url, transport=TRANSPORT), pool="solo")
+        first = {one["id"] for one in admin.client_list() if one["user"] == "team"}
+        admin.client_kill_filter(_type="normal", skipme=True)
+        admin.client_kill_filter(_type="pubsub", skipme=True)
+
+        def is_back() -> bool:
+            there = [one for one in admin.client_list() if one["user"] == "team"]
+            return any(int(one["sub"]) for one in there if one["id"] not in first)
+
+        wait_until(is_back, 30, worker.log_tail)
+    # then it is there, and has said once what it does not know
+    assert worker.status == "running"
+    assert worker.logs().count("does not tell its maxmemory-policy") == 1
 
 
 def test_what_is_not_known_is_a_warning_of_a_worker(caplog: pytest.LogCaptureFixture) -> None:
     class Silent:
+        def eval(self, *_: Any) -> None:
+            pass
+
         def info(self, _: str) -> Any:
             raise NoPermissionError("no")
 
@@ -112,8 +147,9 @@ def test_what_is_not_known_is_a_warning_of_a_worker(caplog: pytest.LogCaptureFix
 
     client: Any = Silent()
     with caplog.at_level(logging.WARNING):
-        eviction.check_worker(client, "redis://somewhere/0")
-    assert "redis://somewhere/0 does not tell its maxmemory-policy" in caplog.text
+        for _ in range(2):
+            eviction.check_worker(client, "redis://somewhere/0")
+    assert caplog.text.count("redis://somewhere/0 does not tell its maxmemory-policy") == 1
 
 
 def test_a_worker_that_comes_to_such_a_server_later_says_so_and_goes_on(
@@ -121,6 +157,9 @@ def test_a_worker_that_comes_to_such_a_server_later_says_so_and_goes_on(
 ) -> None:
     class Evicting:
         policy = "noeviction"
+
+        def eval(self, *_: Any) -> None:
+            pass
 
         def info(self, _: str) -> dict[str, Any]:
             return {"maxmemory": 1, "maxmemory_policy": self.policy}

@@ -1,4 +1,4 @@
-"""Scripts that change a sequence keep its queue's counts."""
+"""Scripts that change a sequence keep its queue's counts, and none needs a right nobody grants."""
 
 from __future__ import annotations
 
@@ -46,3 +46,14 @@ def test_the_scripts_that_change_sequences_are_these() -> None:
         "append", "discard", "from_stock", "publish", "publish_topic", "purge", "recover",
         "redrive", "redrive_due", "relay", "settle_and_take", "to_stock",
     }  # fmt: skip
+
+
+def test_the_page_on_keys_grants_every_command_that_a_script_calls() -> None:
+    page = (REPOSITORY / "docs/reference/redis-keys.md").read_text(encoding="utf-8")
+    (granted,) = re.findall(r'COMMANDS = """\n(.*?)"""', page, re.DOTALL)
+    calls = re.compile(r"\bp?call(?:_with)?\((?:at_head and )?'([A-Z]+)'(?: or '([A-Z]+)')?")
+    names = {name for path in scripts() for pair in calls.findall(code_of(path)) for name in pair}
+    found = {name.lower() for name in names if name}
+
+    assert len(found) > 40
+    assert found <= set(granted.split())

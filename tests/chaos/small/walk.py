@@ -60,7 +60,8 @@ class Walk:
         Args:
             depth: the most operations.
             whole: up to so many, none is left out.
-            most: how many states of each further level are gone on from.
+            most: how many states of each further level are gone on from, and one more for each kind
+                of operation that was not tried before and that none of them has.
             seed: by which these are chosen.
 
         Raises:
@@ -69,12 +70,27 @@ class Walk:
         level, rng = [self.start()], random.Random(seed)
         for n in range(1, depth + 1):
             if n > whole:
-                level = rng.sample(level, min(most, len(level)))
+                level = self._sample(level, most, rng)
             level = [
                 reached
                 for _, found in self.next_level(level, n, is_last=n == depth)
                 for reached in found
             ]
+
+    def _sample(self, level: list[Node], most: int, rng: random.Random) -> list[Node]:
+        """Return some nodes of a level, with which every kind of operation that it has is tried.
+
+        A kind that a hundredth of the states have would otherwise be left out by some seeds.
+        """
+        shuffled = rng.sample(level, len(level))
+        chosen, known = shuffled[:most], set(self.kinds)
+        known.update(one[0] for node in chosen for one in operations(node.model))
+        for node in shuffled[most:]:
+            kinds = {one[0] for one in operations(node.model)}
+            if not kinds <= known:
+                chosen.append(node)
+                known |= kinds
+        return chosen
 
     def next_level(
         self, level: Iterable[Node], n: int, *, is_last: bool

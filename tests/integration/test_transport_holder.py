@@ -13,7 +13,7 @@ import redis
 from cqrs_celery.clock import elapsed_s
 from cqrs_celery.transport.hand import tag_of
 from cqrs_celery.transport.holder import Holder
-from tests.queues import PREFIX, QueueCase, opened
+from tests.queues import PREFIX, QueueCase, Worker, opened, texts
 from tests.waiting import wait_until
 
 
@@ -27,10 +27,10 @@ def queue(redis_url: str) -> Iterator[QueueCase]:
 def new_holder(redis_url: str) -> Iterator[Any]:
     holders: list[Holder] = []
 
-    def make() -> Holder:
+    def make(lease_s: float = 60) -> Holder:
         queue = QueueCase(redis_url)
         assert queue.prefix == PREFIX
-        holder = Holder(queue, lease_s=60, max_deliveries=3)
+        holder = Holder(queue, lease_s=lease_s, max_deliveries=3)
         holder.consume(["orders"])
         holders.append(holder)
         return holder
@@ -174,3 +174,21 @@ def test_what_a_closed_channel_could_not_give_back_comes_before_what_stands_behi
     assert take(new_holder(), 10) == ["1", "2", "3"]
     # and nothing of the old one is left
     assert not queue.redis.exists(queue.key(f"flight:{old.name}"))
+
+
+def test_who_has_left_and_consumes_again_recovers_what_the_dead_held(
+    queue: QueueCase, new_holder: Any
+) -> None:
+    # given a holder whose worker was told to consume nothing, and then to consume again
+    holder = new_holder(lease_s=0.5)
+    holder.consume([])
+    assert queue.lease_ends() == {}
+    holder.consume(["orders"])
+    # when another consumer dies
+    queue.send("1")
+    victim = Worker(queue, "victim", ["orders"])
+    assert texts(victim.take()) == ["1"]
+    queue.redis.zadd(queue.key("consumers"), {"victim": 1})
+    # then the holder recovers what it held
+    wait_until(lambda: list(queue.lease_ends()) == [holder.name], 10, "the recovery")
+    assert take(holder, 1) == ["1"]

@@ -105,14 +105,8 @@ class Holder:
         self._sender: threading.Thread | None = None
         self._beats = beats or queue
         self._lock = lock
-        self._recoverer = Recoverer(
-            queue,
-            name=self.name,
-            lease_s=lease_s,
-            max_deliveries=max_deliveries,
-            folder=None if lock is None else lock.path.parent,
-            upkeep=upkeep,
-        )
+        self._upkeep = upkeep
+        self._recoverer = self._new_recoverer()
         #: time of `elapsed_s` until which nobody can have recovered what we hold
         self._held_until = 0.0
         self._queues: tuple[str, ...] = ()
@@ -126,6 +120,16 @@ class Holder:
 
     def __repr__(self) -> str:
         return f"<Holder {self.name}: {len(self.hand)} held>"
+
+    def _new_recoverer(self) -> Recoverer:
+        return Recoverer(
+            self.queue,
+            name=self.name,
+            lease_s=self.lease_s,
+            max_deliveries=self.hand.max_deliveries,
+            folder=None if self._lock is None else self._lock.path.parent,
+            upkeep=self._upkeep,
+        )
 
     # ------------------------------------------------------------ taking
 
@@ -481,6 +485,8 @@ class Holder:
             _unfinished.discard(self)
             self._stop.set()
             self._recoverer.stop()
+            # A worker that was told to consume nothing may be told to consume again.
+            self._recoverer = self._new_recoverer()
             self._thread = self._sender = None
             self.queue.leave(self.name)
             if self._lock is not None:

@@ -22,7 +22,7 @@ MOST_TOLERANCE_S = 0.5
 #: Part of a lease by which the two clocks may differ between two answers. Less harms nobody.
 STEP = 1 / 12
 
-#: Part of a lease, and the least seconds, between two answers that is a gap.
+#: Part of a lease, and the least seconds, between two answers, or until one comes, that is a gap.
 GAP = 1 / 10
 LEAST_GAP_S = 1.0
 
@@ -99,7 +99,7 @@ class LeaseWatch:
         last, self._last = self._last, answer
         if last is None:
             return False
-        if answer.asked - last.got > self._gap_s:
+        if answer.asked - last.got > self._gap_s or self._is_late(answer):
             self._watched.clear()
         passed_s = (answer.now_ms - last.now_ms) / 1000
         least_s, most_s = answer.asked - last.got, answer.got - last.asked
@@ -117,7 +117,8 @@ class LeaseWatch:
             answer: when, and at what time of Redis's, the leases were read; noted before.
             leases: those that have ended, and, while `may_be_beyond`, all others.
         """
-        before, self._watched = self._watched, {}
+        # Reading the leases may have taken longer than the answer that was noted.
+        before, self._watched = {} if self._is_late(answer) else self._watched, {}
         is_paused = answer.asked < self._paused_until
         suspects = {name: one for name, one in leases.items() if _is_suspect(one, answer.now_ms)}
         self.may_be_beyond = self.may_be_beyond and (
@@ -134,6 +135,9 @@ class LeaseWatch:
             else:
                 self._watched[consumer] = seen._replace(enough_s=enough_s)
         return dead
+
+    def _is_late(self, answer: Answer) -> bool:
+        return answer.got - answer.asked > self._gap_s
 
     def _enough_s(self, answer: Answer, lease: Lease) -> float:
         """Return for how long a lease must not have been renewed."""

@@ -49,6 +49,9 @@ UNSAFE_FILE_SYSTEMS = frozenset({
     "virtiofs",
 })  # fmt: skip
 
+#: In place of the boot id, in the name of a file that is not locked yet.
+UNLOCKED = "new"
+
 #: Seconds after which the file of a dead process is removed, though nobody has recovered anything.
 KEPT_S = 86_400.0
 
@@ -189,12 +192,16 @@ def _new_lock(folder: Path, boot: str) -> ProcessLock:
     with opened(folder) as place:
         _clean_up(folder, place, boot)
         name = f"{boot}.{os.getpid()}-{uuid4().hex}"
-        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=place)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
+        # Not under its name: who looked between the two steps would have the lock.
+        unlocked = name.replace(boot, UNLOCKED, 1)
+        descriptor = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=place)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(unlocked, name, src_dir_fd=place, dst_dir_fd=place)
+        except OSError:
+            os.close(descriptor)
+            os.unlink(unlocked, dir_fd=place)
+            raise
     return ProcessLock(folder / name, descriptor)
 
 

@@ -41,6 +41,9 @@ WATCH_S, WATCH_PART = 1.0, 1 / 16
 #: Seconds at most that the end of a consumer waits for what it is recovering.
 STOP_S = 5.0
 
+#: Processes of this host that are recovered together, each with a file open.
+RECOVERED_AT_ONCE = 100
+
 #: How often Redis is asked for the consumers of a process that has died before it counts as another
 #: broker's.
 ASKED = 3
@@ -214,24 +217,41 @@ class Recoverer:
             redis.RedisError: as the driver raised it.
         """
         passed = {name for name, count in self._asked.items() if count >= ASKED}
+        dead: list[Path] = []
+        for folder in tuple(self._folders):
+            # One at a time: there may be more of them than a process may have files open.
+            for one in process_locks.dead_in(folder, but=passed):
+                with one:
+                    dead.append(one.path)
+        if not dead:
+            return
+        names: dict[str, list[str]] = {}
+        for name, about in self._told():
+            names.setdefault(_file_of(about), []).append(name)
+        ours = [path for path in dead if path.name in names]
+        for start in range(0, len(ours), RECOVERED_AT_ONCE):
+            self._recover_processes(ours[start : start + RECOVERED_AT_ONCE], names)
+        for path in dead:
+            # Of another broker, or recovered already; who has just died may be heard of late.
+            if path.name not in names:
+                self._asked[path.name] = self._asked.get(path.name, 0) + 1
+
+    def _recover_processes(self, paths: Iterable[Path], names: Mapping[str, Iterable[str]]) -> None:
+        """Recover what consumers held of dead processes that nobody else is recovering.
+
+        Args:
+            paths: the files of the processes.
+            names: the consumers of each, by the name of its file.
+        """
         with contextlib.ExitStack() as stack:
-            dead = [
+            found = [
                 stack.enter_context(one)
-                for folder in tuple(self._folders)
-                for one in process_locks.dead_in(folder, but=passed)
+                for path in paths
+                if (one := process_locks.seize(path)) is not None
             ]
-            if not dead:
-                return
-            names: dict[str, list[str]] = {}
-            for name, about in self._told():
-                names.setdefault(_file_of(about), []).append(name)
-            found = [one for one in dead if one.path.name in names]
             self._recover(dict.fromkeys(n for one in found for n in names[one.path.name]))
             for one in found:
                 one.forget()
-            for one in dead:
-                # Of another broker, or recovered already; who has just died may be heard of late.
-                self._asked[one.path.name] = self._asked.get(one.path.name, 0) + 1
 
     def _told(self) -> Iterable[tuple[str, Any]]:
         """Yield what every consumer has said of itself, but for this one."""

@@ -292,6 +292,23 @@ def test_one_consumer_at_a_time_does_the_upkeep(queue: QueueCase) -> None:
     assert answers == [True, False, False]
 
 
+def test_nothing_is_left_of_a_consumer_that_one_of_an_older_release_recovered(
+    queue: QueueCase,
+) -> None:
+    # given consumers of this release, of which an older one, as far as it knows of them, has
+    # forgotten one
+    for name in ("anna", "berta"):
+        queue.worker(name)
+        queue.redis.sadd(queue.key("busy"), name)
+    queue.redis.zrem(queue.key("consumers"), "berta")
+    queue.redis.hdel(queue.key("about"), "berta")
+    # when the upkeep is done
+    queue.upkeep.take("anna", 60_000)
+    # then nobody counts it any more
+    for key in ("callable", "busy"):
+        assert queue.redis.smembers(queue.key(key)) == {b"anna"}
+
+
 def test_the_format_is_raised_once_and_never_lowered(queue: QueueCase) -> None:
     assert queue.upkeep.raise_format() == queue.upkeep.raise_format() == FORMAT
     assert int(queue.redis.get(queue.key("format"))) == FORMAT

@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
 from cqrs_celery.clock import elapsed_s
+from cqrs_celery.transport import process_locks
 from cqrs_celery.transport.hand import tag_of
 from cqrs_celery.transport.holder import Holder
-from tests.queues import PREFIX, QueueCase, opened
+from cqrs_celery.transport.recoverer import RECOVERED_AT_ONCE, Recoverer
+from tests.queues import PREFIX, QueueCase, Worker, opened, texts
 from tests.waiting import wait_until
 
 
@@ -27,10 +30,10 @@ def queue(redis_url: str) -> Iterator[QueueCase]:
 def new_holder(redis_url: str) -> Iterator[Any]:
     holders: list[Holder] = []
 
-    def make() -> Holder:
+    def make(lease_s: float = 60) -> Holder:
         queue = QueueCase(redis_url)
         assert queue.prefix == PREFIX
-        holder = Holder(queue, lease_s=60, max_deliveries=3)
+        holder = Holder(queue, lease_s=lease_s, max_deliveries=3)
         holder.consume(["orders"])
         holders.append(holder)
         return holder
@@ -174,3 +177,53 @@ def test_what_a_closed_channel_could_not_give_back_comes_before_what_stands_behi
     assert take(new_holder(), 10) == ["1", "2", "3"]
     # and nothing of the old one is left
     assert not queue.redis.exists(queue.key(f"flight:{old.name}"))
+
+
+def test_who_has_left_and_consumes_again_recovers_what_the_dead_held(
+    queue: QueueCase, new_holder: Any
+) -> None:
+    # given a holder whose worker was told to consume nothing, and then to consume again
+    holder = new_holder(lease_s=0.5)
+    holder.consume([])
+    assert queue.lease_ends() == {}
+    holder.consume(["orders"])
+    # when another consumer dies
+    queue.send("1")
+    victim = Worker(queue, "victim", ["orders"])
+    assert texts(victim.take()) == ["1"]
+    queue.redis.zadd(queue.key("consumers"), {"victim": 1})
+    # then the holder recovers what it held
+    wait_until(lambda: list(queue.lease_ends()) == [holder.name], 10, "the recovery")
+    assert take(holder, 1) == ["1"]
+
+
+def test_however_many_have_died_few_of_their_files_are_open_at_a_time(
+    queue: QueueCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given processes that have died, far more than this broker's consumers, of which there are some
+    folder, boot = tmp_path / "locks", process_locks.boot_id()
+    folder.mkdir(mode=0o700)
+    files = [folder / f"{boot}.1-{number}" for number in range(500)]
+    for path in files:
+        path.touch(mode=0o600)
+    for number, path in enumerate(files[: RECOVERED_AT_ONCE + 20]):
+        Worker(queue, f"victim-{number}", ["orders"], about={"lock": str(path)})
+    recoverer = Recoverer(queue, name="anna", lease_s=60, max_deliveries=3, folder=folder)
+    # when one looks for them
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    counts: list[int] = []
+
+    def counting(function: Any) -> Any:
+        def counted(*args: Any, **options: Any) -> Any:
+            counts.append(len(list(Path("/proc/self/fd").iterdir())))
+            return function(*args, **options)
+
+        return counted
+
+    monkeypatch.setattr(queue, "recover", counting(queue.recover))
+    monkeypatch.setattr(recoverer, "_told", counting(recoverer._told))
+    recoverer.recover_on_host()
+    # then few files were open, and all of the broker's are recovered, and no file of others is gone
+    assert max(counts) <= before + RECOVERED_AT_ONCE + 5
+    assert queue.lease_ends() == {}
+    assert len(list(folder.iterdir())) == 500 - (RECOVERED_AT_ONCE + 20)

@@ -310,6 +310,23 @@ def test_nobody_is_judged_by_two_looks_with_nothing_between_them(world: World) -
     assert world.watch.is_watching
 
 
+def test_time_in_which_redis_owed_an_answer_does_not_count_as_seen(world: World) -> None:
+    # given a consumer that could not beat until its lease had ended, and is watched
+    world.add("anna")
+    world.kill("anna")
+    world.passes(LEASE_S + 1)
+    assert world.watch.is_watching
+    # when Redis stands still for more than a third of a lease, and answers what it was asked before
+    took_s = LEASE_S / 3 + 2
+    assert world.look(took_s=took_s) == set()
+    world.now += took_s + 0.1
+    # then the consumer has had no time yet, in which Redis answered, to renew
+    assert world.look() == set()
+    # and is found a third of a lease later
+    found_in_s = world.wait_for(lambda: world.dead, LEASE_S)
+    assert LEASE_S / 3 <= found_in_s <= LEASE_S / 3 + 2
+
+
 def test_an_unchanged_mapping_of_nobody_costs_nothing(world: World) -> None:
     no_leases: Mapping[str, Lease] = {}
     answer = Answer(1.0, 1.1, world.redis_ms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -118,6 +119,32 @@ def test_a_process_lives_while_a_child_of_it_does(folder: Path, holders: list[Ho
     assert holders[0].child is not None
     os.kill(holders[0].child, signal.SIGKILL)
     wait_until(lambda: is_dead(holders[0].path), 10, "the lock of the dead")
+
+
+def test_a_lock_that_is_being_made_is_taken_for_that_of_the_dead_by_nobody(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given others, who look into the folder at each moment
+    flock = fcntl.flock
+    found: list[process_locks.DeadProcess] = []
+
+    def watched(descriptor: int, operation: int) -> None:
+        monkeypatch.undo()
+        found.extend(dead_in(folder))
+        flock(descriptor, operation)
+
+    folder.mkdir(mode=0o700)
+    monkeypatch.setattr(process_locks, "_locks", [])
+    monkeypatch.setattr(fcntl, "flock", watched)
+    # when a process begins
+    lock = process_locks._new_lock(folder, process_locks.boot_id())
+    # then they have not found it, and it has its lock
+    assert found == []
+    assert lock.path.exists()
+    assert not is_dead(lock.path)
+    os.close(lock._descriptor)
+    assert is_dead(lock.path)
+    assert [path.name for path in folder.iterdir()] == [lock.path.name]
 
 
 def test_only_one_at_a_time_has_the_lock_of_the_dead_and_removes_its_file(

@@ -1,6 +1,6 @@
 --!include _common
 -- Take up the queues' upkeep, which one consumer at a time does, and look whether consumers are there that
--- keep no counts.
+-- keep no counts; forget what such a one has left of others.
 --
 -- cq:upkeep  STRING the consumer that does it, for a time
 --
@@ -19,6 +19,13 @@ for i, about in ipairs(call_with('HMGET', C .. 'about', names)) do
   local says_so = about and string.find(about, '"format":', 1, true)
   if not says_so and call('EXISTS', C .. 'queues_of:' .. names[i]) == 1 then old = old + 1 end
 end
+-- Recovered by a consumer of a release that knows nothing of these sets: wake_older() counts them.
+local listed, gone = call('SMEMBERS', C .. 'callable'), {}
+for i, known in ipairs(call_with('ZMSCORE', C .. 'consumers', listed)) do
+  if not known then gone[#gone + 1] = listed[i] end
+end
+call_with('SREM', C .. 'callable', gone)
+call_with('SREM', C .. 'busy', gone)
 if old > 0 then
   call('SET', C .. 'old_until', string.format('%.0f', now_ms() + tonumber(ARGV[4])))
 end

@@ -31,7 +31,7 @@ from redis.retry import Retry
 
 from cqrs_celery.backends.redis.server_binary import find_server_binary
 from cqrs_celery.errors import MissingDependency
-from tests.guardian import guardian, kill_group
+from tests.guardian import guardian, is_alive, kill_group
 from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -182,6 +182,7 @@ class ProcessNode(ABC):
             }
             self._process = subprocess.Popen(self.command(), **options)
         self._is_frozen = False
+        self._forget_groups(of_the_dead=True)
         self._groups.append(self._process.pid)
         guardian().watch(self._process.pid)
 
@@ -215,6 +216,7 @@ class ProcessNode(ABC):
             return
         kill_group(self.pid)
         self._reap()
+        self._forget_groups(of_the_dead=True)
 
     def kill_main(self) -> None:
         """Kill -9 the main process alone: the children of a pool stay behind, as orphans."""
@@ -259,13 +261,22 @@ class ProcessNode(ABC):
             self._process.poll()
 
     def teardown(self) -> None:
-        """Kill every process that this node has ever started; it may be called again."""
+        """Kill every process that this node has started; it may be called again."""
         for group in self._groups:
             kill_group(group)
-            guardian().forget(group)
-        self._groups.clear()
+        self._forget_groups()
         if self._process is not None:
             self._reap()
+
+    def _forget_groups(self, *, of_the_dead: bool = False) -> None:
+        """Take the node's process groups off the lists; or those alone that have ended.
+
+        Once a group has ended, its number may become that of a process which is not ours.
+        """
+        for group in tuple(self._groups):
+            if not of_the_dead or not is_alive(group):
+                self._groups.remove(group)
+                guardian().forget(group)
 
     def _reap(self) -> None:
         assert self._process is not None

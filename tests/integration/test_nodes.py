@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -344,3 +345,29 @@ def test_a_port_that_a_process_was_given_is_given_to_no_other_until_it_ends(
         other.kill()
         other.wait(10)
     assert nodes.free_port() == port
+
+
+def test_a_killed_process_is_not_killed_again_by_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a server that was killed and restarted, and one that was stopped and restarted
+    killed: list[int] = []
+    monkeypatch.setattr(nodes, "kill_group", killed.append)
+    node = RedisNode(tmp_path)
+    node.start()
+    node.wait_ready()
+    first = node.pid
+    os.killpg(first, signal.SIGKILL)
+    node.kill()
+    node.start()
+    node.wait_ready()
+    second = node.pid
+    node.restart()
+    third = node.pid
+    os.killpg(third, signal.SIGKILL)
+    killed.clear()
+    # when the node is torn down
+    node.teardown()
+    # then the numbers of those that have ended, which may be others' by now, are left alone
+    assert killed == [third]
+    assert len({first, second, third}) == 3

@@ -429,6 +429,16 @@ class Holder:
 
     def _log_lost(self, lost: Lost) -> None:
         tasks = [wire.task_of(taken) for taken in lost.held]
+        facts = {
+            "consumer": self.name,
+            "messages": [taken.id for taken in lost.held],
+            "tasks": tasks,
+            "settled_too_late": [settlement.id for settlement in lost.settled],
+        }
+        if not lost.held and not lost.settled:
+            # It was idle; or two threads have heard of one loss, before the lease was taken anew.
+            logger.info("lease lost: consumer %s held nothing", self.name, extra=facts)
+            return
         logger.error(
             "lease lost: its messages were given to others; consumer %s held %d (%s), and %d were"
             " settled too late",
@@ -436,12 +446,7 @@ class Holder:
             len(lost.held),
             ", ".join(tasks[:TASKS_LOGGED]) + ("…" if len(tasks) > TASKS_LOGGED else "") or "none",
             len(lost.settled),
-            extra={
-                "consumer": self.name,
-                "messages": [taken.id for taken in lost.held],
-                "tasks": tasks,
-                "settled_too_late": [settlement.id for settlement in lost.settled],
-            },
+            extra=facts,
         )
 
     # ------------------------------------------------------------ the end

@@ -26,6 +26,8 @@ QUEUE = "depot.commands"
 
 POOLS = ("prefork", "solo", "threads", "gevent")
 
+LOST = "lease lost: its messages were given to others"
+
 SOURCE = """
     from tests.depot import app
     from tests.telling import tell_more
@@ -103,7 +105,7 @@ def check_told(worker: WorkerNode, task_id: str) -> None:
     """Check that a worker's log names what it has lost, and the commit that was refused."""
     (refused,) = said(worker, "lease lost, commit refused")
     assert (refused.facts["task"], refused.facts["task_id"]) == ("depot.fill_box_slowly", task_id)
-    (lost,) = said(worker, "lease lost: its messages were given to others")
+    (lost,) = said(worker, LOST)
     assert refused.facts["message_id"] in lost.facts["messages"]
     assert f"depot.fill_box_slowly[{task_id}]" in lost.facts["tasks"]
     assert len(lost.facts["tasks"]) == len(lost.facts["messages"])
@@ -137,7 +139,7 @@ def test_a_frozen_worker_begins_and_commits_nothing_of_what_it_has_lost(
     wait_until(lambda: waiting(data) == 2, LEASE_S + 10, "the task to wait there again")
     wait_until(lambda: all(fillings(cqrs, name) for name in BOXES[1:]), 10, "the others")
     frozen.thaw()
-    wait_until(lambda: said(frozen, "lease lost: "), 10, frozen.log_tail)
+    wait_until(lambda: said(frozen, LOST), 10, frozen.log_tail)
     data.rpush("gate", "go")  # whoever has waited longest gets it: the frozen one
     # then its commit is refused, and its log says what it has lost
     wait_until(lambda: said(frozen, "lease lost, commit refused"), 10, frozen.log_tail)
@@ -174,7 +176,7 @@ def test_a_worker_that_was_cut_off_longer_than_its_lease_commits_nothing_of_what
         wait_until(lambda: starts(data) == 2, LEASE_S + 10, "the task to start again")
         wait_until(lambda: all(fillings(cqrs, name) for name in BOXES[1:]), 10, "the others")
         proxy.accept()
-        wait_until(lambda: said(lonely, "lease lost: "), 20, lonely.log_tail)
+        wait_until(lambda: said(lonely, LOST), 20, lonely.log_tail)
         data.rpush("gate", "go")
         # then its commit is refused, and its log says what it has lost
         wait_until(lambda: said(lonely, "lease lost, commit refused"), 10, lonely.log_tail)

@@ -379,6 +379,25 @@ def test_a_lost_lease_is_taken_anew_though_what_was_lost_cannot_be_logged(
     wait_for_beats(queue)
 
 
+def test_a_loss_that_is_heard_of_again_before_there_is_a_new_lease_is_one_error(
+    queue: Queue, make_holder: Callable[..., Holder], caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a consumer that holds a message, and can't register
+    caplog.set_level(logging.INFO)
+    holder = make_holder()
+    tag = take_one(queue, holder)
+    queue.errors["register"] = redis.TimeoutError("no answer")
+    # when it hears of its loss more than once
+    queue.answer = Beat(is_held=False, first_end_ms=0, now_ms=0)
+    wait_until(lambda: queue.counts["register"] > 3, message="attempts to register")
+    # then one error says what was lost
+    told = [one for one in caplog.records if one.message.startswith("lease lost: ")]
+    assert [one.levelname for one in told][:2] == ["ERROR", "INFO"]
+    assert {one.levelname for one in told[1:]} == {"INFO"}
+    assert "held 1" in told[0].message
+    assert not holder.hand.has(tag)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_something_has_ended_is_told_of_and_started_again(
     queue: Queue, make_holder: Callable[..., Holder], caplog: pytest.LogCaptureFixture
@@ -465,6 +484,7 @@ def test_a_beat_under_way_as_its_consumer_leaves_finds_no_loss(
     queue: Queue, make_holder: Callable[..., Holder], caplog: pytest.LogCaptureFixture
 ) -> None:
     # given a beat that has reached a queue which the consumer has just left
+    caplog.set_level(logging.INFO)
     holder = make_holder()
     queue.may_beat.clear()
     wait_until(lambda: "beat" in queue.counts, message="a beat under way")

@@ -75,6 +75,7 @@ NEEDED = (
         _CONSUMER,
         "Consumer",
         on_connection_error_after_connected=("exc",),
+        cancel_active_requests=(),
         ensure_connected=("conn",),
         create_task_handler=("promise",),
         on_decode_error=("message", "exc"),
@@ -130,6 +131,7 @@ def teach_celery(**_: Any) -> None:
     consumers = sys.modules.get(_CONSUMER)
     if consumers is not None:
         patching.wrap(consumers.Consumer, "on_connection_error_after_connected", _forgetting)
+        patching.wrap(consumers.Consumer, "cancel_active_requests", _ending_at_once)
         patching.wrap(consumers.Consumer, "ensure_connected", _trying_often)
         _guard_messages(consumers.Consumer)
     hearts = sys.modules.get(_HEART)
@@ -164,6 +166,26 @@ def _forget_unstarted(pool: Any) -> None:
             return
         if item is not None:
             item.future.cancel()
+
+
+def _ending_at_once(original: Any) -> Any:
+    """Wrap what a cold shutdown does to running tasks: where they run in the worker, that ends.
+
+    Celery does it in a signal's handler. Pools that can't end a task raise an error there, which
+    comes out of whatever the main thread is doing: in a solo worker that is the task. And gevent's
+    ends it as failed. Either way its message would count as done.
+    """
+
+    def cancel_active_requests(consumer: Any) -> Any:
+        is_ours = hasattr(consumer.connection.transport.Channel, "ack_unsure")
+        if not is_ours or type(consumer.pool).__module__ == "celery.concurrency.prefork":
+            return original(consumer)
+        from celery.exceptions import WorkerTerminate
+        from celery.platforms import EX_FAILURE
+
+        raise WorkerTerminate(EX_FAILURE)
+
+    return cancel_active_requests
 
 
 class NotBegun(Exception):

@@ -9,7 +9,9 @@ Errors that are not the message's fault, of a connection or of memory, stay what
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -258,13 +260,24 @@ def _task_of(message: Any) -> str:
 
 
 def is_elsewhere(error: BaseException, errors: tuple[Any, ...]) -> bool:
-    """Return whether an error is not a message's fault: of a connection, a server, of memory.
+    """Return whether an error is not a message's fault, but a connection's, memory's, a signal's.
 
     Args:
         error: what was raised while a message was delivered.
         errors: those of the worker's connection.
     """
-    return isinstance(error, (*errors, redis.RedisError, OperationalError, MemoryError))
+    kinds = (*errors, redis.RedisError, OperationalError, MemoryError)
+    return isinstance(error, kinds) or is_of_signal(error)
+
+
+def is_of_signal(error: BaseException) -> bool:
+    """Return whether an error was raised by a signal's handler, in the midst of whatever ran.
+
+    Celery's handler of a cold shutdown raises one in the pools that can't end a task.
+    """
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = {getattr(handler, "__code__", None) for handler in handlers}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def keeping_alive(original: Any) -> Any:

@@ -62,7 +62,7 @@ def test_a_soft_shutdown_gives_back_what_did_not_end_in_its_time(
         assert lab.journal.order() == [0, 0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_a_cold_shutdown_loses_nothing(tmp_path: Path, redis_url: str, pool: str) -> None:
     with Lab(tmp_path, url=redis_url, lease_s=1) as lab:
         worker = lab.worker(pool=pool, conf={"worker_prefetch_multiplier": 4})

@@ -177,7 +177,9 @@ def _ending_at_once(original: Any) -> Any:
     """
 
     def cancel_active_requests(consumer: Any) -> Any:
-        is_ours = hasattr(consumer.connection.transport.Channel, "ack_unsure")
+        # Without a connection nothing is settled anyway, whoever's broker it is.
+        connection = consumer.connection
+        is_ours = connection is None or hasattr(connection.transport.Channel, "ack_unsure")
         if not is_ours or type(consumer.pool).__module__ == "celery.concurrency.prefork":
             return original(consumer)
         from celery.exceptions import WorkerTerminate

@@ -267,10 +267,10 @@ def is_elsewhere(error: BaseException, errors: tuple[Any, ...]) -> bool:
         errors: those of the worker's connection.
     """
     kinds = (*errors, redis.RedisError, OperationalError, MemoryError)
-    return isinstance(error, kinds) or is_of_signal(error)
+    return isinstance(error, kinds) or _is_of_signal(error)
 
 
-def is_of_signal(error: BaseException) -> bool:
+def _is_of_signal(error: BaseException) -> bool:
     """Return whether an error was raised by a signal's handler, in the midst of whatever ran.
 
     Celery's handler of a cold shutdown raises one in the pools that can't end a task.

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.lab import Lab
+from tests.nodes import RedisNode
 from tests.waiting import wait_until
 
 POOLS = ("prefork", "solo", "threads", "gevent")
@@ -81,3 +82,20 @@ def test_a_cold_shutdown_loses_nothing(tmp_path: Path, redis_url: str, pool: str
         lab.wait_done(*range(4))
         starts = lab.journal.starts()
         assert starts == {0: 2, 1: 1, 2: 1, 3: 1}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_cold_shutdown_ends_a_worker_whose_server_is_away(
+    tmp_path: Path, fresh_redis_node: RedisNode, pool: str
+) -> None:
+    with Lab(tmp_path, url=fresh_redis_node.url, lease_s=1) as lab:
+        # given a worker that has lost its connection, and tries to connect again
+        worker = lab.worker(pool=pool)
+        fresh_redis_node.kill()
+        wait_until(lambda: "Trying again in" in worker.logs(), 20, worker.log_tail)
+        # when it is told to end at once
+        worker.kill("SIGQUIT")
+        # then it does, and no error comes out of the shutdown
+        wait_until(lambda: worker.status == "exited", SHUTDOWN_S, "the worker's end")
+        assert "AttributeError" not in worker.logs()
+        assert "NotImplementedError" not in worker.logs()

@@ -19,8 +19,8 @@ from tests.waiting import wait_until
 LEASE_S = 2.0
 #: Seconds for which publish ids are remembered: less than the time that does not count.
 DEDUP_S = 10
-#: Tasks sent in a second.
-RATE = 15
+#: Tasks sent in a second, and while workers warm up.
+RATE, WARM_UP_RATE = 15, 200
 #: Seconds between two kills, on the average.
 KILL_EVERY_S = 10.0
 #: Tasks in flight above which none is sent: a worker may be away for some time.
@@ -58,8 +58,14 @@ class Soak:
         """End every process."""
         self.lab.close()
 
-    def run(self, seconds: float, sample_s: float) -> None:
+    def run(self, seconds: float, sample_s: float, warm_up_tasks: int = 0) -> None:
         """Send tasks and kill workers for some time; then let all work end.
+
+        Args:
+            seconds: how long.
+            sample_s: seconds between two samples.
+            warm_up_tasks: how many are sent before, as fast as workers do them; nobody is killed
+                and nothing sampled meanwhile. Celery remembers the last thousands of tasks.
 
         Raises:
             AssertionError: a task was not done, or something is left of it.
@@ -67,10 +73,11 @@ class Soak:
         self.living = [self.lab.new_worker(pool=p, concurrency=n) for p, n in LIVING]
         self.killed = [self.lab.new_worker(pool=p, concurrency=n) for p, n in KILLED]
         self.lab.workers(*self.living, *self.killed)
-        began = time.monotonic()
+        self._warm_up(warm_up_tasks)
+        began, first = time.monotonic(), self._sent
         until, next_kill, next_sample = began + seconds, began + KILL_EVERY_S / 2, began
         while (now := time.monotonic()) < until:
-            if self._sent < (now - began) * RATE and self._waiting() < MOST_WAITING:
+            if self._sent - first < (now - began) * RATE and self._waiting() < MOST_WAITING:
                 self._send()
             if now >= next_kill:
                 self._kill_one()
@@ -80,6 +87,14 @@ class Soak:
                 next_sample = now + sample_s
             self.lab.waits(0.02)
         self._finish()
+
+    def _warm_up(self, tasks: int) -> None:
+        began = time.monotonic()
+        while self._sent < tasks:
+            due = min(tasks, int((time.monotonic() - began) * WARM_UP_RATE))
+            while self._sent < due and self._waiting() < MOST_WAITING:
+                self._send()
+            self.lab.waits(0.02)
 
     def _waiting(self) -> int:
         return int(self.lab.client.hlen(self.lab.queue.key("msg")))
@@ -147,11 +162,12 @@ class Soak:
 def memory_of(pid: int) -> int:
     """Return the bytes that a process and its children hold, those that they share once."""
     main = psutil.Process(pid)
-    return sum(_own(one) for one in [main, *main.children(recursive=True)])
+    return sum(_share(one) for one in [main, *main.children(recursive=True)])
 
 
-def _own(process: psutil.Process) -> int:
+def _share(process: psutil.Process) -> int:
+    """Return the bytes of a process, each divided by how many processes share it."""
     try:
-        return int(process.memory_full_info().uss)
+        return int(process.memory_full_info().pss)
     except psutil.NoSuchProcess:
         return 0

@@ -37,7 +37,7 @@ from typing import Any
 from benchmarks._peer import PEER as THEIRS
 from benchmarks._peer import peer_python
 from benchmarks._report import OURS, Bar, Report, parse, parser_of, postgres_version, server_version
-from cqrs_celery.backends.sql.opening import open_sql_store
+from cqrs_celery.backends.sql.choosing import open_sql_store
 from cqrs_celery.backends.sql.schema import create_schema
 from tests.nodes import REPOSITORY, RedisNode, WorkerNode
 from tests.postgres import PostgresNode

@@ -49,7 +49,7 @@ from ..session.session import Session
 from ..store.events import StoredEvent
 from ..store.ports import EventStore, SnapshotStore
 from ..transport import TRANSPORT
-from ..transport.merging import BODY
+from ..transport.envelope import BODY
 from ..transport.transport import SCHEMES
 from .caching import open_cache
 from .delivery import check_delivery, refusing_undelivered

@@ -22,7 +22,7 @@ from ..store.events import Lease, Place, StoredEvent, Subscriber
 from ..store.ports import EventStore
 from ..store.refusals import ClaimLost
 from ..transport.clients import BrokerClient
-from ..transport.merging import BODY
+from ..transport.envelope import BODY
 from .settings import check_confirms
 
 #: Seconds between two looks for new events where nobody wakes the relay.

@@ -12,7 +12,7 @@ from ..backends.redis.event_store import RedisEventStore
 from ..store.events import StoredEvent
 from ..store.ports import EventStore
 from ..transport.clients import BrokerClient
-from ..transport.merging import BODY
+from ..transport.envelope import BODY
 from .settings import BROKER, MEMORY, Settings
 
 

@@ -7,10 +7,10 @@ from typing import cast
 import celery
 
 from ..backends.redis.event_store import RedisEventStore
+from ..backends.redis.topics import Topics
 from ..store.ports import EventStore, Subscriptions
 from ..transport.channel import Channel
 from ..transport.clients import BrokerClient
-from ..transport.topics import Topics
 from .relaying import RelayParts
 
 

@@ -6,7 +6,7 @@ import celery
 
 from ..dispatch.definitions import definitions
 from ..dispatch.handler import task_of
-from ..transport.merging import BATCH_ARGUMENT
+from ..transport.envelope import BATCH_ARGUMENT
 from .settings import IN_A_TASK, Settings
 from .snapshots import snapshot_queue
 

@@ -55,7 +55,7 @@ def open_event_store(
     if url is not None and engine is None and url.startswith(DJANGO):
         return _open_in_django(url, read_url=read_url, lease_check=lease_check)
     try:
-        from .sql.opening import open_sql_store
+        from .sql.choosing import open_sql_store
     except ImportError as error:
         raise MissingDependency(
             f"a SQL event store needs SQLAlchemy 2.1, which can't be imported ({error}). Install it"

@@ -15,7 +15,7 @@ from ..errors import MissingDependency
 from ..messages.compression import ExpandsTooFar, expand
 from ..queue.dead_letters import DeadLetters
 from ..queue.values import DeadLetter, LetterPolicy
-from ..transport import wire
+from ..transport import envelope
 from .broker import broker_channel, is_reply_queue
 from .stored import head_of, parsed
 from .table import plain, print_table
@@ -361,7 +361,7 @@ def _why(letter: DeadLetter) -> dict[str, Any]:
 def _message(letter: DeadLetter) -> dict[str, Any]:
     """Return the message itself: its argument where it can be read, else its bytes."""
     try:
-        body = wire.split(letter.payload, letter.body)[1]
+        body = envelope.split(letter.payload, letter.body)[1]
         [argument, *_], *_ = parsed(body)
         if not isinstance(argument, dict):
             return {"message": parsed(body)}

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+from ..transport.envelope import SEQUENCE_HEADER, WAITED_HEADER, split
 from ..transport.publishing import delay_ms
-from ..transport.wire import SEQUENCE_HEADER, WAITED_HEADER, split
 from .stored import parsed
 
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ..nesting import READ_LEVELS, is_too_deep
-from ..transport.wire import split
+from ..transport.envelope import split
 
 
 def parsed(text: bytes | str) -> Any:

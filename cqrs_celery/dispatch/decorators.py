@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
+from ..dispatch import consuming  # noqa: F401  connects itself to a worker's start
 from ..errors import RegistrationError
 from ..messages.registry import where
 from ..refusal import Refusal
-from . import consuming  # noqa: F401  connects itself to a worker's start
 from .conflicts import (
     IF_THERE_ARE_LOCKS,
     LOCK_WAIT_S,

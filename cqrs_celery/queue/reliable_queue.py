@@ -17,7 +17,7 @@ from typing import Any, cast
 import msgspec
 import redis
 
-from . import recovery
+from ..queue import recovery
 from .dead_letters import DeadLetters
 from .scripts import Script, load
 from .upkeep import FORMAT, Upkeep

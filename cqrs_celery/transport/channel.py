@@ -21,18 +21,19 @@ from kombu.transport import redis as stock
 from ..queue.polling import IdlePoll
 from ..queue.reliable_queue import is_queue_name, is_writable
 from ..queue.values import Taken
-from . import eviction, merging, process_locks, wire
-from . import qos as _qos
-from .batch_sizes import BatchSizes
-from .hand import tag_of
-from .holder import Holder
-from .letter_log import NAME_CHARACTERS, log_letter, printable
+from ..transport import envelope, eviction
+from ..transport import qos as _qos
+from .consumer import event_batch, process_locks
+from .consumer.batch_sizes import BatchSizes
+from .consumer.deliveries import tag_of
+from .consumer.lease import Holder
+from .consumer.letter_log import NAME_CHARACTERS, log_letter, printable
+from .consumer.polling import Pace
+from .consumer.upkeep import QueueUpkeep
+from .consumer.worker_facts import facts, is_worker
 from .message import Message
 from .options import OPTIONS, TEXT_OPTIONS
-from .pace import Pace
 from .publishing import PublishingChannel
-from .upkeep import QueueUpkeep
-from .worker_facts import facts, is_worker
 
 logger = logging.getLogger(__name__)
 
@@ -279,7 +280,7 @@ class Channel(PublishingChannel):
         message = self._read(taken, tag)
         if message is None or self._is_of_another_queue(message, taken, tag):
             return False
-        if task := merging.task_of(taken):
+        if task := event_batch.task_of(taken):
             tag = self._merge(message, taken, tag, task)
         if taken.queue in self._no_ack_queues:
             self.holder.hand.ack(tag)
@@ -298,7 +299,7 @@ class Channel(PublishingChannel):
             return False
         error = f"it is the id of a message of the queue {printable(origin, NAME_CHARACTERS)}"
         reason = {"reason": "a bare number", "error": error}
-        sequence = str(message["headers"].get(wire.SEQUENCE_HEADER) or "")
+        sequence = str(message["headers"].get(envelope.SEQUENCE_HEADER) or "")
         is_number = self.holder.queue.disown(
             self.holder.name,
             taken,
@@ -316,22 +317,22 @@ class Channel(PublishingChannel):
         batch = f"batch-{tag}"
         others = self.holder.hand.take_along(
             taken,
-            lambda one: merging.task_of(one) == task,
-            merging.most_of(taken) - 1,
+            lambda one: event_batch.task_of(one) == task,
+            event_batch.most_of(taken) - 1,
             batch=batch,
         )
         self.batches.note_delivered(taken.queue, 1 + len(others))
         if not others:
             return tag
-        merging.merge(message, [taken, *others])
+        event_batch.merge(message, [taken, *others])
         message["properties"]["delivery_tag"] = batch
         return batch
 
     def _read(self, taken: Taken, tag: str) -> dict[str, Any] | None:
         try:
             holder = self.holder
-            return wire.decode(taken, tag, holder.name, held_until=holder.held_until(tag))
-        except wire.UnreadableEnvelope as error:
+            return envelope.decode(taken, tag, holder.name, held_until=holder.held_until(tag))
+        except envelope.UnreadableEnvelope as error:
             self.holder.hand.bury(
                 tag, reason={"reason": "unreadable envelope", "error": str(error)}
             )
@@ -501,7 +502,7 @@ class Channel(PublishingChannel):
             _, _, name = name.partition(".")
         try:
             message = stock.loads(stock.bytes_to_str(payload["data"]))
-            wire.check_broadcast(message)
+            envelope.check_broadcast(message)
         except (TypeError, ValueError, RecursionError):
             logger.warning(
                 "unreadable fanout message of channel %s dropped", name, extra={"channel": name}
@@ -517,7 +518,7 @@ class Channel(PublishingChannel):
     def _new_queue(self, queue: str, auto_delete: bool = False, **kwargs: Any) -> None:
         super()._new_queue(queue, auto_delete, **kwargs)
         arguments = kwargs.get("arguments") or {}
-        self.batches.declare(queue, int(arguments.get(merging.BATCH_ARGUMENT) or 1))
+        self.batches.declare(queue, int(arguments.get(envelope.BATCH_ARGUMENT) or 1))
         # A sender declares its queue without knowing what others have declared of it.
         ttl = arguments.get("x-message-ttl")
         self.queue.declare(

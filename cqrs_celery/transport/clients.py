@@ -10,7 +10,7 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from . import eviction
+from ..transport import eviction
 from .redis_errors import Client
 
 #: Connections at most that one process's client opens: one a thread.

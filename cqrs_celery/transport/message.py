@@ -15,7 +15,7 @@ from kombu.serialization import registry
 from kombu.transport import virtual
 from kombu.utils.json import loads
 
-from . import wire
+from ..transport import envelope
 
 _JSON = "application/json"
 
@@ -53,7 +53,7 @@ class Message(virtual.Message):
         is_bytes_of_json = self.content_type == _JSON and isinstance(self.body, bytes) and self.body
         if is_bytes_of_json and _JSON in (self.accept or ()) and _is_kombus_own():
             with contextlib.suppress(ValueError):
-                return wire.read_json(self.body)
+                return envelope.read_json(self.body)
         return super()._decode()
 
 

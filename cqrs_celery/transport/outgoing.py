@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ..queue.values import Destination, Publish
-from . import wire
+from ..transport import envelope
 
 
 class Outgoing(NamedTuple):
@@ -30,7 +30,7 @@ class Outgoing(NamedTuple):
     @property
     def payload(self) -> bytes:
         """The whole message as the queue keeps it."""
-        return wire.joined(self.head, self.body)
+        return envelope.joined(self.head, self.body)
 
     def to(self, queues: Iterable[str]) -> Publish:
         """Return the publish that puts it on these queues.
@@ -41,7 +41,7 @@ class Outgoing(NamedTuple):
         names = list(queues)
         is_shared = len(names) > 1
         payload = b"" if is_shared else self.payload
-        sequence = self.headers.get(wire.SEQUENCE_HEADER, "")
+        sequence = self.headers.get(envelope.SEQUENCE_HEADER, "")
         return Publish(
             [Destination(name, payload, sequence, self.priority) for name in names],
             self.publish_id,

@@ -13,7 +13,7 @@ from typing import Any
 from kombu.transport import redis as stock
 from kombu.utils.eventio import READ
 
-from .pace import POLL_S
+from .consumer.polling import POLL_S
 from .waker import Waker
 
 logger = logging.getLogger(__name__)

@@ -17,12 +17,12 @@ from redis.retry import Retry
 
 from ..queue.reliable_queue import DEDUP_TTL_MS, ReliableQueue
 from ..queue.values import Publish, later
-from . import eviction, wire
-from .batch import PublishBatch
+from ..transport import envelope, eviction
+from .celery.retry_in_place import Delivery, retried_delivery
 from .clients import client_on
 from .connecting import bounded, shorter, watch
-from .handover import Delivery, retried_delivery
 from .outgoing import Outgoing
+from .publish_batch import PublishBatch
 from .redis_errors import PrefixingClient, Translating
 
 logger = logging.getLogger(__name__)
@@ -142,8 +142,8 @@ class PublishingChannel(stock.Channel):
             exchange,
             routing_key,
             headers,
-            wire.head_of({**message, "properties": properties}),
-            wire.body_of(message),
+            envelope.head_of({**message, "properties": properties}),
+            envelope.body_of(message),
             publish_id,
             self.priority(self._get_message_priority(message, reverse=False)),
             delay_ms(headers.get("eta")),

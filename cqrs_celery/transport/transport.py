@@ -11,16 +11,16 @@ from kombu.transport import redis as stock
 from redis import exceptions
 
 from ..errors import InvalidSetting
-from .celery_worker import teach_celery
+from .celery.eta import show_etas
+from .celery.scheduled import show_delayed
+from .celery.worker_patches import teach_celery
 from .channel import Channel
-from .eta import show_etas
+from .consumer.polling import POLL_S
+from .consumer.worker_facts import watch_for_worker
 from .formats import check_format
 from .options import check_options
-from .pace import POLL_S
 from .poller import Poller
-from .scheduled import show_delayed
 from .sentinel import SentinelChannel
-from .worker_facts import watch_for_worker
 
 #: URL schemes of Kombu's own, each with ours.
 SCHEMES = {

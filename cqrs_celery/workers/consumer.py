@@ -18,9 +18,9 @@ from celery.utils.objects import Bunch
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.message import Message
 
-from ..transport.letter_log import NAME_CHARACTERS, printable
+from ..transport.celery.task_messages import is_elsewhere, set_aside
+from ..transport.consumer.letter_log import NAME_CHARACTERS, printable
 from ..transport.qos import REASON
-from ..transport.task_messages import is_elsewhere, set_aside
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from ..dispatch.topics import topics_of
 from ..errors import InvalidSetting, StoreUnavailable
 from ..store.events import DeadLetterPolicy, Subscriber
 from ..store.ports import Subscriptions
-from ..transport import wire
+from ..transport import envelope
+from ..transport.consumer.event_batch import BATCH_HEADER
 from ..transport.faults import Faults
-from ..transport.merging import BATCH_HEADER
 from .refusing import ending_the_worker
 
 logger = logging.getLogger(__name__)
@@ -234,7 +234,7 @@ def _head(task: Any) -> tuple[str, str, str, str, str]:
     # The ids stand in the order of the holes: id, id, root, parent.
     headers = dict(message.headers)
     first = {name: headers.pop(name) for name in ("id", "root_id", "parent_id")}
-    text = wire.head_of(
+    text = envelope.head_of(
         {
             "content-type": "application/json",
             "content-encoding": "utf-8",

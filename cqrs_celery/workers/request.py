@@ -22,9 +22,9 @@ from celery.worker.state import task_ready
 from ..dispatch.runtime import runtime_of
 from ..dispatch.tasks import FIRST_FAILED_AT, NoLongerHeld, StoreAway
 from ..errors import MessageError, UnwritableMessage
-from ..transport.merging import BATCH_HEADER
+from ..transport.celery.task_messages import log_lost_result
+from ..transport.consumer.event_batch import BATCH_HEADER
 from ..transport.qos import REASON
-from ..transport.task_messages import log_lost_result
 from .waiting import waiting_messages
 
 #: How many times larger a body may be than the message in it: Kombu escapes what is not ASCII.

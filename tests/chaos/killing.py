@@ -16,7 +16,7 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from cqrs_celery.queue.values import Settlement, ack
-from cqrs_celery.transport.wire import decode
+from cqrs_celery.transport.envelope import decode
 from tests.chaos.lab import ALONE, Lab
 from tests.chaos.nursery import Child, Nursery
 

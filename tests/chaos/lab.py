@@ -28,7 +28,7 @@ from kombu import pools
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.queue.values import QueueCount
 from cqrs_celery.transport import TRANSPORT
-from cqrs_celery.transport.wire import SEQUENCE_HEADER
+from cqrs_celery.transport.envelope import SEQUENCE_HEADER
 from tests.nodes import RedisNode, WorkerNode
 from tests.waiting import wait_until
 

@@ -130,7 +130,7 @@ def _be_child(order: dict[str, Any]) -> None:
 def _serve() -> None:
     for name in ("celery.bin.celery", "celery.apps.worker", "celery.worker.consumer",
                  "celery.concurrency.solo", "cqrs_celery.transport", "cqrs_celery.cli",
-                 "cqrs_celery.workers.relay", "cqrs_celery.backends.sql.opening",
+                 "cqrs_celery.workers.relay", "cqrs_celery.backends.sql.choosing",
                  "sqlalchemy.dialects.postgresql.psycopg2"):  # fmt: skip
         import_module(name)
     # The kernel buries the children.

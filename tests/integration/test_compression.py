@@ -20,7 +20,7 @@ from cqrs_celery.messages.serializer import Serializer
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.store.events import Subscriber
 from cqrs_celery.store.stream import StreamName
-from cqrs_celery.transport.merging import BODY
+from cqrs_celery.transport.envelope import BODY
 
 pytestmark = pytest.mark.integration
 

@@ -8,7 +8,7 @@ import pytest
 
 from cqrs_celery.queue.dead_letters import BATCH, LookedAfter
 from cqrs_celery.queue.values import LetterPolicy, Taken, ack, bury, requeue
-from cqrs_celery.transport.redriving import look_after
+from cqrs_celery.transport.consumer.redriving import look_after
 from tests.queues import QueueCase, Worker, leftovers, opened, texts
 
 #: Tried again at the next look, archived an hour after the first death.

@@ -12,10 +12,10 @@ import pytest
 import redis
 
 from cqrs_celery.clock import elapsed_s
-from cqrs_celery.transport import process_locks
-from cqrs_celery.transport.hand import tag_of
-from cqrs_celery.transport.holder import Holder
-from cqrs_celery.transport.recoverer import RECOVERED_AT_ONCE, Recoverer
+from cqrs_celery.transport.consumer import process_locks
+from cqrs_celery.transport.consumer.deliveries import tag_of
+from cqrs_celery.transport.consumer.lease import Holder
+from cqrs_celery.transport.consumer.recoverer import RECOVERED_AT_ONCE, Recoverer
 from tests.queues import PREFIX, QueueCase, Worker, opened, texts
 from tests.waiting import wait_until
 

@@ -30,7 +30,7 @@ from cqrs_celery.messages.metadata import new_id, utc_now
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.store.events import NewEvent, StreamAppend
 from cqrs_celery.store.stream import ANY_VERSION, StreamName
-from cqrs_celery.transport.merging import BODY
+from cqrs_celery.transport.envelope import BODY
 from cqrs_celery.workers.registration import subscriber_of
 
 pytestmark = pytest.mark.integration

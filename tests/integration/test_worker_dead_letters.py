@@ -16,7 +16,7 @@ from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.queue.values import DeadLetter, Destination
 from cqrs_celery.store.events import NewEvent, StreamAppend
 from cqrs_celery.store.stream import StreamName
-from cqrs_celery.transport.wire import split
+from cqrs_celery.transport.envelope import split
 from tests import depot
 from tests.depot import EmptyBox, FillBox, FillBoxTooSlowly, KillWorker, RefuseBox
 from tests.integration.conftest import WorkerFactory

@@ -18,8 +18,8 @@ import redis
 from celery import Celery
 
 from benchmarks.transport import RabbitNode
+from cqrs_celery.backends.sql.choosing import open_sql_store
 from cqrs_celery.backends.sql.event_store import SqlEventStore
-from cqrs_celery.backends.sql.opening import open_sql_store
 from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.errors import LeaseLost
 from cqrs_celery.queue.reliable_queue import ReliableQueue

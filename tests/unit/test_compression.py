@@ -309,11 +309,11 @@ def test_a_dead_letter_is_shown_with_what_was_compressed(how):
     from types import SimpleNamespace
 
     from cqrs_celery.cli.dead_letters import _message
-    from cqrs_celery.transport import wire
+    from cqrs_celery.transport import envelope
 
     plain = Serializer("compressed", compression=how).to_plain(NoteWritten(text=LONG))
     message = {"properties": {}, "headers": {}, "body": ""}
-    head = wire.head_of({**message, "content-type": "application/json"})
+    head = envelope.head_of({**message, "content-type": "application/json"})
     letter: Any = SimpleNamespace(
         payload=head.encode(), body=json.dumps([[plain], {}, {}]).encode()
     )

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from cqrs_celery.transport.lease_watch import Answer, Lease, LeaseWatch
+from cqrs_celery.transport.consumer.lease_watch import Answer, Lease, LeaseWatch
 
 LEASE_S = 30.0
 

@@ -16,8 +16,8 @@ from cqrs_celery.dispatch.definitions import Definitions
 from cqrs_celery.queue.dead_letters import LookedAfter
 from cqrs_celery.queue.values import Recovered
 from cqrs_celery.testing.scenario import in_memory
-from cqrs_celery.transport.recoverer import Recoverer
-from cqrs_celery.transport.redriving import look_after
+from cqrs_celery.transport.consumer.recoverer import Recoverer
+from cqrs_celery.transport.consumer.redriving import look_after
 from cqrs_celery.workers import registration
 from cqrs_celery.workers.registration import RegistrationStep
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cqrs_celery.nesting import READ_LEVELS, is_too_deep
 from cqrs_celery.queue.values import Taken
-from cqrs_celery.transport import wire
+from cqrs_celery.transport import envelope
 from tests.chaos.fuzz import messages
 
 VALUES = st.recursive(
@@ -56,8 +56,8 @@ def test_whatever_bytes_are_taken_they_are_a_message_or_an_unreadable_envelope(
 ) -> None:
     taken = Taken(7, 3, "q", "", 0, 0, payload, b"")
     message = None
-    with contextlib.suppress(wire.UnreadableEnvelope):
-        message = wire.decode(taken, "7.3", "worker")
+    with contextlib.suppress(envelope.UnreadableEnvelope):
+        message = envelope.decode(taken, "7.3", "worker")
     if message is not None:
         assert isinstance(message["headers"], dict)
         assert isinstance(message["body"], str | bytes)

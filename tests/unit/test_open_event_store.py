@@ -95,7 +95,7 @@ def test_a_driver_whose_errors_have_no_numbers_is_refused_by_url_and_by_engine()
 
 
 def test_missing_sqlalchemy_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cqrs_celery.backends.sql.opening", None)
+    monkeypatch.setitem(sys.modules, "cqrs_celery.backends.sql.choosing", None)
     with pytest.raises(MissingDependency, match=r"in a checkout of cqrs-celery.*\[sql\]"):
         open_event_store("sqlite:///events.db")
 

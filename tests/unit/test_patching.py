@@ -21,7 +21,7 @@ import celery.worker.request  # noqa: F401
 import pytest
 
 from cqrs_celery.errors import UnsupportedCelery
-from cqrs_celery.transport import celery_worker, patching, scheduled
+from cqrs_celery.transport.celery import patching, scheduled, worker_patches
 from tests.nodes import REPOSITORY
 
 
@@ -133,7 +133,7 @@ def test_what_is_missing_or_called_otherwise_is_named_with_the_versions(
 
 
 def test_this_version_of_celery_has_all_that_is_needed() -> None:
-    every = [*celery_worker.NEEDED, *scheduled.NEEDED]
+    every = [*worker_patches.NEEDED, *scheduled.NEEDED]
     patching.check(every)
     # and what is looked for is really looked for
     is_imported = [one for one in every if one.module in sys.modules]
@@ -195,12 +195,12 @@ def test_a_child_is_heard_though_its_pipe_has_a_number_above_1023() -> None:
 
     children = Children(end, hear)
     os.write(other, b".")
-    celery_worker.hear_children(children)
+    worker_patches.hear_children(children)
     assert children.job._accepted
     # and one that has ended is not waited for in a busy loop
     heard: list[int] = []
     children = Children(end, heard.append)
     os.close(other)
-    celery_worker.hear_children(children)
+    worker_patches.hear_children(children)
     assert not heard
     os.close(end)

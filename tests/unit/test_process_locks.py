@@ -13,8 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from cqrs_celery.transport import process_locks
-from cqrs_celery.transport.process_locks import dead_in, file_system_of, hold, opened, seize
+from cqrs_celery.transport.consumer import process_locks
+from cqrs_celery.transport.consumer.process_locks import (
+    dead_in,
+    file_system_of,
+    hold,
+    opened,
+    seize,
+)
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(
@@ -24,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 #: A process that has a lock, and prints its file. With a second argument, a child of it lives on.
 HOLDER = """
 import os, sys, time
-from cqrs_celery.transport import process_locks
+from cqrs_celery.transport.consumer import process_locks
 lock = process_locks.hold(sys.argv[1])
 lock.users.add("anna")
 child = os.fork() if len(sys.argv) > 2 else None

@@ -10,7 +10,7 @@ import pytest
 
 import cqrs_celery
 from cqrs_celery.dispatch import tasks
-from cqrs_celery.transport import wire
+from cqrs_celery.transport import envelope
 from tests.nodes import REPOSITORY
 
 PACKAGE = REPOSITORY / "cqrs_celery"
@@ -79,4 +79,4 @@ def test_every_public_name_says_in_its_first_line_what_it_is() -> None:
 
 @pytest.mark.parametrize("name", ["SEQUENCE_HEADER", "LEASE"])
 def test_dispatch_and_transport_mean_the_same(name: str) -> None:
-    assert getattr(tasks, name) == getattr(wire, name)
+    assert getattr(tasks, name) == getattr(envelope, name)

@@ -9,7 +9,7 @@ from types import FrameType
 
 import pytest
 
-from cqrs_celery.transport.task_messages import is_elsewhere
+from cqrs_celery.transport.celery.task_messages import is_elsewhere
 
 
 @pytest.fixture

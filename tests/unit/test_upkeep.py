@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from cqrs_celery.queue.upkeep import FORMAT, UpkeepTurn
-from cqrs_celery.transport.upkeep import ROUND_S, QueueUpkeep
+from cqrs_celery.transport.consumer.upkeep import ROUND_S, QueueUpkeep
 
 
 class Queue:
@@ -49,7 +49,7 @@ def queue() -> Queue:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1_000.0]
-    monkeypatch.setattr("cqrs_celery.transport.upkeep.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("cqrs_celery.transport.consumer.upkeep.time.monotonic", lambda: now[0])
     return now
 
 

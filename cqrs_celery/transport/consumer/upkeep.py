@@ -13,9 +13,9 @@ import time
 
 import redis
 
-from ..queue.reliable_queue import ReliableQueue
-from ..queue.upkeep import FORMAT
-from .formats import unsupported
+from ...queue.reliable_queue import ReliableQueue
+from ...queue.upkeep import FORMAT
+from ..formats import unsupported
 
 logger = logging.getLogger(__name__)
 

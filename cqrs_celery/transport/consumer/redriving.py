@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from ..queue.dead_letters import BATCH, DeadLetters, LookedAfter
+from ...queue.dead_letters import BATCH, DeadLetters, LookedAfter
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from functools import wraps
 from typing import Any
 
-from ..queue.inspection import QueueInspector
-from ..queue.reliable_queue import MOST_BYTES
-from . import patching, wire
+from ...queue.inspection import QueueInspector
+from ...queue.reliable_queue import MOST_BYTES
+from ...transport import envelope
+from ..celery import patching
 
 #: The most that a worker lists of what waits in one queue; of all queues, at most `MOST_BYTES`.
 MOST = 1_000
@@ -87,14 +88,14 @@ def _delayed(consumer: Any) -> Iterator[dict[str, Any]]:
 
 
 def _entry(payload: bytes, body: bytes, *, hostname: str) -> dict[str, Any] | None:
-    head, body = wire.split(payload, body)
+    head, body = envelope.split(payload, body)
     try:
-        message = wire.read_json(head)
+        message = envelope.read_json(head)
         headers, properties = message["headers"], message["properties"]
         args, kwargs = _arguments(body, headers)
         info = properties.get("delivery_info") or {}
         return {
-            "eta": headers.get("eta") or headers.get(wire.WAITED_HEADER),
+            "eta": headers.get("eta") or headers.get(envelope.WAITED_HEADER),
             "priority": _TIMER_PRIORITY,
             "request": {
                 "id": headers["id"],

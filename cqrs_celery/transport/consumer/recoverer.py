@@ -22,11 +22,11 @@ from typing import Any
 import msgspec
 import redis
 
-from ..clock import elapsed_s
-from ..queue.reliable_queue import ReliableQueue
-from ..queue.values import Beat
-from . import process_locks, redriving
-from .faults import Faults
+from ...clock import elapsed_s
+from ...queue.reliable_queue import ReliableQueue
+from ...queue.values import Beat
+from ..consumer import process_locks, redriving
+from ..faults import Faults
 from .lease_watch import Answer, Lease, LeaseWatch
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..queue.values import Taken
-from . import wire
+from ...queue.values import Taken
+from ...transport import envelope
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def log_letter(taken: Taken, reason: Mapping[str, Any]) -> None:
         reason: why, as its letter has it.
     """
     error = ": ".join(str(reason[name]) for name in ("exception", "error") if reason.get(name))
-    task = wire.task_of(taken)
+    task = envelope.task_of(taken)
     logger.error(
         "message %d of queue %s became a dead letter%s: %s%s%s.%s Look at it with"
         " `celery -A <app> cqrs dead-letters show %d`, then retry or discard it.",

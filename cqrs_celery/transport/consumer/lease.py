@@ -24,12 +24,12 @@ from uuid import uuid4
 
 import redis
 
-from ..clock import elapsed_s
-from ..queue.reliable_queue import NO_BATCHES, ReliableQueue
-from ..queue.values import Exchange
-from . import wire
-from .faults import Faults
-from .hand import Hand, Lost
+from ...clock import elapsed_s
+from ...queue.reliable_queue import NO_BATCHES, ReliableQueue
+from ...queue.values import Exchange
+from ...transport import envelope
+from ..faults import Faults
+from .deliveries import Hand, Lost
 from .process_locks import ProcessLock
 from .recoverer import NO_ANSWER, Recoverer
 
@@ -428,7 +428,7 @@ class Holder:
         self._tell_queue()
 
     def _log_lost(self, lost: Lost) -> None:
-        tasks = [wire.task_of(taken) for taken in lost.held]
+        tasks = [envelope.task_of(taken) for taken in lost.held]
         facts = {
             "consumer": self.name,
             "messages": [taken.id for taken in lost.held],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from . import wire
+from ...transport import envelope
 
 
 def show_etas() -> None:
@@ -20,7 +20,7 @@ def show_etas() -> None:
 
 
 def _show(request: Any = None, **_: Any) -> None:
-    waited = request.request_dict.get(wire.WAITED_HEADER)
+    waited = request.request_dict.get(envelope.WAITED_HEADER)
     if waited:
         # The worker's own decision, `request.eta`, was made from the message before this.
         request.request_dict.setdefault("eta", waited)

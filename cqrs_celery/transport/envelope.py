@@ -33,6 +33,12 @@ QUEUE = "queue"
 #: Where a message's due time is kept once the queue has waited for it.
 WAITED_HEADER = "cqrs_eta"
 
+#: The argument of a queue's declaration that says how many messages a task of it takes at most.
+BATCH_ARGUMENT = "x-cqrs-batch"
+
+#: What goes before and after a recorded event to make the body of a Celery task.
+BODY = ("[[", '],{},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]')
+
 #: A head's parts, in the order in which they are written.
 _HEAD = ("content-encoding", "content-type", "properties", "headers")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from ..queue.reliable_queue import MOST_IN_BATCHES
+from ...queue.reliable_queue import MOST_IN_BATCHES
 
 
 class BatchSizes:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
 
-from ..queue.values import (
+from ...queue.values import (
     Exchange,
     Settlement,
     Taken,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any, NamedTuple
 
-from . import wire
+from ...transport import envelope
 
 
 class Delivery(NamedTuple):
@@ -35,6 +35,6 @@ def retried_delivery(headers: dict[str, Any], queues: list[str]) -> Delivery | N
     request = task.request
     is_retry = headers.get("id") == request.id and headers.get("retries") == request.retries + 1
     info = (request.properties or {}).get("delivery_info") or {}
-    if not is_retry or wire.LEASE not in info or queues != [info.get(wire.QUEUE)]:
+    if not is_retry or envelope.LEASE not in info or queues != [info.get(envelope.QUEUE)]:
         return None
-    return Delivery(*info[wire.LEASE])
+    return Delivery(*info[envelope.LEASE])

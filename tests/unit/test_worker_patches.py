@@ -14,7 +14,7 @@ from kombu.exceptions import OperationalError
 from kombu.utils import functional
 
 import cqrs_celery.transport  # noqa: F401
-from cqrs_celery.transport import celery_worker
+from cqrs_celery.transport.celery import worker_patches
 
 
 class Away:
@@ -28,7 +28,7 @@ class Away:
         # What Celery calls is there once a transport has been made.
         assert self.connection.transport
         monkeypatch.setattr(functional, "sleep", self._sleep)
-        monkeypatch.setattr(celery_worker, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(worker_patches, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(self.connection, "_establish_connection", self._establish)
 
     def _sleep(self, seconds: float) -> None:
@@ -41,7 +41,7 @@ class Away:
 
     def connect(self, *, max_retries: int | None) -> Any:
         """Connect as Celery's worker does."""
-        ensure_connected: Any = celery_worker._trying_often(
+        ensure_connected: Any = worker_patches._trying_often(
             lambda consumer, connection: connection.ensure_connection(
                 lambda error, interval: self.waits.append(interval), max_retries, callback=None
             )

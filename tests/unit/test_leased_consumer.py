@@ -14,9 +14,10 @@ import pytest
 import redis
 
 from cqrs_celery.queue.values import Beat, Exchange, Recovered, Taken
-from cqrs_celery.transport import redriving, wire
-from cqrs_celery.transport.hand import tag_of
-from cqrs_celery.transport.holder import REST_S, Holder, logger
+from cqrs_celery.transport import envelope
+from cqrs_celery.transport.consumer import redriving
+from cqrs_celery.transport.consumer.deliveries import tag_of
+from cqrs_celery.transport.consumer.lease import REST_S, Holder, logger
 from tests.waiting import wait_until
 
 LEASE_S = 0.5
@@ -367,7 +368,7 @@ def test_a_lost_lease_is_taken_anew_though_what_was_lost_cannot_be_logged(
     def fail(taken: Taken) -> str:
         raise TypeError("no task")
 
-    monkeypatch.setattr(wire, "task_of", fail)
+    monkeypatch.setattr(envelope, "task_of", fail)
     holder = make_holder()
     take_one(queue, holder)
     assert queue.counts["register"] == 1

@@ -9,16 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..queue.values import Taken
+from ...queue.values import Taken
+from ..envelope import BODY
 
 #: The header of a message that may be merged with others for its task; its value is how many.
 BATCH_HEADER = "cqrs_batch"
-
-#: The argument of a queue's declaration that says how many messages a task of it takes at most.
-BATCH_ARGUMENT = "x-cqrs-batch"
-
-#: What goes before and after a recorded event to make the body of a Celery task.
-BODY = ("[[", '],{},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]')
 
 _OPENING, _CLOSING = (part.encode() for part in BODY)
 _MARK = f'"{BATCH_HEADER}":'.encode()

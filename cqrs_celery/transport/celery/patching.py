@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import kombu
 
-from ..errors import UnsupportedCelery
+from ...errors import UnsupportedCelery
 
 #: The versions of Celery and Kombu that have what is changed here; pyproject.toml says the same.
 SUPPORTED = "celery>=5.7,<5.8 and kombu>=5.7,<5.8"

@@ -30,8 +30,8 @@ from typing import Any
 
 from kombu.exceptions import OperationalError
 
-from . import patching, task_messages
-from .connecting import drop_idle
+from ..celery import patching, task_messages
+from ..connecting import drop_idle
 from .patching import attributes, methods
 
 logger = logging.getLogger(__name__)

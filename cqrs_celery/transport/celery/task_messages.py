@@ -23,8 +23,8 @@ from celery import current_app
 from celery.exceptions import InvalidTaskError, TaskRevokedError
 from kombu.exceptions import KombuError, OperationalError
 
-from ..nesting import READ_LEVELS, is_too_deep
-from .qos import REASON
+from ...nesting import READ_LEVELS, is_too_deep
+from ..qos import REASON
 
 logger = logging.getLogger(__name__)
 

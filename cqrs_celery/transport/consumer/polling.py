@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from ..queue.values import Exchange
+from ...queue.values import Exchange
 
 #: Seconds between two glances at the queues when nobody wakes us: a lost wake-up costs this much.
 POLL_S = 1.0

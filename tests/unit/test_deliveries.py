@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cqrs_celery.queue.values import Exchange, Taken
-from cqrs_celery.transport.hand import Hand, tag_of
+from cqrs_celery.transport.consumer.deliveries import Hand, tag_of
 
 
 def taken(message_id: int, sequence: str = "", *, fence: int = 1, tries: int = 0) -> Taken:
@@ -145,7 +145,7 @@ def letter(hand: Hand, one: Taken, reason: dict[str, object], log: pytest.LogCap
     hand.bury(tag, reason=reason)
     (record,) = log.records
     assert record.levelname == "ERROR"
-    assert record.name == "cqrs_celery.transport.letter_log"
+    assert record.name == "cqrs_celery.transport.consumer.letter_log"
     return record.getMessage()
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import redis
 from kombu.utils.functional import retry_over_time
 
-from ..errors import PublishFailed, QueueFull
-from ..queue.reliable_queue import ReliableQueue
-from ..queue.values import FullQueue
+from ...errors import PublishFailed, QueueFull
+from ...queue.reliable_queue import ReliableQueue
+from ...queue.values import FullQueue
 
 #: Seconds between two looks for room: the first, and the longest; doubled each time, at random
 #: shorter, so that many that wait don't ask at once.

@@ -11,7 +11,7 @@ import sys
 import weakref
 from typing import Any
 
-from . import process_locks
+from ..consumer import process_locks
 
 #: The Celery worker of this process, while there is one.
 _worker: weakref.ref[Any] | None = None

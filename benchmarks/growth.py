@@ -1,6 +1,6 @@
 """Measure what one queue costs beside much else: queues, sequences, delayed messages, letters.
 
-    python -m benchmarks.growth [--rounds 5] [--calls 200] [--size 1.0] [--json FILE] [--short]
+    python -m benchmarks.growth [--rounds 5] [--calls 500] [--size 1.0] [--json FILE] [--short]
     python -m benchmarks.growth --before FILE       beside what an earlier commit wrote by --json
 
 For each of these there is a server of its own, without persistence, and one on which nothing is:
@@ -45,7 +45,7 @@ SIZES = {
     "dead letters": 20_000, "idle consumers": 5_000,
 }  # fmt: skip
 
-SHORT = {"rounds": 3, "calls": 100}
+SHORT = {"rounds": 3, "calls": 500}
 
 #: What is measured of each operation, and its title.
 MEASURES = {"usec": "time in scripts, µs", "calls": "commands, those in scripts too"}
@@ -296,7 +296,7 @@ def medians_of(path: Path) -> dict[str, float]:
 def main() -> int:
     """Measure, and report."""
     parser = parser_of("growth", __doc__, rounds=5)
-    parser.add_argument("--calls", type=int, default=200, help="of each operation in a round")
+    parser.add_argument("--calls", type=int, default=500, help="of each operation in a round")
     parser.add_argument("--size", type=float, default=1.0, help="the part of everything")
     parser.add_argument("--only", choices=[*SIZES], help="beside this alone")
     parser.add_argument("--before", type=Path, metavar="FILE", help="of an earlier commit")

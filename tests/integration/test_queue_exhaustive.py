@@ -10,6 +10,7 @@ import pytest
 
 from tests.chaos.small.levels import LevelWalk
 from tests.chaos.small.model import Rules
+from tests.chaos.small.operations import Operation
 from tests.chaos.small.server import SmallServer
 from tests.chaos.small.walk import Walk
 from tests.nodes import RedisNode
@@ -46,6 +47,21 @@ def test_every_interleaving_of_a_few_operations_does_what_the_model_says(
     assert walk.states[3] > 300
     assert walk.transitions[WHOLE] > 5_000
     assert walk.transitions[DEPTH] > SAMPLE * 10
+
+
+def test_what_two_dead_consumers_held_comes_back_in_its_order_in_one_turn(
+    redis_node: RedisNode, redis_url: str
+) -> None:
+    # given two consumers that died, of which the first one held what is older
+    path: list[Operation] = [
+        ("publish", "", False), ("publish", "X", False),
+        ("take", "A", 1, 1), ("end lease", "A"), ("take", "B", 1, 1), ("end lease", "B"),
+    ]  # fmt: skip
+    with redis_node.client() as client:
+        # when both are recovered in one turn
+        found = Walk(SmallServer(client), Rules()).follow([*path, ("recover",)])
+    # then what is older stands at the head again, whoever held it
+    assert list(found.model.line) == [1, "X"]
 
 
 class Ended(Exception):

@@ -261,12 +261,12 @@ class Model:
 
     def recover(self) -> list[tuple[str, int, int]]:
         """Give back what consumers hold whose lease has ended: {consumer, messages, letters}."""
-        ended = [name for name, state in self.consumers.items() if state == "ended"]
-        return [(name, *self._give_back(name, self.charged(name))) for name in sorted(ended)]
+        ended = sorted(name for name, state in self.consumers.items() if state == "ended")
+        return self._give_back({name: self.charged(name) for name in ended})
 
     def leave(self, consumer: str) -> list[tuple[str, int, int]]:
         """Give back what a consumer holds that ends in order: no delivery counts."""
-        return [(consumer, *self._give_back(consumer, set()))]
+        return self._give_back({consumer: set()})
 
     def charged(self, consumer: str) -> set[int]:
         """Return the messages that may have been running: their delivery counts."""
@@ -281,18 +281,19 @@ class Model:
         # An odd fence was taken behind another one of its sequence, to be delivered later.
         return {message for message in oldest[:slots] if held[message] % 2 == 0}
 
-    def _give_back(self, consumer: str, charged: set[int]) -> tuple[int, int]:
-        held = self.held.pop(consumer, {})
-        self.consumers[consumer] = "gone"
-        self.hungry.discard(consumer)
-        self.asleep.discard(consumer)
-        self.over |= {(consumer, message): fence for message, fence in held.items()}
-        worn = set()
-        for message in charged:
-            self.tries[message] = self.tries.get(message, 0) + 1
-            if self.tries[message] >= MOST_TRIES:
-                worn.add(message)
-                self.bury(message)
+    def _give_back(self, ended: dict[str, set[int]]) -> list[tuple[str, int, int]]:
+        """Put back what consumers held, all of it together: what is older comes first.
+
+        Args:
+            ended: their names, each with what counts a delivery.
+        """
+        found, held, worn = [], set[int](), set[int]()
+        for consumer, charged in ended.items():
+            mine = self._end(consumer)
+            letters = {message for message in charged if self._is_worn(message)}
+            found.append((consumer, len(mine), len(letters)))
+            held |= mine
+            worn |= letters
         names = {self.sequence_of[message] for message in held} - {""}
         for name in sorted(names, key=lambda name: -self.order[name][0]):
             first = self.order[name][0]
@@ -303,7 +304,24 @@ class Model:
                 del self.order[name][0]
             self.free(name, at_head=True)
         self.put_back(m for m in held if not self.sequence_of[m] and m not in worn)
-        return len(held), len(worn)
+        return found
+
+    def _end(self, consumer: str) -> set[int]:
+        """Forget a consumer; returns what it held."""
+        held = self.held.pop(consumer, {})
+        self.consumers[consumer] = "gone"
+        self.hungry.discard(consumer)
+        self.asleep.discard(consumer)
+        self.over |= {(consumer, message): fence for message, fence in held.items()}
+        return set(held)
+
+    def _is_worn(self, message: int) -> bool:
+        """Count a delivery, and set the message aside if it was one too many."""
+        self.tries[message] = self.tries.get(message, 0) + 1
+        if self.tries[message] < MOST_TRIES:
+            return False
+        self.bury(message)
+        return True
 
     # ------------------------------------------------------------ letters, and the rest
 

@@ -77,6 +77,19 @@ class Walk:
                 for reached in found
             ]
 
+    def follow(self, path: Iterable[Operation]) -> Node:
+        """Do some operations one after the other; returns what they lead to.
+
+        Raises:
+            Disagreement: with the operations that lead to it.
+            ValueError: an operation makes no sense where it stands.
+        """
+        node = self.start()
+        for wanted in path:
+            ((_, tried, outcomes),) = self._tried([node])
+            node = Judge(node, wanted, outcomes[tried.index(wanted)]).node()
+        return node
+
     def _sample(self, level: list[Node], most: int, rng: random.Random) -> list[Node]:
         """Return some nodes of a level, with which every kind of operation that it has is tried.
 

@@ -26,9 +26,9 @@ from ..transport import qos as _qos
 from .consumer import event_batch, process_locks
 from .consumer.batch_sizes import BatchSizes
 from .consumer.deliveries import tag_of
-from .consumer.lease import Holder
+from .consumer.lease import LeasedConsumer
 from .consumer.letter_log import NAME_CHARACTERS, log_letter, printable
-from .consumer.polling import Pace
+from .consumer.polling import PollSchedule
 from .consumer.upkeep import QueueUpkeep
 from .consumer.worker_facts import facts, is_worker
 from .message import Message
@@ -85,7 +85,7 @@ class Channel(PublishingChannel):
         self._is_loop = False
         #: True while the queue has to be told which queues are consumed now
         self._must_tell = False
-        self.pace = Pace()
+        self.polling = PollSchedule()
         #: `active_queues`, until a consumer comes or goes
         self._known_queues: list[str] | None = None
         #: monotonic time at which anything came by pub/sub, or was first to come
@@ -97,10 +97,10 @@ class Channel(PublishingChannel):
     # ------------------------------------------------------------ taking
 
     @cached_property
-    def holder(self) -> Holder:
+    def consumer(self) -> LeasedConsumer:
         """The consumer that holds this channel's messages."""
         queue = self._new_queue_client()
-        return Holder(
+        return LeasedConsumer(
             queue,
             lease_s=float(self.lease_s),
             max_deliveries=int(self.max_deliveries),
@@ -113,11 +113,11 @@ class Channel(PublishingChannel):
 
     @cached_property
     def _idle_poll(self) -> IdlePoll:
-        return IdlePoll(self.holder.queue, self.holder.name)
+        return IdlePoll(self.consumer.queue, self.consumer.name)
 
     @property
-    def _has_holder(self) -> bool:
-        return "holder" in self.__dict__
+    def _has_consumer(self) -> bool:
+        return "consumer" in self.__dict__
 
     @property
     def is_listening(self) -> bool:
@@ -139,7 +139,7 @@ class Channel(PublishingChannel):
         self._known_queues = None
         if no_ack:
             self._no_ack_queues.add(queue)
-        self.pace.is_hungry = True
+        self.polling.should_take = True
         if queue not in self.active_fanout_queues:
             self._must_tell = True
         # Kombu comes here for each queue, and waits for an answer only at the last one.
@@ -154,8 +154,8 @@ class Channel(PublishingChannel):
         result = super()._basic_cancel(consumer_tag)
         self._known_queues = None
         self._no_ack_queues.discard(queue or "")
-        if self._has_holder and not self._closing:
-            self.holder.hand.return_others(self._active_queues)
+        if self._has_consumer and not self._closing:
+            self.consumer.deliveries.return_others(self._active_queues)
             self._must_tell = True
             if not self._active_queues:
                 # No turn may follow.
@@ -164,9 +164,9 @@ class Channel(PublishingChannel):
 
     def _tell_queue(self) -> None:
         if self._must_tell:
-            if not self._has_holder and is_worker():
+            if not self._has_consumer and is_worker():
                 eviction.check_worker(self.queue.client, self.connection.client.as_uri())
-            self.holder.consume(self.active_queues)
+            self.consumer.consume(self.active_queues)
             self._must_tell = False
 
     def _update_queue_cycle(self) -> None:
@@ -174,24 +174,26 @@ class Channel(PublishingChannel):
 
     def due_at(self) -> float:
         """Return the monotonic time at which the channel's next turn is due."""
-        if self.closed or not (self._has_holder or self.active_queues):
+        if self.closed or not (self._has_consumer or self.active_queues):
             return math.inf
-        if self.holder.hand.ready:
+        if self.consumer.deliveries.ready:
             return 0.0
-        return self.pace.due_at(
-            credit=self._credit, settled_at=self.holder.hand.settled_at, is_busy=self._is_busy
+        return self.polling.due_at(
+            credit=self._credit,
+            settled_at=self.consumer.deliveries.settled_at,
+            is_busy=self._is_busy,
         )
 
     @property
     def is_woken(self) -> bool:
         """Whether it has waited for a wake-up, and one came."""
-        return self.pace.is_idle and self.pace.is_hungry
+        return self.polling.is_idle and self.polling.should_take
 
     @property
     def _credit(self) -> int:
         if not self.active_queues:
             return 0
-        return max(0, self.qos.credit(is_loop=self._is_loop) - self.holder.hand.ready)
+        return max(0, self.qos.credit(is_loop=self._is_loop) - self.consumer.deliveries.ready)
 
     @property
     def _is_busy(self) -> bool:
@@ -206,31 +208,31 @@ class Channel(PublishingChannel):
         Returns:
             The number of messages delivered.
         """
-        if self.closed or not (self._has_holder or self.active_queues):
+        if self.closed or not (self._has_consumer or self.active_queues):
             return 0
         self._is_loop = is_loop
-        holder, now = self.holder, time.monotonic()
+        consumer, now = self.consumer, time.monotonic()
         if is_loop:
-            holder.last_turn = now
+            consumer.last_turn = now
         self._tell_queue()
-        if is_loop or not holder.hand.ready:
+        if is_loop or not consumer.deliveries.ready:
             credit = self._credit
-            due_at = self.pace.due_at(
-                credit=credit, settled_at=holder.hand.settled_at, is_busy=self._is_busy
+            due_at = self.polling.due_at(
+                credit=credit, settled_at=consumer.deliveries.settled_at, is_busy=self._is_busy
             )
-            if due_at <= now and not self._glance(now):
+            if due_at <= now and not self._peek(now):
                 self._exchange(credit, now)
-        if holder.paused:
-            for tag in holder.hand.returned_unbegun():
+        if consumer.paused:
+            for tag in consumer.deliveries.returned_unbegun():
                 self.qos.let_go(tag)
         return self._deliver_ready(sys.maxsize if is_loop else 1)
 
-    def _glance(self, now: float) -> bool:
+    def _peek(self, now: float) -> bool:
         """Look, where that is enough, whether anything is ready; True if nothing is."""
-        if not self.pace.is_glance_enough(settled_at=self.holder.hand.settled_at, now=now):
+        if not self.polling.is_peek_enough(settled_at=self.consumer.deliveries.settled_at, now=now):
             return False
         has_seen = self._idle_poll.may_take(self.active_queues)
-        self.pace.note_glance(has_seen=has_seen, now=now)
+        self.polling.note_peek(has_seen=has_seen, now=now)
         return not has_seen
 
     def _turn_of_queues(self) -> list[str]:
@@ -243,39 +245,39 @@ class Channel(PublishingChannel):
         return queues
 
     def _exchange(self, credit: int, now: float) -> None:
-        answer = self.holder.exchange(
+        answer = self.consumer.exchange(
             self._turn_of_queues(),
             count=credit,
             run=self.max_run,
             batches=self.batches.present,
-            was_idle=self.pace.is_idle,
+            was_idle=self.polling.is_idle,
         )
-        self.pace.note(answer, credit=credit, now=now)
+        self.polling.note(answer, credit=credit, now=now)
 
     def _deliver_ready(self, most: int) -> int:
-        holder, delivered = self.holder, 0
-        while delivered < most and holder.hand.ready:
+        consumer, delivered = self.consumer, 0
+        while delivered < most and consumer.deliveries.ready:
             if not self.qos.can_consume():
-                self.batches.note_returned(holder.hand.return_ready())
+                self.batches.note_returned(consumer.deliveries.return_ready())
                 break
-            taken = holder.hand.next_ready()
+            taken = consumer.deliveries.next_ready()
             if taken is None:
                 break
-            holder.is_delivering = True
+            consumer.is_delivering = True
             try:
                 delivered += self._deliver(taken)
             finally:
-                holder.is_delivering = False
-            if taken.tries and holder.hand.settled_at is not None:
+                consumer.is_delivering = False
+            if taken.tries and consumer.deliveries.settled_at is not None:
                 # One of those that came back may kill the worker. What is done is told of first, or
                 # it would be charged in place of that one.
-                holder.flush()
+                consumer.flush()
         return delivered
 
     def _deliver(self, taken: Taken) -> bool:
         tag = tag_of(taken)
         if taken.queue not in self.connection._callbacks:
-            self.holder.hand.give_back(tag)
+            self.consumer.deliveries.give_back(tag)
             return False
         message = self._read(taken, tag)
         if message is None or self._is_of_another_queue(message, taken, tag):
@@ -283,7 +285,7 @@ class Channel(PublishingChannel):
         if task := event_batch.task_of(taken):
             tag = self._merge(message, taken, tag, task)
         if taken.queue in self._no_ack_queues:
-            self.holder.hand.ack(tag)
+            self.consumer.deliveries.ack(tag)
         self.connection._deliver(message, taken.queue)
         return True
 
@@ -300,22 +302,22 @@ class Channel(PublishingChannel):
         error = f"it is the id of a message of the queue {printable(origin, NAME_CHARACTERS)}"
         reason = {"reason": "a bare number", "error": error}
         sequence = str(message["headers"].get(envelope.SEQUENCE_HEADER) or "")
-        is_number = self.holder.queue.disown(
-            self.holder.name,
+        is_number = self.consumer.queue.disown(
+            self.consumer.name,
             taken,
             origin=origin,
             sequence=sequence if is_writable(sequence) else "",
             why=json.dumps(reason),
         )
         if is_number:
-            self.holder.hand.drop(tag)
+            self.consumer.deliveries.drop(tag)
             log_letter(taken._replace(payload=b"", body=b""), reason)
         return is_number
 
     def _merge(self, message: dict[str, Any], taken: Taken, tag: str, task: bytes) -> str:
         """Put others that its task takes at once into a message; returns its delivery tag."""
         batch = f"batch-{tag}"
-        others = self.holder.hand.take_along(
+        others = self.consumer.deliveries.collect_batch(
             taken,
             lambda one: event_batch.task_of(one) == task,
             event_batch.most_of(taken) - 1,
@@ -330,10 +332,10 @@ class Channel(PublishingChannel):
 
     def _read(self, taken: Taken, tag: str) -> dict[str, Any] | None:
         try:
-            holder = self.holder
-            return envelope.decode(taken, tag, holder.name, held_until=holder.held_until(tag))
+            consumer = self.consumer
+            return envelope.decode(taken, tag, consumer.name, held_until=consumer.held_until(tag))
         except envelope.UnreadableEnvelope as error:
-            self.holder.hand.bury(
+            self.consumer.deliveries.bury(
                 tag, reason={"reason": "unreadable envelope", "error": str(error)}
             )
             return None
@@ -341,10 +343,10 @@ class Channel(PublishingChannel):
     def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
         # What is ready of other queues is their consumers'.
         while True:
-            taken = self.holder.hand.next_ready(queue)
+            taken = self.consumer.deliveries.next_ready(queue)
             if taken is None:
-                answer = self.holder.exchange([queue], count=1, run=1, was_idle=False)
-                taken = self.holder.hand.next_ready(queue)
+                answer = self.consumer.exchange([queue], count=1, run=1, was_idle=False)
+                taken = self.consumer.deliveries.next_ready(queue)
                 if taken is None and answer.is_known:
                     raise Empty
             message = None if taken is None else self._read(taken, tag_of(taken))
@@ -355,8 +357,8 @@ class Channel(PublishingChannel):
         """Take one message by hand; None if there is none."""
         message = super().basic_get(queue, no_ack=no_ack, **kwargs)
         if message is not None and no_ack:
-            self.holder.hand.ack(message.delivery_tag)
-            self.holder.flush()
+            self.consumer.deliveries.ack(message.delivery_tag)
+            self.consumer.flush()
         return message
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
@@ -371,13 +373,13 @@ class Channel(PublishingChannel):
         lease was lost. The next of its sequence waits for the queue's answer.
         """
         if self.qos.let_go(delivery_tag):
-            self.holder.hand.ack(delivery_tag, is_sure=False)
+            self.consumer.deliveries.ack(delivery_tag, is_sure=False)
             self._flush_without_loop()
 
     def basic_later(self, delivery_tag: str, delay_s: float) -> None:
         """Deliver a message again after a delay; that is no fault of its, and counts none."""
         if self.qos.let_go(delivery_tag):
-            self.holder.hand.later(delivery_tag, delay_s)
+            self.consumer.deliveries.later(delivery_tag, delay_s)
         self._flush_without_loop()
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
@@ -387,7 +389,7 @@ class Channel(PublishingChannel):
 
     def begin(self, delivery_tag: str) -> bool:
         """Say whether a delivery may be begun with: not if its message went back meanwhile."""
-        return self.holder.hand.begin(delivery_tag)
+        return self.consumer.deliveries.begin(delivery_tag)
 
     def may_hand_over(self, delivery_tag: str, *, is_begun: bool) -> bool:
         """Say whether a pool may be given a delivery: not if its message went back meanwhile.
@@ -396,7 +398,7 @@ class Channel(PublishingChannel):
             delivery_tag: the delivery's.
             is_begun: whether the pool will not ask `begin`.
         """
-        return self.holder.hand.hand_over(delivery_tag, is_begun=is_begun)
+        return self.consumer.deliveries.hand_over(delivery_tag, is_begun=is_begun)
 
     def is_held(self, consumer: str, message_id: int, fence: int) -> bool:
         """Say whether a consumer holds a delivery still; True too if the server does not answer."""
@@ -408,7 +410,7 @@ class Channel(PublishingChannel):
     def _flush_without_loop(self) -> None:
         # Without consumers no turn follows that would send the settlement.
         if not self.closed and not self.active_queues:
-            self.holder.flush()
+            self.consumer.flush()
 
     def _on_settled(self) -> None:
         # Called from any thread, while another one may close the channel.
@@ -471,7 +473,7 @@ class Channel(PublishingChannel):
     @property
     def _wake_channel(self) -> str:
         # A client with a key prefix puts it in front by itself.
-        return f"cq:wake:{self.holder.name}"
+        return f"cq:wake:{self.consumer.name}"
 
     def _receive_one(self, client: Any) -> Any:
         try:
@@ -485,9 +487,9 @@ class Channel(PublishingChannel):
         kind, name = stock.bytes_to_str(response[0]), stock.bytes_to_str(response[1])
         if kind in ("subscribe", "message") and "cq:wake:" in str(name):
             # At the confirmation too: what was published before it has woken nobody.
-            self.pace.is_hungry = True
-            if response[2] == PAUSED or (kind == "subscribe" and self.holder.hand):
-                self.holder.ask_paused()
+            self.polling.should_take = True
+            if response[2] == PAUSED or (kind == "subscribe" and self.consumer.deliveries):
+                self.consumer.ask_paused()
             return None
         return self._receive_fanout(client, response)
 
@@ -553,12 +555,12 @@ class Channel(PublishingChannel):
     # ------------------------------------------------------------ the end
 
     def release(self) -> None:
-        """Give back what is not running; the holder stays until the rest is done."""
-        if self._has_holder:
-            self.holder.close(running=_running_tags())
+        """Give back what is not running; the consumer stays until the rest is done."""
+        if self._has_consumer:
+            self.consumer.close(running=_running_tags())
 
     def close(self) -> None:
-        """Close the channel; tasks that run on are settled through the holder."""
+        """Close the channel; tasks that run on are settled through the consumer."""
         super().close()
         # Kombu does so itself only for a channel that has delivered something.
         self.release()

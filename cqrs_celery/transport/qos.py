@@ -17,7 +17,7 @@ REASON = "dead_letter_reason"
 
 
 class QoS(virtual.QoS):
-    """Keep the prefetch count, and settle through what the channel's holder has in hand.
+    """A channel's prefetch count; settlements go to the deliveries of the channel's consumer.
 
     A settlement that the queue refuses, since the lease was lost, still returns its credit.
     """
@@ -55,7 +55,7 @@ class QoS(virtual.QoS):
     def ack(self, delivery_tag: str) -> None:
         """Settle a message as done."""
         if self.let_go(delivery_tag):
-            self.channel.holder.hand.ack(delivery_tag)
+            self.channel.consumer.deliveries.ack(delivery_tag)
 
     def let_go(self, delivery_tag: str) -> bool:
         """Return a message's credit without settling it; False if it was returned before."""
@@ -68,9 +68,9 @@ class QoS(virtual.QoS):
             return
         reason = getattr(message, REASON, None)
         if requeue:
-            self.channel.holder.hand.requeue(delivery_tag, reason=reason)
+            self.channel.consumer.deliveries.requeue(delivery_tag, reason=reason)
         else:
-            self.channel.holder.hand.bury(
+            self.channel.consumer.deliveries.bury(
                 delivery_tag, reason=reason or {"reason": "rejected by its consumer"}
             )
 
@@ -79,7 +79,7 @@ class QoS(virtual.QoS):
         delivered = list(self._delivered)
         self._delivered.clear()
         for tag in delivered:
-            self.channel.holder.hand.give_back(tag)
+            self.channel.consumer.deliveries.give_back(tag)
         return []
 
     def restore_unacked_once(self, stderr: Any = None) -> None:

@@ -1,6 +1,6 @@
-"""Know what one consumer has in hand: taken, delivered, begun with, settled and not told of yet.
+"""What one consumer has taken, delivered, begun with, settled and not told the queue of yet.
 
-Nothing here talks to the queue. The holder carries what is settled to it, and its answers back.
+Nothing here talks to the queue. The consumer carries what is settled to it, and its answers back.
 Any thread may call anything: tasks end in threads of a pool, the lease has a thread of its own.
 """
 
@@ -29,7 +29,7 @@ from .letter_log import log_letter
 
 logger = logging.getLogger(__name__)
 
-Line = tuple[str, str]
+SequenceKey = tuple[str, str]
 
 
 def tag_of(taken: Taken) -> str:
@@ -37,31 +37,31 @@ def tag_of(taken: Taken) -> str:
     return f"{taken.id}.{taken.fence}"
 
 
-class Load(NamedTuple):
-    """Be what one exchange carries to the queue.
+class SettlementBatch(NamedTuple):
+    """What one exchange carries to the queue.
 
     Attributes:
         settlements: what was settled.
-        unsure: the lines of which the queue must say what becomes of the rest, each with its first
-            message, which is among the settled ones.
+        unsure: the sequences of which the queue must say what becomes of the rest, each with its
+            first message, which is among the settled ones.
         losses: how many leases had been lost; an answer from before a loss says nothing of the
             lease after it.
     """
 
     settlements: list[Settlement]
-    unsure: dict[Line, Taken]
+    unsure: dict[SequenceKey, Taken]
     losses: int
 
 
 class Lost(NamedTuple):
-    """Be what a lost lease has cost: what was held, and what was settled too late."""
+    """What a lost lease has cost: what was held, and what was settled too late."""
 
     held: list[Taken]
     settled: list[Settlement]
 
 
-class Hand:
-    """Hold messages, and remember what became of them.
+class Deliveries:
+    """The messages that one consumer holds, and what became of them.
 
     Args:
         max_deliveries: a message that came back unfinished that often becomes a dead letter.
@@ -73,13 +73,13 @@ class Hand:
     ) -> None:
         self.max_deliveries = max_deliveries
         self.on_settled = on_settled
-        #: True when the queue may have put something into our hands of which we do not know
+        #: True when the queue may have given us something that we do not know of
         self.must_reconcile = False
         self._lock = threading.RLock()
         self._held: dict[str, Taken] = {}
         self._ready: deque[Taken] = deque()
         #: what waits behind the delivered first message of its sequence
-        self._runs: dict[Line, deque[Taken]] = {}
+        self._runs: dict[SequenceKey, deque[Taken]] = {}
         #: tags of deliveries with which this process has begun, and of those with which it may not
         #: begin any more, since their messages went back while they waited in the worker
         self._begun: set[str] = set()
@@ -90,8 +90,8 @@ class Hand:
         self._returned: set[str] = set()
         #: the tag of each batch, with those of its messages in their order
         self._batches: dict[str, tuple[str, ...]] = {}
-        #: as in `Load`, of settlements that are not sent yet
-        self._unsure: dict[Line, Taken] = {}
+        #: as in `SettlementBatch`, of settlements that are not sent yet
+        self._unsure: dict[SequenceKey, Taken] = {}
         self._settlements: list[Settlement] = []
         #: those of the exchange that is under way
         self._sending: list[Settlement] = []
@@ -143,7 +143,7 @@ class Hand:
             self._held[tag_of(taken)] = taken
             return taken
 
-    def take_along(
+    def collect_batch(
         self, first: Taken, fits: Callable[[Taken], bool], most: int, *, batch: str
     ) -> list[Taken]:
         """Make one delivery of a message and others that are ready, or stand behind one of them.
@@ -217,7 +217,7 @@ class Hand:
             while self._ready:
                 taken = self._ready.popleft()
                 queues.add(taken.queue)
-                self._give_back_line(taken)
+                self._give_back_sequence(taken)
         return queues
 
     def return_others(self, queues: Collection[str]) -> None:
@@ -226,16 +226,16 @@ class Hand:
             gone = [taken for taken in self._ready if taken.queue not in queues]
             for taken in gone:
                 self._ready.remove(taken)
-                self._give_back_line(taken)
+                self._give_back_sequence(taken)
 
     def return_undelivered(self, queues: Collection[str]) -> None:
         """Give back what was taken of these queues and not delivered; also behind what was."""
         with self._lock:
             for taken in [taken for taken in self._ready if taken.queue in queues]:
                 self._ready.remove(taken)
-                self._give_back_line(taken)
-            for line in [line for line in self._runs if line[0] in queues]:
-                run = self._runs.pop(line)
+                self._give_back_sequence(taken)
+            for key in [key for key in self._runs if key[0] in queues]:
+                run = self._runs.pop(key)
                 if run:
                     self._add(give_back(run[0].id, run[0].fence))
 
@@ -266,7 +266,7 @@ class Hand:
             for tag in gone:
                 self.give_back(tag)
 
-    def _give_back_line(self, taken: Taken) -> None:
+    def _give_back_sequence(self, taken: Taken) -> None:
         """Give back an undelivered message; the queue takes back what stands behind it."""
         self._runs.pop((taken.queue, taken.sequence), None)
         self._add(give_back(taken.id, taken.fence))
@@ -377,7 +377,7 @@ class Hand:
         self._tell()
 
     def _ack_batch(self, tag: str, *, is_sure: bool) -> None:
-        lines: dict[Line, None] = {}
+        keys: dict[SequenceKey, None] = {}
         for member in self._batches.pop(tag):
             taken = self._held[member]
             if not is_sure:
@@ -386,9 +386,9 @@ class Hand:
             del self._held[member]
             self._add(ack(taken.id, taken.fence))
             if taken.sequence:
-                lines[taken.queue, taken.sequence] = None
-        for line in lines:
-            self._next_of(line)
+                keys[taken.queue, taken.sequence] = None
+        for key in keys:
+            self._next_of(key)
 
     def _split(self, tag: str, reason: dict[str, Any] | None) -> None:
         """Put a failed batch's messages back, each to be handled alone."""
@@ -408,15 +408,15 @@ class Hand:
             self._settle_unsure(member, requeue(taken.id, taken.fence))
 
     def _return_batch(self, tag: str, how: Callable[[Taken], Settlement]) -> None:
-        lines: set[Line] = set()
+        keys: set[SequenceKey] = set()
         for member in self._batches.pop(tag, ()):
             taken = self._held[member]
-            line = taken.queue, taken.sequence
-            if taken.sequence and line in lines:
+            key = taken.queue, taken.sequence
+            if taken.sequence and key in keys:
                 # It returns with the first of its sequence.
                 del self._held[member]
                 continue
-            lines.add(line)
+            keys.add(key)
             self._settle_unsure(member, how(taken))
 
     def _settle_unsure(self, tag: str, settlement: Settlement) -> None:
@@ -436,25 +436,25 @@ class Hand:
         if self.on_settled is not None:
             self.on_settled()
 
-    def _next_of(self, line: Line) -> None:
+    def _next_of(self, key: SequenceKey) -> None:
         """Make the next message of a sequence ready, now that the one before it is done."""
-        run = self._runs.get(line)
+        run = self._runs.get(key)
         if run:
             self._ready.append(run.popleft())
         else:
-            self._runs.pop(line, None)
+            self._runs.pop(key, None)
 
     # ------------------------------------------------------------ exchanging
 
-    def load(self) -> Load:
+    def begin_exchange(self) -> SettlementBatch:
         """Return what an exchange has to carry; `accept` or `restore` must follow."""
         with self._lock:
             settlements, self._settlements = self._settlements, []
             unsure, self._unsure = self._unsure, {}
             self._sending = settlements
-            return Load(settlements, unsure, self._losses)
+            return SettlementBatch(settlements, unsure, self._losses)
 
-    def restore(self, load: Load) -> None:
+    def restore(self, batch: SettlementBatch) -> None:
         """Take back what an exchange carried that had no answer: whether it happened is unknown.
 
         Repeated settlements count nothing, and what was taken without our knowing is given back
@@ -462,50 +462,52 @@ class Hand:
         """
         with self._lock:
             self.must_reconcile = True
-            if load.losses == self._losses:
+            if batch.losses == self._losses:
                 self._sending = []
-                self._settlements = load.settlements + self._settlements
-                self._unsure = load.unsure | self._unsure
+                self._settlements = batch.settlements + self._settlements
+                self._unsure = batch.unsure | self._unsure
 
-    def accept(self, load: Load, answer: Exchange) -> bool:
+    def accept(self, batch: SettlementBatch, answer: Exchange) -> bool:
         """Take what an exchange has brought; False where a lease was lost before it did.
 
         Then what was taken before the loss is with others, and what was taken after it goes back
         when both sides are compared.
         """
         with self._lock:
-            if load.losses != self._losses:
+            if batch.losses != self._losses:
                 self.must_reconcile = True
                 return False
             revoked, refused = set(answer.revoked), set(answer.refused)
-            for line, settled in load.unsure.items():
-                self._go_on(line, settled, revoked, refused)
-            lines: dict[Line, deque[Taken]] = {}
+            for key, settled in batch.unsure.items():
+                self._go_on(key, settled, revoked, refused)
+            runs: dict[SequenceKey, deque[Taken]] = {}
             for taken in answer.taken:
-                line = taken.queue, taken.sequence
+                key = taken.queue, taken.sequence
                 if not taken.sequence:
                     self._ready.append(taken)
-                elif line in lines:
-                    lines[line].append(taken)
+                elif key in runs:
+                    runs[key].append(taken)
                 else:
-                    lines[line] = self._runs[line] = deque()
+                    runs[key] = self._runs[key] = deque()
                     self._ready.append(taken)
             if answer.is_known:
                 self._sending = []
             return True
 
-    def _go_on(self, line: Line, settled: Taken, revoked: set[int], refused: set[int]) -> None:
-        run = self._runs.get(line)
+    def _go_on(
+        self, key: SequenceKey, settled: Taken, revoked: set[int], refused: set[int]
+    ) -> None:
+        run = self._runs.get(key)
         if settled.id in refused:
             # Settled elsewhere, or by an exchange whose answer was lost: then some of the run may
             # be ours still. The same sequence may have been taken again meanwhile.
             if run is not None and all(behind.take == settled.take for behind in run):
-                del self._runs[line]
+                del self._runs[key]
             self.must_reconcile = True
             return
         while run and run[0].id in revoked:
             run.popleft()
-        self._next_of(line)
+        self._next_of(key)
 
     def reconcile(self, in_flight: Mapping[int, int]) -> None:
         """Give back what the queue says we hold, and we know nothing of.

@@ -1,7 +1,7 @@
-"""Hold messages for one channel under a lease: take, settle, beat, give back.
+"""One consumer of the queue, under a lease: take, settle, beat, give back.
 
-A holder is one consumer of the reliable queue. It outlives its channel: tasks that still run when
-a connection is lost go on, their lease is renewed, and their acknowledgements arrive.
+It outlives its channel: tasks that still run when a connection is lost go on, their lease is
+renewed, and their acknowledgements arrive.
 
 A thread of its own renews the lease, since the loop of a solo worker is blocked while a task runs.
 It does nothing else, on a connection of its own that waits for no answer longer than a sixth of a
@@ -29,7 +29,7 @@ from ...queue.reliable_queue import NO_BATCHES, ReliableQueue
 from ...queue.values import Exchange
 from ...transport import envelope
 from ..faults import Faults
-from .deliveries import Hand, Lost
+from .deliveries import Deliveries, Lost
 from .process_locks import ProcessLock
 from .recoverer import NO_ANSWER, Recoverer
 
@@ -55,11 +55,11 @@ HANG_LEASES = 4
 _SURVIVED = (Exception, SystemExit, KeyboardInterrupt)
 
 
-class Holder:
-    """One consumer of the queue.
+class LeasedConsumer:
+    """One consumer of the queue, under a lease.
 
     Args:
-        queue: on a client of the holder's own, usable from several threads.
+        queue: on a client of its own, usable from several threads.
         lease_s: seconds that a lease lasts; renewed three times in that time.
         max_deliveries: a message that came back unfinished that often becomes a dead letter.
         name: the consumer's name; unique.
@@ -90,7 +90,7 @@ class Holder:
         self.name = name or f"{os.uname().nodename}:{os.getpid()}:{uuid4().hex[:12]}"
         self.lease_s = lease_s
         #: what it has taken, and what became of that
-        self.hand = Hand(max_deliveries=max_deliveries, on_settled=on_settled)
+        self.deliveries = Deliveries(max_deliveries=max_deliveries, on_settled=on_settled)
         #: monotonic time of the event loop's last turn; None where no loop turns.
         self.last_turn: float | None = None
         #: True while the loop runs user code itself, as the solo pool does.
@@ -119,14 +119,14 @@ class Holder:
         self._faults = Faults(logger, of=f"consumer {self.name}")
 
     def __repr__(self) -> str:
-        return f"<Holder {self.name}: {len(self.hand)} held>"
+        return f"<LeasedConsumer {self.name}: {len(self.deliveries)} held>"
 
     def _new_recoverer(self) -> Recoverer:
         return Recoverer(
             self.queue,
             name=self.name,
             lease_s=self.lease_s,
-            max_deliveries=self.hand.max_deliveries,
+            max_deliveries=self.deliveries.max_deliveries,
             folder=None if self._lock is None else self._lock.path.parent,
             upkeep=self._upkeep,
         )
@@ -136,12 +136,12 @@ class Holder:
     def consume(self, queues: Sequence[str]) -> None:
         """Take from these queues from now on; the lease lasts while there are any."""
         self._queues = tuple(queues)
-        self.hand.return_others(self._queues)
+        self.deliveries.return_others(self._queues)
         if self._thread is None and queues:
             self._start()
         if self._thread is not None:
             self._tell_queue()
-            if not queues and not self.hand:
+            if not queues and not self.deliveries:
                 self.flush()
                 self._leave_if_done()
 
@@ -179,7 +179,7 @@ class Holder:
             was_idle: True if the last exchange brought nothing.
 
         Returns:
-            The queue's answer; what was taken is ready in `hand`. It says that the consumer
+            The queue's answer; what was taken is ready in `deliveries`. It says that the consumer
             is not known where the lease was lost before the answer had come.
 
         Raises:
@@ -193,11 +193,11 @@ class Holder:
         with self._exchange_lock:
             self._revive()
             self._reconcile()
-            load = self.hand.load()
+            batch = self.deliveries.begin_exchange()
             try:
                 answer = self.queue.settle_and_take(
                     self.name,
-                    load.settlements,
+                    batch.settlements,
                     queues=queues,
                     count=count,
                     run=run,
@@ -205,13 +205,13 @@ class Holder:
                     was_idle=was_idle,
                 )
             except BaseException:
-                self.hand.restore(load)
+                self.deliveries.restore(batch)
                 raise
-            is_new = self.hand.accept(load, answer)
+            is_new = self.deliveries.accept(batch, answer)
         if not is_new:
             return Exchange(is_known=False)
         if not answer.is_known:
-            self._lost_lease(load.losses)
+            self._lost_lease(batch.losses)
         self._note_paused(answer.paused)
         return answer
 
@@ -223,8 +223,8 @@ class Holder:
         self._asked_at = time.monotonic()
         self.paused = frozenset(queues)
         if self.paused:
-            self.hand.return_undelivered(self.paused)
-            self.hand.return_unbegun(self.paused)
+            self.deliveries.return_undelivered(self.paused)
+            self.deliveries.return_unbegun(self.paused)
 
     def held_until(self, tag: str) -> float:
         """Return the time of `elapsed_s` until which nobody else can have a delivery.
@@ -233,16 +233,16 @@ class Holder:
         """
         # In this order: after a loss, what was held is let go of before there is a new lease.
         until = self._held_until
-        return until if self.hand.has(tag) else 0.0
+        return until if self.deliveries.has(tag) else 0.0
 
     def flush(self) -> None:
         """Send what was settled, without taking anything."""
-        while self.hand.settled_at is not None or self.hand.must_reconcile:
+        while self.deliveries.settled_at is not None or self.deliveries.must_reconcile:
             self.exchange((), count=0, run=1, was_idle=False)
 
     def _reconcile(self) -> None:
-        if self.hand.must_reconcile:
-            self.hand.reconcile(self.queue.in_flight(self.name))
+        if self.deliveries.must_reconcile:
+            self.deliveries.reconcile(self.queue.in_flight(self.name))
 
     # ------------------------------------------------------------ the lease
 
@@ -322,7 +322,7 @@ class Holder:
         """Send settlements that nobody else sends."""
         try:
             while not stop.is_set():
-                is_busy = bool(self.hand or self.hand.settled_at)
+                is_busy = bool(self.deliveries or self.deliveries.settled_at)
                 if stop.wait(FLUSH_AFTER_S if is_busy else REST_S):
                     return
                 if not self._attempt("send what was settled", self._send_late, time.monotonic()):
@@ -356,16 +356,16 @@ class Holder:
 
     def _send_late(self, now: float) -> None:
         """Send what was settled a while ago; leave if that was the last thing to do."""
-        if now - self._asked_at >= ASK_PAUSED_S and self.hand.has_unbegun:
+        if now - self._asked_at >= ASK_PAUSED_S and self.deliveries.has_unbegun:
             # The loop may be blocked, and its ear for wake-ups with it, while a task runs.
             self.ask_paused()
-        settled_at = self.hand.settled_at
+        settled_at = self.deliveries.settled_at
         if settled_at is not None and now - settled_at >= FLUSH_AFTER_S:
             self.flush()
-            on_settled = self.hand.on_settled
-            if self.hand.waits and on_settled is not None:
+            on_settled = self.deliveries.on_settled
+            if self.deliveries.waits and on_settled is not None:
                 self._attempt("tell the event loop what is ready", on_settled)
-        if self._is_closing and not self.hand:
+        if self._is_closing and not self.deliveries:
             self._leave_if_done()
 
     def _beat(self, now: float, stop: threading.Event) -> None:
@@ -373,7 +373,7 @@ class Holder:
             self._recoverer.note_failure()
             self._attempt("log that the event loop hangs", self._log_hung)
             return
-        losses, asked = self.hand.losses, elapsed_s()
+        losses, asked = self.deliveries.losses, elapsed_s()
         beat = self._beats.beat(self.name, self._lease_ms)
         got = elapsed_s()
         if stop.is_set():
@@ -394,8 +394,8 @@ class Holder:
         logger.error(
             "event loop of consumer %s hangs, its lease is not renewed (%d messages held)",
             self.name,
-            len(self.hand),
-            extra={"consumer": self.name, "held": len(self.hand)},
+            len(self.deliveries),
+            extra={"consumer": self.name, "held": len(self.deliveries)},
         )
 
     def _is_hung(self, now: float) -> bool:
@@ -416,7 +416,7 @@ class Holder:
         Args:
             losses: how many there had been when the question was asked that has this answer.
         """
-        lost = self.hand.lose(losses)
+        lost = self.deliveries.lose(losses)
         if lost is None:
             return
         self._attempt("log what it has lost", self._log_lost, lost)
@@ -460,11 +460,11 @@ class Holder:
         if os.getpid() != self._pid or self._is_closing or self._thread is None:
             return
         self._is_closing = True
-        self.hand.on_settled = None
-        self.hand.return_all(but=running)
+        self.deliveries.on_settled = None
+        self.deliveries.return_all(but=running)
         try:
             self.flush()
-            if self.hand:
+            if self.deliveries:
                 self._queues = ()
                 self._tell_queue()
             else:
@@ -485,7 +485,7 @@ class Holder:
         client while an exchange of the other's is under way, whose settlements may come back.
         """
         with self._exchange_lock:
-            if self._thread is None or self.hand or self.hand.settled_at is not None:
+            if self._thread is None or self.deliveries or self.deliveries.settled_at is not None:
                 return
             _unfinished.discard(self)
             self._stop.set()
@@ -500,15 +500,15 @@ class Holder:
                 client.close()
 
 
-#: Holders of this process whose channel has closed while the server was away.
-_unfinished: set[Holder] = set()
+#: Consumers of this process whose channel has closed while the server was away.
+_unfinished: set[LeasedConsumer] = set()
 
 
 def _finish_others() -> None:
     """Send what closed channels give back, before another one takes what stands behind it."""
-    for holder in list(_unfinished):
+    for consumer in list(_unfinished):
         try:
-            holder.flush()
+            consumer.flush()
         except redis.RedisError:
             continue
-        _unfinished.discard(holder)
+        _unfinished.discard(consumer)

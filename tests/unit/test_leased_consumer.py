@@ -15,9 +15,10 @@ import redis
 
 from cqrs_celery.queue.values import Beat, Exchange, Recovered, Taken
 from cqrs_celery.transport import envelope
-from cqrs_celery.transport.consumer import redriving
+from cqrs_celery.transport.consumer import lease, lease_log, lease_threads, redriving
 from cqrs_celery.transport.consumer.deliveries import tag_of
-from cqrs_celery.transport.consumer.lease import REST_S, LeasedConsumer, logger
+from cqrs_celery.transport.consumer.lease import LeasedConsumer
+from cqrs_celery.transport.consumer.lease_threads import REST_S
 from tests.waiting import wait_until
 
 LEASE_S = 0.5
@@ -175,8 +176,8 @@ def test_the_lease_is_renewed_though_another_duty_fails_each_time(
     wait_for_beats(queue, 6)
     wait_until(lambda: "could not" in caplog.text, message="the failure")
     # then its thread lives, the other duties are done, and the error is told with its traceback
-    assert consumer._thread is not None
-    assert consumer._thread.is_alive()
+    assert consumer.threads.renewing is not None
+    assert consumer.threads.renewing.is_alive()
     assert calls
     assert queue.counts["delete_expired"] > 1
     told = [one for one in caplog.records if "could not" in one.message]
@@ -269,7 +270,7 @@ def test_a_consumer_that_leaves_ends_what_it_is_recovering(
     # when it is closed
     closing = threading.Thread(target=consumer.close)
     closing.start()
-    wait_until(consumer._stop.is_set, message="the end")
+    wait_until(consumer.threads.stop.is_set, message="the end")
     # then its client is closed after the recovery
     assert "close" not in queue.counts
     queue.may_recover.set()
@@ -353,8 +354,9 @@ def test_the_lease_is_renewed_though_nothing_can_be_logged(
     def fail(*args: Any, **options: Any) -> None:
         raise ValueError("the log's disk is full")
 
-    for name in ("log", "info", "warning", "error", "critical"):
-        monkeypatch.setattr(logger, name, fail)
+    for module in (lease, lease_log, lease_threads):
+        for name in ("log", "info", "warning", "error", "critical"):
+            monkeypatch.setattr(module.logger, name, fail)
     queue.answer = Beat(is_held=True, first_end_ms=0, now_ms=1, expired_queues=1)
     queue.errors["delete_expired"] = ValueError("a bug")
     make_consumer()
@@ -405,7 +407,7 @@ def test_a_thread_that_something_has_ended_is_told_of_and_started_again(
 ) -> None:
     # given a thread that was ended by what only means to end it
     consumer = make_consumer()
-    thread = consumer._thread
+    thread = consumer.threads.renewing
     assert thread is not None
     queue.errors["beat"] = GreenletExit()
     wait_until(lambda: not thread.is_alive(), message="the end of the thread")
@@ -443,7 +445,7 @@ def test_the_thread_does_not_leave_while_what_is_given_back_at_the_end_is_being_
     # given a channel that is being closed, and gives back what has not begun
     consumer = make_consumer()
     take_one(queue, consumer)
-    thread = consumer._thread
+    thread = consumer.threads.renewing
     assert thread is not None
     queue.is_exchanging.clear()
     queue.may_answer.clear()
@@ -454,7 +456,7 @@ def test_the_thread_does_not_leave_while_what_is_given_back_at_the_end_is_being_
     wait_until(
         lambda: not (consumer.deliveries or consumer.deliveries.settled_at), message="an empty hand"
     )
-    consumer._stop.wait(2 * REST_S)
+    consumer.threads.stop.wait(2 * REST_S)
     # then the connection is left open until the queue has answered, and closed once
     assert "leave" not in queue.counts
     assert "close" not in queue.counts
@@ -491,7 +493,7 @@ def test_a_beat_under_way_as_its_consumer_leaves_finds_no_loss(
     consumer = make_consumer()
     queue.may_beat.clear()
     wait_until(lambda: "beat" in queue.counts, message="a beat under way")
-    thread = consumer._thread
+    thread = consumer.threads.renewing
     assert thread is not None
     consumer.close()
     assert queue.counts["leave"] == 1

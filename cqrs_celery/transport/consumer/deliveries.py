@@ -7,10 +7,10 @@ Any thread may call anything: tasks end in threads of a pool, the lease has a th
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
 
-from ...queue.values import Exchange, Settlement, Taken, give_back
+from ...queue.values import Exchange, Taken, give_back
 from .held_deliveries import HeldDeliveries
+from .lease_log import Lost
 from .sequence_runs import SequenceKey
 from .settlements import SettlementBatch
 
@@ -18,13 +18,6 @@ from .settlements import SettlementBatch
 def tag_of(taken: Taken) -> str:
     """Return the delivery tag: it names the delivery, not only the message."""
     return f"{taken.id}.{taken.fence}"
-
-
-class Lost(NamedTuple):
-    """What a lost lease has cost: what was held, and what was settled too late."""
-
-    held: list[Taken]
-    settled: list[Settlement]
 
 
 class Deliveries(HeldDeliveries):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from kombu.transport import virtual
 
-if TYPE_CHECKING:
-    from .channel import Channel
+from .consumer.lease import LeasedConsumer
 
 #: Messages taken at a time where the consumer sets no limit and an event loop delivers them.
 UNLIMITED = 100
@@ -16,13 +15,24 @@ UNLIMITED = 100
 REASON = "dead_letter_reason"
 
 
+class Settles(Protocol):
+    """What a channel's QoS needs of it."""
+
+    @property
+    def consumer(self) -> LeasedConsumer:
+        """The consumer that holds the channel's messages."""
+
+    def release(self) -> None:
+        """Give back what is not running."""
+
+
 class QoS(virtual.QoS):
     """A channel's prefetch count; settlements go to the deliveries of the channel's consumer.
 
     A settlement that the queue refuses, since the lease was lost, still returns its credit.
     """
 
-    channel: Channel
+    channel: Settles
 
     def credit(self, *, is_loop: bool) -> int:
         """Return how many messages may be taken now.
@@ -45,7 +55,7 @@ class QoS(virtual.QoS):
         return bool(self.prefetch_count) and len(self._delivered) * 2 > self.prefetch_count
 
     def can_consume(self) -> bool:
-        """Say whether another message may be delivered; Celery replaces this method."""
+        """Return whether another message may be delivered; Celery replaces this method."""
         return not self.prefetch_count or len(self._delivered) < self.prefetch_count
 
     def append(self, message: Any, delivery_tag: str) -> None:

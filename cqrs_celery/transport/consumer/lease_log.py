@@ -25,8 +25,8 @@ def log_lost(consumer: str, lost: Lost) -> None:
     """Log a loss by its tasks and their ids; an error if anything was held or settled.
 
     The log names the messages that ran or waited, each with its task and the task's id, and those
-    that were done, of which the queue had not been told. Of the latter, one may have counted that an
-    exchange without an answer carried.
+    that were done, of which the queue had not been told. Of the latter, one may have counted: one
+    that was carried by an exchange without an answer.
 
     Args:
         consumer: the name of the consumer that has lost its lease.

@@ -92,7 +92,7 @@ class Poller(stock.MultiChannelPoller):
                 # Such as that of a full server, where taking and settling go on.
                 logger.warning(
                     "bindings of consumer %s not refreshed, tries again",
-                    channel.holder.name,
+                    channel.consumer.name,
                     exc_info=True,
                 )
 

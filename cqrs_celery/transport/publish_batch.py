@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from kombu.exceptions import BatchPublishError
 
@@ -10,12 +11,27 @@ from ..queue.reliable_queue import ReliableQueue
 from ..queue.values import Publish
 from .outgoing import Outgoing
 
-if TYPE_CHECKING:
-    from .publishing import PublishingChannel
+
+class Publishes(Protocol):
+    """What a batch needs of its channel."""
+
+    def basic_publish(
+        self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
+    ) -> Any:
+        """Publish a message, or add it to the batch that is given as `_publish_batch`."""
+
+    def queues_of(self, exchange: str, routing_key: str) -> list[str]:
+        """Return the names of the queues that an exchange and a routing key name."""
+
+    def routed(self, outgoing: Outgoing, queues: list[str]) -> Publish | None:
+        """Return the publish of a message; None if there is nothing left to publish."""
+
+    def conn_or_acquire(self) -> AbstractContextManager[Any]:
+        """Return a connection to the server for the time of a block."""
 
 
 class PublishBatch:
-    """Be one batch of a producer.
+    """One batch of a producer.
 
     Args:
         channel: routes its messages.
@@ -23,7 +39,7 @@ class PublishBatch:
         max_size: messages after which they are sent without waiting for the end.
     """
 
-    def __init__(self, channel: PublishingChannel, queue: ReliableQueue, max_size: int) -> None:
+    def __init__(self, channel: Publishes, queue: ReliableQueue, max_size: int) -> None:
         self.channel = channel
         self._queue = queue
         self._max_size = max_size

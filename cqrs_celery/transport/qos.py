@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from kombu.transport import virtual
 
-if TYPE_CHECKING:
-    from .channel import Channel
+from .consumer.lease import LeasedConsumer
 
 #: Messages taken at a time where the consumer sets no limit and an event loop delivers them.
 UNLIMITED = 100
@@ -16,13 +15,24 @@ UNLIMITED = 100
 REASON = "dead_letter_reason"
 
 
+class Settles(Protocol):
+    """What a channel's QoS needs of it."""
+
+    @property
+    def consumer(self) -> LeasedConsumer:
+        """The consumer that holds the channel's messages."""
+
+    def release(self) -> None:
+        """Give back what is not running."""
+
+
 class QoS(virtual.QoS):
-    """Keep the prefetch count, and settle through what the channel's holder has in hand.
+    """A channel's prefetch count; settlements go to the deliveries of the channel's consumer.
 
     A settlement that the queue refuses, since the lease was lost, still returns its credit.
     """
 
-    channel: Channel
+    channel: Settles
 
     def credit(self, *, is_loop: bool) -> int:
         """Return how many messages may be taken now.
@@ -45,7 +55,7 @@ class QoS(virtual.QoS):
         return bool(self.prefetch_count) and len(self._delivered) * 2 > self.prefetch_count
 
     def can_consume(self) -> bool:
-        """Say whether another message may be delivered; Celery replaces this method."""
+        """Return whether another message may be delivered; Celery replaces this method."""
         return not self.prefetch_count or len(self._delivered) < self.prefetch_count
 
     def append(self, message: Any, delivery_tag: str) -> None:
@@ -55,7 +65,7 @@ class QoS(virtual.QoS):
     def ack(self, delivery_tag: str) -> None:
         """Settle a message as done."""
         if self.let_go(delivery_tag):
-            self.channel.holder.hand.ack(delivery_tag)
+            self.channel.consumer.deliveries.ack(delivery_tag)
 
     def let_go(self, delivery_tag: str) -> bool:
         """Return a message's credit without settling it; False if it was returned before."""
@@ -68,9 +78,9 @@ class QoS(virtual.QoS):
             return
         reason = getattr(message, REASON, None)
         if requeue:
-            self.channel.holder.hand.requeue(delivery_tag, reason=reason)
+            self.channel.consumer.deliveries.requeue(delivery_tag, reason=reason)
         else:
-            self.channel.holder.hand.bury(
+            self.channel.consumer.deliveries.bury(
                 delivery_tag, reason=reason or {"reason": "rejected by its consumer"}
             )
 
@@ -79,7 +89,7 @@ class QoS(virtual.QoS):
         delivered = list(self._delivered)
         self._delivered.clear()
         for tag in delivered:
-            self.channel.holder.hand.give_back(tag)
+            self.channel.consumer.deliveries.give_back(tag)
         return []
 
     def restore_unacked_once(self, stderr: Any = None) -> None:

@@ -71,9 +71,9 @@ class Outcome:
             while queue.count(QUEUE).ready:
                 with contextlib.suppress(TimeoutError):
                     connection.drain_events(timeout=0.1)
-            channel.holder.flush()
+            channel.consumer.flush()
             #: What is held still: nothing may be.
-            self.held = queue.in_flight(channel.holder.name)
+            self.held = queue.in_flight(channel.consumer.name)
             #: The reasons of the dead letters.
             letters = list(queue.letters.all(QUEUE))
             self.reasons = [json.loads(one.why)["reason"] for one in letters]

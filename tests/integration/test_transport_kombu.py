@@ -251,8 +251,8 @@ def test_a_message_got_by_hand_is_of_the_queue_that_was_asked(connection: Connec
         channel.basic_qos(0, 1, False)
         consumer = Consumer(channel, [Queue("theirs")], on_message=lambda message: None)
         consumer.consume()
-        channel.holder.exchange(["theirs"], count=3, run=1, was_idle=False)
-        assert channel.holder.hand.ready == 3
+        channel.consumer.exchange(["theirs"], count=3, run=1, was_idle=False)
+        assert channel.consumer.deliveries.ready == 3
         # when another queue is asked by hand
         queue = Queue("asked")(channel)
         queue.declare()
@@ -261,7 +261,7 @@ def test_a_message_got_by_hand_is_of_the_queue_that_was_asked(connection: Connec
         assert first is not None
         assert first.delivery_info["queue"] == "asked"
         assert second is None
-        assert channel.holder.hand.ready == 3
+        assert channel.consumer.deliveries.ready == 3
         first.ack()
         consumer.cancel()
 

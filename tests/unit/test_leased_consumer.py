@@ -15,9 +15,10 @@ import redis
 
 from cqrs_celery.queue.values import Beat, Exchange, Recovered, Taken
 from cqrs_celery.transport import envelope
-from cqrs_celery.transport.consumer import redriving
+from cqrs_celery.transport.consumer import lease, lease_log, lease_threads, redriving
 from cqrs_celery.transport.consumer.deliveries import tag_of
-from cqrs_celery.transport.consumer.lease import REST_S, Holder, logger
+from cqrs_celery.transport.consumer.lease import LeasedConsumer
+from cqrs_celery.transport.consumer.lease_threads import REST_S
 from tests.waiting import wait_until
 
 LEASE_S = 0.5
@@ -119,25 +120,25 @@ def queue() -> Queue:
 
 
 @pytest.fixture
-def make_holder(queue: Queue) -> Iterator[Callable[..., Holder]]:
-    made: list[Holder] = []
+def make_consumer(queue: Queue) -> Iterator[Callable[..., LeasedConsumer]]:
+    made: list[LeasedConsumer] = []
 
-    def make(**options: Any) -> Holder:
-        holder: Any = Holder(queue, lease_s=LEASE_S, max_deliveries=3, **options)  # type: ignore[arg-type]
-        made.append(holder)
-        holder.consume(["orders"])
-        return holder
+    def make(**options: Any) -> LeasedConsumer:
+        consumer: Any = LeasedConsumer(queue, lease_s=LEASE_S, max_deliveries=3, **options)  # type: ignore[arg-type]
+        made.append(consumer)
+        consumer.consume(["orders"])
+        return consumer
 
     yield make
     queue.errors.clear()
-    for holder in made:
-        holder.close()
+    for consumer in made:
+        consumer.close()
 
 
-def take_one(queue: Queue, holder: Holder, id: int = 1) -> str:
+def take_one(queue: Queue, consumer: LeasedConsumer, id: int = 1) -> str:
     queue.taken = [Taken(id, 1, "orders", "", 0, 0, b"{}", b"")]
-    holder.exchange(["orders"], count=1, run=1, was_idle=False)
-    taken = holder.hand.next_ready()
+    consumer.exchange(["orders"], count=1, run=1, was_idle=False)
+    taken = consumer.deliveries.next_ready()
     assert taken is not None
     return tag_of(taken)
 
@@ -150,13 +151,13 @@ def take_one(queue: Queue, holder: Holder, id: int = 1) -> str:
 @pytest.mark.parametrize("duty", ["delete_expired", "look_after", "recover"])
 def test_the_lease_is_renewed_though_another_duty_fails_each_time(
     queue: Queue,
-    make_holder: Callable[..., Holder],
+    make_consumer: Callable[..., LeasedConsumer],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     duty: str,
     error: BaseException,
 ) -> None:
-    # given a holder for which there is something to do at each beat, which fails
+    # given a consumer for which there is something to do at each beat, which fails
     calls = []
 
     def look_after(letters: Any) -> None:
@@ -170,13 +171,13 @@ def test_the_lease_is_renewed_though_another_duty_fails_each_time(
     queue.answer = Beat(is_held=True, first_end_ms=0, now_ms=1, expired_queues=1, letters_due=1)
     queue.ends = {"dead": 1.0}
     caplog.set_level(logging.INFO)
-    holder = make_holder()
+    consumer = make_consumer()
     # when it beats
     wait_for_beats(queue, 6)
     wait_until(lambda: "could not" in caplog.text, message="the failure")
     # then its thread lives, the other duties are done, and the error is told with its traceback
-    assert holder._thread is not None
-    assert holder._thread.is_alive()
+    assert consumer.threads.renewing is not None
+    assert consumer.threads.renewing.is_alive()
     assert calls
     assert queue.counts["delete_expired"] > 1
     told = [one for one in caplog.records if "could not" in one.message]
@@ -190,7 +191,7 @@ def test_the_lease_is_renewed_though_another_duty_fails_each_time(
 
 
 def test_what_is_refused_each_time_keeps_nobody_from_finding_the_dead(
-    queue: Queue, make_holder: Callable[..., Holder], monkeypatch: pytest.MonkeyPatch
+    queue: Queue, make_consumer: Callable[..., LeasedConsumer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a full server, which refuses one of the duties at each beat
     def look_after(letters: Any) -> None:
@@ -200,18 +201,18 @@ def test_what_is_refused_each_time_keeps_nobody_from_finding_the_dead(
     queue.answer = Beat(is_held=True, first_end_ms=0, now_ms=1, letters_due=1)
     queue.ends = {"dead": 1.0}
     # when a consumer is dead, then it is recovered all the same
-    make_holder()
+    make_consumer()
     wait_until(lambda: queue.counts.get("recover"), message="the recovery")
 
 
 def test_the_lease_is_renewed_while_a_recovery_takes_long(
-    queue: Queue, make_holder: Callable[..., Holder]
+    queue: Queue, make_consumer: Callable[..., LeasedConsumer]
 ) -> None:
-    # given a holder that recovers what a dead one held, which does not end
+    # given a consumer that recovers what a dead one held, which does not end
     queue.answer = Beat(is_held=True, first_end_ms=0, now_ms=1)
     queue.ends = {"dead": 1.0}
     queue.may_recover.clear()
-    make_holder()
+    make_consumer()
     wait_until(lambda: queue.counts.get("recover"), message="the recovery")
     # then its beats come on time
     try:
@@ -222,14 +223,14 @@ def test_the_lease_is_renewed_while_a_recovery_takes_long(
 
 
 def test_the_lease_is_renewed_while_a_settlement_gets_no_answer(
-    queue: Queue, make_holder: Callable[..., Holder]
+    queue: Queue, make_consumer: Callable[..., LeasedConsumer]
 ) -> None:
     # given something that is done, and a queue that does not answer when it is told so
-    holder = make_holder()
-    tag = take_one(queue, holder)
+    consumer = make_consumer()
+    tag = take_one(queue, consumer)
     queue.is_exchanging.clear()
     queue.may_answer.clear()
-    holder.hand.ack(tag)
+    consumer.deliveries.ack(tag)
     assert queue.is_exchanging.wait(30)
     # then its beats come on time
     try:
@@ -239,12 +240,12 @@ def test_the_lease_is_renewed_while_a_settlement_gets_no_answer(
 
 
 def test_a_beat_that_fails_is_repeated_soon(
-    queue: Queue, make_holder: Callable[..., Holder]
+    queue: Queue, make_consumer: Callable[..., LeasedConsumer]
 ) -> None:
-    # given a holder with a long lease whose beat has failed
-    holder: Any = Holder(queue, lease_s=6, max_deliveries=3)  # type: ignore[arg-type]
+    # given a consumer with a long lease whose beat has failed
+    consumer: Any = LeasedConsumer(queue, lease_s=6, max_deliveries=3)  # type: ignore[arg-type]
     queue.errors["beat"] = redis.ConnectionError("away")
-    holder.consume(["orders"])
+    consumer.consume(["orders"])
     try:
         wait_until(lambda: queue.counts.get("beat"), 20, "the beat")
         tried = time.monotonic()
@@ -252,24 +253,24 @@ def test_a_beat_that_fails_is_repeated_soon(
         queue.errors.clear()
         # then it is not waited for the next regular one
         wait_until(lambda: len(queue.beats) > 1, 20, "the next beat")
-        assert time.monotonic() - tried < holder.lease_s / 4
+        assert time.monotonic() - tried < consumer.lease_s / 4
     finally:
-        holder.close()
+        consumer.close()
 
 
 def test_a_consumer_that_leaves_ends_what_it_is_recovering(
-    queue: Queue, make_holder: Callable[..., Holder]
+    queue: Queue, make_consumer: Callable[..., LeasedConsumer]
 ) -> None:
-    # given a holder in the midst of a recovery
+    # given a consumer in the midst of a recovery
     queue.answer = Beat(is_held=True, first_end_ms=0, now_ms=1)
     queue.ends = {"dead": 1.0}
     queue.may_recover.clear()
-    holder = make_holder()
+    consumer = make_consumer()
     wait_until(lambda: queue.counts.get("recover"), message="the recovery")
     # when it is closed
-    closing = threading.Thread(target=holder.close)
+    closing = threading.Thread(target=consumer.close)
     closing.start()
-    wait_until(holder._stop.is_set, message="the end")
+    wait_until(consumer.threads.stop.is_set, message="the end")
     # then its client is closed after the recovery
     assert "close" not in queue.counts
     queue.may_recover.set()
@@ -278,17 +279,17 @@ def test_a_consumer_that_leaves_ends_what_it_is_recovering(
 
 
 def test_what_others_held_is_recovered_though_the_letters_cannot_be_looked_after(
-    queue: Queue, make_holder: Callable[..., Holder], monkeypatch: pytest.MonkeyPatch
+    queue: Queue, make_consumer: Callable[..., LeasedConsumer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redriving, "look_after", lambda letters: 1 / 0)
     queue.answer = Beat(is_held=True, first_end_ms=0, now_ms=1, letters_due=1)
     queue.ends = {"dead": 1.0}
-    make_holder()
+    make_consumer()
     wait_until(lambda: queue.counts.get("recover"), message="the recovery")
 
 
 def test_the_lease_is_renewed_while_very_many_letters_are_due(
-    queue: Queue, make_holder: Callable[..., Holder], monkeypatch: pytest.MonkeyPatch
+    queue: Queue, make_consumer: Callable[..., LeasedConsumer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given many slices of letters, each of which takes a while, and all together a lease
     slices = iter(range(20))
@@ -301,7 +302,7 @@ def test_the_lease_is_renewed_while_very_many_letters_are_due(
 
     monkeypatch.setattr(redriving, "look_after", look_after)
     queue.answer = Beat(is_held=True, first_end_ms=10**9, now_ms=0, letters_due=1)
-    make_holder()
+    make_consumer()
     # when they are looked after
     wait_until(lambda: len(beats_before) > 20, 20, "the letters")
     # then several follow one beat, and the lease is renewed in between
@@ -312,34 +313,34 @@ def test_the_lease_is_renewed_while_very_many_letters_are_due(
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), redis.ResponseError("ERR no such thing")])
 def test_the_lease_is_renewed_though_settlements_cannot_be_sent_and_they_are_sent_in_the_end(
-    queue: Queue, make_holder: Callable[..., Holder], error: Exception
+    queue: Queue, make_consumer: Callable[..., LeasedConsumer], error: Exception
 ) -> None:
     # given something that is done, which the queue does not take
-    holder = make_holder()
-    tag = take_one(queue, holder)
+    consumer = make_consumer()
+    tag = take_one(queue, consumer)
     queue.errors["settle_and_take"] = error
-    holder.hand.ack(tag)
+    consumer.deliveries.ack(tag)
     # when time passes
     wait_for_beats(queue)
     # then the lease is renewed, and the settlement is sent once the queue takes it
-    assert holder.hand.settled_at is not None
+    assert consumer.deliveries.settled_at is not None
     queue.errors.clear()
-    wait_until(lambda: holder.hand.settled_at is None, message="the settlement")
+    wait_until(lambda: consumer.deliveries.settled_at is None, message="the settlement")
 
 
 def test_the_lease_is_renewed_though_the_event_loop_cannot_be_told(
-    queue: Queue, make_holder: Callable[..., Holder], caplog: pytest.LogCaptureFixture
+    queue: Queue, make_consumer: Callable[..., LeasedConsumer], caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> None:
         raise AttributeError("the connection is closed")
 
     # given two messages, of which one is done, and an event loop that is not to be reached
-    holder = make_holder()
-    tag = take_one(queue, holder)
+    consumer = make_consumer()
+    tag = take_one(queue, consumer)
     queue.taken = [Taken(2, 1, "orders", "", 0, 0, b"{}", b"")]
-    holder.exchange(["orders"], count=1, run=1, was_idle=False)
-    holder.hand.ack(tag)
-    holder.hand.on_settled = fail
+    consumer.exchange(["orders"], count=1, run=1, was_idle=False)
+    consumer.deliveries.ack(tag)
+    consumer.deliveries.on_settled = fail
     # when the thread has sent that
     wait_until(lambda: "tell the event loop" in caplog.text, message="the failure")
     # then it goes on
@@ -347,30 +348,31 @@ def test_the_lease_is_renewed_though_the_event_loop_cannot_be_told(
 
 
 def test_the_lease_is_renewed_though_nothing_can_be_logged(
-    queue: Queue, make_holder: Callable[..., Holder], monkeypatch: pytest.MonkeyPatch
+    queue: Queue, make_consumer: Callable[..., LeasedConsumer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a logger that fails, and much to log
     def fail(*args: Any, **options: Any) -> None:
         raise ValueError("the log's disk is full")
 
-    for name in ("log", "info", "warning", "error", "critical"):
-        monkeypatch.setattr(logger, name, fail)
+    for module in (lease, lease_log, lease_threads):
+        for name in ("log", "info", "warning", "error", "critical"):
+            monkeypatch.setattr(module.logger, name, fail)
     queue.answer = Beat(is_held=True, first_end_ms=0, now_ms=1, expired_queues=1)
     queue.errors["delete_expired"] = ValueError("a bug")
-    make_holder()
+    make_consumer()
     wait_for_beats(queue, 6)
 
 
 def test_a_lost_lease_is_taken_anew_though_what_was_lost_cannot_be_logged(
-    queue: Queue, make_holder: Callable[..., Holder], monkeypatch: pytest.MonkeyPatch
+    queue: Queue, make_consumer: Callable[..., LeasedConsumer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a message whose task can't be told
     def fail(taken: Taken) -> str:
         raise TypeError("no task")
 
     monkeypatch.setattr(envelope, "task_of", fail)
-    holder = make_holder()
-    take_one(queue, holder)
+    consumer = make_consumer()
+    take_one(queue, consumer)
     assert queue.counts["register"] == 1
     # when the lease is lost
     queue.answer = Beat(is_held=False, first_end_ms=0, now_ms=0)
@@ -381,12 +383,12 @@ def test_a_lost_lease_is_taken_anew_though_what_was_lost_cannot_be_logged(
 
 
 def test_a_loss_that_is_heard_of_again_before_there_is_a_new_lease_is_one_error(
-    queue: Queue, make_holder: Callable[..., Holder], caplog: pytest.LogCaptureFixture
+    queue: Queue, make_consumer: Callable[..., LeasedConsumer], caplog: pytest.LogCaptureFixture
 ) -> None:
     # given a consumer that holds a message, and can't register
     caplog.set_level(logging.INFO)
-    holder = make_holder()
-    tag = take_one(queue, holder)
+    consumer = make_consumer()
+    tag = take_one(queue, consumer)
     queue.errors["register"] = redis.TimeoutError("no answer")
     # when it hears of its loss more than once
     queue.answer = Beat(is_held=False, first_end_ms=0, now_ms=0)
@@ -396,30 +398,30 @@ def test_a_loss_that_is_heard_of_again_before_there_is_a_new_lease_is_one_error(
     assert [one.levelname for one in told][:2] == ["ERROR", "INFO"]
     assert {one.levelname for one in told[1:]} == {"INFO"}
     assert "held 1" in told[0].message
-    assert not holder.hand.has(tag)
+    assert not consumer.deliveries.has(tag)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_something_has_ended_is_told_of_and_started_again(
-    queue: Queue, make_holder: Callable[..., Holder], caplog: pytest.LogCaptureFixture
+    queue: Queue, make_consumer: Callable[..., LeasedConsumer], caplog: pytest.LogCaptureFixture
 ) -> None:
     # given a thread that was ended by what only means to end it
-    holder = make_holder()
-    thread = holder._thread
+    consumer = make_consumer()
+    thread = consumer.threads.renewing
     assert thread is not None
     queue.errors["beat"] = GreenletExit()
     wait_until(lambda: not thread.is_alive(), message="the end of the thread")
     assert "was ended" in caplog.text
     # when the loop turns
     queue.errors.clear()
-    holder.exchange(["orders"], count=1, run=1, was_idle=False)
+    consumer.exchange(["orders"], count=1, run=1, was_idle=False)
     # then there is another, without a new registration
     wait_for_beats(queue)
     assert queue.counts["register"] == 1
 
 
 def test_without_a_thread_nothing_is_taken_and_the_next_turn_tries_again(
-    queue: Queue, make_holder: Callable[..., Holder], monkeypatch: pytest.MonkeyPatch
+    queue: Queue, make_consumer: Callable[..., LeasedConsumer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a machine that has no thread left
     def start(thread: threading.Thread) -> None:
@@ -427,32 +429,34 @@ def test_without_a_thread_nothing_is_taken_and_the_next_turn_tries_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start)
-        # when a holder is to consume, then it raises what counts as an error of the connection
+        # when a consumer is to consume, then it raises what counts as an error of the connection
         with pytest.raises(OSError, match="no thread could be started"):
-            make_holder()
+            make_consumer()
     # and has left again, and the next one can
     assert queue.counts["leave"] == 1
     assert "settle_and_take" not in queue.counts
-    make_holder()
+    make_consumer()
     wait_for_beats(queue)
 
 
 def test_the_thread_does_not_leave_while_what_is_given_back_at_the_end_is_being_sent(
-    queue: Queue, make_holder: Callable[..., Holder]
+    queue: Queue, make_consumer: Callable[..., LeasedConsumer]
 ) -> None:
     # given a channel that is being closed, and gives back what has not begun
-    holder = make_holder()
-    take_one(queue, holder)
-    thread = holder._thread
+    consumer = make_consumer()
+    take_one(queue, consumer)
+    thread = consumer.threads.renewing
     assert thread is not None
     queue.is_exchanging.clear()
     queue.may_answer.clear()
-    closing = threading.Thread(target=holder.close)
+    closing = threading.Thread(target=consumer.close)
     closing.start()
     assert queue.is_exchanging.wait(30)
     # when the lease's thread, for which nothing is left to do, looks meanwhile
-    wait_until(lambda: not (holder.hand or holder.hand.settled_at), message="an empty hand")
-    holder._stop.wait(2 * REST_S)
+    wait_until(
+        lambda: not (consumer.deliveries or consumer.deliveries.settled_at), message="an empty hand"
+    )
+    consumer.threads.stop.wait(2 * REST_S)
     # then the connection is left open until the queue has answered, and closed once
     assert "leave" not in queue.counts
     assert "close" not in queue.counts
@@ -463,11 +467,11 @@ def test_the_thread_does_not_leave_while_what_is_given_back_at_the_end_is_being_
 
 
 def test_what_the_queue_could_not_be_told_after_a_loss_it_is_told_with_the_next_beat(
-    queue: Queue, make_holder: Callable[..., Holder]
+    queue: Queue, make_consumer: Callable[..., LeasedConsumer]
 ) -> None:
     # given a consumer that has lost its lease, and registers while the queue hears no more of it
-    holder = make_holder()
-    holder.consume(["orders"])
+    consumer = make_consumer()
+    consumer.consume(["orders"])
     told = queue.counts["consume"]
     queue.errors["consume"] = redis.TimeoutError("no answer")
     queue.answer = Beat(is_held=False, first_end_ms=0, now_ms=0)
@@ -482,16 +486,16 @@ def test_what_the_queue_could_not_be_told_after_a_loss_it_is_told_with_the_next_
 
 
 def test_a_beat_under_way_as_its_consumer_leaves_finds_no_loss(
-    queue: Queue, make_holder: Callable[..., Holder], caplog: pytest.LogCaptureFixture
+    queue: Queue, make_consumer: Callable[..., LeasedConsumer], caplog: pytest.LogCaptureFixture
 ) -> None:
     # given a beat that has reached a queue which the consumer has just left
     caplog.set_level(logging.INFO)
-    holder = make_holder()
+    consumer = make_consumer()
     queue.may_beat.clear()
     wait_until(lambda: "beat" in queue.counts, message="a beat under way")
-    thread = holder._thread
+    thread = consumer.threads.renewing
     assert thread is not None
-    holder.close()
+    consumer.close()
     assert queue.counts["leave"] == 1
     # when it is answered
     queue.answer = Beat(is_held=False, first_end_ms=0, now_ms=0)
@@ -499,4 +503,4 @@ def test_a_beat_under_way_as_its_consumer_leaves_finds_no_loss(
     thread.join(30)
     # then nothing is said to be lost
     assert "lease lost" not in caplog.text
-    assert holder.hand.losses == 0
+    assert consumer.deliveries.losses == 0

@@ -1,35 +1,18 @@
-"""Know what one consumer has in hand: taken, delivered, begun with, settled and not told of yet.
+"""What one consumer has taken, delivered, begun with, settled and not told the queue of yet.
 
-Nothing here talks to the queue. The holder carries what is settled to it, and its answers back.
+Nothing here talks to the queue. The consumer carries what is settled to it, and its answers back.
 Any thread may call anything: tasks end in threads of a pool, the lease has a thread of its own.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from itertools import chain
-from typing import Any, NamedTuple
 
-from ...queue.values import (
-    Exchange,
-    Settlement,
-    Taken,
-    ack,
-    bury,
-    give_back,
-    later,
-    requeue,
-)
-from .letter_log import log_letter
-
-logger = logging.getLogger(__name__)
-
-Line = tuple[str, str]
+from ...queue.values import Exchange, Taken, give_back
+from .held_deliveries import HeldDeliveries
+from .lease_log import Lost
+from .sequence_runs import SequenceKey
+from .settlements import SettlementBatch
 
 
 def tag_of(taken: Taken) -> str:
@@ -37,69 +20,13 @@ def tag_of(taken: Taken) -> str:
     return f"{taken.id}.{taken.fence}"
 
 
-class Load(NamedTuple):
-    """Be what one exchange carries to the queue.
-
-    Attributes:
-        settlements: what was settled.
-        unsure: the lines of which the queue must say what becomes of the rest, each with its first
-            message, which is among the settled ones.
-        losses: how many leases had been lost; an answer from before a loss says nothing of the
-            lease after it.
-    """
-
-    settlements: list[Settlement]
-    unsure: dict[Line, Taken]
-    losses: int
-
-
-class Lost(NamedTuple):
-    """Be what a lost lease has cost: what was held, and what was settled too late."""
-
-    held: list[Taken]
-    settled: list[Settlement]
-
-
-class Hand:
-    """Hold messages, and remember what became of them.
+class Deliveries(HeldDeliveries):
+    """The messages that one consumer has taken, and what became of them.
 
     Args:
         max_deliveries: a message that came back unfinished that often becomes a dead letter.
         on_settled: called when something was settled.
     """
-
-    def __init__(
-        self, *, max_deliveries: int, on_settled: Callable[[], None] | None = None
-    ) -> None:
-        self.max_deliveries = max_deliveries
-        self.on_settled = on_settled
-        #: True when the queue may have put something into our hands of which we do not know
-        self.must_reconcile = False
-        self._lock = threading.RLock()
-        self._held: dict[str, Taken] = {}
-        self._ready: deque[Taken] = deque()
-        #: what waits behind the delivered first message of its sequence
-        self._runs: dict[Line, deque[Taken]] = {}
-        #: tags of deliveries with which this process has begun, and of those with which it may not
-        #: begin any more, since their messages went back while they waited in the worker
-        self._begun: set[str] = set()
-        #: tags of deliveries that a pool without such a moment has been given
-        self._handed: set[str] = set()
-        #: tags of what went back of paused queues, whose credit the channel has not got back yet
-        self._unbegun: list[str] = []
-        self._returned: set[str] = set()
-        #: the tag of each batch, with those of its messages in their order
-        self._batches: dict[str, tuple[str, ...]] = {}
-        #: as in `Load`, of settlements that are not sent yet
-        self._unsure: dict[Line, Taken] = {}
-        self._settlements: list[Settlement] = []
-        #: those of the exchange that is under way
-        self._sending: list[Settlement] = []
-        self._settled_at = 0.0
-        self._losses = 0
-
-    def __len__(self) -> int:
-        return len(self._held)
 
     @property
     def ready(self) -> int:
@@ -110,20 +37,6 @@ class Hand:
     def waits(self) -> bool:
         """Whether anything is to be delivered that was not yet, now or when its turn comes."""
         return bool(self._runs or self._ready)
-
-    @property
-    def settled_at(self) -> float | None:
-        """When the oldest settlement was made that is not sent, by the monotonic clock."""
-        return self._settled_at if self._settlements else None
-
-    @property
-    def losses(self) -> int:
-        """How many leases were lost."""
-        return self._losses
-
-    def has(self, tag: str) -> bool:
-        """Say whether a delivery is neither settled nor lost."""
-        return tag in self._held
 
     # ------------------------------------------------------------ delivering
 
@@ -143,7 +56,7 @@ class Hand:
             self._held[tag_of(taken)] = taken
             return taken
 
-    def take_along(
+    def collect_batch(
         self, first: Taken, fits: Callable[[Taken], bool], most: int, *, batch: str
     ) -> list[Taken]:
         """Make one delivery of a message and others that are ready, or stand behind one of them.
@@ -161,7 +74,7 @@ class Hand:
         """
         found: list[Taken] = []
         with self._lock:
-            self._follow(first, fits, most, found)
+            self._runs.move_behind(first, fits, most, found)
             passed: list[Taken] = []
             while self._ready and len(found) < most:
                 taken = self._ready.popleft()
@@ -169,20 +82,13 @@ class Hand:
                     passed.append(taken)
                     continue
                 found.append(taken)
-                self._follow(taken, fits, most, found)
+                self._runs.move_behind(taken, fits, most, found)
             self._ready.extendleft(reversed(passed))
             if found:
                 for taken in found:
                     self._held[tag_of(taken)] = taken
                 self._batches[batch] = tuple(tag_of(taken) for taken in (first, *found))
         return found
-
-    def _follow(
-        self, taken: Taken, fits: Callable[[Taken], bool], most: int, found: list[Taken]
-    ) -> None:
-        run = self._runs.get((taken.queue, taken.sequence)) if taken.sequence else None
-        while run and len(found) < most and fits(run[0]):
-            found.append(run.popleft())
 
     def begin(self, tag: str) -> bool:
         """Say whether a delivery may be begun with; from then on, it counts as running.
@@ -217,7 +123,7 @@ class Hand:
             while self._ready:
                 taken = self._ready.popleft()
                 queues.add(taken.queue)
-                self._give_back_line(taken)
+                self._give_back_sequence(taken)
         return queues
 
     def return_others(self, queues: Collection[str]) -> None:
@@ -226,18 +132,16 @@ class Hand:
             gone = [taken for taken in self._ready if taken.queue not in queues]
             for taken in gone:
                 self._ready.remove(taken)
-                self._give_back_line(taken)
+                self._give_back_sequence(taken)
 
     def return_undelivered(self, queues: Collection[str]) -> None:
         """Give back what was taken of these queues and not delivered; also behind what was."""
         with self._lock:
             for taken in [taken for taken in self._ready if taken.queue in queues]:
                 self._ready.remove(taken)
-                self._give_back_line(taken)
-            for line in [line for line in self._runs if line[0] in queues]:
-                run = self._runs.pop(line)
-                if run:
-                    self._add(give_back(run[0].id, run[0].fence))
+                self._give_back_sequence(taken)
+            for taken in self._runs.remove(queues):
+                self._settlements.add(give_back(taken.id, taken.fence))
 
     @property
     def has_unbegun(self) -> bool:
@@ -266,10 +170,10 @@ class Hand:
             for tag in gone:
                 self.give_back(tag)
 
-    def _give_back_line(self, taken: Taken) -> None:
+    def _give_back_sequence(self, taken: Taken) -> None:
         """Give back an undelivered message; the queue takes back what stands behind it."""
-        self._runs.pop((taken.queue, taken.sequence), None)
-        self._add(give_back(taken.id, taken.fence))
+        self._runs.forget((taken.queue, taken.sequence))
+        self._settlements.add(give_back(taken.id, taken.fence))
 
     def return_all(self, *, but: Collection[str]) -> None:
         """Give back everything that this process has not begun with.
@@ -289,172 +193,17 @@ class Hand:
             for tag in [tag for tag in self._held if tag not in kept]:
                 self.give_back(tag)
             self.return_ready()
-            for run in self._runs.values():
-                if run:
-                    self._add(give_back(run[0].id, run[0].fence))
-            self._runs.clear()
-
-    def drop(self, tag: str) -> None:
-        """Forget a delivery that the queue has settled by itself."""
-        with self._lock:
-            self._held.pop(tag, None)
-
-    # ------------------------------------------------------------ settling
-
-    def ack(self, tag: str, *, is_sure: bool = True) -> None:
-        """Say that a delivery is done; the next of its sequence becomes ready at once.
-
-        Args:
-            tag: the delivery's.
-            is_sure: False if it may have been settled elsewhere; then the next must wait until the
-                queue has answered.
-        """
-        with self._lock:
-            self._begun.discard(tag)
-            self._handed.discard(tag)
-            if tag in self._batches:
-                self._ack_batch(tag, is_sure=is_sure)
-            taken = self._held.get(tag)
-            if taken is None:
-                return
-            if not is_sure:
-                self._settle_unsure(tag, ack(taken.id, taken.fence))
-            else:
-                del self._held[tag]
-                self._add(ack(taken.id, taken.fence))
-                if taken.sequence:
-                    self._next_of((taken.queue, taken.sequence))
-        self._tell()
-
-    def requeue(self, tag: str, *, reason: dict[str, Any] | None = None) -> None:
-        """Put a delivery back to its place; a dead letter if that has happened too often."""
-        with self._lock:
-            self._split(tag, reason)
-            taken = self._held.get(tag)
-            if taken is None:
-                return
-            if taken.tries + 1 >= self.max_deliveries:
-                why = {"reason": "delivered too often", **(reason or {})}
-                self.bury(tag, reason={**why, "deliveries": taken.tries + 1})
-                return
-            self._settle_unsure(tag, requeue(taken.id, taken.fence))
-        self._tell()
-
-    def give_back(self, tag: str) -> None:
-        """Put a delivery that was not started back to its place, uncounted."""
-        with self._lock:
-            self._return_batch(tag, lambda taken: give_back(taken.id, taken.fence))
-            taken = self._held.get(tag)
-            if taken is not None:
-                self._settle_unsure(tag, give_back(taken.id, taken.fence))
-        self._tell()
-
-    def later(self, tag: str, delay_s: float) -> None:
-        """Deliver it again after a delay; its sequence waits."""
-        delay_ms = int(delay_s * 1000)
-        with self._lock:
-            self._return_batch(tag, lambda taken: later(taken.id, taken.fence, delay_ms))
-            taken = self._held.get(tag)
-            if taken is not None:
-                self._settle_unsure(tag, later(taken.id, taken.fence, delay_ms))
-        self._tell()
-
-    def bury(self, tag: str, *, reason: dict[str, Any]) -> None:
-        """Make a delivery a dead letter.
-
-        Args:
-            tag: the delivery's.
-            reason: plain values for whoever reads the letter; `reason` says it in words.
-        """
-        with self._lock:
-            self._split(tag, reason)
-            taken = self._held.get(tag)
-            if taken is not None:
-                why = json.dumps(reason, default=str)
-                self._settle_unsure(tag, bury(taken.id, taken.fence, why))
-        if taken is not None:
-            log_letter(taken, reason)
-        self._tell()
-
-    def _ack_batch(self, tag: str, *, is_sure: bool) -> None:
-        lines: dict[Line, None] = {}
-        for member in self._batches.pop(tag):
-            taken = self._held[member]
-            if not is_sure:
-                self._settle_unsure(member, ack(taken.id, taken.fence))
-                continue
-            del self._held[member]
-            self._add(ack(taken.id, taken.fence))
-            if taken.sequence:
-                lines[taken.queue, taken.sequence] = None
-        for line in lines:
-            self._next_of(line)
-
-    def _split(self, tag: str, reason: dict[str, Any] | None) -> None:
-        """Put a failed batch's messages back, each to be handled alone."""
-        members = self._batches.pop(tag, ())
-        self._handed.discard(tag)
-        if members:
-            logger.warning(
-                "batch of %d messages of queue %s failed (%s), they are handled one by one",
-                len(members),
-                self._held[members[0]].queue,
-                (reason or {}).get("reason") or "no reason was given",
-                extra={"messages": len(members), "reason": (reason or {}).get("reason")},
-            )
-        # The last one of a sequence first: each returns to its place, and counts.
-        for member in reversed(members):
-            taken = self._held[member]
-            self._settle_unsure(member, requeue(taken.id, taken.fence))
-
-    def _return_batch(self, tag: str, how: Callable[[Taken], Settlement]) -> None:
-        lines: set[Line] = set()
-        for member in self._batches.pop(tag, ()):
-            taken = self._held[member]
-            line = taken.queue, taken.sequence
-            if taken.sequence and line in lines:
-                # It returns with the first of its sequence.
-                del self._held[member]
-                continue
-            lines.add(line)
-            self._settle_unsure(member, how(taken))
-
-    def _settle_unsure(self, tag: str, settlement: Settlement) -> None:
-        self._begun.discard(tag)
-        self._handed.discard(tag)
-        taken = self._held.pop(tag)
-        self._add(settlement)
-        if taken.sequence:
-            self._unsure[taken.queue, taken.sequence] = taken
-
-    def _add(self, settlement: Settlement) -> None:
-        if not self._settlements:
-            self._settled_at = time.monotonic()
-        self._settlements.append(settlement)
-
-    def _tell(self) -> None:
-        if self.on_settled is not None:
-            self.on_settled()
-
-    def _next_of(self, line: Line) -> None:
-        """Make the next message of a sequence ready, now that the one before it is done."""
-        run = self._runs.get(line)
-        if run:
-            self._ready.append(run.popleft())
-        else:
-            self._runs.pop(line, None)
+            for taken in self._runs.remove():
+                self._settlements.add(give_back(taken.id, taken.fence))
 
     # ------------------------------------------------------------ exchanging
 
-    def load(self) -> Load:
+    def begin_exchange(self) -> SettlementBatch:
         """Return what an exchange has to carry; `accept` or `restore` must follow."""
         with self._lock:
-            settlements, self._settlements = self._settlements, []
-            unsure, self._unsure = self._unsure, {}
-            self._sending = settlements
-            return Load(settlements, unsure, self._losses)
+            return self._settlements.begin_exchange(self._losses)
 
-    def restore(self, load: Load) -> None:
+    def restore(self, batch: SettlementBatch) -> None:
         """Take back what an exchange carried that had no answer: whether it happened is unknown.
 
         Repeated settlements count nothing, and what was taken without our knowing is given back
@@ -462,50 +211,37 @@ class Hand:
         """
         with self._lock:
             self.must_reconcile = True
-            if load.losses == self._losses:
-                self._sending = []
-                self._settlements = load.settlements + self._settlements
-                self._unsure = load.unsure | self._unsure
+            if batch.losses == self._losses:
+                self._settlements.restore(batch)
 
-    def accept(self, load: Load, answer: Exchange) -> bool:
+    def accept(self, batch: SettlementBatch, answer: Exchange) -> bool:
         """Take what an exchange has brought; False where a lease was lost before it did.
 
         Then what was taken before the loss is with others, and what was taken after it goes back
         when both sides are compared.
         """
         with self._lock:
-            if load.losses != self._losses:
+            if batch.losses != self._losses:
                 self.must_reconcile = True
                 return False
             revoked, refused = set(answer.revoked), set(answer.refused)
-            for line, settled in load.unsure.items():
-                self._go_on(line, settled, revoked, refused)
-            lines: dict[Line, deque[Taken]] = {}
-            for taken in answer.taken:
-                line = taken.queue, taken.sequence
-                if not taken.sequence:
-                    self._ready.append(taken)
-                elif line in lines:
-                    lines[line].append(taken)
-                else:
-                    lines[line] = self._runs[line] = deque()
-                    self._ready.append(taken)
+            for key, settled in batch.unsure.items():
+                self._go_on(key, settled, revoked, refused)
+            self._runs.take(answer.taken)
             if answer.is_known:
-                self._sending = []
+                self._settlements.confirm()
             return True
 
-    def _go_on(self, line: Line, settled: Taken, revoked: set[int], refused: set[int]) -> None:
-        run = self._runs.get(line)
+    def _go_on(
+        self, key: SequenceKey, settled: Taken, revoked: set[int], refused: set[int]
+    ) -> None:
         if settled.id in refused:
             # Settled elsewhere, or by an exchange whose answer was lost: then some of the run may
             # be ours still. The same sequence may have been taken again meanwhile.
-            if run is not None and all(behind.take == settled.take for behind in run):
-                del self._runs[line]
+            self._runs.drop_of_take(key, settled.take)
             self.must_reconcile = True
             return
-        while run and run[0].id in revoked:
-            run.popleft()
-        self._next_of(line)
+        self._runs.advance_past(revoked, key)
 
     def reconcile(self, in_flight: Mapping[int, int]) -> None:
         """Give back what the queue says we hold, and we know nothing of.
@@ -515,11 +251,11 @@ class Hand:
         """
         with self._lock:
             known = {(t.id, t.fence) for t in [*self._held.values(), *self._ready]}
-            known |= {(t.id, t.fence) for run in self._runs.values() for t in run}
-            known |= {(s.id, s.fence) for s in self._settlements}
+            known |= {(t.id, t.fence) for t in self._runs}
+            known |= {(s.id, s.fence) for s in self._settlements.waiting}
             for message_id, fence in in_flight.items():
                 if (message_id, fence) not in known:
-                    self._add(give_back(message_id, fence))
+                    self._settlements.add(give_back(message_id, fence))
             self.must_reconcile = False
 
     def lose(self, losses: int) -> Lost | None:
@@ -538,18 +274,15 @@ class Hand:
                 return None
             self._losses += 1
             lost = Lost(
-                [*self._held.values(), *self._ready, *chain(*self._runs.values())],
-                [*self._sending, *self._settlements],
+                [*self._held.values(), *self._ready, *self._runs],
+                self._settlements.remove_all(),
             )
             self._returned |= {*self._held, *self._batches} - self._begun
             self._begun.clear()
             self._handed.clear()
-            self._sending = []
             self._ready.clear()
             self._runs.clear()
             self._held.clear()
             self._batches.clear()
-            self._settlements.clear()
-            self._unsure.clear()
             self.must_reconcile = False
             return lost

@@ -1,19 +1,17 @@
-"""Hold messages for one channel under a lease: take, settle, beat, give back.
+"""One consumer of the queue, under a lease: take, settle, beat, give back.
 
-A holder is one consumer of the reliable queue. It outlives its channel: tasks that still run when
-a connection is lost go on, their lease is renewed, and their acknowledgements arrive.
+It outlives its channel: tasks that still run when a connection is lost go on, their lease is
+renewed, and their acknowledgements arrive.
 
-A thread of its own renews the lease, since the loop of a solo worker is blocked while a task runs.
-It does nothing else, on a connection of its own that waits for no answer longer than a sixth of a
-lease, so that a beat is late for nothing but its own sake. It stops renewing when an event loop
-that should be turning has stopped. A second thread sends settlements that the loop has not sent
-after `FLUSH_AFTER_S`, a third recovers what dead consumers held (see `recoverer`). No error ends
-them: whatever a step raises is logged, and the next beat comes when it is due.
+A thread of its own renews the lease, since the loop of a solo worker is blocked while a task runs,
+on a connection of its own that waits for no answer longer than a sixth of a lease. It stops
+renewing when an event loop that should be turning has stopped. A second thread sends settlements
+that the loop has not sent (see `lease_threads`), a third recovers what dead consumers held (see
+`recoverer`).
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import threading
@@ -27,22 +25,15 @@ import redis
 from ...clock import elapsed_s
 from ...queue.reliable_queue import NO_BATCHES, ReliableQueue
 from ...queue.values import Exchange
-from ...transport import envelope
 from ..faults import Faults
-from .deliveries import Hand, Lost
+from .deliveries import Deliveries
+from .lease_log import log_hung, log_lost, log_unfinished
+from .lease_threads import FLUSH_AFTER_S, LeaseThreads
 from .process_locks import ProcessLock
 from .recoverer import NO_ANSWER, Recoverer
+from .unfinished import flush_unfinished, unfinished
 
 logger = logging.getLogger(__name__)
-
-#: Tasks that a line of the log names at most.
-TASKS_LOGGED = 10
-
-#: Seconds after which the thread sends a settlement that the loop has not sent.
-FLUSH_AFTER_S = 0.05
-
-#: Seconds after which the thread looks again where there was nothing to send.
-REST_S = 0.5
 
 #: Seconds after which the thread asks which queues are paused, where no exchange has told it.
 ASK_PAUSED_S = 1.0
@@ -55,11 +46,11 @@ HANG_LEASES = 4
 _SURVIVED = (Exception, SystemExit, KeyboardInterrupt)
 
 
-class Holder:
-    """One consumer of the queue.
+class LeasedConsumer:
+    """One consumer of the queue, under a lease.
 
     Args:
-        queue: on a client of the holder's own, usable from several threads.
+        queue: on a client of its own, usable from several threads.
         lease_s: seconds that a lease lasts; renewed three times in that time.
         max_deliveries: a message that came back unfinished that often becomes a dead letter.
         name: the consumer's name; unique.
@@ -90,7 +81,7 @@ class Holder:
         self.name = name or f"{os.uname().nodename}:{os.getpid()}:{uuid4().hex[:12]}"
         self.lease_s = lease_s
         #: what it has taken, and what became of that
-        self.hand = Hand(max_deliveries=max_deliveries, on_settled=on_settled)
+        self.deliveries = Deliveries(max_deliveries=max_deliveries, on_settled=on_settled)
         #: monotonic time of the event loop's last turn; None where no loop turns.
         self.last_turn: float | None = None
         #: True while the loop runs user code itself, as the solo pool does.
@@ -98,11 +89,15 @@ class Holder:
         self._pid = os.getpid()
         self._exchange_lock = threading.Lock()
         self._is_closing = False
-        self._stop = threading.Event()
-        #: renews the lease
-        self._thread: threading.Thread | None = None
-        #: sends settlements
-        self._sender: threading.Thread | None = None
+        #: they renew the lease and send settlements
+        self.threads = LeaseThreads(
+            self.name,
+            lease_s=lease_s,
+            beat=self._beat,
+            send=self._send_late,
+            is_busy=lambda: bool(self.deliveries or self.deliveries.settled_at),
+            attempt=self._attempt,
+        )
         self._beats = beats or queue
         self._lock = lock
         self._upkeep = upkeep
@@ -119,14 +114,14 @@ class Holder:
         self._faults = Faults(logger, of=f"consumer {self.name}")
 
     def __repr__(self) -> str:
-        return f"<Holder {self.name}: {len(self.hand)} held>"
+        return f"<LeasedConsumer {self.name}: {len(self.deliveries)} held>"
 
     def _new_recoverer(self) -> Recoverer:
         return Recoverer(
             self.queue,
             name=self.name,
             lease_s=self.lease_s,
-            max_deliveries=self.hand.max_deliveries,
+            max_deliveries=self.deliveries.max_deliveries,
             folder=None if self._lock is None else self._lock.path.parent,
             upkeep=self._upkeep,
         )
@@ -136,12 +131,12 @@ class Holder:
     def consume(self, queues: Sequence[str]) -> None:
         """Take from these queues from now on; the lease lasts while there are any."""
         self._queues = tuple(queues)
-        self.hand.return_others(self._queues)
-        if self._thread is None and queues:
+        self.deliveries.return_others(self._queues)
+        if self.threads.renewing is None and queues:
             self._start()
-        if self._thread is not None:
+        if self.threads.renewing is not None:
             self._tell_queue()
-            if not queues and not self.hand:
+            if not queues and not self.deliveries:
                 self.flush()
                 self._leave_if_done()
 
@@ -179,25 +174,25 @@ class Holder:
             was_idle: True if the last exchange brought nothing.
 
         Returns:
-            The queue's answer; what was taken is ready in `hand`. It says that the consumer
+            The queue's answer; what was taken is ready in `deliveries`. It says that the consumer
             is not known where the lease was lost before the answer had come.
 
         Raises:
             redis.RedisError: as the driver raised it; nothing is forgotten.
             OSError: no thread could be started to renew the lease; nothing was taken.
         """
-        if self._thread is None:
+        if self.threads.renewing is None:
             self._start()
-        if count and _unfinished:
-            _finish_others()
+        if count and unfinished:
+            flush_unfinished()
         with self._exchange_lock:
-            self._revive()
+            self.threads.revive()
             self._reconcile()
-            load = self.hand.load()
+            batch = self.deliveries.begin_exchange()
             try:
                 answer = self.queue.settle_and_take(
                     self.name,
-                    load.settlements,
+                    batch.settlements,
                     queues=queues,
                     count=count,
                     run=run,
@@ -205,13 +200,13 @@ class Holder:
                     was_idle=was_idle,
                 )
             except BaseException:
-                self.hand.restore(load)
+                self.deliveries.restore(batch)
                 raise
-            is_new = self.hand.accept(load, answer)
+            is_new = self.deliveries.accept(batch, answer)
         if not is_new:
             return Exchange(is_known=False)
         if not answer.is_known:
-            self._lost_lease(load.losses)
+            self._lost_lease(batch.losses)
         self._note_paused(answer.paused)
         return answer
 
@@ -223,8 +218,8 @@ class Holder:
         self._asked_at = time.monotonic()
         self.paused = frozenset(queues)
         if self.paused:
-            self.hand.return_undelivered(self.paused)
-            self.hand.return_unbegun(self.paused)
+            self.deliveries.return_undelivered(self.paused)
+            self.deliveries.return_unbegun(self.paused)
 
     def held_until(self, tag: str) -> float:
         """Return the time of `elapsed_s` until which nobody else can have a delivery.
@@ -233,16 +228,16 @@ class Holder:
         """
         # In this order: after a loss, what was held is let go of before there is a new lease.
         until = self._held_until
-        return until if self.hand.has(tag) else 0.0
+        return until if self.deliveries.has(tag) else 0.0
 
     def flush(self) -> None:
         """Send what was settled, without taking anything."""
-        while self.hand.settled_at is not None or self.hand.must_reconcile:
+        while self.deliveries.settled_at is not None or self.deliveries.must_reconcile:
             self.exchange((), count=0, run=1, was_idle=False)
 
     def _reconcile(self) -> None:
-        if self.hand.must_reconcile:
-            self.hand.reconcile(self.queue.in_flight(self.name))
+        if self.deliveries.must_reconcile:
+            self.deliveries.reconcile(self.queue.in_flight(self.name))
 
     # ------------------------------------------------------------ the lease
 
@@ -251,44 +246,11 @@ class Holder:
         self._attempt("recover what a process of this host held", self._recoverer.recover_on_host)
         self._register()
         try:
-            self._start_threads(beats_at=time.monotonic() + self.lease_s / 3)
+            self.threads.start(beats_at=time.monotonic() + self.lease_s / 3)
         except OSError:
             # The lease would end unseen; without one, nothing is taken.
             self._attempt("leave", lambda: self.queue.leave(self.name))
             raise
-
-    def _start_threads(self, *, beats_at: float = 0.0) -> None:
-        before = self._stop, self._thread, self._sender
-        self._stop.set()
-        self._stop = stop = threading.Event()
-        self._thread = threading.Thread(
-            target=self._keep, args=(stop, beats_at), name=f"cqrs-lease-{self.name}", daemon=True
-        )
-        self._sender = threading.Thread(
-            target=self._keep_sending, args=(stop,), name=f"cqrs-sender-{self.name}", daemon=True
-        )
-        try:
-            self._thread.start()
-            self._sender.start()
-        except RuntimeError as error:
-            stop.set()
-            self._stop, self._thread, self._sender = before
-            # An OSError is an error of the connection to Kombu: the worker tries again.
-            raise OSError(
-                errno.EAGAIN,
-                f"no thread could be started to renew the lease of consumer {self.name} ({error})."
-                " Nothing is taken without one. Raise the limit on this user's or container's"
-                " threads, or run fewer",
-            ) from error
-
-    def _revive(self) -> None:
-        """Start the threads again if something has ended one.
-
-        Nothing is registered anew: if the lease has ended meanwhile, the first beat will tell.
-        """
-        threads = self._thread, self._sender
-        if os.getpid() == self._pid and any(one and not one.is_alive() for one in threads):
-            self._start_threads()
 
     def _register(self) -> None:
         asked = elapsed_s()
@@ -306,43 +268,10 @@ class Holder:
     def _lease_ms(self) -> int:
         return int(self.lease_s * 1000)
 
-    def _keep(self, stop: threading.Event, beats_at: float) -> None:
-        """Beat three times a lease; soon again where a beat has failed."""
-        interval = self.lease_s / 3
-        try:
-            while not stop.wait(max(0.0, beats_at - time.monotonic())):
-                beats_at = time.monotonic() + interval
-                if not self._attempt("renew its lease", self._beat, time.monotonic(), stop):
-                    beats_at = time.monotonic() + min(1.0, interval / 4)
-        except BaseException:
-            self._log_end("renews the lease")
-            raise
-
-    def _keep_sending(self, stop: threading.Event) -> None:
-        """Send settlements that nobody else sends."""
-        try:
-            while not stop.is_set():
-                is_busy = bool(self.hand or self.hand.settled_at)
-                if stop.wait(FLUSH_AFTER_S if is_busy else REST_S):
-                    return
-                if not self._attempt("send what was settled", self._send_late, time.monotonic()):
-                    stop.wait(min(1.0, self.lease_s / 3))
-        except BaseException:
-            self._log_end("sends settlements")
-            raise
-
-    def _log_end(self, duty: str) -> None:
-        logger.critical(
-            "the thread that %s of consumer %s was ended; the next exchange with the queue starts"
-            " another",
-            duty,
-            self.name,
-        )
-
     def _attempt(self, step: str, function: Callable[..., object], *args: Any) -> bool:
         """Do one of a thread's steps, and note how it ended; False if it failed."""
         # Another thread's end is its own business.
-        is_own = threading.current_thread() in (self._thread, self._sender)
+        is_own = self.threads.is_current()
         survived: tuple[type[BaseException], ...] = _SURVIVED if is_own else (Exception,)
         try:
             function(*args)
@@ -356,24 +285,26 @@ class Holder:
 
     def _send_late(self, now: float) -> None:
         """Send what was settled a while ago; leave if that was the last thing to do."""
-        if now - self._asked_at >= ASK_PAUSED_S and self.hand.has_unbegun:
+        if now - self._asked_at >= ASK_PAUSED_S and self.deliveries.has_unbegun:
             # The loop may be blocked, and its ear for wake-ups with it, while a task runs.
             self.ask_paused()
-        settled_at = self.hand.settled_at
+        settled_at = self.deliveries.settled_at
         if settled_at is not None and now - settled_at >= FLUSH_AFTER_S:
             self.flush()
-            on_settled = self.hand.on_settled
-            if self.hand.waits and on_settled is not None:
+            on_settled = self.deliveries.on_settled
+            if self.deliveries.waits and on_settled is not None:
                 self._attempt("tell the event loop what is ready", on_settled)
-        if self._is_closing and not self.hand:
+        if self._is_closing and not self.deliveries:
             self._leave_if_done()
 
     def _beat(self, now: float, stop: threading.Event) -> None:
         if self._is_hung(now):
             self._recoverer.note_failure()
-            self._attempt("log that the event loop hangs", self._log_hung)
+            self._attempt(
+                "log that the event loop hangs", log_hung, self.name, len(self.deliveries)
+            )
             return
-        losses, asked = self.hand.losses, elapsed_s()
+        losses, asked = self.deliveries.losses, elapsed_s()
         beat = self._beats.beat(self.name, self._lease_ms)
         got = elapsed_s()
         if stop.is_set():
@@ -390,14 +321,6 @@ class Holder:
             "start its recoverer", lambda: self._recoverer.note_beat(beat, asked=asked, got=got)
         )
 
-    def _log_hung(self) -> None:
-        logger.error(
-            "event loop of consumer %s hangs, its lease is not renewed (%d messages held)",
-            self.name,
-            len(self.hand),
-            extra={"consumer": self.name, "held": len(self.hand)},
-        )
-
     def _is_hung(self, now: float) -> bool:
         return (
             self.last_turn is not None
@@ -409,45 +332,19 @@ class Holder:
     def _lost_lease(self, losses: int) -> None:
         """Learn that others have taken over what we held; what runs will count nothing.
 
-        Its log names them: messages that ran or waited here, each with its task and the task's id,
-        and those that were done, of which nobody had been told. Of the latter, one that was told of
-        by an exchange without an answer may have counted.
-
         Args:
             losses: how many there had been when the question was asked that has this answer.
         """
-        lost = self.hand.lose(losses)
+        lost = self.deliveries.lose(losses)
         if lost is None:
             return
-        self._attempt("log what it has lost", self._log_lost, lost)
+        self._attempt("log what it has lost", log_lost, self.name, lost)
         if self._is_closing:
             return
         # Whoever recovered it has forgotten the consumer: what fails now, the next beat repeats.
         self._told = None
         self._register()
         self._tell_queue()
-
-    def _log_lost(self, lost: Lost) -> None:
-        tasks = [envelope.task_of(taken) for taken in lost.held]
-        facts = {
-            "consumer": self.name,
-            "messages": [taken.id for taken in lost.held],
-            "tasks": tasks,
-            "settled_too_late": [settlement.id for settlement in lost.settled],
-        }
-        if not lost.held and not lost.settled:
-            # It was idle; or two threads have heard of one loss, before the lease was taken anew.
-            logger.info("lease lost: consumer %s held nothing", self.name, extra=facts)
-            return
-        logger.error(
-            "lease lost: its messages were given to others; consumer %s held %d (%s), and %d were"
-            " settled too late",
-            self.name,
-            len(lost.held),
-            ", ".join(tasks[:TASKS_LOGGED]) + ("…" if len(tasks) > TASKS_LOGGED else "") or "none",
-            len(lost.settled),
-            extra=facts,
-        )
 
     # ------------------------------------------------------------ the end
 
@@ -457,26 +354,22 @@ class Holder:
         Args:
             running: tags of deliveries whose tasks run on.
         """
-        if os.getpid() != self._pid or self._is_closing or self._thread is None:
+        if os.getpid() != self._pid or self._is_closing or self.threads.renewing is None:
             return
         self._is_closing = True
-        self.hand.on_settled = None
-        self.hand.return_all(but=running)
+        self.deliveries.on_settled = None
+        self.deliveries.return_all(but=running)
         try:
             self.flush()
-            if self.hand:
+            if self.deliveries:
                 self._queues = ()
                 self._tell_queue()
             else:
                 self._leave_if_done()
         except redis.RedisError:
             # The thread tries again; if it can't, the lease ends and others recover it all.
-            _unfinished.add(self)
-            logger.warning(
-                "messages of consumer %s not given back yet: tries again, or its lease ends",
-                self.name,
-                extra={"consumer": self.name},
-            )
+            unfinished.add(self)
+            log_unfinished(self.name)
 
     def _leave_if_done(self) -> None:
         """Leave the queue if nothing is held and nothing has to be sent, and it was not left yet.
@@ -485,30 +378,17 @@ class Holder:
         client while an exchange of the other's is under way, whose settlements may come back.
         """
         with self._exchange_lock:
-            if self._thread is None or self.hand or self.hand.settled_at is not None:
+            has_left = self.threads.renewing is None
+            if has_left or self.deliveries or self.deliveries.settled_at is not None:
                 return
-            _unfinished.discard(self)
-            self._stop.set()
+            unfinished.discard(self)
+            self.threads.stop.set()
             self._recoverer.stop()
             # A worker that was told to consume nothing may be told to consume again.
             self._recoverer = self._new_recoverer()
-            self._thread = self._sender = None
+            self.threads.forget()
             self.queue.leave(self.name)
             if self._lock is not None:
                 self._lock.users.discard(self.name)
             for client in {self.queue.client, self._beats.client}:
                 client.close()
-
-
-#: Holders of this process whose channel has closed while the server was away.
-_unfinished: set[Holder] = set()
-
-
-def _finish_others() -> None:
-    """Send what closed channels give back, before another one takes what stands behind it."""
-    for holder in list(_unfinished):
-        try:
-            holder.flush()
-        except redis.RedisError:
-            continue
-        _unfinished.discard(holder)

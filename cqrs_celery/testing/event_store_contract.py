@@ -82,7 +82,7 @@ LOOKALIKES: Final = [("bolt", "BOLT"), ("bolt", "bolt "), ("caf\u00e9", "cafe\u0
 
 
 class EventStoreContract:
-    """Be the tests of the EventStore port.
+    """The tests of the EventStore port.
 
     Attributes:
         has_gapless_positions: positions count from 1 without gaps. If not, they increase, and a

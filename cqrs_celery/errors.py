@@ -49,6 +49,9 @@ CQRSError
 
 Errors carry what they name as attributes, and keep these through pickling between pool processes
 and through results that Celery writes as JSON.
+
+This is one module, longer than others, since the tree of errors is one thing: whoever catches an
+error sees here what else comes under the same base.
 """
 
 from __future__ import annotations
@@ -89,22 +92,22 @@ class CQRSError(Exception):
 
 
 class ConfigurationError(CQRSError):
-    """Say that the program is put together wrongly."""
+    """The program is put together wrongly."""
 
 
 class NotConfigured(ConfigurationError):
-    """Say that a message was sent or run with no `CQRS(app)` in this process."""
+    """A message was sent or run, and this process has no `CQRS(app)`."""
 
 
 class InvalidSetting(ConfigurationError):
-    """Say which setting has which value, and which values are accepted."""
+    """A setting has a value that is not accepted; the text names it and what is accepted."""
 
     setting: str
     accepted: str
 
 
 class MissingDependency(ConfigurationError):
-    """Say which optional package or program is missing and how to install it."""
+    """An optional package or program is missing; the text says how to install it."""
 
 
 class UnsupportedCelery(ConfigurationError):
@@ -134,36 +137,36 @@ class BrokerConflict(ConfigurationError):
 
 
 class RegistrationError(ConfigurationError):
-    """Say why a message type or handler can't be registered."""
+    """A message type or a handler can't be registered."""
 
 
 class DuplicateRegistration(RegistrationError):
-    """Name both parties that claim one name or one command."""
+    """Two parties claim one name or one command; the text names both."""
 
 
 class ReservedFieldName(RegistrationError):
-    """Say which field of a message hides a name of its base class."""
+    """A field of a message hides a name of its base class."""
 
     field: str
 
 
 class HandlerSignatureError(RegistrationError):
-    """Say which parameter of a handler does not fit, and what was expected."""
+    """A parameter of a handler does not fit; the text says what was expected."""
 
 
 class MessageError(CQRSError):
-    """Say that a stored or received message can't be read."""
+    """A stored or received message can't be read."""
 
 
 class UnknownMessageType(MessageError):
-    """Say which message name and version nobody registered."""
+    """A message has a name and version that nobody registered."""
 
     name: str
     version: int
 
 
 class MalformedMessage(MessageError):
-    """Say which message's content does not fit its type, and where."""
+    """A message's content does not fit its type; the text says where."""
 
     name: str
     version: int
@@ -178,45 +181,45 @@ class UnwritableMessage(MalformedMessage):
 
 
 class UpcastFailed(MessageError):
-    """Say which upcaster failed at what; what it raised is the cause."""
+    """An upcaster failed; what it raised is the cause."""
 
     name: str
     version: int
 
 
 class HandlerNotFound(CQRSError):
-    """Say which message has no handler, and whether a sync or an async one was looked for."""
+    """A message has no handler of the kind looked for, which is a sync or an async one."""
 
     message_type: str
     looked_for: str
 
 
 class AggregateError(CQRSError):
-    """Say that an aggregate can't be loaded or changed."""
+    """An aggregate can't be loaded or changed."""
 
 
 class AggregateNotFound(AggregateError):
-    """Say that an aggregate has no events in the store."""
+    """An aggregate has no events in the store."""
 
     aggregate_type: str
     aggregate_id: str
 
 
 class AggregateNotConstructible(AggregateError):
-    """Say that an aggregate class can't be built from an id alone."""
+    """An aggregate class can't be built from an id alone."""
 
     aggregate_type: str
 
 
 class MissingAggregateId(AggregateError):
-    """Name the aggregate and the event of which neither has an id."""
+    """Neither the aggregate nor the event has an id; the text names both."""
 
     aggregate_type: str
     event_type: str
 
 
 class EventOutOfOrder(AggregateError):
-    """Say which version was expected next in a stream, and which was found."""
+    """A stream has another version where the next one was expected."""
 
     stream: str
     expected: int
@@ -224,7 +227,7 @@ class EventOutOfOrder(AggregateError):
 
 
 class ForeignEvent(AggregateError):
-    """Say that a stream holds an event of another aggregate, and of which one."""
+    """A stream holds an event of another aggregate; both are named."""
 
     stream: str
     expected: str
@@ -232,31 +235,31 @@ class ForeignEvent(AggregateError):
 
 
 class SnapshotError(AggregateError):
-    """Say which aggregate's state can't be kept as a snapshot, or restored from one, and why.
+    """An aggregate's state can't be kept as a snapshot, or restored from one; the text says why.
 
-    No command fails of it: it is logged, and the events are replayed.
+    It never makes a command fail: it is logged, and the events are replayed.
     """
 
     aggregate: str
 
 
 class UnhandledEvent(AggregateError):
-    """Say that a strict aggregate class does not apply an event type."""
+    """A strict aggregate class does not apply an event type."""
 
     aggregate_type: str
     event_type: str
 
 
 class SessionError(CQRSError):
-    """Say that a session was used after its end, or committed where it may not be."""
+    """A session was used after its end, or committed where it may not be."""
 
 
 class StoreError(CQRSError):
-    """Say that an event store refused or failed an operation."""
+    """An event store refused an operation, or failed at it."""
 
 
 class ConcurrencyError(StoreError):
-    """Say which stream was at which version when another was expected.
+    """Another writer committed to the stream first: it is at another version than was expected.
 
     Nothing of the commit was written. Load the aggregate again and repeat the command.
     """
@@ -267,7 +270,7 @@ class ConcurrencyError(StoreError):
 
 
 class TransactionConflict(ConcurrencyError):
-    """Say that the database ended a transaction, by deadlock or serialization, for another's sake.
+    """The database ended the transaction for another's sake, by deadlock or serialization.
 
     `expected` and `found` are the same: no version was at fault. Nothing was written.
     """
@@ -298,7 +301,7 @@ class DuplicateInstance(ConcurrencyError):
 
 
 class DuplicateCommand(StoreError):
-    """Say that a command has committed before; carries the outcome that it then recorded."""
+    """The command has committed before; the error carries the outcome that was then recorded."""
 
     command_id: str
     position: int
@@ -315,13 +318,13 @@ class InvalidText(StoreError, ValueError):
 
 
 class LeaseLost(StoreError):
-    """Say that a worker's lease on its message ended before it committed; nothing was written."""
+    """A worker's lease on its message ended before it committed; nothing was written."""
 
     message_id: int
 
 
 class SchemaError(StoreError):
-    """Say that a SQL store's tables are missing or of another version; says how to make them."""
+    """A SQL store's tables are missing or of another version; the text says how to make them."""
 
 
 class StoreWentBack(StoreError):
@@ -397,7 +400,7 @@ class SubscriptionFailed(CQRSError):
 
 
 class LockTimeout(CQRSError):
-    """Say which aggregate's lock was held by whom all the time that a command waited for it.
+    """Somebody else held the aggregate's lock for all the time that a command waited for it.
 
     The command was not carried out. Repeat it.
     """
@@ -419,7 +422,7 @@ class PublishFailed(CQRSError):
 
 
 class QueueFull(PublishFailed):
-    """Say in which queue too many messages wait; nobody got the one that was to be published."""
+    """Too many messages wait in a queue; nobody got the one that was to be published."""
 
     queue: str
     capacity: int

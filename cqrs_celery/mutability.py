@@ -1,4 +1,4 @@
-"""Which values one owner could change under another's hands, and so must not be shared."""
+"""Find the values that can be changed in place, and so must not be shared between owners."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def sql_store_of(context: click.Context, *, otherwise: str) -> Any:
     """Return the application's SQL event store; its broker is neither needed nor checked.
 
     Args:
-        context: has the application.
+        context: the command's context, which holds the application.
         otherwise: what is so with every other store: "has no tables".
 
     Raises:

@@ -28,7 +28,7 @@ def is_reliable(context: click.Context) -> bool:
 
 @contextmanager
 def broker_channel(context: click.Context) -> Iterator[Channel]:
-    """Give a channel to the application's broker, which knows the application's exchanges.
+    """Provide a channel to the application's broker that knows the application's exchanges.
 
     Raises:
         click.UsageError: the broker is not the reliable queue.
@@ -58,5 +58,5 @@ def broker_channel(context: click.Context) -> Iterator[Channel]:
 
 
 def is_reply_queue(app: Any, queue: str) -> bool:
-    """Say whether a queue is for answers to remote control, which live for seconds."""
+    """Return whether a queue is for answers to remote control, which live for seconds."""
     return queue.endswith(f".{app.control.mailbox.reply_exchange.name}")

@@ -37,7 +37,7 @@ LEFT = "no worker tries it again: retry it, or discard it"
 
 
 class Row(NamedTuple):
-    """Be a dead letter as it is shown."""
+    """A dead letter as it is shown."""
 
     id: int
     subscription: str
@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
 
 class Filter(NamedTuple):
-    """Say which letters are meant."""
+    """A choice of dead letters; an empty one means all of them."""
 
     ids: Sequence[int] = ()
     subscription: str = ""
@@ -74,7 +74,7 @@ class Filter(NamedTuple):
         return self == Filter()
 
     def fits(self, row: Row) -> bool:
-        """Say whether a letter is meant."""
+        """Return whether a letter is among those chosen."""
         return (
             (not self.ids or row.id in self.ids)
             and self.aggregate in ("", row.aggregate, row.aggregate.rpartition(":")[2])
@@ -212,11 +212,11 @@ def discard(context: click.Context, /, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def check(context: click.Context, older_than_s: float, least_waiting: int, as_json: bool) -> None:
-    """Say what needs somebody; the exit code is 1 if anything does.
+    """Report the letters that need somebody; the exit code is 1 if any does.
 
-    That is a letter that blocks its sequence, within the bounds; and, whatever these are, one that
-    is archived, or has more behind it than `cqrs_dead_letter_crowd`, or that no worker tries again,
-    as a command's.
+    These are letters that block their sequence, within the bounds. Whatever the bounds, they are
+    also letters that are archived, that have more behind them than `cqrs_dead_letter_crowd`, or
+    that no worker tries again, such as a command's.
     """
     alarms = []
     with broker_channel(context) as channel:

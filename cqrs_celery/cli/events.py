@@ -35,7 +35,7 @@ def events() -> None:
 
 @dataclass
 class Finding:
-    """Say what became of the events of one type and version, and, if they fail, of one error.
+    """What became of the events of one type and version and, if they fail, of one error.
 
     Attributes:
         events: how many there are.
@@ -112,7 +112,7 @@ class Check:
         return ("read" if len(made) == 1 and getattr(reader, "cls", None) else "upcast"), ""
 
     def _is_not_ours(self, stored: StoredEvent, error: MessageError) -> bool:
-        """Say whether another application has recorded an event that nothing here takes."""
+        """Return whether another application has recorded an event that nothing here takes."""
         serializer = self.serializer
         application, name = serializer.application, stored.event.type
         return (
@@ -139,8 +139,8 @@ class Check:
 def check(context: click.Context, after: int, as_json: bool) -> None:
     """Decode every stored event as aggregates and subscriptions would.
 
-    The exit code is 1 if any can't be. What other applications have stored beside them, and nothing
-    here takes, is counted and no failure. Nothing is changed, and no handler runs.
+    The exit code is 1 if any can't be. Events of other applications that
+    nothing here takes are counted, and are no failure. Nothing is changed, and no handler runs.
     """
     app: Any = context.obj.app
     cqrs = cqrs_of(context)

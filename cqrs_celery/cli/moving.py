@@ -30,7 +30,7 @@ _restore_unacked = load("restore_unacked")
 
 
 class Place(NamedTuple):
-    """Say where a message is.
+    """The place where a message is.
 
     Attributes:
         where: the element of a ready list, or the member of the delayed set, that it is, or whose
@@ -50,7 +50,7 @@ class OthersInterfere(RuntimeError):
 
 @dataclass
 class Moved:
-    """Count what was moved of a queue, or would be.
+    """The numbers of messages that were moved of a queue, or would be.
 
     Attributes:
         queue: its name.
@@ -75,7 +75,7 @@ class Moved:
 
 @dataclass
 class Unacked:
-    """Be what stock workers had taken and not acknowledged.
+    """The messages that stock workers had taken and not acknowledged.
 
     Attributes:
         entries: tag, message and queues with their priority steps; the one taken last first.
@@ -96,11 +96,11 @@ class Unacked:
 
 
 class Mover:
-    """Move queues between stock Kombu's form and ours.
+    """A mover of queues between stock Kombu's form and ours.
 
     Args:
         channel: to the broker, with the bindings of the application's queues.
-        is_dry_run: change nothing, count what would be.
+        is_dry_run: True to change nothing, and count what would be moved.
     """
 
     def __init__(self, channel: Channel, *, is_dry_run: bool) -> None:

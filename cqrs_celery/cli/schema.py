@@ -52,7 +52,7 @@ def sql(context: click.Context) -> None:
 
 @contextmanager
 def _sql_store(context: click.Context) -> Iterator[tuple[Any, ModuleType]]:
-    """Give the application's store, which must be a SQL one, and what looks after its tables.
+    """Provide the application's store, which must be a SQL one, and what looks after its tables.
 
     Raises:
         click.UsageError: the application has no `CQRS`, or its store is none.

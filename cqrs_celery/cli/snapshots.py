@@ -29,7 +29,7 @@ STEP = 1_000
 
 
 class Reached(NamedTuple):
-    """Be an application's parts that the commands need."""
+    """The parts of an application that the commands need."""
 
     store: EventStore
     repository: Repository
@@ -105,7 +105,7 @@ def drop(
 
 @contextmanager
 def _reach(context: click.Context) -> Iterator[Reached]:
-    """Give the application's parts.
+    """Provide the application's parts.
 
     Raises:
         click.UsageError: the application has no `CQRS`, or no snapshots.
@@ -156,7 +156,7 @@ def _streams_in(reached: Reached, classes: dict[str, Any]) -> set[StreamName]:
 
 
 def _retake(reached: Reached, cls: Any, stream: StreamName, is_all: bool) -> str:
-    """Take a snapshot anew; says what came of it."""
+    """Take a snapshot anew; return what came of it in a word."""
     aggregate = None
     try:
         aggregate = reached.repository.rebuild(cls, stream.aggregate_id, from_events_alone=True)

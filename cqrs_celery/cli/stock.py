@@ -17,7 +17,7 @@ from .stored import parsed
 
 
 class Wants(NamedTuple):
-    """Say what a stock message wants that stock Redis does not have.
+    """The needs of a stock message that stock Redis does not have.
 
     `wait_ms` is the time until its ETA, 0 if it has none, or a past one.
     """

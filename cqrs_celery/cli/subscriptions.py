@@ -129,7 +129,7 @@ def resume(context: click.Context, names: Sequence[str]) -> None:
 
 @contextmanager
 def _pausing(context: click.Context) -> Iterator[Any]:
-    """Give a channel to the broker.
+    """Provide a channel to the broker.
 
     Raises:
         click.UsageError: the broker is not the reliable queue, which alone can pause.
@@ -209,7 +209,7 @@ def _registry(context: click.Context) -> _Registry:
 
 
 def _chosen(found: Iterable[Any], name: str) -> list[Any]:
-    """Return the registered functions that a name means.
+    """Return the registered functions to which a name refers.
 
     Raises:
         click.UsageError: there are none.

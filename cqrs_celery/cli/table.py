@@ -35,7 +35,7 @@ def _escaped(character: str) -> str:
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; says so where there are no rows."""
+    """Print a table, or "nothing" if there are no rows."""
     if not rows:
         click.echo("nothing")
         return

@@ -12,7 +12,7 @@
         def _checked_in(self, event: ItemsCheckedIn) -> None:
             self.count += event.count
 
-Its state is its attributes. What the session needs to know about it beside them is one attribute,
+Its state is its attributes. What the session needs to know about it besides them is one attribute,
 `__ledger__`; `lifecycle` has what the session does with it.
 """
 
@@ -79,7 +79,7 @@ class PendingEvent:
 class Ledger:
     """An aggregate's id, its committed version, and what it has recorded since.
 
-    Besides them, whether its session has ended, so that nobody would write what it records; for
+    It also holds whether its session has ended, so that nobody would write what it records; for
     policies of snapshots: the version and time of the newest one that fits, and the seconds that
     loading took; and, for the cache, the state that its events alone have made, with its version.
     `known` has the version and id of the event that it was loaded at, and of the last one of each
@@ -114,7 +114,7 @@ class _NoLedger:
 
 
 class Aggregate:
-    """Be something with an identity that changes only through the events it records.
+    """An object with an identity, which changes only through the events that it records.
 
     It is built from its id alone; a class with an `__init__` of its own passes the id on. Mutable
     class attributes, such as `lines: list[Line] = []` or `place: Place = Place()`, are defaults:
@@ -124,9 +124,9 @@ class Aggregate:
         name: its type, as it is stored and as streams are named; the class's name by default. No
             two classes of a process have one type.
         alias_of: another class, whose type and streams it shares.
-        strict: refuse events that no method applies; a subclass inherits it.
+        strict: True to refuse events that no method applies; a subclass inherits it.
         snapshot_every: take a snapshot when so many events have come since the last one.
-        snapshot_policy: says otherwise when; see `cqrs_celery.domain.snapshot_policy`.
+        snapshot_policy: another rule for when; see `cqrs_celery.domain.snapshot_policy`.
         snapshot_version: of what the snapshots hold; count it up when the `@applies` methods make
             something else of the same events. One of another version is not used. A subclass
             inherits the three.

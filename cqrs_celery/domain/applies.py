@@ -1,4 +1,4 @@
-"""Say which method of an aggregate applies which event.
+"""Find the method of an aggregate that applies an event.
 
 The method is found by the most specific class of the event for which there is one. A subclass
 inherits the methods of its bases; its own come first.

@@ -18,7 +18,7 @@ A = TypeVar("A", bound=Aggregate)
 
 
 class HistoricEvent(Protocol):
-    """Be what replaying needs to know of an event; the store's RecordedEvent is one."""
+    """An event as replaying sees it; the store's RecordedEvent is one."""
 
     @property
     def event(self) -> Event | None:
@@ -96,12 +96,12 @@ def replay(aggregate: Aggregate, history: Iterable[HistoricEvent]) -> None:
 
 
 def _goes_on(recorded: HistoricEvent, version: int) -> bool:
-    """Say whether an event is a later one of several that were stored as one."""
+    """Return whether an event is a later one of several that were stored as one."""
     return recorded.version == version and getattr(recorded, "part", 1) > 1
 
 
 def mark_saved(aggregate: Aggregate, version: int) -> None:
-    """Say that what an aggregate had pending is committed.
+    """Mark what an aggregate had pending as committed.
 
     Args:
         aggregate: of which everything pending was appended.

@@ -1,4 +1,4 @@
-"""Say when an aggregate's state is worth a snapshot. Asked after a commit, never before it.
+"""Policies that decide when an aggregate's state is worth a snapshot; asked after each commit.
 
     class InventoryItem(Aggregate, snapshot_every=100): ...
     class Ledger(Aggregate, snapshot_policy=SlowToLoad(0.05), snapshot_every=1000): ...
@@ -16,7 +16,7 @@ FEWEST_EVENTS = 10
 
 
 class SnapshotFacts(NamedTuple):
-    """Be what a policy decides by.
+    """The facts by which a policy decides.
 
     Attributes:
         version: the aggregate's, all of its events committed.
@@ -37,15 +37,15 @@ class SnapshotFacts(NamedTuple):
 
 
 class SnapshotPolicy(Protocol):
-    """Be the port of policies. What `is_due` raises is logged, and counts as no."""
+    """The port of policies. What `is_due` raises is logged, and counts as no."""
 
     def is_due(self, facts: SnapshotFacts) -> bool:
-        """Say whether a snapshot is to be taken now."""
+        """Return whether a snapshot is to be taken now."""
 
 
 @dataclass(frozen=True, slots=True)
 class EveryEvents:
-    """Be due as soon as a load would replay so many events.
+    """A snapshot as soon as a load would replay so many events.
 
     Attributes:
         events: from 1.
@@ -54,13 +54,13 @@ class EveryEvents:
     events: int
 
     def is_due(self, facts: SnapshotFacts) -> bool:
-        """Say whether there are so many."""
+        """Return whether a load would replay so many events."""
         return facts.events_since >= self.events
 
 
 @dataclass(frozen=True, slots=True)
 class OlderThan:
-    """Be due when something was committed and the snapshot is old, or missing.
+    """A snapshot when something was committed and the last snapshot is old, or missing.
 
     Attributes:
         age_s: seconds.
@@ -71,14 +71,14 @@ class OlderThan:
     at_least_events: int = FEWEST_EVENTS
 
     def is_due(self, facts: SnapshotFacts) -> bool:
-        """Say whether it is."""
+        """Return whether the snapshot is old or missing, and there are events to save."""
         is_old = facts.snapshot_age_s is None or facts.snapshot_age_s >= self.age_s
         return is_old and facts.events_since >= self.at_least_events
 
 
 @dataclass(frozen=True, slots=True)
 class SlowToLoad:
-    """Be due when loading the aggregate took long.
+    """A snapshot when loading the aggregate took long.
 
     Attributes:
         load_s: seconds; the store's answer is part of them.
@@ -90,16 +90,16 @@ class SlowToLoad:
     at_least_events: int = FEWEST_EVENTS
 
     def is_due(self, facts: SnapshotFacts) -> bool:
-        """Say whether it did."""
+        """Return whether loading took so long, for enough events."""
         return facts.load_s >= self.load_s and facts.events_since >= self.at_least_events
 
 
 @dataclass(frozen=True, slots=True)
 class AnyOf:
-    """Be due when one of several policies is."""
+    """A snapshot when one of several policies is due."""
 
     policies: tuple[SnapshotPolicy, ...]
 
     def is_due(self, facts: SnapshotFacts) -> bool:
-        """Say whether one is."""
+        """Return whether one of the policies is due."""
         return any(policy.is_due(facts) for policy in self.policies)

@@ -60,7 +60,7 @@ _decode_kept = msgspec.json.Decoder(_Kept).decode
 
 
 class StateCodec:
-    """Capture and restore the state of one class of aggregates.
+    """A codec that captures and restores the state of one class of aggregates.
 
     Args:
         cls: the class.
@@ -154,7 +154,7 @@ class StateCodec:
         return aggregate
 
     def check(self) -> None:
-        """Check what a new aggregate has, which is sooner than its first snapshot.
+        """Check the attributes of a new aggregate, long before its first snapshot.
 
         Raises:
             RegistrationError: it has attributes that are not annotated.

@@ -1,4 +1,4 @@
-"""Which class has which aggregate type: streams are named by it, so no two may share one unseen."""
+"""The classes by aggregate type. It names their streams, so no two classes share one unseen."""
 
 from __future__ import annotations
 

@@ -15,5 +15,5 @@ __all__ = ["check_schemas", "given", "when"]
 # Before the contracts are imported, so that their failures show what was compared.
 if "pytest" in sys.modules:
     sys.modules["pytest"].register_assert_rewrite(
-        f"{__name__}.event_store_contract", f"{__name__}.snapshot_store_contract"
+        f"{__name__}.event_store", f"{__name__}.snapshot_store_contract"
     )

@@ -58,7 +58,7 @@ def when(create: Callable[P, A], /, *args: P.args, **kwargs: P.kwargs) -> Outcom
 
 @dataclass(frozen=True)
 class Given(Generic[A]):
-    """Be an aggregate's history, to which something can be done as often as wanted."""
+    """An aggregate's history, to which something can be done as often as wanted."""
 
     cls: type[A]
     id: str
@@ -82,7 +82,7 @@ class Given(Generic[A]):
 
 @dataclass(frozen=True)
 class Outcome(Generic[A]):
-    """Be what came of it: events, or an exception.
+    """The outcome of an action: events, or an exception.
 
     Attributes:
         action: what was done, in words.

@@ -24,7 +24,7 @@ def cqrs_application() -> str:
 
 @pytest.fixture
 def cqrs_settings() -> dict[str, Any]:
-    """Return Celery's settings of the application, beside those that keep it in memory: none."""
+    """Return more Celery settings of the application than those that keep it in memory: none."""
     return {}
 
 
@@ -38,7 +38,7 @@ def cqrs_middleware() -> Sequence[Middleware]:
 def in_memory_cqrs(
     cqrs_application: str, cqrs_settings: dict[str, Any], cqrs_middleware: Sequence[Middleware]
 ) -> Iterator[InMemoryCQRS]:
-    """Give a new application in memory, in which everything happens at once."""
+    """Provide a new application in memory, in which everything happens at once."""
     # Here: a test run that doesn't ask for it needn't import Celery.
     from .scenario import in_memory
 

@@ -52,7 +52,7 @@ SETTINGS = {
 
 
 class InMemoryCQRS(CQRS):
-    """Be an application in which nothing leaves the process.
+    """An application in which nothing leaves the process.
 
     Args:
         app: has `SETTINGS`.
@@ -89,7 +89,7 @@ class InMemoryCQRS(CQRS):
 
     @contextmanager
     def history(self) -> Iterator[None]:
-        """Let what is committed inside be the past: no subscription gets it."""
+        """Treat what is committed inside as the past: no subscription gets it."""
         self._is_quiet = True
         try:
             yield
@@ -131,7 +131,7 @@ class InMemoryCQRS(CQRS):
 def in_memory(
     application: str, *, middleware: Iterable[Middleware] = (), **settings: Any
 ) -> Iterator[InMemoryCQRS]:
-    """Give a new application of this process, which is Celery's current one meanwhile.
+    """Provide a new application of this process, which is Celery's current one meanwhile.
 
     Args:
         application: its name, in front of names without a dot.
@@ -149,7 +149,7 @@ def in_memory(
 
 
 class Scenario:
-    """Say what has happened, and do something.
+    """A test's story: what has happened, and what is done then.
 
     Args:
         cqrs: the application in which it plays.
@@ -160,7 +160,7 @@ class Scenario:
         self._words: list[str] = []
 
     def given(self, cls: type[Aggregate], id: str, *history: Event) -> Scenario:
-        """Let events have happened to an aggregate; subscriptions get nothing of them.
+        """Record events as an aggregate's past; no subscription gets them.
 
         Args:
             cls: the aggregate's class.
@@ -178,7 +178,7 @@ class Scenario:
         return self
 
     def happened(self, cls: type[Aggregate], id: str, *events: Event) -> Reaction:
-        """Let events happen to an aggregate now, for tests of subscriptions."""
+        """Record events of an aggregate now, for tests of subscriptions."""
 
         def record() -> None:
             with self.cqrs.session() as session:
@@ -228,7 +228,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Reaction:
-    """Be what came of it.
+    """The outcome of an action: commits, commands, messages, or an error.
 
     Attributes:
         history: what had happened before, in words.

@@ -200,7 +200,7 @@ def _unread(
 
 
 class _Comparison:
-    """Compare two schemas, each with its definitions."""
+    """A comparison of two schemas, each with its definitions."""
 
     def __init__(self, written: dict[str, Any], reader: dict[str, Any]) -> None:
         self._written = written

@@ -6,7 +6,7 @@ Give the class a store, and pytest runs it:
         @pytest.fixture
         def snapshots(self): return MySnapshotStore(...)
 
-The store is new and empty for each test. A store that keeps snapshots beside the events, and none
+The store is new and empty for each test. A store that keeps snapshots next to the events, and none
 of a stream that has no events, overrides `prepare` to make the streams. One that reads the events
 behind a snapshot in the same step passes `SnapshotsBesideEventsContract` too, which is given the
 event store.
@@ -31,7 +31,7 @@ from .event_store_contract import BOLT, LOOKALIKES, NOT_KEPT, NUT, STRANGE_IDS, 
 
 
 class SnapshotStoreContract:
-    """Be the tests of the SnapshotStore port."""
+    """The tests of the SnapshotStore port."""
 
     @pytest.fixture
     def snapshots(self) -> SnapshotStore:
@@ -230,7 +230,7 @@ class SnapshotStoreContract:
 
 
 class SnapshotsBesideEventsContract:
-    """Be the tests of an event store whose snapshots are SnapshotsBesideEvents."""
+    """The tests of an event store whose snapshots are SnapshotsBesideEvents."""
 
     @pytest.fixture
     def store(self) -> SnapshottingStore:

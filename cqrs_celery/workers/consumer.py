@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class Consumer(CeleryConsumer):
-    """Consume as Celery does, and lose nothing."""
+    """A consumer that consumes as Celery's does, and loses nothing."""
 
     def on_decode_error(self, message: Message, exc: BaseException) -> None:
         """Set aside a message whose body can't be decoded."""

@@ -44,7 +44,7 @@ _ID, _ROOT, _PARENT = "\x00id\x00", "\x00root\x00", "\x00parent\x00"
 
 
 class RegistrationStep(bootsteps.StartStopStep):
-    """Register once connected, and again after each reconnection: the server may be a new one."""
+    """The step that registers after each connection: the server may be a new one."""
 
     requires = ("celery.worker.consumer.connection:Connection",)
     name = "cqrs-registration"

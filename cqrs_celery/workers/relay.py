@@ -3,7 +3,7 @@
 Every worker has a relay; one of them is active, by a lease in the database, the others stand by
 until that ends. It reads in the order of positions, so nothing is given before what stands in front
 of it, and gives each batch in one step together with its own position. It waits to be woken by
-whoever commits, and looks by itself beside that.
+whoever commits, and also looks by itself now and then.
 
 What can go wrong, and what it does:
 
@@ -72,7 +72,7 @@ STOP_S: Final = 5.0
 
 
 class Relay:
-    """A relay; `run` returns when it was told to stop.
+    """A relay of committed events; `run` returns when it was told to stop.
 
     Args:
         parts: outbox and destination.
@@ -98,12 +98,12 @@ class Relay:
         self._clean_at = 0.0
 
     def stop(self) -> None:
-        """Tell it to stop, after the batch that it is at."""
+        """Tell the relay to stop after its current batch."""
         self._stop.set()
 
     @property
     def is_stopped(self) -> bool:
-        """Whether it was told to stop."""
+        """Whether the relay was told to stop."""
         return self._stop.is_set()
 
     def run(self) -> None:
@@ -136,7 +136,7 @@ class Relay:
                 self._stop.wait(RETRY_S)
 
     def _stand_by(self, broker_id: str) -> None:
-        """Wait for the next try; say if the active relay's broker is, and stays, another one."""
+        """Wait for the next try; log if the active relay's broker is, and stays, another one."""
         led, now = self._leadership.seen, time.monotonic()
         if led is None or not leads_elsewhere(led, broker_id):
             self._conflict = None
@@ -202,7 +202,7 @@ class Relay:
             self._destination.wait(WAIT_S)
 
     def begin(self) -> Place:
-        """Return the place behind which to go on, having seen to what was lost.
+        """See to what was lost, and return the place behind which to go on.
 
         Only for who leads: what any other relay gives counts nothing afterwards.
 
@@ -301,7 +301,7 @@ class Relay:
 
 
 class RelayStep(bootsteps.StartStopStep):
-    """Run a relay in a thread of the worker's main process, if its store needs one.
+    """The step that runs a relay in a thread of the main process, if the store needs one.
 
     After the pool, whose processes are forked before the thread is there; it begins when the
     worker has registered its subscriptions.

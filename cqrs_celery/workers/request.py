@@ -35,7 +35,7 @@ STORE_AWAY_DELAY_S = 1.0
 
 
 class Request(CeleryRequest):
-    """Be a request that loses nothing."""
+    """A request that loses nothing."""
 
     acknowledged: bool
     #: Whether putting the message back could not help.
@@ -74,7 +74,7 @@ class Request(CeleryRequest):
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> Any:
-        """Say why the message will be a dead letter, if it will, and settle as Celery would."""
+        """Note why the message will be a dead letter, if it will, and settle as Celery would."""
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc

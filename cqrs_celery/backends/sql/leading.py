@@ -24,15 +24,13 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, and_, exists, insert, or_, select, true, update
 
 from ...store.events import Place
+from .access import SqlAccess
 from .tables import checkpoints, events, relays
-
-if TYPE_CHECKING:
-    from .event_store import SqlEventStore
 
 #: Seconds for which a leader leads without renewing.
 LEASE_S: Final = 4.0
@@ -87,7 +85,7 @@ class Leadership:
     """
 
     def __init__(
-        self, store: SqlEventStore, application: str, *, broker: str, lease_s: float = LEASE_S
+        self, store: SqlAccess, application: str, *, broker: str, lease_s: float = LEASE_S
     ) -> None:
         self._store = store
         self._application = application
@@ -119,7 +117,7 @@ class Leadership:
             relays.c.broker_id,
             relays.c.broker,
             relays.c.lease_until_ms,
-            self._store.now_ms().label("now_ms"),
+            self._store.rules.now_ms().label("now_ms"),
         )
         if row is None:
             return None
@@ -144,9 +142,9 @@ class Leadership:
             relays.c.broker_id == broker_id,
             relays.c.broker_id != "",
             ~self._is_mine(),
-            relays.c.lease_until_ms > store.now_ms(),
+            relays.c.lease_until_ms > store.rules.now_ms(),
         )
-        rows = store._rows(live, "look up the active relay", store._primary_reader)
+        rows = store.rows(live, "look up the active relay", store.primary_reader)
         return (str(rows[0][0]), str(rows[0][1])) if rows else None
 
     def claim(self, broker_id: str, next_number: Callable[[], int] = _no_number) -> bool:
@@ -197,7 +195,7 @@ class Leadership:
 
     def _taking(self, known: str, broker_id: str, rivals: Any, token: str) -> Any:
         """Return the statement that writes a claim into the row, if that is free and as it was."""
-        now_ms = self._store.now_ms()
+        now_ms = self._store.rules.now_ms()
         return (
             update(relays)
             .where(
@@ -249,7 +247,7 @@ class Leadership:
         if now - self._renewed_at < RENEW_S:
             row = self._first(what, relays.c.token)
             return row is not None and row.token == self.token
-        now_ms = self._store.now_ms()
+        now_ms = self._store.rules.now_ms()
         # One that has ended stays ended: another application may lead for this one by now.
         renewal = update(relays).where(self._has_claim(), relays.c.lease_until_ms > now_ms)
         row = self._changed(what, renewal.values(lease_until_ms=now_ms + self._lease_ms))
@@ -297,7 +295,7 @@ class Leadership:
             .where(or_(self._is_mine(), self._shares_broker()), relays.c.position.is_not(None))
             .order_by(relays.c.position)
         )
-        rows = store._rows(found, "look up the relay's checkpoints", store._primary_reader)
+        rows = store.rows(found, "look up the relay's checkpoints", store.primary_reader)
         return [Place(row.position, row.event_id) for row in rows]
 
     def save_checkpoint(self, place: Place) -> bool:
@@ -369,13 +367,13 @@ class Leadership:
             other.c.broker_id == broker_id,
             other.c.broker_id != "",
             true() if broker is None else other.c.broker == broker,
-            other.c.lease_until_ms > self._store.now_ms(),
+            other.c.lease_until_ms > self._store.rules.now_ms(),
             other.c.lease_until_ms <= self._too_late(),
         )
 
     def _too_late(self) -> Any:
         """Return a time to which no lease lasts, unless the clock was ahead when it began."""
-        return self._store.now_ms() + 2 * self._lease_ms
+        return self._store.rules.now_ms() + 2 * self._lease_ms
 
     def _is_until(self, until_ms: int, now_ms: int) -> bool:
         """Return whether a lease until then has not ended."""
@@ -388,19 +386,19 @@ class Leadership:
         store = self._store
         return exists(
             select(events.c.event_id).where(
-                store._after(place.position - 1),
-                store._up_to(place.position),
+                store.rules.after(place.position - 1),
+                store.rules.up_to(place.position),
                 events.c.event_id == place.event_id,
             )
         )
 
     def _is_there(self, query: Any) -> bool:
         store = self._store
-        return bool(store._rows(query, "look up the active relay", store._primary_reader))
+        return bool(store.rows(query, "look up the active relay", store.primary_reader))
 
     def _first(self, what: str, *columns: Any) -> Any:
         store = self._store
-        rows = store._rows(select(*columns).where(self._is_mine()), what, store._primary_reader)
+        rows = store.rows(select(*columns).where(self._is_mine()), what, store.primary_reader)
         return rows[0] if rows else None
 
     def _changed(self, what: str, *changes: Any) -> Any:
@@ -414,7 +412,7 @@ class Leadership:
             relays.c.position,
             relays.c.event_id,
             relays.c.lease_until_ms,
-            store.now_ms().label("now_ms"),
+            store.rules.now_ms().label("now_ms"),
         ).where(self._is_mine())
 
         def change() -> Any:
@@ -428,10 +426,10 @@ class Leadership:
 
     def _make_row(self) -> None:
         store = self._store
-        old = store._rows(
+        old = store.rows(
             select(checkpoints.c.position).where(checkpoints.c.name == OLD_CHECKPOINT),
             "look up the relay's checkpoint",
-            store._primary_reader,
+            store.primary_reader,
         )
         row = {
             "application": self._application,

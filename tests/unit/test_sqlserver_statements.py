@@ -145,13 +145,13 @@ def relay_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
     def note(what: str, *changes: Any) -> None:
         changed.extend(changes)
 
-    leadership._changed = note  # type: ignore[method-assign]
+    leadership.rows.changed = note  # type: ignore[method-assign]
     written = {}
     for name, change in (
         ("claim_relay", lambda: leadership.claim("b")),
         ("renew_relay", leadership.holds),
         ("save_checkpoint", lambda: leadership.save_checkpoint(Place(7, "e"))),
-        ("take_along", leadership.take_along),
+        ("note_new_broker_id", leadership.note_new_broker_id),
         ("move_relay", lambda: leadership.claim("c")),
         ("join_relay", lambda: leadership._join("b")),
         ("release_relay", leadership.release),

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import text
 
-from cqrs_celery.backends.sql.event_store import LeaseCheck, SqlEventStore
+from cqrs_celery.backends.sql.appending import LeaseCheck
+from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.errors import LeaseLost
 from cqrs_celery.messages.metadata import new_id
 from cqrs_celery.store.events import Lease, StoredEvent, StreamAppend

@@ -238,7 +238,7 @@ class Relay:
                 noted.position + 1,
                 extra={"store": self._store.where, "from_position": noted.position + 1},
             )
-        leadership.take_along()
+        leadership.note_new_broker_id()
         self._destination.register_all(
             self._outbox.subscribers(self._parts.application, leadership.broker_id)
         )

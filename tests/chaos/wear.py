@@ -145,7 +145,7 @@ class Wear:
         """Return whether the relay that leads now has given the last event that there is now."""
         outbox = self.store.outbox
         last = outbox.place_before(outbox.last_position() + 1)
-        token = self.leadership._first("look up the claim", relays.c.token)
+        token = self.leadership.rows.first("look up the claim", relays.c.token)
         known: Any = self.client.hget("cq:relay", outbox.store_id)
         wanted = f"{last.position}|{last.event_id}|{token[0] if token else ''}|"
         return bool((known or b"").startswith(wanted.encode()))

@@ -15,9 +15,9 @@ from django.db import IntegrityError, connection, connections, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
 from cqrs_celery import CQRS
-from cqrs_celery.backends.django.event_store import _InDjango
+from cqrs_celery.backends.django.event_store import DjangoEventStore
 from cqrs_celery.backends.opening import open_event_store
-from cqrs_celery.backends.sql.event_store import LeaseCheck
+from cqrs_celery.backends.sql.appending import LeaseCheck
 from cqrs_celery.backends.sql.schema import check_schema, create_schema
 from cqrs_celery.dispatch.bus import CommandResult
 from cqrs_celery.errors import ConcurrencyError, InvalidSetting, StoreError, StoreUnavailable
@@ -31,7 +31,7 @@ from tests.playhouse import NoteVisitor, Seat, TakeSeat, Visitor, visitors
 from tests.postgres import PostgresNode
 from tests.waiting import wait_until
 
-Opened = Callable[..., _InDjango]
+Opened = Callable[..., DjangoEventStore]
 
 
 @pytest.fixture(params=["postgresql", "sqlite"])
@@ -45,9 +45,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def opened(url: str) -> Iterator[Opened]:
     stores = []
 
-    def open_it(lease_check: LeaseCheck | None = None) -> _InDjango:
+    def open_it(lease_check: LeaseCheck | None = None) -> DjangoEventStore:
         store = open_event_store("django://default", lease_check=lease_check)
-        assert isinstance(store, _InDjango)
+        assert isinstance(store, DjangoEventStore)
         stores.append(store)
         create_schema(store)
         return store
@@ -59,12 +59,12 @@ def opened(url: str) -> Iterator[Opened]:
 
 
 @pytest.fixture
-def store(opened: Opened) -> _InDjango:
+def store(opened: Opened) -> DjangoEventStore:
     return opened()
 
 
 @pytest.fixture
-def cqrs(store: _InDjango) -> Iterator[CQRS]:
+def cqrs(store: DjangoEventStore) -> Iterator[CQRS]:
     cqrs = playhouse.make_app(cqrs_cache="memory")
     yield cqrs
     found: Any = cqrs.store
@@ -80,7 +80,7 @@ def ids(cqrs: CQRS) -> list[str]:
 @pytest.fixture(scope="class", params=["postgresql", "sqlite"])
 def shared_store(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[_InDjango]:
+) -> Iterator[DjangoEventStore]:
     """Open a store for tests that roll back all that they write."""
     if request.param == "postgresql":
         require_postgres()
@@ -89,7 +89,7 @@ def shared_store(
         url = f"sqlite:///{tmp_path_factory.mktemp('django') / 'events.db'}"
     with playhouse.use_database(url):
         store = open_event_store("django://default")
-        assert isinstance(store, _InDjango)
+        assert isinstance(store, DjangoEventStore)
         create_schema(store)
         yield store
     store.close()
@@ -100,7 +100,7 @@ class TestInATransactionOfDjango(EventStoreContract):
     keeps_bytes = False
 
     @pytest.fixture
-    def store(self, shared_store: _InDjango) -> Iterator[_InDjango]:
+    def store(self, shared_store: DjangoEventStore) -> Iterator[DjangoEventStore]:
         with transaction.atomic():
             yield shared_store
             transaction.set_rollback(True)
@@ -391,7 +391,7 @@ def test_a_handler_of_which_django_s_database_ends_a_statement_for_another_s_sak
 # ---------------------------------------------------------------- the store
 
 
-def test_a_reader_waits_for_an_append_in_a_transaction_of_django_s(store: _InDjango) -> None:
+def test_a_reader_waits_for_an_append_in_a_transaction_of_django_s(store: DjangoEventStore) -> None:
     if connection.vendor == "sqlite":
         pytest.skip("SQLite has one writer at a time")
     for is_committed in (True, False):
@@ -407,7 +407,7 @@ def test_a_reader_waits_for_an_append_in_a_transaction_of_django_s(store: _InDja
 
 
 @contextmanager
-def appending(store: _InDjango, *, is_committed: bool) -> Iterator[None]:
+def appending(store: DjangoEventStore, *, is_committed: bool) -> Iterator[None]:
     """Append in a transaction that is open as long as the block lasts."""
     may_end, has_appended = threading.Event(), threading.Event()
 
@@ -428,7 +428,7 @@ def appending(store: _InDjango, *, is_committed: bool) -> Iterator[None]:
         thread.join(30)
 
 
-def test_the_tables_are_made_and_checked_where_django_s_are(store: _InDjango) -> None:
+def test_the_tables_are_made_and_checked_where_django_s_are(store: DjangoEventStore) -> None:
     assert check_schema(store) == create_schema(store)
     assert "cqrs_events" in connection.introspection.table_names()
     assert repr(store) == f"<{type(store).__name__} django://default>"

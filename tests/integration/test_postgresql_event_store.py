@@ -23,10 +23,12 @@ from sqlalchemy.pool import NullPool
 
 from cqrs_celery import CQRS, Command, Session, command_handler
 from cqrs_celery.backends.opening import open_event_store
-from cqrs_celery.backends.postgresql.event_store import NOT_SETTLED, PostgresqlEventStore, Settled
+from cqrs_celery.backends.postgresql.event_store import PostgresqlEventStore
+from cqrs_celery.backends.postgresql.gaps import NOT_SETTLED, Settled
 from cqrs_celery.backends.sql import outbox as sql_outbox
+from cqrs_celery.backends.sql.appending import LeaseCheck
 from cqrs_celery.backends.sql.batch import Batch
-from cqrs_celery.backends.sql.event_store import LeaseCheck, SqlEventStore
+from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.backends.sql.failures import Failure
 from cqrs_celery.backends.sql.rights import SEQUENCES, TABLES, check_rights
 from cqrs_celery.backends.sql.schema import check_schema, create_schema
@@ -139,7 +141,7 @@ class TestPostgresqlEventStoreWithAnEngineOfTheApplications(EventStoreContract):
 class PortableStore(PostgresqlEventStore):
     """Append with the statements that every engine knows."""
 
-    _write_alone = SqlEventStore._write_alone
+    _append_in_own_transaction = SqlEventStore._append_in_own_transaction
     write = SqlEventStore.write_portably
 
 
@@ -190,7 +192,7 @@ def test_a_reader_stops_in_front_of_a_gap_that_may_still_be_filled(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given an append that has its position and is not committed, and one that came after it
-    monkeypatch.setattr("cqrs_celery.backends.postgresql.event_store.GAP_WAIT_S", 0.2)
+    monkeypatch.setattr("cqrs_celery.backends.postgresql.gaps.GAP_WAIT_S", 0.2)
     has_position, may_commit = threading.Event(), threading.Event()
 
     def hold(lease: Lease) -> bool:
@@ -231,7 +233,7 @@ def two_phase_store(fresh_postgres_node: PostgresNode) -> Iterator[PostgresqlEve
 def test_a_reader_stops_in_front_of_an_append_that_is_prepared_for_a_two_phase_commit(
     two_phase_store: PostgresqlEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cqrs_celery.backends.postgresql.event_store.GAP_WAIT_S", 0.2)
+    monkeypatch.setattr("cqrs_celery.backends.postgresql.gaps.GAP_WAIT_S", 0.2)
     store = two_phase_store
     append(store, BOLT, NO_STREAM, event())
     with closing(store.engine.raw_connection()) as pooled:
@@ -250,7 +252,7 @@ def test_a_reader_stops_in_front_of_an_append_that_is_prepared_for_a_two_phase_c
 def test_an_append_that_is_prepared_while_a_reader_waits_for_it_is_not_passed(
     two_phase_store: PostgresqlEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cqrs_celery.backends.postgresql.event_store.GAP_WAIT_S", 3)
+    monkeypatch.setattr("cqrs_celery.backends.postgresql.gaps.GAP_WAIT_S", 3)
     store = two_phase_store
     append(store, BOLT, NO_STREAM, event())
     with closing(store.engine.raw_connection()) as pooled:
@@ -259,13 +261,13 @@ def test_an_append_that_is_prepared_while_a_reader_waits_for_it_is_not_passed(
         append_by_hand(other, NUT)
         append(store, BOLT, 1, event())
         looks: list[set[str]] = []
-        look = store._appending
+        look = store.gaps.appending
 
         def noted(what: str) -> set[str]:
             looks.append(look(what))
             return looks[-1]
 
-        monkeypatch.setattr(store, "_appending", noted)
+        monkeypatch.setattr(store.gaps, "appending", noted)
         found: list[Any] = []
         reader = threading.Thread(target=lambda: found.extend(store.read_all()))
         reader.start()
@@ -302,12 +304,12 @@ def test_numbers_that_were_settled_before_connections_were_lost_are_so_no_more(
     # given a reader that knows of no number up to 1,000 that may still come
     store = opened()
     append(store, BOLT, NO_STREAM, event())
-    store._settled = Settled(1_000, store._present("look").of)
+    store.gaps.settled = Settled(1_000, store.gaps.present("look").of)
     # when the server has ended its connections, as when it goes back to an earlier state
     end_connections(store, postgres_node)
     store.read_all()
     # then it knows of none
-    assert store._settled == NOT_SETTLED
+    assert store.gaps.settled == NOT_SETTLED
 
 
 @needs_pgbouncer
@@ -329,7 +331,7 @@ def test_numbers_that_were_settled_before_a_restore_behind_a_pooler_are_so_no_mo
         burn_number(direct)
         append(direct, BOLT, 1, *events(8))
         assert len(reader.read_all()) == 9
-        assert reader._settled.position == 10
+        assert reader.gaps.settled.position == 10
         # when it is restored while the reader is idle, and has more events than it had
         direct.close()
         node.kill()
@@ -404,9 +406,9 @@ def test_a_reader_at_a_gap_looks_less_and_less_often(
         looks.append(what)
         return {"3/14"}
 
-    monkeypatch.setattr(store, "_appending", appending)
+    monkeypatch.setattr(store.gaps, "appending", appending)
     # when a reader waits for it for two seconds
-    assert not store._settle_gaps("read")
+    assert not store.gaps.settle("read")
     # then it has looked a few dozen times, not hundreds
     assert 10 < len(looks) < 40
 
@@ -787,18 +789,18 @@ def raised(store: SqlEventStore, code: str, said: str = "said by the test") -> E
 def test_what_a_server_answers_in_a_failover_is_tried_again(
     store: PostgresqlEventStore, code: str
 ) -> None:
-    assert store.failure(raised(store, code)) is Failure.AWAY
+    assert store.rules.failure(raised(store, code)) is Failure.AWAY
 
 
 def test_of_the_errors_of_one_code_those_of_a_recovery_are_tried_again(
     store: PostgresqlEventStore,
 ) -> None:
     said = "cannot assign TransactionIds during recovery"
-    assert store.failure(raised(store, "55000", said)) is Failure.AWAY
+    assert store.rules.failure(raised(store, "55000", said)) is Failure.AWAY
     said = "cannot update table because it does not have a replica identity"
-    assert store.failure(raised(store, "55000", said)) is Failure.OTHER
+    assert store.rules.failure(raised(store, "55000", said)) is Failure.OTHER
     # nor is a transaction whose earlier error somebody has swallowed
-    assert store.failure(raised(store, "25P02")) is Failure.OTHER
+    assert store.rules.failure(raised(store, "25P02")) is Failure.OTHER
 
 
 @pytest.mark.parametrize("setting", ["idle_in_transaction_session_timeout", "transaction_timeout"])
@@ -883,9 +885,9 @@ def test_a_driver_s_errors_without_a_code_mean_a_broken_connection(
     driver: Any = store.engine.dialect.loaded_dbapi
     derived = type("ConnectionTimeout", (driver.OperationalError,), {})
     for cls in (driver.OperationalError, driver.InterfaceError, driver.DatabaseError, derived):
-        assert store.failure(cls("SSL SYSCALL error: EOF detected")) is Failure.AWAY
+        assert store.rules.failure(cls("SSL SYSCALL error: EOF detected")) is Failure.AWAY
     for cls in (driver.ProgrammingError, driver.DataError, driver.NotSupportedError, ValueError):
-        assert store.failure(cls("no such thing")) is Failure.OTHER
+        assert store.rules.failure(cls("no such thing")) is Failure.OTHER
 
 
 READ_ONLY = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
@@ -896,7 +898,7 @@ def demote(store: PostgresqlEventStore) -> None:
     append(store, NUT, ANY_VERSION, event())
     with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(READ_ONLY))
-    for pooled in store._kept._idle:
+    for pooled in store.kept._idle:
         with pooled.dbapi_connection.cursor() as cursor:
             cursor.execute(READ_ONLY)
 
@@ -1010,7 +1012,9 @@ READS: dict[str, Callable[[PostgresqlEventStore], object]] = {
     "who leads": lambda store: store.leadership("shop", broker="redis").led(),
     "subscribers": lambda store: store.outbox.subscribers("shop"),
     "check the tables": check_schema,
-    "append again": lambda store: store._find(Batch.of([StreamAppend(NUT, NO_STREAM, events(1))])),
+    "append again": lambda store: store.find_committed(
+        Batch.of([StreamAppend(NUT, NO_STREAM, events(1))])
+    ),
 }
 
 
@@ -1023,7 +1027,7 @@ def test_a_connection_to_a_server_that_has_become_read_only_is_replaced(
     # when something is written, then it is, on a connection to the primary
     use(store)
     # and nothing is left of the others
-    for pooled in store._kept._idle:
+    for pooled in store.kept._idle:
         with pooled.dbapi_connection.cursor() as cursor:
             cursor.execute("SHOW transaction_read_only")
             assert cursor.fetchall() == [("off",)]
@@ -1159,7 +1163,7 @@ def test_a_statement_of_the_application_s_own_on_a_lost_connection_is_unavailabi
     # when that comes, then the error is ours: a command is tried again
     with pytest.raises(StoreUnavailable, match=r"postgresql://127\.0\.0\.1") as lost:
         insert_row(transaction.connection, "1")
-    assert store.failure(lost.value.__cause__ or ValueError()) is Failure.AWAY
+    assert store.rules.failure(lost.value.__cause__ or ValueError()) is Failure.AWAY
     transaction.rollback()
     # and any other error is its own
     transaction = store.begin()
@@ -1186,7 +1190,7 @@ def test_a_read_that_a_replica_ends_for_its_recovery_is_done_again(
     store = opened()
     append(store, NUT, NO_STREAM, event())
     failures = [raised(store, "40001") for _ in range(2)]
-    for owner, name in ((store._kept, "run"), (Connection, "execute")):
+    for owner, name in ((store.kept, "run"), (Connection, "execute")):
         real = getattr(owner, name)
 
         def end_some(*args: Any, real: Any = real, **options: Any) -> Any:
@@ -1371,7 +1375,7 @@ def test_statements_that_the_server_no_longer_knows_are_run_unprepared(
         version = append(store, BOLT, ANY_VERSION, event()).versions[0]
         append(store, BOLT, version, event(), event())
         assert len(store.read_stream(BOLT)) == version + 2
-        (pooled,) = store._kept._idle
+        (pooled,) = store.kept._idle
         with pooled.dbapi_connection.cursor() as cursor:
             cursor.execute(statement)
         # then everything is done all the same, once
@@ -1388,7 +1392,7 @@ def test_statements_that_somebody_else_has_prepared_are_run_unprepared(opened: O
     # given a connection on which the names are taken
     store = opened()
     append(store, BOLT, NO_STREAM, event())
-    (pooled,) = store._kept._idle
+    (pooled,) = store.kept._idle
     pooled.info.clear()
     # then nothing is missing
     assert append(store, BOLT, 1, event()).versions == (2,)
@@ -1449,7 +1453,7 @@ def test_a_read_that_a_replica_cancels_is_repeated(
             raise answer
         return answer
 
-    monkeypatch.setattr(store._kept_to_read, "run", run)
+    monkeypatch.setattr(store.kept_to_read, "run", run)
     # then nobody hears of it
     assert store.read_stream(BOLT) == []
     # when it always does
@@ -1510,7 +1514,7 @@ def test_two_purges_at_once_share_the_commands_and_neither_waits_for_a_frozen_on
     for version in range(5):
         record = CommandRecord(f"c-{version}", "1", -1)
         store.append([StreamAppend(BOLT, version, events(1))], command=record)
-    change, is_frozen, thaw = store.changed, threading.Event(), threading.Event()
+    change, is_frozen, thaw = store.rules.changed, threading.Event(), threading.Event()
 
     def freeze(connection: Connection, statement: Any) -> int:
         deleted = change(connection, statement)
@@ -1519,11 +1523,11 @@ def test_two_purges_at_once_share_the_commands_and_neither_waits_for_a_frozen_on
         return deleted
 
     # when a process is frozen right after the statement of its purge
-    monkeypatch.setattr(store, "changed", freeze)
+    monkeypatch.setattr(store.rules, "changed", freeze)
     frozen = threading.Thread(target=store.forget_expired_commands)
     frozen.start()
     assert is_frozen.wait(30)
-    monkeypatch.setattr(store, "changed", change)
+    monkeypatch.setattr(store.rules, "changed", change)
     # then another one deletes the others
     assert [forget_within(store, 20) for _ in range(3)] == [2, 1, 0]
     thaw.set()
@@ -1536,7 +1540,7 @@ def test_a_process_that_is_frozen_while_it_registers_a_subscriber_holds_up_nobod
     # given a subscriber, and a process that is frozen right after it has changed it
     subscriber = Subscriber("task", ("a",), "queue", ("", "", "", "", ""))
     store.outbox.register("shop", subscriber)
-    change, is_frozen, thaw = store.changed, threading.Event(), threading.Event()
+    change, is_frozen, thaw = store.rules.changed, threading.Event(), threading.Event()
 
     def freeze(connection: Connection, statement: Any) -> int:
         changed = change(connection, statement)
@@ -1544,11 +1548,11 @@ def test_a_process_that_is_frozen_while_it_registers_a_subscriber_holds_up_nobod
         assert thaw.wait(30)
         return changed
 
-    monkeypatch.setattr(store, "changed", freeze)
+    monkeypatch.setattr(store.rules, "changed", freeze)
     frozen = threading.Thread(target=store.outbox.register, args=("shop", subscriber))
     frozen.start()
     assert is_frozen.wait(30)
-    monkeypatch.setattr(store, "changed", change)
+    monkeypatch.setattr(store.rules, "changed", change)
     # when another one registers it
     other = threading.Thread(
         target=store.outbox.register, args=("shop", subscriber._replace(topics=("a", "b")))

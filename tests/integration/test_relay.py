@@ -29,7 +29,7 @@ from cqrs_celery.app.relaying import CeleryDestination, RelayParts
 from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.redis.relay_queue import RelayQueue
 from cqrs_celery.backends.redis.unhandled import PlacesGiven
-from cqrs_celery.backends.sql import leading
+from cqrs_celery.backends.sql import leading, relay_rows
 from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.backends.sql.schema import create_schema
 from cqrs_celery.errors import BrokerConflict
@@ -612,7 +612,7 @@ def test_of_applications_that_claim_one_broker_at_the_same_moment_one_leads_in_t
     # given two applications that have both looked whether another one leads, and seen none
     first, second = (bench.parts_of(name).leadership for name in ("inventory", "sales"))
     broker_id = bench.destination.broker_id()
-    is_there = second._is_there
+    is_there = second.rows.is_there
     looks: list[bool] = []
 
     def look_before_the_first_claims(query: Any) -> bool:
@@ -622,9 +622,9 @@ def test_of_applications_that_claim_one_broker_at_the_same_moment_one_leads_in_t
             assert first.claim(broker_id)
         return found
 
-    monkeypatch.setattr(second, "_is_there", look_before_the_first_claims)
+    monkeypatch.setattr(second.rows, "is_there", look_before_the_first_claims)
     # when the second claims all the same, by a statement that did not see the first one's
-    monkeypatch.setattr(leading, "exists", lambda query: false() if looks == [False] else query)
+    monkeypatch.setattr(relay_rows, "exists", lambda query: false() if looks == [False] else query)
     assert not second.claim(broker_id)
     # then it has withdrawn
     assert looks == [False]
@@ -650,7 +650,7 @@ def test_what_a_former_leader_remembers_changes_nothing_for_other_applications_e
     # when the former one goes on
     assert not former.save_checkpoint(late)
     former.former_broker_id, former.broker_id = broker_id, "another"
-    former.take_along()
+    former.note_new_broker_id()
     # then nobody's row is its
     assert other.checkpoint() == present.checkpoint() == early
     assert [led.broker_id for led in (other.led(), present.led()) if led] == [broker_id] * 2

@@ -50,6 +50,7 @@ class SqlContract(SnapshotStoreContract):
     def prepare(self, snapshots: SnapshotStore, streams: Iterable[StreamName]) -> None:
         assert isinstance(snapshots, SqlSnapshotStore)
         store = snapshots._store
+        assert isinstance(store, SqlEventStore)
         new = [stream for stream in streams if not store.read_stream(stream, limit=1)]
         if new:
             store.append([StreamAppend(stream, NO_STREAM, events(1)) for stream in new])

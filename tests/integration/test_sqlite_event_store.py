@@ -15,7 +15,8 @@ import pytest
 from sqlalchemy import text
 
 from cqrs_celery.backends.opening import open_event_store
-from cqrs_celery.backends.sql.event_store import LeaseCheck, SqlEventStore
+from cqrs_celery.backends.sql.appending import LeaseCheck
+from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.backends.sql.schema import check_schema, create_schema
 from cqrs_celery.backends.sqlite.event_store import SqliteEventStore
 from cqrs_celery.errors import ConcurrencyError, LeaseLost, SchemaError, StoreUnavailable
@@ -70,7 +71,7 @@ class TestSqliteEventStore(EventStoreContract):
 class PortableStore(SqliteEventStore):
     """Append with the statements that every engine knows."""
 
-    _write_alone = SqlEventStore._write_alone
+    _append_in_own_transaction = SqlEventStore._append_in_own_transaction
     write = SqlEventStore.write_portably
 
 

@@ -300,7 +300,7 @@ WHERE own.application = ? AND own.token = ?)) AND (EXISTS (SELECT cqrs_events.ev
 FROM cqrs_events
 WHERE cqrs_events.row_version > ? AND cqrs_events.row_version <= ? AND cqrs_events.event_id = ?))
 
--- take_along
+-- note_new_broker_id
 UPDATE cqrs_relays SET broker_id=? WHERE cqrs_relays.broker_id = ? AND cqrs_relays.broker_id != ? AND cqrs_relays.broker = ? AND (EXISTS (SELECT own.token
 FROM cqrs_relays AS own
 WHERE own.application = ? AND own.token = ?))

@@ -94,7 +94,7 @@ def test_what_no_waiting_helps_is_misconfigured(store: SqlEventStore, error: Exc
 def test_what_is_away_for_a_while_is_not_misconfigured(
     store: SqlEventStore, error: Exception
 ) -> None:
-    assert store.failure(error) is Failure.AWAY
+    assert store.rules.failure(error) is Failure.AWAY
     meaning = meaning_of(store, "read", error)
     assert isinstance(meaning, StoreUnavailable)
     assert not meaning.is_misconfigured

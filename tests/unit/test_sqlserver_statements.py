@@ -74,7 +74,7 @@ def append_statements(store: SqlServerEventStore) -> list[str]:
     at = datetime(2026, 1, 2, tzinfo=UTC)
     event = NewEvent("e-1", "shop.thing", 1, at, b"{}", Metadata())
     old, new = (StreamName("shop", "Item", name) for name in ("old", "new"))
-    keys = [store._key(stream) for stream in (old, new)]
+    keys = [store.rules.key(stream) for stream in (old, new)]
     one = SimpleNamespace(scalar_one=lambda: 7)
     none = SimpleNamespace(first=lambda: None)
     answers = iter(
@@ -145,13 +145,13 @@ def relay_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
     def note(what: str, *changes: Any) -> None:
         changed.extend(changes)
 
-    leadership._changed = note  # type: ignore[method-assign]
+    leadership.rows.changed = note  # type: ignore[method-assign]
     written = {}
     for name, change in (
         ("claim_relay", lambda: leadership.claim("b")),
         ("renew_relay", leadership.holds),
         ("save_checkpoint", lambda: leadership.save_checkpoint(Place(7, "e"))),
-        ("take_along", leadership.take_along),
+        ("note_new_broker_id", leadership.note_new_broker_id),
         ("move_relay", lambda: leadership.claim("c")),
         ("join_relay", lambda: leadership._join("b")),
         ("release_relay", leadership.release),
@@ -169,7 +169,7 @@ def all_statements(store: SqlServerEventStore) -> dict[str, list[str]]:
         read.append(compiled(statement.params(parameters), store.engine.dialect))
         return [(0, None)] if what == "count what is pending" else []
 
-    store._rows = note  # type: ignore[method-assign]
+    store.rows = note  # type: ignore[method-assign]
     store.read_stream(StreamName("shop", "Item", "1"), after_version=3, limit=10)
     store.read_all(after_position=5)
     store.find_command("c-1")
@@ -303,4 +303,4 @@ def test_every_look_at_a_position_can_seek_in_the_index_of_row_versions(
 def test_what_pyodbc_says_is_understood(
     store: SqlServerEventStore, arguments: tuple[str, str], failure: Failure
 ) -> None:
-    assert store.failure(Error(*arguments)) is failure
+    assert store.rules.failure(Error(*arguments)) is failure

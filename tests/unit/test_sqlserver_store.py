@@ -85,7 +85,7 @@ def test_snapshots_of_another_type_by_spaces_alone_are_not_listed() -> None:
 # Locking
 
 ROWS_OF_APPEND = [
-    ("SELECT cqrs_streams.stream_key", Rows([(SqlServerEventStore._key(None, ITEM), 5, 0)])),  # type: ignore[arg-type]
+    ("SELECT cqrs_streams.stream_key", Rows([(SqlServerEventStore.rules.key(ITEM), 5, 0)])),
     ("AS position \nFROM", Rows([(2_001,)])),
 ]
 
@@ -237,7 +237,7 @@ def test_a_deadlock_in_the_application_s_own_statement_is_a_conflict_a_timeout_i
         "HYT00", "[HYT00] [Microsoft][SQL Server]Lock request time out (1222) (SQLExec)"
     )
     assert isinstance(meaning_of_statement(store, DEADLOCK), TransactionConflict)
-    assert store.failure(timeout) is Failure.BEATEN
+    assert store.rules.failure(timeout) is Failure.BEATEN
     assert meaning_of_statement(store, timeout) is None
 
 

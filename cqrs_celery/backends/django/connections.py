@@ -85,7 +85,7 @@ def lending_engine(alias: str, vendor: str) -> Engine:
 
 
 def is_in_transaction(alias: str) -> bool:
-    """Say whether a transaction of Django's is open in this thread, or its user's to commit."""
+    """Return whether a transaction of Django's is open in this thread, or its user's to commit."""
     wrapper = connections[alias]
     # Before the first connection, get_autocommit would open one.
     return bool(
@@ -130,7 +130,7 @@ def _lend(alias: str) -> Any:
 
 
 class _Lent:
-    """Let a dialect leave a connection as it is: it is lent, and so is its transaction."""
+    """A dialect that leaves a connection as it is: it is lent, and so is its transaction."""
 
     def on_connect(self) -> None:
         """Set nothing up."""
@@ -152,7 +152,7 @@ class _Lent:
 
 
 class _ReadTime(DateTime):
-    """Be a time that Django has read already, and that it writes."""
+    """A time that Django has read already, and that it writes."""
 
     def bind_processor(self, dialect: Dialect) -> None:
         """Leave it to Django."""
@@ -162,19 +162,19 @@ class _ReadTime(DateTime):
 
 
 class LentPsycopg2(_Lent, PGDialect_psycopg2):
-    """Be PostgreSQL's dialect for a lent connection of psycopg2."""
+    """PostgreSQL's dialect for a lent connection of psycopg2."""
 
     supports_statement_cache = True
 
 
 class LentPsycopg(_Lent, PGDialect_psycopg):
-    """Be PostgreSQL's dialect for a lent connection of psycopg 3."""
+    """PostgreSQL's dialect for a lent connection of psycopg 3."""
 
     supports_statement_cache = True
 
 
 class LentSqlite(_Lent, SQLiteDialect_pysqlite):  # type: ignore[misc]
-    """Be SQLite's dialect for a lent connection."""
+    """SQLite's dialect for a lent connection."""
 
     supports_statement_cache = True
     colspecs = {**SQLiteDialect_pysqlite.colspecs, DateTime: _ReadTime}  # noqa: RUF012

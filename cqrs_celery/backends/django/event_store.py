@@ -29,10 +29,13 @@ from ...store.events import (
     StoredEvent,
     StreamAppend,
 )
-from ..postgresql.event_store import NOT_SETTLED, PostgresqlEventStore, Settled
+from ..postgresql.event_store import PostgresqlEventStore
+from ..postgresql.gaps import NOT_SETTLED, Gaps, Settled
 from ..postgresql.prepared import Statement, run_once
+from ..postgresql.rules import PostgresqlRules
+from ..sql.appending import LeaseCheck
 from ..sql.batch import Batch
-from ..sql.event_store import LeaseCheck, SqlEventStore
+from ..sql.event_store import SqlEventStore
 from ..sqlite.event_store import SqliteEventStore
 from .connections import file_of, is_in_transaction, lending_engine, own_engine, vendor_of
 from .transaction import DjangoTransaction
@@ -58,7 +61,7 @@ def open_django_store(url: str, *, lease_check: LeaseCheck | None = None) -> Sql
 
 
 class _Reaching:
-    """Take the errors of Django for those of its driver."""
+    """A store that takes the errors of Django for those of its driver."""
 
     def reach(self, what: str, *, is_replica: bool = False) -> AbstractContextManager[None]:
         """Turn the driver's errors, and Django's, into ours for as long as something is done."""
@@ -77,14 +80,14 @@ def _reaching(driver: AbstractContextManager[None]) -> Iterator[None]:
 
 
 class _Inside(_Reaching, SqlEventStore):
-    """Be the store on the thread's connection of Django's, while a transaction is open there.
+    """The store on the thread's connection of Django's, while a transaction is open there.
 
     Args:
         outer: the store that asks.
         engine: lends that connection.
     """
 
-    def __init__(self, outer: _InDjango, engine: Engine) -> None:
+    def __init__(self, outer: DjangoEventStore, engine: Engine) -> None:
         self._outer = outer
         super().__init__(engine)
         self.where = outer.where
@@ -92,16 +95,13 @@ class _Inside(_Reaching, SqlEventStore):
     # What the database ends is the whole transaction, which is not ours to repeat.
     attempts = 1
 
-    def _reading(self, engine: Engine) -> Engine:
-        return engine
-
     def check_lease(self, lease: Lease | None) -> None:
         self._outer.check_lease(lease)
 
     def committed(self, batch: Batch) -> None:
         self._outer.committed(batch)
 
-    def _write_alone(
+    def _append_in_own_transaction(
         self, batch: Batch, command: CommandRecord | None, lease: Lease | None
     ) -> Committed:
         # A refusal shall cost no more than the append: the transaction can go on.
@@ -117,25 +117,41 @@ class _InsideSqlite(_Inside, SqliteEventStore):
         pass
 
 
-class _InsidePostgresql(_Inside, PostgresqlEventStore):
-    def __init__(self, outer: _InDjango, engine: Engine) -> None:
-        self._local = threading.local()
-        super().__init__(outer, engine)
-        lent: Any = _LentStatements(outer.alias)
-        self._kept = self._kept_to_read = lent
+class _LentRules(PostgresqlRules):
+    """PostgreSQL's rules on a connection of Django's, which stays in its transaction."""
 
-    # What a thread knows of gaps comes from its own transaction, which others do not see.
+    reads_in_autocommit = False
+
+
+class _GapsOfThread(Gaps):
+    """What a thread knows of gaps, from its own transaction, which others do not see."""
+
+    def __init__(self, store: SqlEventStore) -> None:
+        self._local = threading.local()
+        super().__init__(store)
+
     @property
-    def _settled(self) -> Settled:
+    def settled(self) -> Settled:
+        """Up to where no number that is missing can appear, as this thread sees it."""
         return getattr(self._local, "settled", NOT_SETTLED)
 
-    @_settled.setter
-    def _settled(self, settled: Settled) -> None:
+    @settled.setter
+    def settled(self, settled: Settled) -> None:
         self._local.settled = settled
 
 
+class _InsidePostgresql(_Inside, PostgresqlEventStore):
+    rules = _LentRules()
+
+    def __init__(self, outer: DjangoEventStore, engine: Engine) -> None:
+        super().__init__(outer, engine)
+        lent: Any = _LentStatements(outer.alias)
+        self.kept = self.kept_to_read = lent
+        self.gaps = _GapsOfThread(self)
+
+
 class _LentStatements:
-    """Run statements on the thread's connection of Django's; see `KeptConnections`."""
+    """Statements on the thread's connection of Django's; see `KeptConnections`."""
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
@@ -150,8 +166,8 @@ class _LentStatements:
         pass
 
 
-class _InDjango(_Reaching, SqlEventStore):
-    """Be a store in a database of Django's.
+class DjangoEventStore(_Reaching, SqlEventStore):
+    """A store in a database of Django's.
 
     Args:
         alias: the database's.
@@ -190,7 +206,7 @@ class _InDjango(_Reaching, SqlEventStore):
         Raises:
             StoreUnavailable: the server does not answer.
         """
-        return DjangoTransaction(self, is_enclosing=is_enclosing)
+        return DjangoTransaction(self, self.inside, self.alias, is_enclosing=is_enclosing)
 
     def committed(self, batch: Batch) -> None:
         """Do what follows a commit; after Django's, if that is still to come."""
@@ -223,30 +239,28 @@ class _InDjango(_Reaching, SqlEventStore):
         read = self.inside.read_all if self.is_in_transaction else super().read_all
         return read(after_position=after_position, limit=limit)
 
-    def _find(self, batch: Batch) -> Committed | None:
-        find = self.inside._find if self.is_in_transaction else super()._find
-        return find(batch)
-
-    def _rows(self, statement: Any, what: str, reader: Any = None, **parameters: Any) -> Any:
+    def rows(self, statement: Any, what: str, reader: Any = None, **parameters: Any) -> Any:
+        """Run a statement that reads, in the transaction that is open here, if one is."""
         if self.is_in_transaction:
-            return self.inside._rows(statement, what, **parameters)
-        return super()._rows(statement, what, reader, **parameters)
+            return self.inside.rows(statement, what, **parameters)
+        return super().rows(statement, what, reader, **parameters)
 
 
-class DjangoPostgresqlEventStore(_InDjango, PostgresqlEventStore):
-    """Be an EventStore in a PostgreSQL database of Django's."""
+class DjangoPostgresqlEventStore(DjangoEventStore, PostgresqlEventStore):
+    """An EventStore in a PostgreSQL database of Django's."""
 
     _inside = _InsidePostgresql
     inside: _InsidePostgresql
 
-    def _run(self, kept: Any, what: str, statement: Statement, *arguments: Any) -> list[Any]:
+    def run_kept(self, kept: Any, what: str, statement: Statement, *arguments: Any) -> list[Any]:
+        """Run a statement that reads, in the transaction that is open here, if one is."""
         if self.is_in_transaction:
-            return self.inside._run(self.inside._kept, what, statement, *arguments)
-        return super()._run(kept, what, statement, *arguments)
+            return self.inside.run_kept(self.inside.kept, what, statement, *arguments)
+        return super().run_kept(kept, what, statement, *arguments)
 
 
-class DjangoSqliteEventStore(_InDjango, SqliteEventStore):
-    """Be an EventStore in an SQLite database of Django's."""
+class DjangoSqliteEventStore(DjangoEventStore, SqliteEventStore):
+    """An EventStore in an SQLite database of Django's."""
 
     _inside = _InsideSqlite
 

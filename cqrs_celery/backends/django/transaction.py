@@ -3,50 +3,56 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.db import Error as DjangoError
 from django.db import connections, transaction
 
 from ...errors import StoreError, StoreUnavailable
 from ...store.events import CommandRecord, Committed
+from ..sql.appending import SqlAppending
 from ..sql.batch import Batch
 from ..sql.connecting import meaning_of_statement
 from ..sql.transaction import SqlTransaction
 from .connections import is_in_transaction
 
-if TYPE_CHECKING:
-    from .event_store import _InDjango
-
 
 class _Undone(Exception):
-    """Tell Django to roll back."""
+    """An error by which Django rolls back."""
 
 
 class DjangoTransaction(SqlTransaction):
-    """Be an open transaction of Django's; one append, or `commit`, ends it.
+    """An open transaction of Django's; one append, or `commit`, ends it.
 
     Where another one is around it, that decides in the end. If it is not to enclose a handler, it
     is that one: then its end ends nothing.
+
+    Args:
+        store: the store that begins it.
+        inside: that store on the thread's connection of Django's.
+        alias: the database's.
+        is_enclosing: a handler is called in it.
 
     Attributes:
         connection: Django's, as in `django.db.connections`.
     """
 
-    def __init__(self, store: _InDjango, *, is_enclosing: bool) -> None:
+    def __init__(
+        self, store: SqlAppending, inside: SqlAppending, alias: str, *, is_enclosing: bool
+    ) -> None:
         self._store = store
-        self._inside = store.inside
-        self._alias = store.alias
-        self.connection: Any = connections[store.alias]
+        self._inside = inside
+        self._alias = alias
+        self.connection: Any = connections[alias]
         self._atomic: Any = None
         self._is_lost = False
-        is_outermost = not store.is_in_transaction
+        is_outermost = not is_in_transaction(alias)
         if is_enclosing or is_outermost:
             if is_outermost:
                 self._replace_lost()
             atomic = ExitStack()
             with store.reach("begin a transaction"):
-                atomic.enter_context(transaction.atomic(using=store.alias))
+                atomic.enter_context(transaction.atomic(using=alias))
             atomic.enter_context(self.connection.execute_wrapper(self._watched))
             self._atomic = atomic
 

@@ -26,7 +26,7 @@ _NOT_PREPARED: Final = ("26000", "42P05", "0A000")
 
 
 class Statement(NamedTuple):
-    """Be a statement: its name, its parameters' types, and its text with $1, $2, … once each."""
+    """A statement: its name, its parameters' types, and its text with $1, $2, … once."""
 
     name: str
     types: tuple[str, ...]
@@ -47,7 +47,7 @@ def run_once(connection: Any, statement: Statement, arguments: Sequence[Any]) ->
 
 
 class KeptConnections:
-    """Be connections of an engine's pool that commit each statement, kept from one to the next.
+    """Connections of an engine's pool that commit each statement, kept from one to the next.
 
     Their pool counts them as taken, so at most half of what it may hold is kept here. Safe for
     threads.

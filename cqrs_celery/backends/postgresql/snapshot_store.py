@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from ...store.stream import StreamName
+from ..sql.reading import SqlReading
 from ..sql.snapshot_store import SqlSnapshotStore
 from .prepared import Statement
-
-if TYPE_CHECKING:
-    from .event_store import PostgresqlEventStore
 
 _READ: Final = Statement(
     "cqrs_read_from_snapshot",
@@ -29,15 +27,17 @@ _READ: Final = Statement(
 
 
 class PostgresqlSnapshotStore(SqlSnapshotStore):
-    """Be a SnapshotStore in PostgreSQL.
+    """A SnapshotStore in PostgreSQL.
 
     Args:
         store: the event store of the same streams, whose connections it uses.
+        read: runs a prepared statement that reads of a stream: stream, what is done, statement,
+            arguments.
     """
 
-    def __init__(self, store: PostgresqlEventStore) -> None:
+    def __init__(self, store: SqlReading, read: Callable[..., Sequence[Any]]) -> None:
         super().__init__(store)
-        self._read = store.read_kept
+        self._read = read
 
     def _rows_with_newer(self, stream: StreamName, what: str, schema_version: int) -> Sequence[Any]:
         return self._read(stream, what, _READ, stream.key, schema_version)

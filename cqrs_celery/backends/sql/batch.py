@@ -16,7 +16,7 @@ REMEMBERED_S: Final = 600
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Be what one append writes.
+    """What one append writes.
 
     Attributes:
         appends: as they were given.
@@ -64,7 +64,7 @@ class Batch:
 
 
 class VersionRefused(Exception):
-    """Say which of a batch's streams, by index, is at which version instead."""
+    """A stream of a batch, named by its index, is at another version than was expected."""
 
     def __init__(self, index: int, found: int) -> None:
         super().__init__(index, found)
@@ -73,7 +73,7 @@ class VersionRefused(Exception):
 
 
 class CommandRefused(Exception):
-    """Say that the command has committed before."""
+    """The command has committed before."""
 
 
 def beaten(batch: Batch, reason: BaseException) -> ConcurrencyError:

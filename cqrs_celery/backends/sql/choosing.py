@@ -9,8 +9,9 @@ from ...errors import InvalidSetting
 from ..postgresql.event_store import PostgresqlEventStore
 from ..sqlite.event_store import SqliteEventStore, prepare_engine
 from ..sqlserver.event_store import SqlServerEventStore
+from .appending import LeaseCheck
 from .engine import driver_refusal, make_engine, parse_url
-from .event_store import LeaseCheck, SqlEventStore
+from .event_store import SqlEventStore
 
 _STORES: dict[str, type[SqlEventStore]] = {
     "postgresql": PostgresqlEventStore,

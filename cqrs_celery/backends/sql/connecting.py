@@ -9,16 +9,13 @@ connection is asked before: one round trip, which an append alone does not pay.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 
 from ...errors import StoreUnavailable, TransactionConflict
-from .failures import driver_text, meaning_of
-
-if TYPE_CHECKING:
-    from .event_store import SqlEventStore
+from .failures import Database, driver_text, meaning_of
 
 #: What was tried, in the error of a statement of the application's own.
 STATEMENT = "run a statement in the transaction"
@@ -28,7 +25,16 @@ STATEMENT = "run a statement in the transaction"
 _STORE = "cqrs_store"
 
 
-def connect(store: SqlEventStore) -> Connection:
+class Connectable(Database, Protocol):
+    """A database to which transactions are opened, on an engine."""
+
+    engine: Engine
+
+    def serves(self, connection: Any) -> bool:
+        """Return whether the server serves a connection of the driver's, and lets it write."""
+
+
+def connect(store: Connectable) -> Connection:
     """Return a connection that the server serves; one that it does not is replaced, once.
 
     Raises:
@@ -60,7 +66,7 @@ def discard(connection: Connection) -> None:
         connection.close()
 
 
-def watch(connection: Connection, store: SqlEventStore) -> Connection:
+def watch(connection: Connection, store: Connectable) -> Connection:
     """Turn errors of the application's statements into ours, if the statements are not to blame.
 
     That is, if the server is away, or has ended the transaction for the sake of another one. All
@@ -85,16 +91,16 @@ def _translate(context: ExceptionContext) -> Exception | None:
     return meaning
 
 
-def meaning_of_statement(store: SqlEventStore, error: BaseException) -> Exception | None:
+def meaning_of_statement(store: Database, error: BaseException) -> Exception | None:
     """Return the error of ours that the failure of an application's own statement means.
 
     Returns:
         StoreUnavailable or TransactionConflict, by which a handler is tried again; None if the
         statement is to blame.
     """
-    if store.is_away(error):
+    if store.rules.is_away(error):
         return meaning_of(store, STATEMENT, error)
-    if store.is_deadlock(error):
+    if store.rules.is_deadlock(error):
         return TransactionConflict(
             f"could not {STATEMENT}: {store.where} ended it for the sake of another one"
             f" ({driver_text(error)}). Nothing was written. Repeat the command.",

@@ -25,7 +25,7 @@ SQLITE_BUSY_S: Final = 30.0
 
 
 class Driver(NamedTuple):
-    """Be a driver: its name in a URL, the module that it is, and how to install it."""
+    """A driver: its name in a URL, the module that it is, and how to install it."""
 
     name: str
     module: str

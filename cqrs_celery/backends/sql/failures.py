@@ -17,7 +17,7 @@ from ...errors import SchemaError, StoreError, StoreUnavailable
 
 
 class Failure(Enum):
-    """Be what a driver's error means."""
+    """What a driver's error means."""
 
     #: The server does not answer, takes no more, or is not the one that writes (any more).
     AWAY = auto()
@@ -32,23 +32,37 @@ class Failure(Enum):
 
 
 class TransactionBeaten(Exception):
-    """Say that the database ended a transaction for the sake of another one; repeat it."""
+    """The database ended a transaction for the sake of another one. It may be repeated."""
 
 
 class AlreadyThere(Exception):
-    """Say that an event, a stream or a command was there already."""
+    """An event, a stream or a command was there already."""
 
 
-class Dialect(Protocol):
-    """Know an engine's errors."""
-
-    where: str
+class ErrorRules(Protocol):
+    """What an engine's errors mean."""
 
     def failure(self, error: BaseException) -> Failure:
         """Return what a driver's error means."""
 
     def is_misconfigured(self, error: BaseException) -> bool:
         """Return whether the URL is to blame for the server's being away."""
+
+    def is_away(self, error: BaseException) -> bool:
+        """Return whether a statement of the application's own failed since the server is away."""
+
+    def is_deadlock(self, error: BaseException) -> bool:
+        """Return whether the database ended the transaction in the application's statement."""
+
+
+class Database(Protocol):
+    """A database that is reached, by connections that may be lost."""
+
+    where: str
+
+    @property
+    def rules(self) -> ErrorRules:
+        """What its errors mean."""
 
     def forget_lost(self) -> None:
         """Throw away connections that may be lost, as one of them is."""
@@ -64,12 +78,12 @@ def driver_error(error: BaseException) -> BaseException:
 
 @contextmanager
 def reaching(
-    dialect: Dialect, what: str, drivers: type[Exception], *, replica: str | None = None
+    database: Database, what: str, drivers: type[Exception], *, replica: str | None = None
 ) -> Iterator[None]:
     """Turn the errors of a driver, and of SQLAlchemy, into ours.
 
     Args:
-        dialect: knows them.
+        database: knows them, and whose connections are thrown away.
         what: is being done: "read Order-42".
         drivers: the base of the driver's errors.
         replica: names the replica in errors, if that is asked; None for the primary.
@@ -81,7 +95,7 @@ def reaching(
         AlreadyThere: to be looked at.
         StoreError: anything else that the database refuses.
     """
-    named = _named(dialect, replica)
+    named = _named(database, replica)
     try:
         yield
     except PoolTimeoutError as error:
@@ -90,30 +104,30 @@ def reaching(
             " threads share the store, or give it an engine with a larger pool."
         ) from error
     except (SQLAlchemyError, drivers) as error:
-        meaning = meaning_of(dialect, what, driver_error(error), replica=replica)
+        meaning = meaning_of(database, what, driver_error(error), replica=replica)
         if isinstance(meaning, StoreUnavailable):
             if replica is None:
-                dialect.forget_lost()
+                database.forget_lost()
             else:
-                dialect.forget_lost_replica()
+                database.forget_lost_replica()
         raise meaning from error
 
 
-def _named(dialect: Dialect, replica: str | None) -> str:
-    return dialect.where if replica is None else f"the replica {replica}"
+def _named(database: Database, replica: str | None) -> str:
+    return database.where if replica is None else f"the replica {replica}"
 
 
 def meaning_of(
-    dialect: Dialect, what: str, error: BaseException, *, replica: str | None = None
+    database: Database, what: str, error: BaseException, *, replica: str | None = None
 ) -> Exception:
     """Return the error of ours that a driver's error means; see `reaching`."""
-    failure, said = dialect.failure(error), driver_text(error)
-    named = _named(dialect, replica)
+    failure, said = database.rules.failure(error), driver_text(error)
+    named = _named(database, replica)
     if failure is Failure.BEATEN:
         return TransactionBeaten(said)
     if failure is Failure.TAKEN:
         return AlreadyThere(said)
-    if failure is Failure.AWAY and dialect.is_misconfigured(error):
+    if failure is Failure.AWAY and database.rules.is_misconfigured(error):
         return StoreUnavailable(
             f"could not {what}: {named} can't be opened ({_refusal(error)}). Correct its URL, or"
             " make what that names.",

@@ -1,4 +1,4 @@
-"""Let one of several relays be the active one, by a lease in the database.
+"""Leadership among relays: one of several is the active one, by a lease in the database.
 
     leadership = store.leadership("shop", broker="redis://…")
     if leadership.claim(broker_id, next_number):
@@ -19,32 +19,23 @@ nobody else knows of: it leads, also in place of one that leads already.
 
 from __future__ import annotations
 
-import os
 import secrets
-import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, and_, exists, insert, or_, select, true, update
+from sqlalchemy import or_, select, update
 
 from ...store.events import Place
-from .tables import checkpoints, events, relays
-
-if TYPE_CHECKING:
-    from .event_store import SqlEventStore
+from .access import SqlAccess
+from .relay_rows import NOBODY, RelayRows
+from .tables import relays
 
 #: Seconds for which a leader leads without renewing.
 LEASE_S: Final = 4.0
 
 #: Seconds after which it renews; in between it only looks.
 RENEW_S: Final = 1.0
-
-#: The name of the checkpoint of the time when a store had one relay.
-OLD_CHECKPOINT: Final = "relay"
-
-#: A claim that is nobody's.
-_NOBODY: Final = ""
 
 
 class Led(NamedTuple):
@@ -79,6 +70,7 @@ class Leadership:
         lease_s: seconds for which a claim holds without being renewed.
 
     Attributes:
+        rows: the rows that the lease is in.
         token: tells the present claim from all others; empty without one.
         broker_id: the broker that is relayed to; empty if it has no id.
         former_broker_id: the one before it, if what that had is to be given again; empty if not.
@@ -87,15 +79,15 @@ class Leadership:
     """
 
     def __init__(
-        self, store: SqlEventStore, application: str, *, broker: str, lease_s: float = LEASE_S
+        self, store: SqlAccess, application: str, *, broker: str, lease_s: float = LEASE_S
     ) -> None:
         self._store = store
         self._application = application
         self._broker = broker
-        self._lease_ms = int(lease_s * 1000)
-        self._engine = store.engine.execution_options(isolation_level="AUTOCOMMIT")
+        lease_ms = int(lease_s * 1000)
+        self.rows = RelayRows(store, application, broker=broker, lease_ms=lease_ms)
         self._renewed_at = 0.0
-        self.token = _NOBODY
+        self.token = NOBODY
         self.broker_id = ""
         self.former_broker_id = ""
         self.is_first = False
@@ -113,17 +105,17 @@ class Leadership:
             SchemaError: the tables are missing or of another version.
             StoreUnavailable: the server does not answer.
         """
-        row = self._first(
+        row = self.rows.first(
             "look up the active relay",
             relays.c.leader,
             relays.c.broker_id,
             relays.c.broker,
             relays.c.lease_until_ms,
-            self._store.now_ms().label("now_ms"),
+            self._store.rules.now_ms().label("now_ms"),
         )
         if row is None:
             return None
-        is_live = self._is_until(row.lease_until_ms, row.now_ms)
+        is_live = self.rows.is_until(row.lease_until_ms, row.now_ms)
         return Led(row.leader, row.broker_id, row.broker, row.lease_until_ms, is_live)
 
     def leader_of_another(self, broker_id: str) -> tuple[str, str] | None:
@@ -143,10 +135,10 @@ class Leadership:
         live = select(relays.c.leader, relays.c.application).where(
             relays.c.broker_id == broker_id,
             relays.c.broker_id != "",
-            ~self._is_mine(),
-            relays.c.lease_until_ms > store.now_ms(),
+            ~self.rows.is_mine(),
+            relays.c.lease_until_ms > store.rules.now_ms(),
         )
-        rows = store._rows(live, "look up the active relay", store._primary_reader)
+        rows = store.rows(live, "look up the active relay", store.primary_reader)
         return (str(rows[0][0]), str(rows[0][1])) if rows else None
 
     def claim(self, broker_id: str, next_number: Callable[[], int] = _no_number) -> bool:
@@ -165,68 +157,35 @@ class Leadership:
         """
         led = self.seen = self.led()
         if led is None:
-            self._make_row()
+            self.rows.make()
         elif led.is_live:
             return False
         known = "" if led is None else led.broker_id
         is_new = led is None or not (led.broker_id or led.leader)
         is_moved = known != broker_id and not is_new
         # A broker that has lost its data concerns all that have it: who is alive sees to it.
-        rivals = self._live(known, self._broker) if is_moved else self._live(broker_id)
-        if self._is_there(rivals):
+        rivals = self.rows.live(known, self._broker) if is_moved else self.rows.live(broker_id)
+        if self.rows.is_there(rivals):
             if is_new:
                 self._join(broker_id)
             return False
         claimed_at = time.monotonic()
         token = f"{next_number()}.{secrets.token_hex(8)}"
-        changes = [self._taking(known, broker_id, rivals, token)]
+        changes = [self.rows.taking(known, broker_id, rivals, token)]
         if is_moved:
-            changes.append(self._ending_others(broker_id, token))
-        row = self._changed("become the active relay", *changes)
+            changes.append(self.rows.ending_others(broker_id, token))
+        row = self.rows.changed("become the active relay", *changes)
         if row is None or row.token != token:
             return False
         self.token = token
         self.broker_id, self._renewed_at, self.is_first = broker_id, claimed_at, is_new
         if is_moved:
             self.former_broker_id = known
-        if self._is_there(self._live(broker_id)):
+        if self.rows.is_there(self.rows.live(broker_id)):
             # Another one claimed at the same moment, and may not have seen this one.
             self.release()
             return False
         return True
-
-    def _taking(self, known: str, broker_id: str, rivals: Any, token: str) -> Any:
-        """Return the statement that writes a claim into the row, if that is free and as it was."""
-        now_ms = self._store.now_ms()
-        return (
-            update(relays)
-            .where(
-                self._is_mine(),
-                relays.c.broker_id == known,
-                or_(relays.c.lease_until_ms <= now_ms, relays.c.lease_until_ms > self._too_late()),
-                ~exists(rivals),
-            )
-            .values(
-                token=token,
-                leader=_me(),
-                lease_until_ms=now_ms + self._lease_ms,
-                broker_id=broker_id,
-                broker=self._broker,
-            )
-        )
-
-    def _ending_others(self, broker_id: str, token: str) -> Any:
-        """Return the statement that ends the leases of other applications at a broker."""
-        return (
-            update(relays)
-            .where(
-                relays.c.application != self._application,
-                relays.c.broker_id == broker_id,
-                relays.c.broker_id != "",
-                self._still_has_claim(token),
-            )
-            .values(token=_NOBODY, lease_until_ms=0)
-        )
 
     def _join(self, broker_id: str) -> None:
         """Note which broker this application has, while another one's relay serves it.
@@ -234,9 +193,9 @@ class Leadership:
         What the row may have from before is of the time when all had one checkpoint.
         """
         if broker_id:
-            change = update(relays).where(self._is_mine(), relays.c.broker_id == "")
+            change = update(relays).where(self.rows.is_mine(), relays.c.broker_id == "")
             values = {"broker_id": broker_id, "broker": self._broker, "position": None}
-            self._changed("remember the relay's broker", change.values(values))
+            self.rows.changed("remember the relay's broker", change.values(values))
 
     def holds(self) -> bool:
         """Return whether the claim still holds; the lease is renewed now and then.
@@ -247,17 +206,19 @@ class Leadership:
         now = time.monotonic()
         what = "renew the active relay's lease"
         if now - self._renewed_at < RENEW_S:
-            row = self._first(what, relays.c.token)
+            row = self.rows.first(what, relays.c.token)
             return row is not None and row.token == self.token
-        now_ms = self._store.now_ms()
+        now_ms = self._store.rules.now_ms()
         # One that has ended stays ended: another application may lead for this one by now.
-        renewal = update(relays).where(self._has_claim(), relays.c.lease_until_ms > now_ms)
-        row = self._changed(what, renewal.values(lease_until_ms=now_ms + self._lease_ms))
+        renewal = update(relays).where(
+            self.rows.has_claim(self.token), relays.c.lease_until_ms > now_ms
+        )
+        row = self.rows.changed(what, renewal.values(lease_until_ms=now_ms + self.rows.lease_ms))
         self._renewed_at = now
         return (
             row is not None
             and row.token == self.token
-            and self._is_until(row.lease_until_ms, row.now_ms)
+            and self.rows.is_until(row.lease_until_ms, row.now_ms)
         )
 
     def release(self) -> None:
@@ -267,9 +228,9 @@ class Leadership:
             StoreUnavailable: the server does not answer; the lease ends by itself.
         """
         if self.token:
-            change = update(relays).where(self._has_claim()).values(lease_until_ms=0)
-            self._changed("give up the active relay's lease", change)
-            self.token = _NOBODY
+            change = update(relays).where(self.rows.has_claim(self.token)).values(lease_until_ms=0)
+            self.rows.changed("give up the active relay's lease", change)
+            self.token = NOBODY
 
     # ------------------------------------------------------------ what belongs to the claim
 
@@ -280,7 +241,7 @@ class Leadership:
             StoreUnavailable: the server does not answer.
         """
         what = "look up the relay's checkpoint"
-        row = self._first(what, relays.c.position, relays.c.event_id)
+        row = self.rows.first(what, relays.c.position, relays.c.event_id)
         return None if row is None or row.position is None else Place(row.position, row.event_id)
 
     def checkpoints(self) -> list[Place]:
@@ -294,10 +255,13 @@ class Leadership:
         store = self._store
         found = (
             select(relays.c.position, relays.c.event_id)
-            .where(or_(self._is_mine(), self._shares_broker()), relays.c.position.is_not(None))
+            .where(
+                or_(self.rows.is_mine(), self.rows.shares_broker(self.broker_id)),
+                relays.c.position.is_not(None),
+            )
             .order_by(relays.c.position)
         )
-        rows = store._rows(found, "look up the relay's checkpoints", store._primary_reader)
+        rows = store.rows(found, "look up the relay's checkpoints", store.primary_reader)
         return [Place(row.position, row.event_id) for row in rows]
 
     def save_checkpoint(self, place: Place) -> bool:
@@ -313,11 +277,11 @@ class Leadership:
             StoreUnavailable: the server does not answer.
         """
         change = update(relays).where(
-            or_(self._is_mine(), self._shares_broker()),
-            self._still_has_claim(self.token),
-            self._has_event(place),
+            or_(self.rows.is_mine(), self.rows.shares_broker(self.broker_id)),
+            self.rows.still_has_claim(self.token),
+            self.rows.has_event(place),
         )
-        row = self._changed(
+        row = self.rows.changed(
             "save the relay's checkpoint",
             change.values(position=place.position, event_id=place.event_id),
         )
@@ -327,7 +291,7 @@ class Leadership:
             and (row.position, row.event_id) == (place.position, place.event_id)
         )
 
-    def take_along(self) -> None:
+    def note_new_broker_id(self) -> None:
         """Note the broker's new id for the applications that had its former one, by the same name.
 
         Only a broker that has lost its data has another id under the same name.
@@ -339,118 +303,6 @@ class Leadership:
             relays.c.broker_id == self.former_broker_id,
             relays.c.broker_id != "",
             relays.c.broker == self._broker,
-            self._still_has_claim(self.token),
+            self.rows.still_has_claim(self.token),
         )
-        self._changed("remember the relay's broker", change.values(broker_id=self.broker_id))
-
-    # ------------------------------------------------------------ inside
-
-    def _is_mine(self) -> Any:
-        return relays.c.application == self._application
-
-    def _has_claim(self) -> Any:
-        return and_(self._is_mine(), relays.c.token == self.token)
-
-    def _shares_broker(self) -> Any:
-        return and_(relays.c.broker_id == self.broker_id, relays.c.broker_id != "")
-
-    def _still_has_claim(self, token: str) -> Any:
-        """Return the condition on other applications' rows that the claim on the own one holds."""
-        own = relays.alias("own")
-        return exists(
-            select(own.c.token).where(own.c.application == self._application, own.c.token == token)
-        )
-
-    def _live(self, broker_id: str, broker: str | None = None) -> Any:
-        """Return the query for other applications that lead at a broker; by its name, too."""
-        other = relays.alias("other")
-        return select(other.c.application).where(
-            other.c.application != self._application,
-            other.c.broker_id == broker_id,
-            other.c.broker_id != "",
-            true() if broker is None else other.c.broker == broker,
-            other.c.lease_until_ms > self._store.now_ms(),
-            other.c.lease_until_ms <= self._too_late(),
-        )
-
-    def _too_late(self) -> Any:
-        """Return a time to which no lease lasts, unless the clock was ahead when it began."""
-        return self._store.now_ms() + 2 * self._lease_ms
-
-    def _is_until(self, until_ms: int, now_ms: int) -> bool:
-        """Return whether a lease until then has not ended."""
-        return now_ms < until_ms <= now_ms + 2 * self._lease_ms
-
-    def _has_event(self, place: Place) -> Any:
-        """Return the condition that the store has the event of a place."""
-        if not place.position or not place.event_id:
-            return true()
-        store = self._store
-        return exists(
-            select(events.c.event_id).where(
-                store._after(place.position - 1),
-                store._up_to(place.position),
-                events.c.event_id == place.event_id,
-            )
-        )
-
-    def _is_there(self, query: Any) -> bool:
-        store = self._store
-        return bool(store._rows(query, "look up the active relay", store._primary_reader))
-
-    def _first(self, what: str, *columns: Any) -> Any:
-        store = self._store
-        rows = store._rows(select(*columns).where(self._is_mine()), what, store._primary_reader)
-        return rows[0] if rows else None
-
-    def _changed(self, what: str, *changes: Any) -> Any:
-        """Change rows; returns the application's own afterwards, by which success is told.
-
-        Each statement commits by itself: a process that is frozen between two has nothing locked.
-        """
-        store = self._store
-        own = select(
-            relays.c.token,
-            relays.c.position,
-            relays.c.event_id,
-            relays.c.lease_until_ms,
-            store.now_ms().label("now_ms"),
-        ).where(self._is_mine())
-
-        def change() -> Any:
-            with self._engine.connect() as connection:
-                for statement in changes:
-                    connection.execute(statement)
-                return connection.execute(own).first()
-
-        # What is repeated does the same: the claim's token is in it.
-        return store.attempt_anew(what, change)
-
-    def _make_row(self) -> None:
-        store = self._store
-        old = store._rows(
-            select(checkpoints.c.position).where(checkpoints.c.name == OLD_CHECKPOINT),
-            "look up the relay's checkpoint",
-            store._primary_reader,
-        )
-        row = {
-            "application": self._application,
-            "broker_id": "",
-            "broker": "",
-            "leader": "",
-            "token": _NOBODY,
-            "lease_until_ms": 0,
-            "position": old[0][0] if old else None,
-            "event_id": "",
-        }
-
-        def make(connection: Connection) -> None:
-            # Another worker may have been quicker.
-            if connection.execute(select(relays.c.token).where(self._is_mine())).first() is None:
-                connection.execute(insert(relays).values(row))
-
-        store.run_each("make the relay's row", make)
-
-
-def _me() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
+        self.rows.changed("remember the relay's broker", change.values(broker_id=self.broker_id))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
@@ -19,10 +19,8 @@ from ...store.events import START, Place, StoredEvent, Subscriber
 from ...store.reading import Reads
 from ...store.refusals import check_text
 from .failures import schema_missing
+from .reading import SqlReading
 from .tables import events, identity, relays, subscribers
-
-if TYPE_CHECKING:
-    from .event_store import SqlEventStore
 
 #: The application of subscribers that were registered before applications were told apart.
 EVERY_APPLICATION: Final = ""
@@ -45,7 +43,7 @@ class SqlOutbox:
         store: whose events it has.
     """
 
-    def __init__(self, store: SqlEventStore) -> None:
+    def __init__(self, store: SqlReading) -> None:
         self.store = store
         self._store_id: str | None = None
 
@@ -125,23 +123,25 @@ class SqlOutbox:
         """
         found = self._first(
             f"look up the last event before position {position}",
-            select(self.store._position(), events.c.event_id)
-            .where(self.store._up_to(position - 1))
-            .order_by(self.store._order().desc())
+            select(self.store.rules.position(), events.c.event_id)
+            .where(self.store.rules.up_to(position - 1))
+            .order_by(self.store.rules.order().desc())
             .limit(1),
         )
         return START if found is None else Place(int(found[0]), found[1])
 
     def last_position(self) -> int:
         """Return the position of the last event; 0 if there is none."""
-        last = select(self.store._position()).order_by(self.store._order().desc()).limit(1)
+        last = (
+            select(self.store.rules.position()).order_by(self.store.rules.order().desc()).limit(1)
+        )
         row = self._first("look up the last position", last)
         return int(row[0]) if row else 0
 
     def pending(self, after_position: int) -> Pending:
         """Return what stands behind a position."""
         statement = select(func.count(), func.min(events.c.recorded_at)).where(
-            self.store._after(after_position)
+            self.store.rules.after(after_position)
         )
         count, oldest = self._first("count what is pending", statement)
         if oldest is not None and oldest.tzinfo is None:
@@ -160,15 +160,15 @@ class SqlOutbox:
         sharing = select(relays.c.application).where(
             relays.c.broker_id == broker_id, relays.c.broker_id != ""
         )
-        rows = self.store._rows(
-            select(self.store._as_text(subscribers.c.subscriber)).where(
+        rows = self.store.rows(
+            select(self.store.rules.as_text(subscribers.c.subscriber)).where(
                 or_(
                     subscribers.c.application.in_((application, EVERY_APPLICATION)),
                     subscribers.c.application.in_(sharing),
                 )
             ),
             "read the subscribers",
-            self.store._primary_reader,
+            self.store.primary_reader,
         )
         return [_decode(row[0]) for row in rows]
 
@@ -191,10 +191,12 @@ class SqlOutbox:
     def _put(self, connection: Connection, application: str, subscriber: Subscriber) -> None:
         values = {
             "subscriber": _encode(subscriber).decode(),
-            "registered_at": self.store._time(datetime.now(UTC)),
+            "registered_at": self.store.rules.to_time(datetime.now(UTC)),
         }
         is_it = _is(application, subscriber.name)
-        if not self.store.changed(connection, update(subscribers).where(is_it).values(**values)):
+        if not self.store.rules.changed(
+            connection, update(subscribers).where(is_it).values(**values)
+        ):
             connection.execute(
                 insert(subscribers).values(application=application, name=subscriber.name, **values)
             )
@@ -220,10 +222,12 @@ class SqlOutbox:
         def remove(connection: Connection) -> int:
             # An UPDATE locks the row on every engine, and what is read after it is the newest.
             same = {"registered_at": subscribers.c.registered_at}
-            if not self.store.changed(connection, update(subscribers).where(is_it).values(same)):
+            if not self.store.rules.changed(
+                connection, update(subscribers).where(is_it).values(same)
+            ):
                 return 0
             newest = (
-                select(self.store._as_text(subscribers.c.subscriber))
+                select(self.store.rules.as_text(subscribers.c.subscriber))
                 .where(is_it)
                 .order_by(subscribers.c.application.desc())
             )
@@ -238,7 +242,7 @@ class SqlOutbox:
         return self.store.transact(f"unregister {name}", remove)
 
     def _first(self, what: str, statement: Any) -> Any:
-        rows = self.store._rows(statement, what, self.store._primary_reader)
+        rows = self.store.rows(statement, what, self.store.primary_reader)
         return rows[0] if rows else None
 
 

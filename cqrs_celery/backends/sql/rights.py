@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.sql import column
 
 from ...errors import StoreError
-from .event_store import SqlEventStore
+from .access import SqlAccess
 
 #: What is done with each table. Events are only ever added.
 TABLES: Final = {
@@ -46,7 +46,7 @@ SEQUENCES: Final = {
 }
 
 
-def check_rights(store: SqlEventStore) -> None:
+def check_rights(store: SqlAccess) -> None:
     """Check that the role of a store's connections may do all that the store does.
 
     Args:
@@ -59,7 +59,7 @@ def check_rights(store: SqlEventStore) -> None:
     """
     if store.engine.dialect.name != "postgresql":
         return
-    found = store._rows(_missing(), "look up the role's rights", store._primary_reader)
+    found = store.rows(_missing(), "look up the role's rights", store.primary_reader)
     if not found:
         return
     role = str(found[0][0])

@@ -17,7 +17,7 @@ from sqlalchemy import Column, Connection, MetaData, String, Table, select
 
 from ...errors import MissingDependency
 from ...extras import how_to_install
-from .event_store import SqlEventStore
+from .access import SqlAccess
 from .failures import schema_missing
 
 #: The table that has the tables' version.
@@ -29,7 +29,7 @@ _alembic_lock = threading.Lock()
 _version: Final = Table(VERSION_TABLE, MetaData(), Column("version_num", String(32)))
 
 
-def create_schema(store: SqlEventStore) -> str:
+def create_schema(store: SqlAccess) -> str:
     """Make the tables, or bring them to this version; returns the version.
 
     What is there already is left alone. On PostgreSQL, SQL Server and SQLite it is one transaction.
@@ -52,7 +52,7 @@ def create_schema(store: SqlEventStore) -> str:
     return newest_version()
 
 
-def check_schema(store: SqlEventStore) -> str:
+def check_schema(store: SqlAccess) -> str:
     """Check that the tables are there in this version; returns it.
 
     An SQLite file that is not there is not made.
@@ -63,7 +63,7 @@ def check_schema(store: SqlEventStore) -> str:
     """
     if _is_file_missing(store):
         raise schema_missing(store.where, "there is no such file")
-    rows = store._rows(select(_version.c.version_num), "look for the tables", store._primary_reader)
+    rows = store.rows(select(_version.c.version_num), "look for the tables", store.primary_reader)
     found = rows[0][0] if rows else None
     if found != newest_version():
         raise schema_missing(
@@ -72,10 +72,10 @@ def check_schema(store: SqlEventStore) -> str:
     return str(found)
 
 
-def _is_file_missing(store: SqlEventStore) -> bool:
+def _is_file_missing(store: SqlAccess) -> bool:
     url = store.engine.url
     # What an engine of the application's opens may be something else than its URL says.
-    if url.get_backend_name() != "sqlite" or not store._is_own_engine:
+    if url.get_backend_name() != "sqlite" or not store.is_own_engine:
         return False
     return not (url.database or "").startswith("file:") and not Path(url.database or "").exists()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import (
@@ -33,10 +33,8 @@ from ...store.events import StoredEvent
 from ...store.refusals import check_stream
 from ...store.snapshot import Snapshot
 from ...store.stream import StreamName
+from .reading import SqlReading
 from .tables import events, snapshots, streams
-
-if TYPE_CHECKING:
-    from .event_store import SqlEventStore
 
 #: Streams in one page.
 PAGE: Final = 500
@@ -46,13 +44,13 @@ _decode = msgspec.json.Decoder(str).decode
 
 
 class SqlSnapshotStore:
-    """Be a SnapshotStore in a SQL database; a stream without events has none.
+    """A SnapshotStore in a SQL database; a stream without events has none.
 
     Args:
         store: the event store of the same streams, whose connections it uses.
     """
 
-    def __init__(self, store: SqlEventStore) -> None:
+    def __init__(self, store: SqlReading) -> None:
         self._store = store
         # Made once: to make it takes as long as to run it.
         self._select = (
@@ -60,7 +58,7 @@ class SqlSnapshotStore:
                 snapshots.c.version,
                 snapshots.c.schema_version,
                 snapshots.c.taken_at,
-                store._as_text(snapshots.c.payload).label("payload"),
+                store.rules.as_text(snapshots.c.payload).label("payload"),
             )
             .join(streams, streams.c.stream_id == snapshots.c.stream_id)
             .where(streams.c.stream_key == bindparam("key"))
@@ -76,7 +74,7 @@ class SqlSnapshotStore:
             select(
                 snapshots.c.version,
                 snapshots.c.schema_version,
-                self._store._as_text(snapshots.c.payload).label("payload"),
+                self._store.rules.as_text(snapshots.c.payload).label("payload"),
                 snapshots.c.taken_at,
             )
             .join(streams, streams.c.stream_id == snapshots.c.stream_id)
@@ -97,7 +95,7 @@ class SqlSnapshotStore:
             snapshot.c.taken_at,
         )
         stream_id = select(streams.c.stream_id).where(streams.c.stream_key == bindparam("key"))
-        newer = select(*self._store._columns).where(
+        newer = select(*self._store.columns).where(
             events.c.stream_id == stream_id.scalar_subquery(),
             events.c.version
             > func.coalesce(select(snapshot.c.version).scalar_subquery(), literal_column("0")),
@@ -110,10 +108,10 @@ class SqlSnapshotStore:
     def find(self, stream: StreamName) -> Snapshot | None:
         """Return a stream's snapshot; see `SnapshotStore.find`."""
         check_stream(stream)
-        rows = self._store._rows(
+        rows = self._store.rows(
             self._select,
             f"look for the snapshot of {stream}",
-            key=self._store._key(stream),
+            key=self._store.rules.key(stream),
         )
         return self._snapshot(stream, *rows[0]) if rows else None
 
@@ -124,24 +122,24 @@ class SqlSnapshotStore:
         check_stream(stream)
         rows = self._rows_with_newer(stream, f"read {stream} from its snapshot on", schema_version)
         if not rows or not _is_snapshot(rows[0]):
-            return None, self._store._stored(stream, rows)
+            return None, self._store.stored(stream, rows)
         _, version, _, _, schema_version, text, _, taken_at = rows[0]
         snapshot = self._snapshot(stream, version, schema_version, taken_at, text)
-        return snapshot, self._store._stored(stream, rows[1:])
+        return snapshot, self._store.stored(stream, rows[1:])
 
     def _rows_with_newer(self, stream: StreamName, what: str, schema_version: int) -> Sequence[Any]:
         """Return rows of events, in front of them the snapshot's: its position is 0."""
         store = self._store
-        reader = store._reader_of(stream)
-        return store._rows(
+        reader = store.reader_of(stream)
+        return store.rows(
             self._select_with_newer, what, reader,
-            key=store._key(stream), schema_version=schema_version,
+            key=store.rules.key(stream), schema_version=schema_version,
         )  # fmt: skip
 
     def _snapshot(
         self, stream: StreamName, version: int, schema_version: int, taken_at: datetime, text: str
     ) -> Snapshot:
-        taken_at = self._store._as_utc(taken_at)
+        taken_at = self._store.rules.as_utc(taken_at)
         return Snapshot(stream, version, schema_version, taken_at, _decode(text).encode())
 
     def put(self, snapshot: Snapshot) -> bool:
@@ -156,7 +154,7 @@ class SqlSnapshotStore:
         statement = delete(snapshots).where(snapshots.c.stream_id == self._id_of(stream))
         return self._store.run_each(
             f"remove the snapshot of {stream}",
-            lambda connection: bool(self._store.changed(connection, statement)),
+            lambda connection: bool(self._store.rules.changed(connection, statement)),
         )
 
     def _put(self, snapshot: Snapshot, connection: Connection) -> bool:
@@ -167,7 +165,7 @@ class SqlSnapshotStore:
             "version": snapshot.version,
             "schema_version": snapshot.schema_version,
             "payload": _encode(snapshot.data.decode()).decode(),
-            "taken_at": self._store._time(snapshot.taken_at),
+            "taken_at": self._store.rules.to_time(snapshot.taken_at),
         }
         is_of_stream = snapshots.c.stream_id == stream_id
         if connection.execute(select(snapshots.c.version).where(is_of_stream)).first() is None:
@@ -178,13 +176,13 @@ class SqlSnapshotStore:
             snapshots.c.version <= snapshot.version,
         )
         statement = update(snapshots).where(is_of_stream, is_older).values(**values)
-        return bool(self._store.changed(connection, statement))
+        return bool(self._store.rules.changed(connection, statement))
 
     def streams(self, application: str, aggregate_type: str) -> Iterator[StreamName]:
         """Return the streams of a type that have snapshots; see `SnapshotStore.streams`."""
         last = -1
         while True:
-            rows = self._store._rows(
+            rows = self._store.rows(
                 select(
                     streams.c.stream_id,
                     streams.c.application,
@@ -213,7 +211,7 @@ class SqlSnapshotStore:
     def _id_of(self, stream: StreamName) -> ScalarSelect[Any]:
         return (
             select(streams.c.stream_id)
-            .where(streams.c.stream_key == self._store._key(stream))
+            .where(streams.c.stream_key == self._store.rules.key(stream))
             .scalar_subquery()
         )
 

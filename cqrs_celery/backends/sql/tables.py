@@ -41,7 +41,7 @@ metadata: Final = MetaData()
 
 
 class JsonbText(UserDefinedType[str]):
-    """Be PostgreSQL's jsonb, given as a text: what we store is JSON already."""
+    """PostgreSQL's jsonb, given as a text: what we store is JSON already."""
 
     cache_ok = True
 

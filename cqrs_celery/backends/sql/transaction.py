@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
 from ...errors import StoreError, StoreUnavailable, TransactionConflict
 from ...store.events import CommandRecord, Committed, Lease, StreamAppend
 from ...store.refusals import check_command, command_repeated
+from .appending import SqlAppending
 from .batch import Batch, CommandRefused, VersionRefused, beaten
 from .connecting import connect, discard, watch
 from .failures import AlreadyThere, TransactionBeaten
 
-if TYPE_CHECKING:
-    from .event_store import SqlEventStore
-
 
 class SqlTransaction:
-    """Be an open transaction, as `SqlEventStore.begin` makes it; one append, or `commit`, ends it.
+    """An open transaction, as `SqlEventStore.begin` makes it; one append, or `commit`, ends it.
 
     Attributes:
         connection: SQLAlchemy's, for statements of one's own. Committing it is not for its user.
@@ -27,12 +24,12 @@ class SqlTransaction:
             SQLAlchemy's otherwise.
     """
 
-    def __init__(self, store: SqlEventStore) -> None:
+    def __init__(self, store: SqlAppending) -> None:
         self._store = store
         with store.reach("begin a transaction"):
             self.connection: Connection = watch(connect(store), store)
             self.connection.begin()
-            store.on_begin(self.connection)
+            store.rules.on_begin(self.connection)
 
     def append(
         self,

@@ -7,7 +7,6 @@ returns.
 from __future__ import annotations
 
 import logging
-import sqlite3
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,22 +14,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, Engine, Select, cast, event, func
+from sqlalchemy import Connection, Engine, event
 
 from ...errors import StoreUnavailable
 from ...store.events import CommandRecord, Committed, Lease, NewEvent
 from ...store.stream import ANY_VERSION
+from ..sql.appending import encode
 from ..sql.batch import Batch, CommandRefused, VersionRefused
-from ..sql.event_store import SqlEventStore, encode
-from ..sql.failures import Failure
+from ..sql.event_store import SqlEventStore
 from .forking import between_forks
 from .replaced import FileWatch
+from .rules import SqliteRules
 
 logger = logging.getLogger(__name__)
-
-#: The Julian day at the beginning of 1970, and the milliseconds of a day.
-JULIAN_1970: Final = 2440587.5
-DAY_MS: Final = 86_400_000
 
 _COMMAND: Final = "SELECT 1 FROM cqrs_commands WHERE command_id = ? AND expires_at > ?"
 _STREAM: Final = "SELECT stream_id, version FROM cqrs_streams WHERE stream_key = ?"
@@ -51,7 +47,9 @@ _REMEMBER: Final = (
 
 
 class SqliteEventStore(SqlEventStore):
-    """Be an EventStore in an SQLite file."""
+    """An EventStore in an SQLite file."""
+
+    rules = SqliteRules()
 
     def __init__(self, engine: Engine, **options: Any) -> None:
         super().__init__(engine, **options)
@@ -76,28 +74,10 @@ class SqliteEventStore(SqlEventStore):
                 " meanwhile, as by the restoring of a backup. Repeat the command."
             )
 
-    def failure(self, error: BaseException) -> Failure:
-        """Return what a driver's error means."""
-        said = str(error)
-        if isinstance(error, sqlite3.IntegrityError):
-            return Failure.TAKEN if "UNIQUE" in said else Failure.OTHER
-        if isinstance(error, sqlite3.OperationalError):
-            is_missing = said.startswith(("no such table", "no such column"))
-            return Failure.SCHEMA if is_missing else Failure.AWAY
-        return Failure.AWAY if isinstance(error, sqlite3.DatabaseError) else Failure.OTHER
-
-    def is_misconfigured(self, error: BaseException) -> bool:
-        """Return whether the URL leads to no folder, or to a file of another kind."""
-        return str(error) in ("unable to open database file", "file is not a database")
-
     @property
     def file(self) -> Path:
         """The database's file."""
         return Path(str(self.engine.url.database))
-
-    def now_ms(self) -> ColumnElement[int]:
-        """Return the time by the machine's clock, in milliseconds since 1970."""
-        return cast((func.julianday("now") - JULIAN_1970) * DAY_MS, BigInteger)
 
     def reach(self, what: str, *, is_replica: bool = False) -> AbstractContextManager[None]:
         """Turn the driver's errors into ours, and keep forks waiting, while something is done."""
@@ -108,32 +88,7 @@ class SqliteEventStore(SqlEventStore):
         with between_forks:
             super().close()
 
-    def is_away(self, error: BaseException) -> bool:
-        """Return False: without a server, one error of the driver's is for bad SQL and locks."""
-        return False
-
-    def is_deadlock(self, error: BaseException) -> bool:
-        """Return False: there is one writer at a time."""
-        return False
-
-    def serves(self, connection: Any) -> bool:
-        """Return True: a file has no server that could go away."""
-        return True
-
-    def on_begin(self, connection: Connection) -> None:
-        """Become the writer at once."""
-        self._lock(connection)
-
-    def _lock(self, connection: Connection) -> None:
-        # A transaction that began with a read could not become the writer's once another one wrote.
-        driver: Any = connection.connection.dbapi_connection
-        if not driver.in_transaction:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    def _locked(self, statement: Select[Any]) -> Select[Any]:
-        return statement
-
-    def _write_alone(
+    def _append_in_own_transaction(
         self, batch: Batch, command: CommandRecord | None, lease: Lease | None
     ) -> Committed:
         pooled = self.engine.raw_connection()
@@ -153,7 +108,7 @@ class SqliteEventStore(SqlEventStore):
         self, connection: Connection, batch: Batch, command: CommandRecord | None
     ) -> Committed:
         """Append in a transaction that is open."""
-        self._lock(connection)
+        self.rules.lock_append(connection)
         return _append(connection.connection.dbapi_connection, batch, command)
 
 

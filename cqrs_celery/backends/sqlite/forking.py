@@ -24,7 +24,7 @@ WAIT_S: Final = 5.0
 
 
 class ForkGate:
-    """Be entered by whoever uses SQLite, again from within as well; forks wait until all have left.
+    """A gate that whoever uses SQLite enters, also from within; a fork waits until all have left.
 
     Args:
         wait_s: for how many seconds a fork waits at most.

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .reliable_queue import FIRST_READ, ReliableQueue, next_read
+from .names import literally
+from .reliable_queue import ReliableQueue
 from .running import Held, running
+from .stored import FIRST_READ, next_read
 from .values import PRIORITY_STEPS
 
 #: Elements read from Redis at a time.
@@ -477,8 +479,3 @@ def _lowest(ids: Iterable[tuple[str, int]]) -> dict[str, int]:
     for queue, one in ids:
         found[queue] = min(one, found.get(queue, one))
     return found
-
-
-def literally(text: str) -> str:
-    """Return a text as it stands in a pattern of SCAN."""
-    return "".join(f"\\{char}" if char in "*?[]^-\\" else char for char in text)

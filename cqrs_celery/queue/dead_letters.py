@@ -29,7 +29,7 @@ Answer = Literal["done", "none", "tried", "archived"]
 
 
 class LookedAfter(NamedTuple):
-    """Say what was done about a letter whose time had come.
+    """What was done about a letter whose time had come.
 
     `deed` is "redriven", "archived", "discarded", or "closed": it was archived before, and still
     holds up its sequence. `waiting` counts the messages behind it; `is_crowded` says that those are
@@ -44,7 +44,7 @@ class LookedAfter(NamedTuple):
 
 
 class DeadLetters:
-    """Be the dead letters of one virtual host.
+    """The dead letters of one virtual host.
 
     Args:
         client: a redis client that returns bytes.
@@ -58,7 +58,7 @@ class DeadLetters:
         self._keys = [f"{prefix}cq:id"]
 
     def set_policy(self, queue: str, policy: LetterPolicy | None) -> None:
-        """Say what the dead letters of a queue do, from the next one on.
+        """Set what the dead letters of a queue do, from the next one on.
 
         Args:
             queue: its name.

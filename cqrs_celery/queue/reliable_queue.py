@@ -263,7 +263,7 @@ class ReliableQueue(Administration, TopicQueues):
     def consume(
         self, consumer: str, queues: Sequence[str], *, about: Mapping[str, Any] | None = None
     ) -> None:
-        """Say which queues wake this consumer, and what it is, in place of what was said before.
+        """Register which queues wake this consumer, and what it is, in place of what was known.
 
         Nothing happens for a consumer that is unknown, as one whose lease has ended and that was
         recovered.

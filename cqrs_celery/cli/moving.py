@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
-from ..queue.inspection import BATCH, QueueInspector, literally
-from ..queue.reliable_queue import MOST_BYTES, ReliableQueue
+from ..queue.inspection import BATCH, QueueInspector
+from ..queue.names import literally
+from ..queue.reliable_queue import ReliableQueue
 from ..queue.scripts import load
+from ..queue.stored import MOST_BYTES
 from ..transport.channel import Channel
 from .stock import redelivered, stock_message, wants_of
 

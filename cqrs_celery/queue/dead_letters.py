@@ -11,7 +11,9 @@ from typing import Any, Literal, NamedTuple, cast
 
 import redis
 
+from .names import literally
 from .scripts import load
+from .stored import stored
 from .values import DeadLetter, LetterPolicy
 
 _redrive = load("redrive")
@@ -27,7 +29,7 @@ Answer = Literal["done", "none", "tried", "archived"]
 
 
 class LookedAfter(NamedTuple):
-    """Say what was done about a letter whose time had come.
+    """What was done about a letter whose time had come.
 
     `deed` is "redriven", "archived", "discarded", or "closed": it was archived before, and still
     holds up its sequence. `waiting` counts the messages behind it; `is_crowded` says that those are
@@ -42,7 +44,7 @@ class LookedAfter(NamedTuple):
 
 
 class DeadLetters:
-    """Be the dead letters of one virtual host.
+    """The dead letters of one virtual host.
 
     Args:
         client: a redis client that returns bytes.
@@ -56,7 +58,7 @@ class DeadLetters:
         self._keys = [f"{prefix}cq:id"]
 
     def set_policy(self, queue: str, policy: LetterPolicy | None) -> None:
-        """Say what the dead letters of a queue do, from the next one on.
+        """Set what the dead letters of a queue do, from the next one on.
 
         Args:
             queue: its name.
@@ -79,8 +81,7 @@ class DeadLetters:
     def queues(self) -> list[str]:
         """Return the names of the queues that have letters, sorted."""
         prefix = f"{self._prefix}cq:dead:"
-        pattern = "".join(f"\\{char}" if char in "*?[]^\\" else char for char in prefix) + "*"
-        keys = self._redis.scan_iter(match=pattern, count=1000)
+        keys = self._redis.scan_iter(match=f"{literally(prefix)}*", count=1000)
         return sorted(key.decode().removeprefix(prefix) for key in keys)
 
     def all(self, queue: str) -> Iterator[DeadLetter]:
@@ -166,7 +167,7 @@ class DeadLetters:
     def _read(self, queue: str, message_id: int, letter: bytes) -> DeadLetter:
         priority, died, tries, first, times, state, rest = letter.split(b"\x1f", 6)
         sequence, _, why = rest.rpartition(b"\x1f")
-        payload, body = self._message(message_id)
+        payload, body = stored(self._redis, self._prefix, message_id)
         return DeadLetter(
             id=message_id,
             queue=queue,
@@ -181,11 +182,3 @@ class DeadLetters:
             payload=payload,
             body=body,
         )
-
-    def _message(self, message_id: int) -> tuple[bytes, bytes]:
-        payload = cast(bytes, self._redis.hget(f"{self._prefix}cq:msg", message_id) or b"")
-        if not payload.startswith(b"@"):
-            return payload, b""
-        mark, _, payload = payload.partition(b"\n")
-        body = cast(bytes, self._redis.hget(f"{self._prefix}cq:body", mark[1:]) or b"")
-        return payload, body

@@ -7,138 +7,34 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
-from .reliable_queue import FIRST_READ, ReliableQueue, next_read
+from .looks import About, Delayed, Holding, QueueLook, Subscribed, read_about
+from .names import literally
+from .reliable_queue import ReliableQueue
 from .running import Held, running
+from .stored import FIRST_READ, next_read
 from .values import PRIORITY_STEPS
+
+__all__ = [
+    "BATCH",
+    "About",
+    "Delayed",
+    "Holding",
+    "QueueInspector",
+    "QueueLook",
+    "Subscribed",
+    "read_about",
+]
 
 #: Elements read from Redis at a time.
 BATCH = 200
 
 
-class Delayed(NamedTuple):
-    """A message, or a whole sequence, that waits for its time.
-
-    `id` is None for a sequence, whose first message is shown; `due_in_ms` is negative when it is
-    due and nobody has taken from the queue since.
-    """
-
-    id: int | None
-    queue: str
-    sequence: str
-    priority: int
-    due_in_ms: int
-    payload: bytes
-    body: bytes
-
-
-class About(NamedTuple):
-    """What a consumer has said of itself; None where it has not.
-
-    Attributes:
-        worker: the node name of its Celery worker.
-        host: the machine it runs on.
-        pid: its process id there.
-        slots: how many deliveries it runs at once.
-        batches: the queues of which one delivery holds many messages, each with the most it holds.
-        pauses: whether it takes nothing of a paused queue; one of an older release does not say so.
-    """
-
-    worker: str | None = None
-    host: str | None = None
-    pid: int | None = None
-    slots: int | None = None
-    batches: Mapping[str, int] = MappingProxyType({})
-    pauses: bool = False
-
-
-class Holding(NamedTuple):
-    """A consumer: its queues, what it holds, by queue, and its lease.
-
-    Attributes:
-        consumer: its name.
-        lease_ms: what is left of its lease, in ms; negative if it has ended and nobody has
-            recovered what it held.
-        queues: the queues it consumes.
-        messages: how many messages it holds.
-        in_sequences: how many of `messages` are in a sequence.
-        running: how many of `messages` it is running; see `cqrs_celery.queue.running`. The others
-            are prefetched.
-        oldest_running: the lowest id of what it is running.
-        oldest_prefetched: the lowest id of what it has prefetched.
-        oldest_behind: the lowest id of what waits behind the sequences that it holds.
-        about: what it has said of itself.
-        sequences: how many sequences it holds.
-    """
-
-    consumer: str
-    lease_ms: int
-    queues: frozenset[str]
-    messages: Counter[str]
-    in_sequences: Counter[str]
-    running: Counter[str]
-    oldest_running: Mapping[str, int]
-    oldest_prefetched: Mapping[str, int]
-    oldest_behind: Mapping[str, int]
-    about: About
-    sequences: Mapping[str, int] = MappingProxyType({})
-
-    @property
-    def is_live(self) -> bool:
-        """Whether its lease has not ended."""
-        return self.lease_ms > 0
-
-    def consumes(self, queue: str) -> bool:
-        """Return whether it takes from a queue, and its lease has not ended."""
-        return self.is_live and queue in self.queues
-
-
-class QueueLook(NamedTuple):
-    """The numbers of a queue's messages, by what they wait for, each message in one of them.
-
-    There are two exceptions. A ready sequence counts as 1 in `ready`, since one worker can take it,
-    for the first of its messages; those behind it count in `waiting`. And `in_flight` is the sum of
-    `prefetched` and `running`.
-
-    Attributes:
-        queue: its name.
-        ready: what a free worker could take now.
-        waiting: messages behind another one of their sequence, which is ready or in flight.
-        retrying: messages of sequences whose first waits for its time.
-        blocked: messages behind a dead letter of their sequence.
-        delayed: messages that wait for their time.
-        in_flight: messages that consumers hold.
-        prefetched: messages that consumers hold and have not begun.
-        running: messages that consumers are running; see `cqrs_celery.queue.running`.
-        dead: dead letters.
-    """
-
-    queue: str
-    ready: int
-    waiting: int
-    retrying: int
-    blocked: int
-    delayed: int
-    in_flight: int
-    prefetched: int
-    running: int
-    dead: int
-
-
-class Subscribed(NamedTuple):
-    """A registered subscriber: its name, the queue of its messages, and its topics, sorted."""
-
-    name: str
-    queue: str
-    topics: tuple[str, ...]
-
-
 class QueueInspector:
-    """Look at the queues of one virtual host.
+    """Looks at the queues of one virtual host, which change nothing.
 
     Args:
         queue: the queues.
@@ -434,26 +330,6 @@ class QueueInspector:
                 yield None if limit and int(limit) < now else message
 
 
-def read_about(text: bytes) -> About:
-    """Return what a consumer has said of itself; what can't be read counts as not said."""
-    try:
-        told = msgspec.json.decode(text)
-    except msgspec.DecodeError:
-        return About()
-    if not isinstance(told, dict):
-        return About()
-    batches = told.get("batches")
-    sizes = batches if isinstance(batches, dict) else {}
-    return About(
-        worker=_text(told.get("worker")),
-        host=_text(told.get("host")),
-        pid=_positive(told.get("pid")),
-        slots=_positive(told.get("slots")),
-        batches={queue: size for queue, n in sizes.items() if (size := _positive(n))},
-        pauses=told.get("pauses") is True,
-    )
-
-
 def _held(flight: Mapping[bytes, bytes]) -> list[Held]:
     found = []
     for key, entry in flight.items():
@@ -463,22 +339,9 @@ def _held(flight: Mapping[bytes, bytes]) -> list[Held]:
     return found
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _positive(value: Any) -> int | None:
-    return value if type(value) is int and value > 0 else None
-
-
 def _lowest(ids: Iterable[tuple[str, int]]) -> dict[str, int]:
     """Return each queue's lowest id."""
     found: dict[str, int] = {}
     for queue, one in ids:
         found[queue] = min(one, found.get(queue, one))
     return found
-
-
-def literally(text: str) -> str:
-    """Return a text as it stands in a pattern of SCAN."""
-    return "".join(f"\\{char}" if char in "*?[]^-\\" else char for char in text)

@@ -16,15 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from .scripts import load
 from .values import Recovered
-
-if TYPE_CHECKING:
-    from .reliable_queue import ReliableQueue
+from .virtual_host import VirtualHost
 
 #: The most messages given back in one script, but for a sequence of which more are held.
 SLICE = 500
@@ -104,7 +102,7 @@ class _Delivery:
 
 
 def end_and_recover(
-    queue: ReliableQueue,
+    queue: VirtualHost,
     ended: Iterable[tuple[str, float | None]],
     *,
     most_tries: int = 0,
@@ -140,7 +138,7 @@ def end_and_recover(
 
 
 def _end(
-    queue: ReliableQueue, ended: Sequence[tuple[str, float | None]], *, is_leaving: bool
+    queue: VirtualHost, ended: Sequence[tuple[str, float | None]], *, is_leaving: bool
 ) -> Iterator[Remainder]:
     for some in _parts(ended, ENDED_AT_ONCE):
         args: list[Any] = [queue.prefix, REMAINDER_LEASE_MS, int(is_leaving)]
@@ -167,7 +165,7 @@ def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 # ---------------------------------------------------------------- what is held
 
 
-def _units(queue: ReliableQueue, remainder: Remainder) -> list[Unit]:
+def _units(queue: VirtualHost, remainder: Remainder) -> list[Unit]:
     """Return what a remainder holds, as what can be running by itself."""
     client: Any = queue.client
     found: dict[tuple[bytes, bytes, int], Unit] = {}
@@ -187,7 +185,7 @@ def _units(queue: ReliableQueue, remainder: Remainder) -> list[Unit]:
     return units
 
 
-def _find_firsts(queue: ReliableQueue, units: Sequence[Unit]) -> None:
+def _find_firsts(queue: VirtualHost, units: Sequence[Unit]) -> None:
     # The list, not the numbers, says which one stands first.
     prefix = queue.key("seq:").encode()
     for some in _parts(units, READ_AT_ONCE):
@@ -221,7 +219,7 @@ def _slices(units: Iterable[Unit]) -> Iterator[list[Unit]]:
 
 
 def _give_back(
-    queue: ReliableQueue, units: Iterable[Unit], most_tries: int
+    queue: VirtualHost, units: Iterable[Unit], most_tries: int
 ) -> Iterator[tuple[str, int, int]]:
     args: list[Any] = [queue.prefix, most_tries, _WHY]
     for unit in units:
@@ -234,7 +232,7 @@ def _give_back(
 # ---------------------------------------------------------------- what counts a delivery
 
 
-def _mark(queue: ReliableQueue, remainders: Iterable[Remainder], units: Sequence[Unit]) -> None:
+def _mark(queue: VirtualHost, remainders: Iterable[Remainder], units: Sequence[Unit]) -> None:
     """Mark the units that count a delivery, and note which, if one slice does not hold all."""
     is_whole = sum(len(unit.fences) for unit in units) <= SLICE
     for one in remainders:
@@ -262,7 +260,7 @@ def _batches_of(about: Mapping[str, Any]) -> dict[bytes, int]:
     return {name.encode(): size for name, size in batches.items() if isinstance(size, int)}
 
 
-def _tried(queue: ReliableQueue, units: Iterable[Unit], about: Mapping[str, Any]) -> set[int]:
+def _tried(queue: VirtualHost, units: Iterable[Unit], about: Mapping[str, Any]) -> set[int]:
     """Return the first messages of units that a batch may hold and that were delivered before."""
     batches = _batches_of(about)
     ids = [unit.first for unit in units if batches.get(unit.queue, 1) > 1]

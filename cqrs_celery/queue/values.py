@@ -11,7 +11,7 @@ PRIORITY_STEPS = (0, 3, 6, 9)
 
 
 class Destination(NamedTuple):
-    """Say where a message goes.
+    """Where a message goes.
 
     Args:
         queue: the queue's name, without prefix.
@@ -27,7 +27,7 @@ class Destination(NamedTuple):
 
 
 class Publish(NamedTuple):
-    """Be one message on its way into the queue; see `ReliableQueue.publish` for its parts."""
+    """One message on its way into the queue; see `ReliableQueue.publish` for its parts."""
 
     destinations: Sequence[Destination]
     publish_id: str = ""
@@ -37,14 +37,14 @@ class Publish(NamedTuple):
 
 
 class FullQueue(NamedTuple):
-    """Say which queue had no room for a message, and how many wait there at least."""
+    """A queue that had no room for a message, and how many messages wait there at least."""
 
     queue: str
     found: int
 
 
 class Taken(NamedTuple):
-    """Be one delivery: a message that this consumer holds until it settles it.
+    """One delivery: a message that this consumer holds until it settles it.
 
     `fence` grows with every take: a settlement counts only with the fence of its own delivery.
     `tries` counts the deliveries before this one that ended without a settlement. `body` is empty
@@ -65,7 +65,7 @@ class Taken(NamedTuple):
 
 
 class Settlement(NamedTuple):
-    """Say how one delivery ends; made by the functions below."""
+    """How one delivery ends; made by the functions below."""
 
     operation: str
     id: int
@@ -75,7 +75,7 @@ class Settlement(NamedTuple):
 
 
 def ack(id: int, fence: int) -> Settlement:
-    """Say that the message is done."""
+    """Return the settlement of a message that is done."""
     return Settlement("a", id, fence)
 
 
@@ -114,7 +114,7 @@ def bury(id: int, fence: int, why: str) -> Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Be the answer to a settle-and-take.
+    """The answer to a settle-and-take.
 
     Attributes:
         is_known: False if this consumer's lease ended and its messages were recovered.
@@ -149,7 +149,7 @@ class Beat(NamedTuple):
 
 
 class Recovered(NamedTuple):
-    """Say what was taken back from one consumer."""
+    """What was taken back from one consumer."""
 
     consumer: str
     messages: int
@@ -187,7 +187,7 @@ class SequenceCount(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """Be a message set aside, whole, with the reason.
+    """A message set aside, whole, with the reason.
 
     Attributes:
         id: the message's.
@@ -220,7 +220,7 @@ class DeadLetter(NamedTuple):
 
 
 class LetterPolicy(NamedTuple):
-    """Say what the dead letters of a queue do.
+    """What the dead letters of a queue do.
 
     Attributes:
         kind: "block": a letter holds up its sequence, and is archived past its time; "discard": it

@@ -15,8 +15,8 @@ from functools import cached_property
 from queue import Empty
 from typing import Any
 
+from ..queue.names import is_queue_name, is_writable
 from ..queue.polling import IdlePoll
-from ..queue.reliable_queue import is_queue_name, is_writable
 from ..queue.values import Taken
 from ..transport import envelope
 from .consumer import event_batch

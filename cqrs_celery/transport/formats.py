@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UnsupportedFormat
-from ..queue.reliable_queue import key_of
+from ..queue.names import key_of
 from ..queue.upkeep import FORMAT
 
 

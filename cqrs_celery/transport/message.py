@@ -32,7 +32,7 @@ class BodyExpandsTooFar(ValueError):
 
 
 class Message(virtual.Message):
-    """Be a delivered message; what it refuses and how it fails is Kombu's.
+    """A delivered message; what it refuses and how it fails is Kombu's.
 
     Beyond that, a body that was compressed by Celery, and holds more than its channel's
     `max_expanded_bytes`, can't be decoded.

@@ -1,4 +1,4 @@
-"""Be a message on its way out: encoded when it is published, routed when it is sent.
+"""A message on its way out: encoded when it is published, routed when it is sent.
 
 Outside of a batch both happen at once. In a batch the bindings are read once for all its messages,
 when it is sent, instead of once a message.
@@ -14,7 +14,7 @@ from ..transport import envelope
 
 
 class Outgoing(NamedTuple):
-    """Be one encoded message."""
+    """One encoded message."""
 
     exchange: str
     routing_key: str

@@ -15,8 +15,9 @@ from kombu.transport import redis as stock
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from ..queue.reliable_queue import DEDUP_TTL_MS, ReliableQueue
+from ..queue.reliable_queue import ReliableQueue
 from ..queue.values import Publish, later
+from ..queue.virtual_host import DEDUP_TTL_MS
 from ..transport import envelope, eviction
 from .celery.retry_in_place import Delivery, retried_delivery
 from .clients import client_on

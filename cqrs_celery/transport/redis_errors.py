@@ -1,4 +1,4 @@
-"""Say what a refusal of the server means: try again elsewhere, try again later, or give up.
+"""What a refusal of the server means: try again elsewhere, try again later, or give up.
 
 A server that is a replica, is loading, or has lost its master answers with an error of its own. To
 whoever uses the connection that is the same as no answer, and Kombu and Celery know what to do
@@ -53,7 +53,7 @@ def translated(error: ResponseError) -> Exception:
 
 
 def _elsewhere(error: ResponseError) -> str:
-    """Say what it means that a node of Redis Cluster has not, or not all of, the queue's keys."""
+    """Explain that a node of Redis Cluster has not, or not all of, the queue's keys."""
     if isinstance(error, MovedError):
         other = f"{error.host}:{error.port}"
         return (

@@ -14,7 +14,7 @@ from .connecting import CONNECT_S, shorter
 
 
 class SentinelChannel(Channel, stock.SentinelChannel):
-    """Be a channel on the reliable queue of whichever server Sentinel calls the master."""
+    """A channel on the reliable queue of whichever server Sentinel calls the master."""
 
     from_transport_options = (
         *Channel.from_transport_options,

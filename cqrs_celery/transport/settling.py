@@ -37,11 +37,11 @@ class SettlingChannel(ConsumingChannel):
         self._flush_without_loop()
 
     def begin(self, delivery_tag: str) -> bool:
-        """Say whether a delivery may be begun with: not if its message went back meanwhile."""
+        """Return whether a delivery may be begun with: not if its message went back meanwhile."""
         return self.consumer.deliveries.begin(delivery_tag)
 
     def may_hand_over(self, delivery_tag: str, *, is_begun: bool) -> bool:
-        """Say whether a pool may be given a delivery: not if its message went back meanwhile.
+        """Return whether a pool may be given a delivery: not if its message went back meanwhile.
 
         Args:
             delivery_tag: the delivery's.
@@ -50,7 +50,7 @@ class SettlingChannel(ConsumingChannel):
         return self.consumer.deliveries.hand_over(delivery_tag, is_begun=is_begun)
 
     def is_held(self, consumer: str, message_id: int, fence: int) -> bool:
-        """Say whether a consumer holds a delivery still; True too if the server does not answer."""
+        """Return whether a consumer still holds a delivery; True if the server does not answer."""
         try:
             return self.queue.fence_of(consumer, message_id) == fence
         except redis.RedisError:

@@ -31,7 +31,7 @@ SCHEMES = {
 
 
 class Transport(stock.Transport):
-    """Be a connection to the reliable queue on Redis or Valkey.
+    """A connection to the reliable queue on Redis or Valkey.
 
     It calls itself redis, which is what switches on fanout events, gossip and
     `worker_disable_prefetch` in Celery.
@@ -105,7 +105,7 @@ class Transport(stock.Transport):
 
 
 class SentinelTransport(Transport):
-    """Be a connection to the reliable queue on whichever server Sentinel calls the master."""
+    """A connection to the reliable queue on whichever server Sentinel calls the master."""
 
     default_port = 26379
     Channel = SentinelChannel

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import redis
 
-from cqrs_celery.backends.redis import embedded
+from cqrs_celery.backends.redis import embedded, server_folder
 from cqrs_celery.backends.redis.embedded import EmbeddedRedis, embedded_redis, redis_or_embedded
 from cqrs_celery.backends.redis.server_binary import find_server_binary
 from cqrs_celery.errors import ConfigurationError, MissingDependency
@@ -385,12 +385,12 @@ def test_a_folder_keeps_its_password_and_another_one_has_another(tmp_path: Path)
 def test_a_password_that_others_could_have_written_is_not_used(tmp_path: Path) -> None:
     # given a folder with a password that others can read, and one that is a link elsewhere
     (tmp_path / "one").mkdir()
-    (tmp_path / "one" / embedded.SECRETS).write_text('requirepass "known"\n')
-    (tmp_path / "one" / embedded.SECRETS).chmod(0o644)
+    (tmp_path / "one" / server_folder.SECRETS).write_text('requirepass "known"\n')
+    (tmp_path / "one" / server_folder.SECRETS).chmod(0o644)
     (tmp_path / "known").write_text('requirepass "known"\n')
     (tmp_path / "known").chmod(0o600)
     (tmp_path / "two").mkdir()
-    (tmp_path / "two" / embedded.SECRETS).symlink_to(tmp_path / "known")
+    (tmp_path / "two" / server_folder.SECRETS).symlink_to(tmp_path / "known")
     # then a server that starts there has one of its own
     for name in ("one", "two"):
         with embedded_redis(tmp_path / name) as server, client(server.url) as redis_client:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cqrs_celery.queue import reliable_queue
+from cqrs_celery.queue import administration, reliable_queue
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.queue.values import Destination, Publish, ack, give_back, requeue
 from tests.queues import QueueCase, leftovers, opened, texts
@@ -92,13 +92,13 @@ def test_the_deletion_of_an_expired_queue_that_a_crash_has_ended_is_taken_up_aga
     queue: QueueCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given an expired queue with more messages than one step deletes
-    monkeypatch.setattr(reliable_queue, "PURGE_BATCH", 2)
+    monkeypatch.setattr(administration, "PURGE_BATCH", 2)
     queue.declare("reply", expires_ms=60_000)
     for n in range(5):
         queue.publish([Destination("reply", str(n))])
     queue.redis.zadd(queue.key("expiring"), {"reply": 1})
     # when the one who deletes it is killed in the middle
-    purge, calls = reliable_queue._purge, []
+    purge, calls = administration._purge, []
 
     def killed(*args: Any) -> Any:
         calls.append(args)
@@ -107,7 +107,7 @@ def test_the_deletion_of_an_expired_queue_that_a_crash_has_ended_is_taken_up_aga
         return purge(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reliable_queue, "_purge", killed)
+        patch.setattr(administration, "_purge", killed)
         with pytest.raises(KeyboardInterrupt):
             queue.delete_expired()
     # then the next one finds the queue, and nothing of it is left
@@ -120,13 +120,13 @@ def test_a_queue_that_somebody_consumes_while_it_is_deleted_keeps_what_is_left(
     queue: QueueCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given an expired queue
-    monkeypatch.setattr(reliable_queue, "PURGE_BATCH", 2)
+    monkeypatch.setattr(administration, "PURGE_BATCH", 2)
     queue.declare("reply", expires_ms=60_000)
     for n in range(5):
         queue.publish([Destination("reply", str(n))])
     queue.redis.zadd(queue.key("expiring"), {"reply": 1})
     # when a consumer comes after the first step
-    purge = reliable_queue._purge
+    purge = administration._purge
     workers: list[Any] = []
 
     def and_a_worker_comes(*args: Any) -> Any:
@@ -135,7 +135,7 @@ def test_a_queue_that_somebody_consumes_while_it_is_deleted_keeps_what_is_left(
             workers.append(queue.worker("anna", "reply"))
         return count
 
-    monkeypatch.setattr(reliable_queue, "_purge", and_a_worker_comes)
+    monkeypatch.setattr(administration, "_purge", and_a_worker_comes)
     # then the queue lives on with the rest
     assert queue.delete_expired() == []
     assert queue.exists("reply")

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import socket
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from redis.retry import Retry
 
 from ...errors import ConfigurationError
 from .server_binary import find_server_binary
+from .server_folder import SECRETS, own_folder, password_of
 
 #: The server's settings beside port, folder and address.
 SETTINGS: Final = {"save": "", "appendonly": "yes", "appendfsync": "everysec"}
@@ -60,15 +60,6 @@ PORT_ATTEMPTS: Final = 3
 #: The program that keeps the server for as long as this process lives.
 GUARDIAN: Final = Path(__file__).with_name("guardian.py")
 
-#: The file in a server's folder that has its password, as a line of its configuration.
-SECRETS: Final = "password.conf"
-
-#: The line of that file.
-_REQUIRED: Final = "requirepass "
-
-#: What of a server's folder an earlier release has made readable for others.
-_FILES: Final = ("appendonlydir", "appendonlydir/*", "server.log", "server.lock", "*.rdb", "*.aof")
-
 #: Hosts for which a server of one's own can stand in.
 LOOPBACK: Final = ("localhost", "127.0.0.1")
 
@@ -77,7 +68,7 @@ _running: set[EmbeddedRedis] = set()
 
 
 class EmbeddedRedis:
-    """Be a running server that this process has started; `embedded_redis` makes it.
+    """A running server that this process has started; `embedded_redis` makes it.
 
     Attributes:
         directory: where its data and its log are.
@@ -218,7 +209,7 @@ def _join_or_start(url: str, directory: Path) -> EmbeddedRedis | None:
 
 
 def is_reachable(url: str) -> bool:
-    """Tell whether a Redis or Valkey server answers at a URL, be it with a refusal."""
+    """Return whether a Redis or Valkey server answers at a URL, even with a refusal."""
     client = redis.Redis.from_url(
         url, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
     )
@@ -270,8 +261,8 @@ def _start(directory: Path, port: int, *, password: str | None) -> EmbeddedRedis
         password: what it asks for; "" for nothing, None for that of the folder, which is made.
     """
     binary = find_server_binary()
-    directory = _own_folder(directory)
-    password = _password_of(directory, password)
+    directory = own_folder(directory)
+    password = password_of(directory, password)
     for attempt in range(1, PORT_ATTEMPTS + 1):
         log = directory / "server.log"
         log_start = log.stat().st_size if log.exists() else 0
@@ -292,77 +283,6 @@ def _start(directory: Path, port: int, *, password: str | None) -> EmbeddedRedis
                 + "\n".join(said.splitlines()[-10:])
             )
     raise AssertionError("unreachable")
-
-
-def _own_folder(directory: Path) -> Path:
-    """Return the folder, resolved; what is in it of a server is its user's alone.
-
-    A folder that was there before keeps its mode: it may hold more than a server's data.
-    """
-    parent = directory.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        directory.mkdir(mode=0o700)
-    directory = directory.resolve(strict=True)
-    for path in (path for pattern in _FILES for path in directory.glob(pattern)):
-        status = path.lstat()
-        is_ours = status.st_uid == os.geteuid() and not path.is_symlink()
-        if is_ours and status.st_mode & 0o077:
-            path.chmod(status.st_mode & 0o700)
-    return directory
-
-
-def _password_of(directory: Path, wanted: str | None) -> str:
-    """Return the password of a folder's server, which is in a file that its user alone can read.
-
-    Args:
-        directory: the folder.
-        wanted: what it is to be; "" for none, None for what the folder has. If that has none, one
-            is made.
-
-    Raises:
-        ConfigurationError: it can't be written into a server's configuration.
-    """
-    if wanted == "":
-        return ""
-    path = directory / SECRETS
-    found = _read_password(path)
-    if found and wanted in (None, found):
-        return found
-    password = wanted or secrets.token_urlsafe(32)
-    if not (password.isprintable() and password.isascii()) or set(password) & set('"\\ '):
-        raise ConfigurationError(
-            f"the password for the embedded server in {directory} has characters that its"
-            " configuration can't hold: choose ASCII letters, digits and signs, without spaces,"
-            " quotes and backslashes"
-        )
-    draft = directory / f".{SECRETS}.{secrets.token_hex(8)}"
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(f'{_REQUIRED}"{password}"\n')
-    if wanted is None and not found:
-        # Of several that come at once, the first one's is everybody's.
-        with contextlib.suppress(FileExistsError):
-            path.hardlink_to(draft)
-        if found := _read_password(path):
-            draft.unlink()
-            return found
-    draft.replace(path)
-    return password
-
-
-def _read_password(path: Path) -> str:
-    """Return what a file says; empty if there is none, or others can read or have written it."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
-        return ""
-    with os.fdopen(descriptor) as file:
-        status = os.fstat(file.fileno())
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            return ""
-        line = file.readline().rstrip("\n")
-    return line.removeprefix(_REQUIRED).strip('"') if line.startswith(_REQUIRED) else ""
 
 
 def _spawn(

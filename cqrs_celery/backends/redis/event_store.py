@@ -202,7 +202,7 @@ class RedisEventStore:
         return RedisSnapshotStore(self._client, prefix=self._prefix, where=self._where)
 
     def close(self) -> None:
-        """Give back connections."""
+        """Release all connections."""
         self._client().close()
 
     def _reach(self, what: str) -> AbstractContextManager[None]:

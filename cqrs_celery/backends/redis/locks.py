@@ -39,7 +39,7 @@ if redis_lock.logger_for_acquire.level == logging.NOTSET:
 
 
 class _Lock(redis_lock.Lock):  # type: ignore[misc]
-    """Be one use of a lock, under a key of ours, with a wait that ends when it should.
+    """One use of a lock, under a key of ours, with a wait that ends when it should.
 
     The library's own wait begins anew whenever another waiter was quicker, takes whole seconds
     only, and none that is longer than the lock lives.

@@ -1,4 +1,4 @@
-"""Say clearly that a Redis server does not answer, or has no memory left."""
+"""The errors of a Redis server that does not answer, or has no memory left."""
 
 from __future__ import annotations
 

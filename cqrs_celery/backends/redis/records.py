@@ -12,7 +12,7 @@ from ...store.stream import StreamName
 
 
 class _Record(msgspec.Struct):
-    """Be an event as a stream's list holds it."""
+    """An event as a stream's list holds it."""
 
     event_id: str
     type: str
@@ -25,7 +25,7 @@ class _Record(msgspec.Struct):
 
 
 class _NewRecord(msgspec.Struct):
-    """Be the part of a record that is known before the append."""
+    """The part of a record that is known before the append."""
 
     event_id: str
     type: str

@@ -17,7 +17,7 @@ from typing import Any, cast
 import redis
 
 from ...errors import StoreUnavailable
-from ...queue.reliable_queue import key_of
+from ...queue.names import key_of
 from ...queue.scripts import load
 from ...store.events import Lease, Place, StoredEvent, Subscriber
 from ...store.refusals import ClaimLost

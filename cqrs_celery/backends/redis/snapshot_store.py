@@ -30,7 +30,7 @@ PAGE: Final = 500
 
 
 class RedisSnapshotStore:
-    """Be a SnapshotStore in one Redis database, under one key prefix.
+    """A SnapshotStore in one Redis database, under one key prefix.
 
     Args:
         client: returns a redis client that gives bytes; asked once per operation.

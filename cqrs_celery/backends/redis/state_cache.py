@@ -15,7 +15,7 @@ from .reaching import reaching
 
 
 class RedisStateCache:
-    """Be a StateCache in one Redis database, under one key prefix.
+    """A StateCache in one Redis database, under one key prefix.
 
     Args:
         client: returns a redis client that gives bytes; asked once per operation.

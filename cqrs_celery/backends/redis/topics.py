@@ -27,7 +27,7 @@ _POLICY = ("max_retries", "interval_start", "interval_step", "interval_max")
 
 
 class Topics:
-    """Be the topics of one virtual host, for publishing.
+    """The topics of one virtual host, for publishing.
 
     Args:
         client: returns a redis client that repeats nothing by itself; asked once per publish.

@@ -1,4 +1,4 @@
-"""Load the Lua scripts of a room: one operation a file, shared pieces in files that begin with `_`.
+"""Load a package's Lua scripts: one operation a file, shared pieces in files that begin with `_`.
 
 The first line of a script, `--!include _a _b`, names the pieces put in front of it. A script runs
 by its hash; a server that does not know it (restarted, failed over) gets its text once more.
@@ -18,7 +18,7 @@ _HOME = "cqrs_celery.queue.scripts"
 
 
 class Script:
-    """Run one Lua operation by its hash, loading it where the server does not know it."""
+    """One Lua operation, run by its hash, and loaded where the server does not know it."""
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name

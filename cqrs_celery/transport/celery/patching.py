@@ -44,7 +44,7 @@ class Needed(NamedTuple):
         return f"{self.module}.{self.name}({', '.join(self.parameters)})"
 
     def is_there(self) -> bool:
-        """Say whether it is there as it is needed; True where its module is not imported."""
+        """Return whether it is there as it is needed; True where its module is not imported."""
         module = sys.modules.get(self.module)
         if module is None:
             return True
@@ -58,7 +58,7 @@ class Needed(NamedTuple):
 
 
 def methods(module: str, owner: str, **parameters: Sequence[str]) -> Iterator[Needed]:
-    """Return methods of a class, each with what it is called with, beside `self`."""
+    """Return methods of a class, each with what it is called with, in addition to `self`."""
     for name, names in parameters.items():
         yield Needed(module, f"{owner}.{name}", tuple(names))
 
@@ -123,7 +123,7 @@ def _names_in(owner: Any) -> set[str]:
 
 
 def _takes(function: Any, names: Sequence[str]) -> bool:
-    """Say whether a method can be called with parameters of these names, in this order."""
+    """Return whether a method can be called with parameters of these names, in this order."""
     if not callable(function):
         return False
     try:

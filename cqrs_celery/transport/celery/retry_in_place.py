@@ -14,7 +14,7 @@ from ...transport import envelope
 
 
 class Delivery(NamedTuple):
-    """Be the delivery that a task runs for."""
+    """The delivery that a task runs for."""
 
     consumer: str
     message_id: int

@@ -15,7 +15,7 @@ from functools import wraps
 from typing import Any
 
 from ...queue.inspection import QueueInspector
-from ...queue.reliable_queue import MOST_BYTES
+from ...queue.stored import MOST_BYTES
 from ...transport import envelope
 from ..celery import patching
 

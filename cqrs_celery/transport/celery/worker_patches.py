@@ -32,6 +32,7 @@ from kombu.exceptions import OperationalError
 
 from ..celery import patching, task_messages
 from ..connecting import drop_idle
+from .ours import is_connected_to_ours, is_ours
 from .patching import attributes, methods
 
 logger = logging.getLogger(__name__)
@@ -178,9 +179,8 @@ def _ending_at_once(original: Any) -> Any:
 
     def cancel_active_requests(consumer: Any) -> Any:
         # Without a connection nothing is settled anyway, whoever's broker it is.
-        connection = consumer.connection
-        is_ours = connection is None or hasattr(connection.transport.Channel, "ack_unsure")
-        if not is_ours or type(consumer.pool).__module__ == "celery.concurrency.prefork":
+        uses_ours = consumer.connection is None or is_connected_to_ours(consumer)
+        if not uses_ours or type(consumer.pool).__module__ == "celery.concurrency.prefork":
             return original(consumer)
         from celery.exceptions import WorkerTerminate
         from celery.platforms import EX_FAILURE
@@ -191,7 +191,7 @@ def _ending_at_once(original: Any) -> Any:
 
 
 class NotBegun(Exception):
-    """Say to a pool that a task is not to be begun with: its message went back to the queue."""
+    """Report to a pool that a task is not to be begun with: its message went back to the queue."""
 
 
 def _asking(original: Any) -> Any:
@@ -213,8 +213,8 @@ def _asking(original: Any) -> Any:
                 raise getattr(sys.modules.get("greenlet"), "GreenletExit", NotBegun)
             return accept_callback(*facts)
 
-        is_ours = hasattr(request, "message") and _is_ours(request)
-        accepting = accept if is_ours else accept_callback
+        uses_ours = hasattr(request, "message") and is_ours(request.message.channel)
+        accepting = accept if uses_ours else accept_callback
         return original(pool, target, args, kwargs, callback, accepting, **options)
 
     return on_apply
@@ -253,10 +253,10 @@ def hear_children(pool: Any) -> None:
 
 def _forgetting(original: Any) -> Any:
     def on_connection_error_after_connected(consumer: Any, exc: Any) -> Any:
-        is_ours = hasattr(consumer.connection.transport.Channel, "ack_unsure")
-        if is_ours and consumer.pool and consumer.pool.flush:
+        uses_ours = is_connected_to_ours(consumer)
+        if uses_ours and consumer.pool and consumer.pool.flush:
             consumer.pool.flush()
-        if is_ours:
+        if uses_ours:
             # Kombu's commands, and the dispatcher of events, have connections of their own.
             drop_idle()
         return original(consumer, exc)
@@ -344,16 +344,12 @@ def _once(original: Any) -> Any:
 def _leads_to_ours(connection: Any) -> bool:
     if connection is None:
         return False
-    return hasattr(getattr(connection.get_transport_cls(), "Channel", None), "ack_unsure")
-
-
-def _is_ours(request: Any) -> bool:
-    return hasattr(request.message.channel, "ack_unsure")
+    return is_ours(getattr(connection.get_transport_cls(), "Channel", None))
 
 
 def _acknowledging(original: Any) -> Any:
     def acknowledge(request: Any) -> None:
-        if not request.acknowledged and _is_ours(request):
+        if not request.acknowledged and is_ours(request.message.channel):
             # Celery's own puts it off until the event loop's next turn.
             request._on_ack = request.message.ack_log_error
         original(request)
@@ -363,7 +359,7 @@ def _acknowledging(original: Any) -> Any:
 
 def _rejecting(original: Any) -> Any:
     def reject(request: Any, requeue: bool = False) -> None:
-        if not request.acknowledged and _is_ours(request):
+        if not request.acknowledged and is_ours(request.message.channel):
             request._on_reject = request.message.reject_log_error
         original(request, requeue)
 
@@ -372,7 +368,7 @@ def _rejecting(original: Any) -> Any:
 
 def _doubting(original: Any) -> Any:
     def on_retry(request: Any, exc_info: Any) -> Any:
-        if request.task.acks_late and not request.acknowledged and _is_ours(request):
+        if request.task.acks_late and not request.acknowledged and is_ours(request.message.channel):
             request.message.channel.ack_unsure(request.message.delivery_tag)
             request.acknowledged = True
         return original(request, exc_info)

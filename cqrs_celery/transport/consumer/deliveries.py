@@ -65,7 +65,7 @@ class Deliveries(HeldDeliveries):
 
         Args:
             first: the message, held already.
-            fits: says of another whether it may go along.
+            fits: returns whether another one may go along.
             most: how many at most.
             batch: the tag of the delivery, if there are any others.
 
@@ -91,7 +91,7 @@ class Deliveries(HeldDeliveries):
         return found
 
     def begin(self, tag: str) -> bool:
-        """Say whether a delivery may be begun with; from then on, it counts as running.
+        """Return whether a delivery may be begun with; from then on, it counts as running.
 
         False where its message went back while it waited in the worker: others have it.
         """
@@ -102,7 +102,7 @@ class Deliveries(HeldDeliveries):
             return True
 
     def hand_over(self, tag: str, *, is_begun: bool) -> bool:
-        """Say whether a delivery may be given to a pool: not if its message went back meanwhile.
+        """Return whether a delivery may be given to a pool: not if its message went back meanwhile.
 
         Args:
             tag: the delivery's.

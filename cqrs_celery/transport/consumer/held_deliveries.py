@@ -63,7 +63,7 @@ class HeldDeliveries:
         return self._losses
 
     def has(self, tag: str) -> bool:
-        """Say whether a delivery is neither settled nor lost."""
+        """Return whether a delivery is neither settled nor lost."""
         return tag in self._held
 
     def drop(self, tag: str) -> None:
@@ -72,7 +72,7 @@ class HeldDeliveries:
             self._held.pop(tag, None)
 
     def ack(self, tag: str, *, is_sure: bool = True) -> None:
-        """Say that a delivery is done; the next of its sequence becomes ready at once.
+        """Settle a delivery as done; the next of its sequence becomes ready at once.
 
         Args:
             tag: the delivery's.

@@ -20,7 +20,8 @@ from typing import Any
 import celery
 from celery.signals import celeryd_init
 
-from ..dispatch.bus import Attempt, Bus, record_of
+from ..dispatch.attempts import Attempt, stream_of
+from ..dispatch.bus import Bus
 from ..dispatch.context import current_metadata
 from ..dispatch.definitions import Definition, definitions
 from ..dispatch.envelope import checked_key, command_id_of
@@ -37,7 +38,7 @@ from ..dispatch.middleware import Middleware, checked
 from ..dispatch.publishing import Published, Publisher
 from ..dispatch.results import CommandResult
 from ..dispatch.runtime import Runtime, add_application, current_app
-from ..dispatch.tasks import send_unhandled, stream_of
+from ..dispatch.sending import send_unhandled
 from ..errors import ConfigurationError, DuplicateRegistration, InvalidSetting
 from ..messages.codec import check_codecs, codec_of
 from ..messages.message import Command, Message, Query
@@ -395,17 +396,14 @@ class CQRS:
         # As a worker would get it: checked, and no longer the caller's to change.
         _, command = codec_of(type(command)).write(command)
         name = self.runtime.serializer.name_of(type(command))
-        command_id = new_id() if key is None else command_id_of(name, checked_key(key))
-        metadata = Metadata.caused_by(command_id, current_metadata())
-        if key is None:
-            return Attempt(command, metadata, stream=stream)
-        return Attempt(
+        return Attempt.for_command(
             command,
-            metadata,
+            definition,
+            self.runtime,
+            command_id=new_id() if key is None else command_id_of(name, checked_key(key)),
+            trace=current_metadata(),
             stream=stream,
-            command=record_of(command_id, self.settings.command_id_ttl_s, definition.returned),
-            find=lambda: self.store.find_command(command_id),
-            looks_first=True,
+            is_remembered=key is not None,
         )
 
     # ------------------------------------------------------------ delivery in this process

@@ -10,10 +10,13 @@ from celery.utils.functional import head_from_fun
 
 from ..errors import DuplicateRegistration
 from ..messages.registry import where
+from .command_task import CommandTask
 from .definitions import Definition, definitions, task_name_taken
 from .retrying import as_tuple
 from .runtime import current_app, runtime_of
-from .tasks import BatchTask, CommandTask, HandlerTask, SubscriptionTask, command_queue
+from .sending import command_queue
+from .subscription_task import BatchTask, SubscriptionTask
+from .tasks import HandlerTask
 
 
 def _header(message: Any) -> None:

@@ -13,7 +13,7 @@ from .definitions import definitions
 from .envelope import MESSAGE_ID, checked_key, pack_message
 from .handler import task_of
 from .runtime import Runtime
-from .tasks import publishing
+from .sending import publishing
 from .topics import topic_of
 
 

@@ -27,10 +27,10 @@ from celery.result import EagerResult
 from celery.signals import task_prerun
 
 from ..app.cqrs import CQRS
+from ..dispatch.command_task import CommandTask
 from ..dispatch.definitions import definitions
 from ..dispatch.in_process import put_off
 from ..dispatch.middleware import Middleware
-from ..dispatch.tasks import CommandTask
 from ..domain.aggregate import Aggregate
 from ..errors import SubscriptionFailed
 from ..messages.message import Command, Event, Message, Query

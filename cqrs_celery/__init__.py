@@ -6,11 +6,11 @@ from .app.cqrs import CQRS
 from .backends.opening import open_event_store
 from .backends.redis.embedded import embedded_redis, redis_or_embedded
 from .dispatch.decorators import command_handler, query_handler, subscribes
-from .dispatch.results import CommandResult
 from .domain.aggregate import Aggregate
 from .domain.applies import applies
 from .messages.message import Command, Event, Message, Query
 from .messages.metadata import Metadata
+from .messages.results import CommandResult
 from .messages.upcasting import EventData, upcaster
 from .refusal import Refusal
 from .session.session import Session

@@ -461,7 +461,7 @@ def ways(
         yield "loaded", Repository(store, serializer).get(classes.aggregate, "1")
         yield "cached", repository.get(classes.aggregate, "1")
         sent = _json(pack_command(command, packing))
-        yield "command", unpack_command(sent, serializer, command_id="1")[0]
+        yield "command", unpack_command(sent, serializer)[0]
     yield "chain", serializer.from_plain("command", _json(_in_a_chain(command)))
     loaded = Repository(store, serializer).get(classes.aggregate, "1")
     try:

@@ -20,7 +20,8 @@ from typing import Any
 import celery
 from celery.signals import celeryd_init
 
-from ..dispatch.bus import Attempt, Bus, record_of
+from ..dispatch.attempts import Attempt, stream_of
+from ..dispatch.bus import Bus
 from ..dispatch.context import current_metadata
 from ..dispatch.definitions import Definition, definitions
 from ..dispatch.envelope import checked_key, command_id_of
@@ -35,13 +36,14 @@ from ..dispatch.kinds import check_kind
 from ..dispatch.locks import check_locks
 from ..dispatch.middleware import Middleware, checked
 from ..dispatch.publishing import Published, Publisher
-from ..dispatch.results import CommandResult
 from ..dispatch.runtime import Runtime, add_application, current_app
-from ..dispatch.tasks import send_unhandled, stream_of
+from ..dispatch.sending import send_unhandled
+from ..dispatch.typed import Publishable
 from ..errors import ConfigurationError, DuplicateRegistration, InvalidSetting
 from ..messages.codec import check_codecs, codec_of
-from ..messages.message import Command, Message, Query
+from ..messages.message import Command, Query
 from ..messages.metadata import Metadata, new_id
+from ..messages.results import CommandResult, R, SentCommand
 from ..messages.sender import use_sender
 from ..messages.serializer import Serializer
 from ..session.repository import Repository
@@ -268,7 +270,9 @@ class CQRS:
             metadata = Metadata(correlation_id=new_id())
         return Session(self.runtime.bus.repository, metadata=metadata)
 
-    def execute(self, command: Command, *, idempotency_key: str | None = None) -> CommandResult:
+    def execute(
+        self, command: Command[R], *, idempotency_key: str | None = None
+    ) -> CommandResult[R]:
         """Carry out a command in this process.
 
         Args:
@@ -303,8 +307,8 @@ class CQRS:
             return bus.run(definition, self._attempt(command, definition, idempotency_key))
 
     async def execute_async(
-        self, command: Command, *, idempotency_key: str | None = None
-    ) -> CommandResult:
+        self, command: Command[R], *, idempotency_key: str | None = None
+    ) -> CommandResult[R]:
         """Carry out a command without blocking the event loop; see `execute`.
 
         An async handler is awaited; a sync one, and every commit, runs in a thread.
@@ -317,7 +321,7 @@ class CQRS:
         async with sending_later_async():
             return await bus.run_async(definition, attempt)
 
-    def query(self, query: Query) -> Any:
+    def query(self, query: Query[R]) -> R:
         """Ask a query's handler, in this process; returns what it returns.
 
         Raises:
@@ -327,13 +331,15 @@ class CQRS:
             Exception: what the handler raised.
         """
         check_no_loop("query", query)
-        return self.runtime.bus.answer(query)
+        answer: R = self.runtime.bus.answer(query)
+        return answer
 
-    async def query_async(self, query: Query) -> Any:
+    async def query_async(self, query: Query[R]) -> R:
         """Ask a query's handler without blocking the event loop; see `query`."""
-        return await self.runtime.bus.answer_async(query)
+        answer: R = await self.runtime.bus.answer_async(query)
+        return answer
 
-    def send_command(self, command: Command, **options: Any) -> Any:
+    def send_command(self, command: Command[R], **options: Any) -> SentCommand[R]:
         """Send a command to its handler's worker; `command.delay()` does this.
 
         Args:
@@ -352,13 +358,16 @@ class CQRS:
         """
         check_kind(command, "command")
         definition = definitions.handler_of(type(command))
+        sent: SentCommand[R]
         if definition is None:
-            return send_unhandled(command, self.runtime, options)
-        return task_of(self.app, definition).apply_async((command,), **options)
+            sent = send_unhandled(command, self.runtime, options)
+        else:
+            sent = task_of(self.app, definition).apply_async((command,), **options)
+        return sent
 
     def publish(
         self,
-        message: Message,
+        message: Publishable,
         capacity: int | None = None,
         timeout_s: float = 5.0,
         *,
@@ -395,17 +404,14 @@ class CQRS:
         # As a worker would get it: checked, and no longer the caller's to change.
         _, command = codec_of(type(command)).write(command)
         name = self.runtime.serializer.name_of(type(command))
-        command_id = new_id() if key is None else command_id_of(name, checked_key(key))
-        metadata = Metadata.caused_by(command_id, current_metadata())
-        if key is None:
-            return Attempt(command, metadata, stream=stream)
-        return Attempt(
+        return Attempt.for_command(
             command,
-            metadata,
+            definition,
+            self.runtime,
+            command_id=new_id() if key is None else command_id_of(name, checked_key(key)),
+            trace=current_metadata(),
             stream=stream,
-            command=record_of(command_id, self.settings.command_id_ttl_s, definition.returned),
-            find=lambda: self.store.find_command(command_id),
-            looks_first=True,
+            is_remembered=key is not None,
         )
 
     # ------------------------------------------------------------ delivery in this process

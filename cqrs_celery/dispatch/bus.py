@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from typing import Any
-
-import msgspec
 
 from ..errors import (
     ConcurrencyError,
@@ -25,14 +22,13 @@ from ..errors import (
     HandlerNotFound,
     StoreError,
 )
-from ..messages.codec import codec_of
 from ..messages.metadata import Metadata
 from ..messages.serializer import Serializer
 from ..session.off_loop import handler_off_loop, off_loop
 from ..session.repository import Repository
 from ..session.session import HandlerSession, QuerySession, Session
-from ..store.events import CommandOutcome, CommandRecord, Lease, RecordedEvent
-from ..store.stream import StreamName
+from ..store.events import CommandOutcome, RecordedEvent
+from .attempts import Attempt as Attempt
 from .conflicts import delay_s
 from .context import handling
 from .definitions import Definition, Definitions
@@ -43,33 +39,6 @@ from .locks import CommandGate, CommandLock, Locks
 from .middleware import Call, Middleware, around, checked
 from .repeating import Next, Tries
 from .results import CommandResult as CommandResult
-from .results import Returned
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """Say for what a handler runs.
-
-    Attributes:
-        message: the command or event.
-        metadata: of what it records and sends.
-        command: returns the record that is committed with its events; None to keep none.
-        find: looks up what was recorded when the same was committed before; asked when a handler
-            raises, which may be because of the state that it has itself made.
-        looks_first: whether that is asked before the handler runs, too.
-        stream: of the aggregate that a command is for, which may be locked; None for none.
-        recorded: the event's facts, for a subscription.
-        lease: the worker's hold on its message.
-    """
-
-    message: Any
-    metadata: Metadata
-    command: Callable[[Any], CommandRecord | None] = lambda value: None
-    find: Callable[[], CommandOutcome | None] = lambda: None
-    looks_first: bool = False
-    stream: StreamName | None = None
-    recorded: RecordedEvent[Any] | None = None
-    lease: Lease | None = None
 
 
 class Bus:
@@ -152,7 +121,7 @@ class Bus:
     def _run(self, definition: Definition, attempt: Attempt) -> CommandResult:
         if attempt.looks_first and (found := attempt.find()):
             return result_of(found, definition)
-        tries, again = Tries(definition), _kept(attempt)
+        tries, again = Tries(definition), attempt.repeats()
         with CommandLock(self.locks, attempt.stream, definition) as lock:
             lock.before()
             while True:
@@ -195,7 +164,7 @@ class Bus:
     def _commit(
         self, session: HandlerSession, definition: Definition, attempt: Attempt, value: Any
     ) -> CommandResult:
-        record = attempt.command(value)
+        record = attempt.record(value)
         if value is not None and (record is not None or definition.kind == "command"):
             # As whoever repeats the command, or waits for its result, reads it.
             if record is not None:
@@ -225,7 +194,7 @@ class Bus:
     async def _run_async(self, definition: Definition, attempt: Attempt) -> CommandResult:
         if attempt.looks_first and (found := await off_loop(attempt.find)):
             return result_of(found, definition)
-        tries, again = Tries(definition), _kept(attempt)
+        tries, again = Tries(definition), attempt.repeats()
         async with CommandLock(self.locks, attempt.stream, definition) as lock:
             await lock.before_async()
             while True:
@@ -318,45 +287,9 @@ def result_of(found: CommandOutcome, definition: Definition) -> CommandResult:
     return CommandResult(value=value, position=found.position or None, is_repeated=True)
 
 
-def _kept(attempt: Attempt) -> Callable[[], Attempt]:
-    """Return what gives an attempt as it came, whatever its handler has done to its message."""
-    message, recorded = attempt.message, attempt.recorded
-    if isinstance(message, list):
-        batch = [(one, codec_of(type(one.event)).keep(one.event)) for one in message]
-        return lambda: replace(attempt, message=[_with(one, copy()) for one, copy in batch])
-    copy = codec_of(type(message)).keep(message)
-
-    def again() -> Attempt:
-        fresh = copy()
-        return replace(attempt, message=fresh, recorded=recorded and _with(recorded, fresh))
-
-    return again
-
-
-def _with(recorded: RecordedEvent[Any], event: Any) -> RecordedEvent[Any]:
-    return msgspec.structs.replace(recorded, event=event)
-
-
 def _may_be_repeated(error: Exception) -> bool:
     """Say whether a handler may have raised this at the state that its first run has made."""
     return not isinstance(error, StoreError) or isinstance(error, ConcurrencyError)
-
-
-def record_of(
-    command_id: str, ttl_s: int, returned: Returned
-) -> Callable[[Any], CommandRecord | None]:
-    """Return what makes the record that is committed with a command's events.
-
-    Args:
-        command_id: the command's.
-        ttl_s: seconds for which it is remembered.
-        returned: how its handler's value is written.
-    """
-
-    def record(value: Any) -> CommandRecord:
-        return CommandRecord(command_id, returned.write(value, of=command_id), ttl_s)
-
-    return record
 
 
 def _call(definition: Definition, attempt: Attempt, session: Session) -> Any:

@@ -7,10 +7,11 @@ CQRS application of the process gets its task.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast, overload
 
 from ..dispatch import consuming  # noqa: F401  connects itself to a worker's start
 from ..errors import RegistrationError
+from ..messages.message import Event, Message
 from ..messages.registry import where
 from ..refusal import Refusal
 from .conflicts import (
@@ -36,15 +37,19 @@ from .retrying import (
     exceptions,
 )
 from .signature import injections
+from .typed import DeclaresCommand, DeclaresQuery, Subscribes, SubscribesBatch
 
-F = TypeVar("F", bound=Callable[..., Any])
-
+M = TypeVar("M", bound=Message)
+E1 = TypeVar("E1", bound=Message)
+E2 = TypeVar("E2", bound=Message)
+E3 = TypeVar("E3", bound=Message)
+E4 = TypeVar("E4", bound=Message)
 
 Exceptions = type[BaseException] | tuple[type[BaseException], ...]
 
 
 def command_handler(
-    command: type[Any],
+    command: type[M],
     *,
     retry_on: Exceptions = (),
     give_up_on: Exceptions = (),
@@ -56,7 +61,7 @@ def command_handler(
     lock: str | None = IF_THERE_ARE_LOCKS,
     lock_wait_s: float = LOCK_WAIT_S,
     **options: Any,
-) -> Callable[[Callable[..., Any]], Handler]:
+) -> DeclaresCommand[M]:
     """Declare a function to be a command's one handler, and its Celery task.
 
     The function gets the command; a parameter annotated with `Session` gets the unit of work, which
@@ -92,7 +97,7 @@ def command_handler(
     """
     _check("command", (command,))
 
-    def declare(function: Callable[..., Any]) -> Handler:
+    def declare(function: Callable[..., Any]) -> Any:
         found = injections(function, "command", (command,))
         check_returned(function)
         check_options(function, options)
@@ -116,10 +121,10 @@ def command_handler(
         definitions.add(definition)
         return Handler(definition)
 
-    return declare
+    return cast(DeclaresCommand[M], declare)
 
 
-def query_handler(query: type[Any]) -> Callable[[F], F]:
+def query_handler(query: type[M]) -> DeclaresQuery[M]:
     """Declare a function to be a query's one handler; it runs in the process that asks.
 
     A parameter annotated with `Session` gets one that reads, and commits nothing.
@@ -137,14 +142,69 @@ def query_handler(query: type[Any]) -> Callable[[F], F]:
     """
     _check("query", (query,))
 
-    def declare(function: F) -> F:
+    def declare(function: Any) -> Any:
         found = injections(function, "query", (query,))
         definitions.add(Definition("query", (query,), function, found))
         return function
 
-    return declare
+    return cast(DeclaresQuery[M], declare)
 
 
+# Overloads, since a checker that joins the classes of several events finds their base alone.
+@overload
+def subscribes(
+    *events: type[Event],
+    subscription: str = ...,
+    ordered: bool | Literal["subscription"] = ...,
+    retry_on: Exceptions = ...,
+    give_up_on: Exceptions = ...,
+    max_retries: int = ...,
+    retry_backoff: bool | int = ...,
+    retry_backoff_max: int = ...,
+    retry_jitter: bool = ...,
+    retry_on_conflict: int = ...,
+    on_dead_letter: OnDeadLetter = ...,
+    dead_letter_ttl_s: int | None = ...,
+    batch: int,
+    **options: Any,
+) -> SubscribesBatch: ...
+@overload
+def subscribes(
+    one: type[E1],
+    two: type[E2] = ...,
+    three: type[E3] = ...,
+    four: type[E4] = ...,
+    /,
+    *,
+    subscription: str = ...,
+    ordered: bool | Literal["subscription"] = ...,
+    retry_on: Exceptions = ...,
+    give_up_on: Exceptions = ...,
+    max_retries: int = ...,
+    retry_backoff: bool | int = ...,
+    retry_backoff_max: int = ...,
+    retry_jitter: bool = ...,
+    retry_on_conflict: int = ...,
+    on_dead_letter: OnDeadLetter = ...,
+    dead_letter_ttl_s: int | None = ...,
+    **options: Any,
+) -> Subscribes[E1 | E2 | E3 | E4]: ...
+@overload
+def subscribes(
+    *events: type[Any],
+    subscription: str = ...,
+    ordered: bool | Literal["subscription"] = ...,
+    retry_on: Exceptions = ...,
+    give_up_on: Exceptions = ...,
+    max_retries: int = ...,
+    retry_backoff: bool | int = ...,
+    retry_backoff_max: int = ...,
+    retry_jitter: bool = ...,
+    retry_on_conflict: int = ...,
+    on_dead_letter: OnDeadLetter = ...,
+    dead_letter_ttl_s: int | None = ...,
+    **options: Any,
+) -> Subscribes[Any]: ...
 def subscribes(
     *events: type[Any],
     subscription: str = "",
@@ -160,7 +220,7 @@ def subscribes(
     dead_letter_ttl_s: int | None = None,
     batch: int = 0,
     **options: Any,
-) -> Callable[[Callable[..., Any]], Handler]:
+) -> Any:
     """Declare a function to be given every event of some types, in each aggregate's order.
 
     Functions of one subscription share a queue, so they see an aggregate's events in version
@@ -211,7 +271,7 @@ def subscribes(
     # What is published was never recorded: of such, there are no facts of recording.
     kind = "message" if any(event.__kind__ == "message" for event in events) else "event"
 
-    def declare(function: Callable[..., Any]) -> Handler:
+    def declare(function: Callable[..., Any]) -> Handler[Any, None]:
         if batch and kind == "message":
             raise RegistrationError(
                 f"{where(function)} sets batch, which is for events alone: messages that are"

@@ -58,14 +58,13 @@ def pack_command(command: Any, serializer: Serializer) -> dict[str, Any]:
 
 
 def unpack_command(
-    plain: Any, serializer: Serializer, *, command_id: str, root_id: str = "", parent_id: str = ""
+    plain: Any, serializer: Serializer, *, root_id: str = "", parent_id: str = ""
 ) -> tuple[Any, Metadata]:
-    """Return the command in a task's argument, and the metadata for what it brings about.
+    """Return the command in a task's argument, and the trace of what sent it.
 
     Args:
         plain: what `pack_command` returned, or what JSON made of it.
         serializer: decodes it.
-        command_id: causes what follows, and begins it where nothing did before.
         root_id: Celery's, for a command that came as a part of a chain, group or chord.
         parent_id: Celery's, of the task that sent it or that was before it in the chain.
 
@@ -76,10 +75,8 @@ def unpack_command(
     command = serializer.from_plain("command", plain)
     came_with = plain.get("metadata") if isinstance(plain, dict) else None
     if came_with:
-        trace = _trace(came_with, plain)
-    else:
-        trace = Metadata(correlation_id=root_id, causation_id=parent_id)
-    return command, Metadata.caused_by(command_id, trace)
+        return command, _trace(came_with, plain)
+    return command, Metadata(correlation_id=root_id, causation_id=parent_id)
 
 
 def _trace(came_with: Any, plain: dict[str, Any]) -> Metadata:

@@ -3,29 +3,66 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import celery
 from celery.utils.functional import head_from_fun
+from typing_extensions import TypeVar
 
 from ..errors import DuplicateRegistration
 from ..messages.registry import where
+from ..messages.results import R, SentCommand
+from .command_task import CommandTask
 from .definitions import Definition, definitions, task_name_taken
 from .retrying import as_tuple
 from .runtime import current_app, runtime_of
-from .tasks import BatchTask, CommandTask, HandlerTask, SubscriptionTask, command_queue
+from .sending import command_queue
+from .subscription_task import BatchTask, SubscriptionTask
+from .tasks import HandlerTask
 
 
 def _header(message: Any) -> None:
-    """Be the signature that Celery checks arguments against: the message alone."""
+    """Stand for the signature that Celery checks arguments against: the message alone."""
 
 
-class Handler:
-    """Be a declared handler.
+#: A command as plain values: its type, version and data.
+Plain = dict[str, Any]
+
+#: A command's class.
+C = TypeVar("C", default=Any)
+
+
+class Handler(Generic[C, R]):
+    """A declared handler: of the command `C`, whose result is `R`, or a subscription's function.
 
     Called, it is the user's function, with whatever arguments that takes. Everything else (`delay`,
     `apply_async`, `s`, `si`, `name`, …) is its Celery task's in the current application.
     """
+
+    if TYPE_CHECKING:
+        name: str
+
+        def delay(
+            self,
+            command: C | Plain,
+            *,
+            task_id: str | None = None,
+            idempotency_key: str | None = None,
+        ) -> SentCommand[R]:
+            """Send a command; see `CommandTask.delay`."""
+
+        def apply_async(
+            self, args: tuple[C | Plain] | list[C | Plain], kwargs: None = None, **options: Any
+        ) -> SentCommand[R]:
+            """Send a command; see `CommandTask.apply_async`."""
+
+        def apply(
+            self, args: tuple[C | Plain] | list[C | Plain], kwargs: None = None, **options: Any
+        ) -> SentCommand[R]:
+            """Carry out a command in this process; see `CommandTask.apply`."""
+
+        def AsyncResult(self, task_id: str, **options: Any) -> SentCommand[R]:  # noqa: N802
+            """Return the result of a sent command; see `CommandTask.AsyncResult`."""
 
     def __init__(self, definition: Definition) -> None:
         functools.update_wrapper(self, definition.function)

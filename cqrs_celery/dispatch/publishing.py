@@ -13,7 +13,7 @@ from .definitions import definitions
 from .envelope import MESSAGE_ID, checked_key, pack_message
 from .handler import task_of
 from .runtime import Runtime
-from .tasks import publishing
+from .sending import publishing
 from .topics import topic_of
 
 
@@ -69,7 +69,7 @@ class Publisher:
         self._body = body
 
     def publish(
-        self, message: Message, *, capacity: int | None, timeout_s: float, message_id: str | None
+        self, message: Any, *, capacity: int | None, timeout_s: float, message_id: str | None
     ) -> Published:
         """Publish a message; see `CQRS.publish`."""
         if getattr(message, "__kind__", None) != "message":

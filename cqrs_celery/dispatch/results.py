@@ -22,32 +22,11 @@ from ..errors import HandlerSignatureError, UnwritableMessage
 from ..messages.forms import ACCEPTED, formless_part
 from ..messages.markers import MARKED, has_marked_object
 from ..messages.registry import where
+from ..messages.results import CommandResult as CommandResult
 from ..messages.sameness import difference
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
-
-
-class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of a command that was carried out.
-
-    `result["value"]` is `result.value`: as a mapping is what Celery hands on within a chain.
-
-    Attributes:
-        value: what its handler returned.
-        position: the global position of the last event that it committed; None if it committed
-            nothing.
-        is_repeated: True if the command had committed before and its handler did not run.
-    """
-
-    value: Any = None
-    position: int | None = None
-    is_repeated: bool = False
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.__struct_fields__:
-            raise KeyError(name)
-        return getattr(self, name)
 
 
 class Returned:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -86,7 +87,9 @@ def _check_message(
 ) -> None:
     if hint is None or hint is Any:
         return
-    accepted = tuple(c for c in (typing.get_args(hint) or (hint,)) if isinstance(c, type))
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    classes = [typing.get_origin(c) or c for c in (typing.get_args(hint) if is_union else (hint,))]
+    accepted = tuple(c for c in classes if isinstance(c, type))
     for message in messages:
         if not issubclass(message, accepted):
             raise HandlerSignatureError(

@@ -10,7 +10,16 @@ A message holds its user's fields only. When it happened, to what, and why, is m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final, Literal, dataclass_transform, get_args
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Final,
+    Generic,
+    Literal,
+    dataclass_transform,
+    get_args,
+)
 
 import msgspec
 
@@ -20,6 +29,7 @@ from .codec import Codec, codec_of, make_codec
 from .forms import check_fields, explained
 from .pydantic_schema import core_schema_of, json_schema_of
 from .registry import Registered, registry, where
+from .results import R_co, SentCommand
 from .sender import current_sender
 from .unknown import unknown_fields_of
 
@@ -35,7 +45,7 @@ __all__ = [
 
 
 class MessageMeta(msgspec.StructMeta):
-    """Register every message class once it is whole.
+    """The metaclass of messages, which registers every message class once it is whole.
 
     msgspec calls `__init_subclass__` before a class knows its fields; a metaclass comes after.
     """
@@ -72,7 +82,7 @@ class MessageMeta(msgspec.StructMeta):
             cls.__keeps_unknown__ = unknown_fields == "keep"
         if kind is not None:
             cls.__kind__ = kind
-            cls.__reserved__ = frozenset(n for n in dir(cls) if not n.startswith("__"))
+            cls.__reserved__ = frozenset(n for n in dir(cls) if not n.startswith("_"))
             return cls
         for field in cls.__struct_fields__:
             if field in cls.__reserved__ or field.startswith("_"):
@@ -155,7 +165,7 @@ def _check_key(cls: Any, aggregate: type | None, key: str | None) -> None:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class Message(msgspec.Struct, metaclass=MessageMeta, kind="message", frozen=True):
-    """Be something that is told to subscribers without being stored: `cqrs.publish(message)`.
+    """Something that is told to subscribers without being stored: `cqrs.publish(message)`.
 
     Class arguments:
         name: under which it travels; without a dot, the application is put in front.
@@ -175,6 +185,11 @@ class Message(msgspec.Struct, metaclass=MessageMeta, kind="message", frozen=True
     __key__: ClassVar[str | None] = None
     __keeps_unknown__: ClassVar[bool] = False
     __codec__: ClassVar[Codec | None] = None
+
+    if TYPE_CHECKING:
+
+        def __publishable__(self) -> Literal[True]:
+            """Tell checkers that `publish` takes it; the kinds below say that it does not."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
@@ -198,18 +213,35 @@ class Message(msgspec.Struct, metaclass=MessageMeta, kind="message", frozen=True
 
 
 class Event(Message, kind="event"):
-    """Be something that happened to an aggregate; recorded once, never changed.
+    """Something that happened to an aggregate; recorded once, never changed.
 
     Class arguments: name, version, aliases and unknown_fields, as for a message.
     """
 
+    if TYPE_CHECKING:
 
-class Query(Message, kind="query"):
-    """Ask something of its one handler, which answers and changes nothing."""
+        def __publishable__(self) -> Literal[False]:  # type: ignore[override]
+            """Tell checkers that `publish` does not take it."""
 
 
-class Command(Message, kind="command"):
-    """Ask its one handler to do something.
+class Query(Message, Generic[R_co], kind="query"):
+    """A question to its one handler, which answers and changes nothing.
+
+    `class ItemDetails(Query[Item])` tells type checkers that `cqrs.query` answers with an `Item`;
+    `class ItemDetails(Query)` tells them nothing.
+    """
+
+    if TYPE_CHECKING:
+
+        def __publishable__(self) -> Literal[False]:  # type: ignore[override]
+            """Tell checkers that `publish` does not take it."""
+
+
+class Command(Message, Generic[R_co], kind="command"):
+    """A request to its one handler to do something.
+
+    `class OpenAccount(Command[int])` tells type checkers that its handler returns an `int`, which
+    is the value of its result; `class OpenAccount(Command)` tells them nothing.
 
     Class arguments:
         name: the name of its task. The first segment is the application and gives the queue;
@@ -221,7 +253,14 @@ class Command(Message, kind="command"):
             order in which they were sent, one at a time.
     """
 
-    def delay(self, *, idempotency_key: str | None = None, task_id: str | None = None) -> Any:
+    if TYPE_CHECKING:
+
+        def __publishable__(self) -> Literal[False]:  # type: ignore[override]
+            """Tell checkers that `publish` does not take it."""
+
+    def delay(
+        self, *, idempotency_key: str | None = None, task_id: str | None = None
+    ) -> SentCommand[R_co]:
         """Send the command to its handler, wherever that runs; returns a Celery AsyncResult.
 
         Args:
@@ -238,7 +277,9 @@ class Command(Message, kind="command"):
             return self.apply_async(idempotency_key=idempotency_key)
         return self.apply_async(idempotency_key=idempotency_key, task_id=task_id)
 
-    def apply_async(self, *, idempotency_key: str | None = None, **options: Any) -> Any:
+    def apply_async(
+        self, *, idempotency_key: str | None = None, **options: Any
+    ) -> SentCommand[R_co]:
         """Send the command with Celery's own options, as `countdown` or `priority`.
 
         Args:
@@ -256,4 +297,7 @@ class Command(Message, kind="command"):
         """
         if idempotency_key is not None:
             options["idempotency_key"] = idempotency_key
-        return current_sender(type(self).__qualname__).send_command(self, **options)
+        sent: SentCommand[R_co] = current_sender(type(self).__qualname__).send_command(
+            self, **options
+        )
+        return sent

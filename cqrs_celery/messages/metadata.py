@@ -10,7 +10,7 @@ import msgspec
 
 
 class Metadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Be the trace of an event.
+    """The trace of an event; every field is a text.
 
     Attributes:
         correlation_id: the same for everything that one request set off; the id of what began it.

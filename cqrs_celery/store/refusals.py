@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from msgspec.structs import astuple
+
 from ..errors import (
     AggregateExists,
     ConcurrencyError,
@@ -50,9 +52,7 @@ def check_appends(appends: Sequence[StreamAppend]) -> None:
         # All together, since each look costs more than what is looked at.
         texts = [*append.stream]
         for event in append.events:
-            trace = event.metadata
-            texts += event.event_id, event.type, trace.correlation_id, trace.causation_id
-            texts.append(trace.causation_parent_id)
+            texts += event.event_id, event.type, *astuple(event.metadata)
         if not _is_kept("".join(texts)):
             for text in texts:
                 check_text(text, f"an id or a name in the append to {append.stream!r}")

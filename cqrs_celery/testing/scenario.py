@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import celery
 from celery import _state, states
@@ -27,10 +27,11 @@ from celery.result import EagerResult
 from celery.signals import task_prerun
 
 from ..app.cqrs import CQRS
+from ..dispatch.command_task import CommandTask
 from ..dispatch.definitions import definitions
 from ..dispatch.in_process import put_off
 from ..dispatch.middleware import Middleware
-from ..dispatch.tasks import CommandTask
+from ..dispatch.typed import Publishable
 from ..domain.aggregate import Aggregate
 from ..errors import SubscriptionFailed
 from ..messages.message import Command, Event, Message, Query
@@ -82,9 +83,9 @@ class InMemoryCQRS(CQRS):
         self.sent.append(command)
         return EagerResult(options.get("task_id") or new_id(), None, states.PENDING)
 
-    def publish(self, message: Message, *args: Any, **options: Any) -> Any:
+    def publish(self, message: Publishable, *args: Any, **options: Any) -> Any:
         """Publish a message, as `CQRS.publish` does."""
-        self.published.append(message)
+        self.published.append(cast(Message, message))
         return super().publish(message, *args, **options)
 
     @contextmanager

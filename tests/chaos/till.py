@@ -20,7 +20,7 @@ from celery.exceptions import Reject
 
 from cqrs_celery import CQRS, Aggregate, Command, Event, Session, applies, command_handler
 from cqrs_celery.backends.opening import open_event_store
-from cqrs_celery.dispatch.tasks import CommandTask
+from cqrs_celery.dispatch.command_task import CommandTask
 
 #: A command is made to come again so often at most.
 MOST_TIMES = 4

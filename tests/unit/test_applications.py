@@ -15,7 +15,7 @@ from cqrs_celery import CQRS, Aggregate, Command, Event, Session, command_handle
 from cqrs_celery.dispatch import runtime
 from cqrs_celery.dispatch.definitions import definitions
 from cqrs_celery.dispatch.runtime import current_app
-from cqrs_celery.dispatch.tasks import route
+from cqrs_celery.dispatch.sending import route
 from cqrs_celery.errors import DuplicateRegistration
 from cqrs_celery.testing.scenario import in_memory
 

@@ -400,7 +400,7 @@ def test_a_handlers_task_has_the_commands_name_and_celerys_options(cqrs: CQRS) -
 
 def test_a_task_takes_its_message_alone(cqrs: CQRS) -> None:
     with pytest.raises(TypeError, match="message alone; found 2"):
-        deposit.delay(Deposit(id="1", amount=5), "session")
+        deposit.delay(Deposit(id="1", amount=5), "session")  # type: ignore[call-arg]
 
 
 def test_an_option_that_a_handlers_task_needs_is_refused(cqrs: CQRS) -> None:
@@ -837,12 +837,12 @@ def test_a_second_function_for_an_event_of_one_subscription_is_refused() -> None
 def test_an_annotation_that_does_not_match_is_refused() -> None:
     with pytest.raises(HandlerSignatureError, match=r"Unhandled.*annotated with Withdraw"):
 
-        @command_handler(Unhandled)
+        @command_handler(Unhandled)  # type: ignore[arg-type]
         def wrong(command: Withdraw) -> None: ...
 
     with pytest.raises(HandlerSignatureError, match=r"event Withdrawn.*annotated with Deposited"):
 
-        @subscribes(Deposited, Withdrawn, subscription="bank.other")
+        @subscribes(Deposited, Withdrawn, subscription="bank.other")  # type: ignore[arg-type]
         def narrow(event: Deposited) -> None: ...
 
 
@@ -866,7 +866,7 @@ def test_a_parameter_that_nothing_can_be_given_to_is_refused() -> None:
 
     with pytest.raises(HandlerSignatureError, match="takes no argument"):
 
-        @command_handler(Unhandled)
+        @command_handler(Unhandled)  # type: ignore[arg-type]
         def nothing() -> None: ...
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import cqrs_celery
-from cqrs_celery.dispatch import tasks
+from cqrs_celery.dispatch import sending, tasks
 from cqrs_celery.transport import envelope
 from tests.nodes import REPOSITORY
 
@@ -77,6 +78,6 @@ def test_every_public_name_says_in_its_first_line_what_it_is() -> None:
     assert wordless == []
 
 
-@pytest.mark.parametrize("name", ["SEQUENCE_HEADER", "LEASE"])
-def test_dispatch_and_transport_mean_the_same(name: str) -> None:
-    assert getattr(tasks, name) == getattr(envelope, name)
+@pytest.mark.parametrize(("module", "name"), [(sending, "SEQUENCE_HEADER"), (tasks, "LEASE")])
+def test_dispatch_and_transport_mean_the_same(module: ModuleType, name: str) -> None:
+    assert getattr(module, name) == getattr(envelope, name)

@@ -99,7 +99,7 @@ def web_application(cqrs: InMemoryCQRS) -> FastAPI:
 
     @web.post("/orders", status_code=202)
     def post_order(command: Annotated[Order, Body()]) -> dict[str, Any]:
-        result: dict[str, Any] = command.delay().get()
+        result = command.delay().get()
         return {"id": command.id, "value": result["value"]}
 
     @web.post("/rates")

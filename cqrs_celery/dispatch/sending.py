@@ -1,0 +1,167 @@
+"""Send commands: their task's argument and options, their queue, and the errors of sending."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import celery
+from kombu.exceptions import OperationalError
+from kombu.utils.uuid import uuid
+
+from ..errors import PublishFailed
+from ..messages.message import Command
+from ..store.refusals import check_text
+from .attempts import stream_of
+from .envelope import IDEMPOTENCY_KEY, checked_key, pack_command
+from .results import CommandAsyncResult
+from .runtime import Runtime
+
+#: Of a command's representation, how much its message carries for logs and events, as Celery does.
+REPR_CHARACTERS = 1024
+
+#: The header that tells the transport what a message must stay in order with.
+SEQUENCE_HEADER = "cqrs_sequence"
+
+
+def command_queue(task_name: str) -> str:
+    """Return the queue of a command: its application's, which is its name's first segment."""
+    return f"{task_name.partition('.')[0]}.commands"
+
+
+def prepare_command(
+    command: Any, runtime: Runtime, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Return a command as a task's argument, and the options to send it with.
+
+    The caller's key goes into the argument, so that it stays with the command through retries and
+    dead letters. The task's id stays its own: each sending has a result.
+    """
+    options = dict(options)
+    # Packed first: a representation of what is nested too deep can't be made.
+    if isinstance(command, Command):
+        packed: Any = pack_command(command, runtime.serializer)
+        text = repr(command)
+    else:
+        text, packed = repr(command), command
+        command = runtime.serializer.from_plain("command", packed)
+    key = options.pop(IDEMPOTENCY_KEY, None)
+    if key is not None:
+        packed = {**packed, IDEMPOTENCY_KEY: checked_key(key)}
+    task_id = options.get("task_id") or uuid()
+    check_text(task_id, "a command's task_id")
+    sequence = sequence_of(command, runtime.application)
+    headers = dict(options.get("headers") or {})
+    if sequence:
+        headers[SEQUENCE_HEADER] = sequence
+    return packed, {
+        "argsrepr": f"({shortened(text)},)",
+        **options,
+        "task_id": task_id,
+        "headers": headers,
+    }
+
+
+def shortened(text: str) -> str:
+    """Return a representation for logs and events, with its beginning alone if it is long."""
+    return text if len(text) <= REPR_CHARACTERS else f"{text[:REPR_CHARACTERS]}…"
+
+
+def route(app: celery.Celery, name: str, options: dict[str, Any], *, home_queue: str) -> None:
+    """Send a message home, unless its options or `task_routes` say where it goes."""
+    is_told = any(options.get(option) for option in ("queue", "exchange", "routing_key"))
+    if not is_told and not app.amqp.router.lookup_route(name, (), {}, options):
+        options["queue"] = home_queue
+
+
+def sequence_of(command: Command, application: str) -> str:
+    """Return what a command stays in order with: its aggregate's stream; "" for nothing."""
+    stream = stream_of(command, application)
+    return stream.key if stream else ""
+
+
+def repeat_with_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that make a second sending of a command the same as the first."""
+    ids = {"task_id": options.get("task_id") or uuid()}
+    key = options.get(IDEMPOTENCY_KEY)
+    return ids if key is None else {**ids, IDEMPOTENCY_KEY: key}
+
+
+@contextmanager
+def publishing(
+    app: celery.Celery, message_id: str, name: str, repeat_with: dict[str, str]
+) -> Iterator[None]:
+    """Turn a server that does not take a message into `PublishFailed`.
+
+    Args:
+        app: sends it.
+        message_id: its id.
+        name: its task's.
+        repeat_with: the arguments with which it is to be sent again.
+    """
+
+    def not_sent(server: str, setting: str, error: BaseException) -> PublishFailed:
+        again = ", ".join(f"{name}={value!r}" for name, value in repeat_with.items())
+        return PublishFailed(
+            f"{name} [{message_id}] was not sent: the {server} does not answer"
+            f" ({' '.join(str(error).split())}). Start it, or correct {setting}; then send it again"
+            f" with {again}: the error has that as repeat_with.",
+            message_id=message_id,
+            repeat_with=repeat_with,
+        )
+
+    try:
+        yield
+    except OperationalError as error:
+        raise not_sent("broker", "broker_url", error) from error
+    except Exception as error:
+        lost = None if app.conf.task_always_eager else _lost_result_backend(app, error)
+        if lost is None:
+            raise
+        raise not_sent("result backend", "result_backend", lost) from error
+
+
+def _lost_result_backend(app: celery.Celery, error: Exception) -> BaseException | None:
+    """Return the driver's error if the result backend does not answer, else None.
+
+    Celery subscribes to the result before it publishes, and gives up with a RuntimeError, whose
+    text asks for a restart of the application. Sending needs none: the driver's error says what is
+    wrong.
+    """
+    errors = getattr(app.backend, "connection_errors", ())
+    return next((one for one in (error, error.__cause__) if isinstance(one, errors)), None)
+
+
+def send_unhandled(command: Command, runtime: Runtime, options: dict[str, Any]) -> Any:
+    """Send a command whose handler this process does not know; its application's queue gets it.
+
+    Raises:
+        HandlerNotFound: tasks run eagerly, so it can't be run elsewhere.
+        PublishFailed: the broker did not take it.
+    """
+    if runtime.app.conf.task_always_eager:
+        raise runtime.bus.missing(command)
+    name = runtime.serializer.name_of(type(command))
+    repeat_with = repeat_with_of(options)
+    packed, options = prepare_command(command, runtime, {**options, **repeat_with})
+    route(runtime.app, name, options, home_queue=command_queue(name))
+    with publishing(runtime.app, options["task_id"], name, repeat_with):
+        result_class = partial(CommandAsyncResult, app=runtime.app)
+        result = runtime.app.send_task(name, (packed,), result_cls=result_class, **options)
+    note_sent(runtime, options, name)
+    return result
+
+
+def note_sent(runtime: Runtime, options: Mapping[str, Any], name: str) -> None:
+    """Note to which queue a command was sent.
+
+    Args:
+        runtime: of the application that sent it.
+        options: those that it was sent with.
+        name: the command's.
+    """
+    queue = options.get("queue")
+    if runtime.sent is not None and type(queue) is str:
+        runtime.sent.note_sent(queue, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -321,10 +322,8 @@ def _find(
 
 def _row(letters: DeadLetters, letter: DeadLetter) -> Row:
     why, headers = _why(letter), head_of(letter.payload, letter.body)["headers"]
-    first_failed_at = min(
-        float(why.get("first_failed_at") or letter.first_died_at_ms / 1000),
-        letter.first_died_at_ms / 1000,
-    )
+    first_died_at = letter.first_died_at_ms / 1000
+    first_failed_at = min(_positive(why.get("first_failed_at"), first_died_at), first_died_at)
     next_try_ms = letters.due_at_ms(letter)
     return Row(
         id=letter.id,
@@ -333,7 +332,7 @@ def _row(letters: DeadLetters, letter: DeadLetter) -> Row:
         state=letter.state,
         exception=str(why.get("exception") or ""),
         error=str(why.get("error") or ""),
-        attempts=int(why.get("attempts") or 1) + letter.times - 1,
+        attempts=int(_positive(why.get("attempts"), 1)) + letter.times - 1,
         first_failed_at=_at(first_failed_at),
         failed_at=_at(letter.died_at_ms / 1000),
         age_s=int(time.time() - first_failed_at),
@@ -344,6 +343,13 @@ def _row(letters: DeadLetters, letter: DeadLetter) -> Row:
         task_id=str(headers.get("id") or why.get("task_id") or ""),
         worker=str(why.get("worker") or ""),
     )
+
+
+def _positive(value: object, otherwise: float) -> float:
+    """Return a number of a letter's reason; another one where a message's header left no number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # Of what JSON can hold, only a finite number is above 0 and below infinity.
+    return value if is_number and 0 < value < math.inf else otherwise  # type: ignore[operator, return-value]
 
 
 def _at(seconds: float) -> str:

@@ -106,6 +106,26 @@ def test_each_letter_is_listed_with_what_it_holds_up(app: celery.Celery) -> None
 
 
 @pytest.mark.parametrize(
+    "foreign", ["ünïcode 🔩", "-1e400", "1e999", "-5", '"12"', "true", "[1]", '{"a":1}', "1e300"]
+)
+def test_a_letter_whose_reason_holds_whatever_a_header_held_is_listed(
+    app: celery.Celery, foreign: str
+) -> None:
+    # given a letter whose number of attempts, and whose first failure, came from foreign headers
+    value = foreign if foreign[0] in "-1\"t[{" else json.dumps(foreign)
+    text = f'{{"reason":"its function failed","attempts":{value},"first_failed_at":{value}}}'
+    app.send_task("mail.send", ({"to": "eve"},), queue="mail", task_id="mail-2")
+    with queue_of(app) as queue:
+        worker = Worker(queue, "bob", ["mail"])  # type: ignore[arg-type]
+        worker.end(bury, worker.take(), text)
+    # when the letters are listed
+    rows = json_of(app, "list", "--subscription", "mail")
+    # then it is among them, with the time at which it became a letter
+    assert [row["task_id"] for row in rows] == ["mail-1", "mail-2"]
+    assert rows[1]["first_failed_at"] == rows[1]["failed_at"]
+
+
+@pytest.mark.parametrize(
     ("filters", "subscriptions"),
     [
         (["--subscription", "mail"], ["mail"]),

@@ -90,7 +90,8 @@ class Transport(stock.Transport):
         if self._is_checked:
             return
         try:
-            where = self.client.as_uri()
+            # Where Kombu has just passed on to another URL, it has taken this transport's own away.
+            where = channel.connection.client.as_uri()
             check_format(channel.client, channel.global_keyprefix, where=where)
         except BaseException:
             channel.close()

@@ -197,6 +197,21 @@ def test_a_worker_follows_sentinel_to_the_new_master(tmp_path: Path, scheme: str
         assert lab.journal.starts() == dict.fromkeys(range(5), 1)
 
 
+def test_a_channel_is_the_first_thing_that_a_failover_list_is_asked_for(
+    redis_node: RedisNode, redis_url: str
+) -> None:
+    # given a list whose first server is not there, and that has not connected yet
+    scheme = "reliable-redis"
+    url = f"{scheme}://127.0.0.1:{free_port()}/0;{scheme}://127.0.0.1:{redis_node.port}/0"
+    with Connection(url) as connection:
+        # when a channel is asked for
+        with connection.channel() as channel:
+            channel.queue_declare("first")
+            assert isinstance(channel, Channel)
+        # then it was one to the server that is there
+        assert connection.port == redis_node.port
+
+
 @pytest.mark.parametrize("scheme", ["redis", "reliable-redis"])
 def test_a_failover_list_stays_on_our_transport(
     tmp_path: Path, redis_node: RedisNode, redis_url: str, scheme: str

@@ -112,7 +112,7 @@ def test_a_letter_whose_reason_holds_whatever_a_header_held_is_listed(
     app: celery.Celery, foreign: str
 ) -> None:
     # given a letter whose number of attempts, and whose first failure, came from foreign headers
-    value = foreign if foreign[0] in "-1\"t[{" else json.dumps(foreign)
+    value = foreign if foreign[0] in '-1"t[{' else json.dumps(foreign)
     text = f'{{"reason":"its function failed","attempts":{value},"first_failed_at":{value}}}'
     app.send_task("mail.send", ({"to": "eve"},), queue="mail", task_id="mail-2")
     with queue_of(app) as queue:

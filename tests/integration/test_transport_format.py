@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from celery import Celery
+from kombu import pools
 
 from cqrs_celery.errors import UnsupportedFormat
 from cqrs_celery.queue.upkeep import FORMAT
@@ -25,6 +27,14 @@ APP = f"""
     def pack():
         pass
 """
+
+
+@pytest.fixture(autouse=True)
+def fresh_pools() -> Iterator[None]:
+    """Keep connections that other tests have made, which do not ask for the format again, away."""
+    pools.reset()
+    yield
+    pools.reset()
 
 
 def app_of(url: str, **options: Any) -> Celery:

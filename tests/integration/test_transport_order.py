@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +129,10 @@ def test_delayed_messages_wait_in_redis_and_come_on_time_in_order_after_a_restar
     with Lab(tmp_path, url=redis_url, lease_s=1) as lab:
         # given messages that are due in the reverse order of their sending
         worker = lab.worker()
-        due = {}
+        due = {n: time.monotonic() + 4 - n * 0.4 for n in range(5)}
+        now, now_s = datetime.now(UTC), time.monotonic()
         for n in range(5):
-            seconds = 4 - n * 0.4
-            due[n] = time.monotonic() + seconds
-            lab.send(n, countdown=seconds)
+            lab.send(n, eta=now + timedelta(seconds=due[n] - now_s))
         lab.send(10)
         lab.wait_done(10)
         # when the worker is asked what it has, it holds nothing: they wait in Redis

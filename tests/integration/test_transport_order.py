@@ -127,9 +127,9 @@ def test_delayed_messages_wait_in_redis_and_come_on_time_in_order_after_a_restar
     tmp_path: Path, redis_url: str
 ) -> None:
     with Lab(tmp_path, url=redis_url, lease_s=1) as lab:
-        # given messages that are due in the reverse order of their sending
+        # given messages due in the reverse order of their sending, long after the restart below
         worker = lab.worker()
-        due = {n: time.monotonic() + 4 - n * 0.4 for n in range(5)}
+        due = {n: time.monotonic() + 12 - n * 0.4 for n in range(5)}
         now, now_s = datetime.now(UTC), time.monotonic()
         for n in range(5):
             lab.send(n, eta=now + timedelta(seconds=due[n] - now_s))

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import text
 
-from cqrs_celery.backends.sql.appending import LeaseCheck
 from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.errors import LeaseLost
 from cqrs_celery.messages.metadata import new_id
 from cqrs_celery.store.events import Lease, StoredEvent, StreamAppend
+from cqrs_celery.store.relay_ports import LeaseCheck
 from cqrs_celery.store.stream import ANY_VERSION, StreamName
 from cqrs_celery.testing.event_store_contract import events
 

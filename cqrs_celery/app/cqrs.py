@@ -48,6 +48,7 @@ from ..messages.sender import use_sender
 from ..messages.serializer import Serializer
 from ..session.repository import Repository
 from ..session.session import Session
+from ..store.capabilities import check_capabilities
 from ..store.events import StoredEvent
 from ..store.ports import EventStore, SnapshotStore
 from ..transport import TRANSPORT
@@ -62,6 +63,7 @@ from .relaying import RelayParts, open_relay
 from .settings import BROKER, Settings, check_broker, check_tasks, read_settings
 from .snapshots import (
     add_snapshot_task,
+    check_no_snapshots,
     check_snapshots,
     open_snapshots,
 )
@@ -229,13 +231,14 @@ class CQRS:
         whose state snapshots can hold.
 
         Raises:
-            InvalidSetting: something is missing.
+            InvalidSetting: something is missing, as a capability of the event store.
             RegistrationError: a message's field is of a type that can't be written, or an aggregate
                 that has snapshots can't have any.
             DuplicateRegistration: two tasks have one name.
         """
         check_codecs(self.runtime.serializer.registry)
         check_store(self.store, definitions.all())
+        check_capabilities(self.store)
         check_delivery(self.store)
         for definition in definitions.all():
             check_locks(self.runtime.bus.locks, definition)
@@ -243,6 +246,8 @@ class CQRS:
                 task_of(self.app, definition)
         if self.runtime.bus.repository.snapshots is not None:
             check_snapshots()
+        else:
+            check_no_snapshots(self.app, self.store)
 
     # ------------------------------------------------------------ use
 

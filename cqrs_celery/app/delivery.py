@@ -8,6 +8,7 @@ from typing import Any
 from ..dispatch.definitions import Definition, definitions
 from ..errors import InvalidSetting
 from ..messages.registry import where
+from ..store.capabilities import capabilities_of
 from ..store.ports import EventStore
 from .no_store import NoEventStore
 
@@ -17,8 +18,7 @@ CAPABILITIES = "register and unregister; or outbox and leadership; or delivers =
 
 def delivers(store: EventStore) -> bool:
     """Return whether what is committed to a store reaches its subscribers."""
-    has = any(hasattr(store, name) for name in ("register", "outbox"))
-    return has or bool(getattr(store, "delivers", False)) or isinstance(store, NoEventStore)
+    return isinstance(store, NoEventStore) or capabilities_of(store).reaches_subscribers
 
 
 def check_delivery(store: EventStore) -> None:
@@ -52,9 +52,9 @@ def _undelivered(store: EventStore, definition: Definition) -> InvalidSetting:
         f"CQRS(app, store=…) was given a {name} that does not deliver: it has neither register and"
         " unregister, as a store that delivers within its append, nor an outbox and leadership, for"
         f" a relay. {where(definition.function)} subscribes to events, and would never get one. Let"
-        " a wrapper forward these to the store in it; in place of a store in memory, set"
-        " cqrs_event_store = 'memory://'; a store that reaches subscribers by means of its own has"
-        " delivers = True.",
+        " a wrapper forward capabilities, or these, to the store in it; in place of a store in"
+        " memory, set cqrs_event_store = 'memory://'; a store that reaches subscribers by means of"
+        " its own has delivers = True.",
         setting="store",
         accepted=CAPABILITIES,
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import celery
 
-from ..backends.memory.event_store import MemoryEventStore
 from ..backends.memory.locks import MemoryLocks
 from ..backends.redis.locks import LOOK_S, RedisLocks
 from ..dispatch.locks import Locks
+from ..store.capabilities import capabilities_of
 from ..store.ports import EventStore
 from ..transport.clients import BrokerClient
 
@@ -23,7 +23,7 @@ def open_locks(app: celery.Celery, store: EventStore) -> Locks | None:
         app: whose broker keeps them.
         store: events in this process need locks in this process only.
     """
-    if isinstance(store, MemoryEventStore):
+    if capabilities_of(store).is_in_process:
         return MemoryLocks()
     connection = app.connection_for_write()
     if connection.get_transport_cls().driver_type != "redis":

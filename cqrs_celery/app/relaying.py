@@ -18,9 +18,11 @@ import celery
 from ..backends.redis.relay_queue import RelayQueue
 from ..dispatch.envelope import pack_event
 from ..errors import BrokerConflict
+from ..store.capabilities import capabilities_of
 from ..store.events import Lease, Place, StoredEvent, Subscriber
 from ..store.ports import EventStore
 from ..store.refusals import ClaimLost
+from ..store.relay_ports import Leadership, Led, Outbox, RelayedStore, ReplicatedStore
 from ..transport.clients import BrokerClient
 from ..transport.envelope import BODY
 from .settings import check_confirms
@@ -135,17 +137,19 @@ class RelayParts:
         is_registered: set when this process has registered its subscribers. Before that, a relay
             could pass an event for which there is a subscriber.
         registered: what this process has registered, by name, with the id of the store then.
+        replica: the same store, if it may read from a replica.
     """
 
-    store: Any
+    store: RelayedStore
     destination: Destination
     application: str
-    leadership: Any
+    leadership: Leadership
     is_registered: threading.Event = field(default_factory=threading.Event)
     registered: dict[str, tuple[Subscriber, str]] = field(default_factory=dict)
+    replica: ReplicatedStore | None = None
 
     @property
-    def outbox(self) -> Any:
+    def outbox(self) -> Outbox:
         """Gives the events in order, and knows the subscribers."""
         return self.store.outbox
 
@@ -175,7 +179,7 @@ class RelayParts:
     def unregister(self, name: str, topics: Sequence[str]) -> int:
         """Remove a subscriber from topics; what it was sent stays. Returns from how many."""
         self.registered.pop(name, None)
-        known: int = self.outbox.unregister(self.application, name, topics)
+        known = self.outbox.unregister(self.application, name, topics)
         return max(known, self.destination.unregister(name, topics))
 
     def check_broker(self) -> None:
@@ -197,7 +201,7 @@ class RelayParts:
                 raise self.broker_conflict(led)
             time.sleep(CONFLICT_LOOK_S)
 
-    def broker_conflict(self, led: Any) -> BrokerConflict:
+    def broker_conflict(self, led: Led) -> BrokerConflict:
         """Return the error for an application that has another broker."""
         return BrokerConflict(
             f"{self.application!r} relays the events of {self.store.where} to"
@@ -209,7 +213,7 @@ class RelayParts:
         )
 
 
-def leads_elsewhere(led: Any, broker_id: str) -> bool:
+def leads_elsewhere(led: Led, broker_id: str) -> bool:
     """Return whether who leads an application's relays is alive, and has another broker.
 
     Two brokers without an id can't be told apart: one of them may have several names.
@@ -218,7 +222,7 @@ def leads_elsewhere(led: Any, broker_id: str) -> bool:
         led: who leads it, as `Leadership.led` returns it.
         broker_id: this one's broker.
     """
-    return bool(led.is_live and led.broker_id != broker_id)
+    return led.is_live and led.broker_id != broker_id
 
 
 def open_relay(
@@ -241,13 +245,14 @@ def open_relay(
     Raises:
         InvalidSetting: a broker is named that is RabbitMQ, and does not confirm what is sent.
     """
-    outbox: Any = getattr(store, "outbox", None)
-    if outbox is None:
+    capabilities = capabilities_of(store)
+    relayed = capabilities.relayed
+    if relayed is None:
         return None
     destination: Destination
-    sql: Any = store
+    outbox = relayed.outbox
     broker = app.connection_for_write().as_uri()
-    leadership = sql.leadership(application, broker=broker)
+    leadership = relayed.leadership(application, broker=broker)
     if is_reliable:
         options = app.conf.broker_transport_options or {}
         destination = RelayQueue(
@@ -269,10 +274,10 @@ def open_relay(
             check_confirms(app)
         destination = CeleryDestination(app, outbox, leadership, application, where=broker)
     if destination.has_leases:
-        sql.on_commit = destination.wake
-        if sql.lease_check is None:
-            sql.lease_check = destination.is_held
-    return RelayParts(store, destination, application, leadership)
+        relayed.on_commit = destination.wake
+        if relayed.lease_check is None:
+            relayed.lease_check = destination.is_held
+    return RelayParts(relayed, destination, application, leadership, replica=capabilities.replica)
 
 
 class CeleryDestination:
@@ -294,8 +299,8 @@ class CeleryDestination:
     def __init__(
         self,
         app: celery.Celery,
-        outbox: Any,
-        leadership: Any,
+        outbox: Outbox,
+        leadership: Leadership,
         application: str,
         *,
         where: str = "the broker",
@@ -331,8 +336,7 @@ class CeleryDestination:
         """Go on behind a place, or behind what the store's own database knows; returns it."""
         if place is not None and not self._leadership.save_checkpoint(place):
             raise ClaimLost
-        known: Place | None = self._leadership.checkpoint()
-        return known
+        return self._leadership.checkpoint()
 
     def enqueue(self, token: str, after_position: int, events: Sequence[StoredEvent]) -> int | None:
         """Send events to their subscribers, and remember the last one, while the claim holds.

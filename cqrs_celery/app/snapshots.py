@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import celery
 
 from ..dispatch.runtime import runtime_of
 from ..domain.classes import snapshotted_classes
 from ..domain.state import codec_of
+from ..errors import InvalidSetting
 from ..session.snapshots import Defer, Snapshots
-from ..store.ports import EventStore, SnapshotStore, SnapshottingStore
+from ..store.capabilities import capabilities_of
+from ..store.ports import EventStore, SnapshotStore
 from ..store.stream import StreamName
+from .no_store import NoEventStore
 from .settings import IN_A_TASK, OFF, Settings
 
 logger = logging.getLogger(__name__)
@@ -34,12 +37,16 @@ def open_snapshots(
     """
     if settings.snapshots == OFF:
         return None
-    if given is None and hasattr(store, "snapshots"):
-        given = cast(SnapshottingStore, store).snapshots()
-    if given is None:
+    kept = given or _kept_beside_events(store)
+    if kept is None:
         return None
     defer = _sender(app, settings) if settings.snapshots == IN_A_TASK else None
-    return Snapshots(given, defer=defer, compression=settings.compression)
+    return Snapshots(kept, defer=defer, compression=settings.compression)
+
+
+def _kept_beside_events(store: EventStore) -> SnapshotStore | None:
+    keeping = capabilities_of(store).snapshots
+    return None if keeping is None else keeping.snapshots()
 
 
 def snapshot_queue(application: str) -> str:
@@ -93,3 +100,28 @@ def check_snapshots() -> None:
     """
     for cls in snapshotted_classes().values():
         codec_of(cls).check()
+
+
+def check_no_snapshots(app: celery.Celery, store: EventStore) -> None:
+    """Check that nobody asks for snapshots, where there is nowhere to keep them.
+
+    Only the setting `cqrs_snapshots` asks for them. An aggregate that would have some is loaded
+    from its events alone, which takes longer and changes nothing else.
+
+    Args:
+        app: has the settings.
+        store: keeps the events.
+
+    Raises:
+        InvalidSetting: the setting asks for them, and an aggregate would have some.
+    """
+    asked = app.conf.get("cqrs_snapshots", OFF)
+    if asked != OFF and snapshotted_classes() and not isinstance(store, NoEventStore):
+        raise InvalidSetting(
+            f"the setting cqrs_snapshots is {asked!r}, and the event store"
+            f" {type(store).__qualname__} keeps no snapshots. Give CQRS(app, snapshots=…) a"
+            " snapshot store; or let the event store declare snapshots among its capabilities, and"
+            " a wrapper forward those; or set cqrs_snapshots = 'off'.",
+            setting="cqrs_snapshots",
+            accepted="'off', or an event store that keeps snapshots",
+        )

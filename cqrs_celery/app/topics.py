@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import celery
 
 from ..backends.redis.event_store import RedisEventStore
 from ..backends.redis.topics import Topics
+from ..store.capabilities import capabilities_of
 from ..store.ports import EventStore, Subscriptions
 from ..transport.channel import Channel
 from ..transport.clients import BrokerClient
@@ -39,8 +38,9 @@ def open_subscriptions(
         relay: registers them, if it delivers.
         is_reliable: whether the broker is the reliable queue, which knows its subscribers.
     """
-    if hasattr(store, "register"):
-        return cast(Subscriptions, store)
+    own = capabilities_of(store).subscriptions
+    if own is not None:
+        return own
     if relay is not None:
         return relay
     if not is_reliable:

@@ -12,7 +12,7 @@ from .memory.event_store import MemoryEventStore
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from .sql.appending import LeaseCheck
+    from ..store.relay_ports import LeaseCheck
 
 #: The store in this process's memory.
 MEMORY = "memory://"

@@ -6,6 +6,9 @@ from typing import Any
 
 import click
 
+from ..store.capabilities import capabilities_of, place_of
+from ..store.relay_ports import SqlTablesStore
+
 
 def cqrs_of(context: click.Context) -> Any:
     """Return the application's `CQRS`.
@@ -20,7 +23,7 @@ def cqrs_of(context: click.Context) -> Any:
     return cqrs
 
 
-def sql_store_of(context: click.Context, *, otherwise: str) -> Any:
+def sql_store_of(context: click.Context, *, otherwise: str) -> SqlTablesStore:
     """Return the application's SQL event store; its broker is neither needed nor checked.
 
     Args:
@@ -32,10 +35,10 @@ def sql_store_of(context: click.Context, *, otherwise: str) -> Any:
         InvalidSetting: a setting of the store's is wrong.
     """
     store = cqrs_of(context).bare_store
-    if not hasattr(store, "engine"):
-        place = getattr(store, "where", None) or type(store).__name__
+    tables = capabilities_of(store).tables
+    if tables is None:
         raise click.UsageError(
             f"the event store of {context.obj.app.main} is in no SQL database, and {otherwise}:"
-            f" {place}"
+            f" {place_of(store)}"
         )
-    return store
+    return tables

@@ -9,7 +9,9 @@ from typing import Any
 import click
 from celery.bin.base import CeleryCommand
 
+from ..app.relaying import RelayParts
 from ..errors import CQRSError, StoreUnavailable
+from ..store.capabilities import place_of
 from .application import cqrs_of
 from .table import plain, print_table
 
@@ -31,11 +33,10 @@ def status(context: click.Context, as_json: bool) -> None:
     try:
         store = cqrs.store
         if cqrs.relay is None:
-            place = getattr(store, "where", None) or type(store).__name__
             raise click.UsageError(
-                f"the event store of {context.obj.app.main} needs no relay: {place}"
+                f"the event store of {context.obj.app.main} needs no relay: {place_of(store)}"
             )
-        row = _status(store, cqrs.relay)
+        row = _status(cqrs.relay)
     except CQRSError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -49,10 +50,10 @@ def status(context: click.Context, as_json: bool) -> None:
         context.exit(1)
 
 
-def _status(store: Any, relay: Any) -> dict[str, Any]:
+def _status(relay: RelayParts) -> dict[str, Any]:
     led = relay.leadership.led()
-    row = {
-        "store": store.where,
+    row: dict[str, Any] = {
+        "store": relay.store.where,
         "last": relay.outbox.last_position(),
         "relayed": None,
         "events_behind": None,

@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 from ..domain.aggregate import Aggregate, PendingEvent, apply
 from ..domain.lifecycle import build, mark_saved, replay
@@ -31,6 +31,7 @@ from ..errors import (
 )
 from ..messages.metadata import NO_METADATA, Metadata
 from ..messages.serializer import Serializer
+from ..store.capabilities import capabilities_of
 from ..store.decoding import recorded_events, replayed_events
 from ..store.events import (
     CommandRecord,
@@ -41,13 +42,7 @@ from ..store.events import (
     StoredEvent,
     StreamAppend,
 )
-from ..store.ports import (
-    EnclosingStore,
-    EventStore,
-    HistoryStore,
-    StoreTransaction,
-    TransactionalStore,
-)
+from ..store.ports import EventStore, StoreTransaction
 from ..store.reading import Reads
 from ..store.refusals import check_text, stale_version
 from ..store.stream import StreamName
@@ -94,6 +89,11 @@ class Repository:
         check: Callable[[Iterable[type[Any]]], None] | None = None,
     ) -> None:
         self._store = store
+        capabilities = capabilities_of(store)
+        self._histories = capabilities.histories
+        self._replica = capabilities.replica
+        self._transactions = capabilities.transactions
+        self._enclosing = capabilities.enclosing
         self._check = check
         self._serializer = serializer
         self._cache = cache
@@ -190,8 +190,8 @@ class Repository:
         """
         ledger, version = aggregate.__ledger__, aggregate.version
         known = ledger.known
-        if newer is None and hasattr(self._store, "read_history"):
-            history = cast(HistoryStore, self._store).read_history(stream, known=known)
+        if newer is None and self._histories is not None:
+            history = self._histories.read_history(stream, known=known)
             if history is None:
                 raise _OtherEvents(stream, version)
             last_id = history.last_id
@@ -416,9 +416,8 @@ class Repository:
             CQRSError: as `get` does.
         """
         stream = self.stream_of(cls, id)
-        read_from_primary = getattr(self._store, "read_from_primary", None)
-        if read_from_primary is not None:
-            read_from_primary(stream)
+        if self._replica is not None:
+            self._replica.read_from_primary(stream)
         return self.get(cls, id)
 
     @property
@@ -427,11 +426,11 @@ class Repository:
 
         Then that must be open when the handler is called.
         """
-        return getattr(self._store, "encloses_handlers", False)
+        return self._enclosing is not None and self._enclosing.encloses_handlers
 
     def _may_keep(self) -> bool:
         # In a transaction that is not the session's to end, what is read may never be committed.
-        return not getattr(self._store, "is_in_transaction", False)
+        return self._enclosing is None or not self._enclosing.is_in_transaction
 
     def begin(self, *, is_enclosing: bool = False) -> StoreTransaction:
         """Begin a transaction in the store's database.
@@ -444,14 +443,14 @@ class Repository:
             SessionError: the store is in no SQL database.
             StoreUnavailable: the server does not answer.
         """
-        if not hasattr(self._store, "begin"):
+        if is_enclosing and self._enclosing is not None:
+            return self._enclosing.begin(is_enclosing=True)
+        if self._transactions is None:
             raise SessionError(
                 "session.connection was asked for, but the event store is in no SQL database:"
                 f" {self._store!r}. Keep the events in one, or write the row in a subscription."
             )
-        if is_enclosing:
-            return cast(EnclosingStore, self._store).begin(is_enclosing=True)
-        return cast(TransactionalStore, self._store).begin()
+        return self._transactions.begin()
 
     def stream_of(self, cls: type[Aggregate], id: str) -> StreamName:
         """Return the name of an aggregate's stream.

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 from cachetools import TTLCache
 
@@ -20,8 +20,9 @@ from ..domain.state import capture, restore
 from ..errors import SnapshotError
 from ..messages.compression import Compression, compress, decompress
 from ..messages.metadata import utc_now
+from ..store.capabilities import capabilities_of_snapshots
 from ..store.events import StoredEvent
-from ..store.ports import SnapshotsBesideEvents, SnapshotStore
+from ..store.ports import SnapshotStore
 from ..store.snapshot import Snapshot
 from ..store.stream import StreamName
 
@@ -75,6 +76,7 @@ class Snapshots:
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self.store = store
+        self._with_newer = capabilities_of_snapshots(store).with_newer
         self._defer = defer
         self._compression = compression
         self._clock = clock
@@ -114,8 +116,8 @@ class Snapshots:
         self, stream: StreamName, schema_version: int
     ) -> tuple[Snapshot | None, Sequence[StoredEvent] | None]:
         """Return a snapshot of a schema version, and, if the store can tell, what is behind it."""
-        if hasattr(self.store, "find_with_newer"):
-            return cast(SnapshotsBesideEvents, self.store).find_with_newer(stream, schema_version)
+        if self._with_newer is not None:
+            return self._with_newer.find_with_newer(stream, schema_version)
         snapshot = self.store.find(stream)
         is_fitting = snapshot is not None and snapshot.schema_version == schema_version
         return (snapshot if is_fitting else None), None

@@ -1,6 +1,20 @@
-"""What stores must do: of events, of snapshots, of cached states.
+"""The ports of stores: of events, of snapshots, of cached states.
 
-Any object that does what a port says may be used as one.
+Any object that has a port's methods may be used as one. What an event store can do in addition, it
+declares by the value of its property `capabilities` (see `capabilities`), whose parts are typed by
+the further ports here and in `relay_ports`:
+
+    class MyStore:
+        @property
+        def capabilities(self) -> Capabilities:
+            return Capabilities(transactions=self)
+
+A wrapper around a store forwards that value, and loses nothing of what the store can do:
+
+    class Logged:
+        @property
+        def capabilities(self) -> Capabilities:
+            return capabilities_of(self.store)
 """
 
 from __future__ import annotations
@@ -24,7 +38,7 @@ from .stream import StreamName
 
 
 class Subscriptions(Protocol):
-    """Know who gets which events. A store that delivers within its append has one."""
+    """The register of who gets which events. A store that delivers within its append has one."""
 
     def register(self, subscriber: Subscriber) -> int:
         """Register a subscriber, or replace it; it stays until it is unregistered.
@@ -45,13 +59,14 @@ class Subscriptions(Protocol):
 
 
 class EventStore(Protocol):
-    """Keep events: append atomically, read a stream in order, read everything in order.
+    """A store of events: atomic appends, and reads of one stream and of everything, in order.
 
-    An event that was appended is delivered to every subscriber; that is the engine's to see to. It
-    shows how: by `register` and `unregister`, if it delivers within its append (see
-    `Subscriptions`); by an `outbox` and `leadership`, if a relay delivers; by `delivers = True`, if
-    it has means of its own. A wrapper forwards them. One that shows nothing is refused where there
-    are subscribers.
+    An event that was appended is delivered to every subscriber; the engine sees to that. Among its
+    `capabilities` the store declares how: by `subscriptions`, if it delivers within its append; by
+    `relayed`, if a relay delivers; by `delivers`, if it has means of its own. A store that declares
+    no capabilities at all may have the methods and attributes themselves: `register` and
+    `unregister`; `outbox` and `leadership`; `delivers = True`. A store that delivers in no way is
+    refused where there are subscribers.
 
     Positions increase in the order in which events may be read. In memory and in Redis they have no
     gaps; in a SQL database an append that was refused or rolled back may leave numbers out. No
@@ -131,13 +146,13 @@ class EventStore(Protocol):
         """
 
     def close(self) -> None:
-        """Give back connections; the store may be used again and makes new ones."""
+        """Release all connections. The store stays usable and reconnects on demand."""
 
 
 class StoreTransaction(Protocol):
-    """Be an open transaction in a store's database, for rows of the application's own."""
+    """An open transaction in a store's database, for rows of the application's own."""
 
-    #: The library's connection to the database; the transaction is not its user's to end.
+    #: The library's connection to the database; its user must not end the transaction.
     connection: Any
 
     def append(
@@ -147,7 +162,7 @@ class StoreTransaction(Protocol):
         command: CommandRecord | None = None,
         lease: Lease | None = None,
     ) -> Committed:
-        """Append events and commit them with the rows beside them, or roll back both.
+        """Append events and commit them together with the rows, or roll back both.
 
         Raises as `EventStore.append` does.
         """
@@ -162,11 +177,11 @@ class StoreTransaction(Protocol):
         """
 
     def rollback(self) -> None:
-        """Give up what was not committed; a second time does nothing."""
+        """Roll back what was not committed; a second call does nothing."""
 
 
 class TransactionalStore(Protocol):
-    """Be what an EventStore is beside that, if it is in a database that holds other tables too."""
+    """An event store in a database that holds other tables, too."""
 
     def begin(self) -> StoreTransaction:
         """Begin a transaction.
@@ -177,13 +192,14 @@ class TransactionalStore(Protocol):
 
 
 class EnclosingStore(TransactionalStore, Protocol):
-    """Be a TransactionalStore whose transactions have more in them than what goes through it.
+    """A TransactionalStore whose transactions contain more than what goes through it.
 
     What a thread writes by other means, as Django's models do, belongs to them, too.
 
     Attributes:
-        encloses_handlers: True: a handler that takes the session is called in a transaction.
-        is_in_transaction: whether what this thread reads may never be committed. It is not cached.
+        encloses_handlers: whether a handler that takes the session is called in a transaction.
+        is_in_transaction: whether what this thread reads may never be committed; then it is not
+            cached.
     """
 
     encloses_handlers: bool
@@ -196,7 +212,7 @@ class EnclosingStore(TransactionalStore, Protocol):
         """Begin a transaction, or take part in the one that is open.
 
         Args:
-            is_enclosing: a handler is called in it, so it is one that can be rolled back by itself.
+            is_enclosing: whether a handler is called in it; then it can be rolled back by itself.
 
         Raises:
             StoreUnavailable: the server does not answer.
@@ -204,7 +220,10 @@ class EnclosingStore(TransactionalStore, Protocol):
 
 
 class SnapshotStore(Protocol):
-    """Keep the newest snapshot of each stream. What it loses, or is late with, costs time only."""
+    """A store of the newest snapshot of each stream. What it loses, or is late with, costs time.
+
+    What it can do in addition, it declares by a property `capabilities`, a `SnapshotCapabilities`.
+    """
 
     def find(self, stream: StreamName) -> Snapshot | None:
         """Return a stream's snapshot; None if there is none.
@@ -242,12 +261,12 @@ class SnapshotStore(Protocol):
 
 
 class SnapshotsBesideEvents(SnapshotStore, Protocol):
-    """Be what a SnapshotStore is beside that, if it can read a stream's events in the same step."""
+    """A snapshot store that can read a snapshot and the events behind it in one step."""
 
     def find_with_newer(
         self, stream: StreamName, schema_version: int
     ) -> tuple[Snapshot | None, Sequence[StoredEvent]]:
-        """Return a stream's snapshot and the events behind it, by one question to the server.
+        """Return a stream's snapshot and the events behind it, in one round trip.
 
         Args:
             stream: whose.
@@ -263,10 +282,10 @@ class SnapshotsBesideEvents(SnapshotStore, Protocol):
 
 
 class HistoryStore(Protocol):
-    """Be what an EventStore is beside that, if it can read of a stream what a replay needs alone.
+    """An event store that can read just the columns a replay needs.
 
-    An aggregate's events are read far more often than written; its ids, times and metadata are then
-    read for nothing. Without it, `read_stream` serves.
+    An aggregate's events are read far more often than written, and a replay needs neither their
+    ids nor their times nor their metadata. Without this, `read_stream` is used.
     """
 
     def read_history(
@@ -289,17 +308,17 @@ class HistoryStore(Protocol):
 
 
 class SnapshottingStore(Protocol):
-    """Be what an EventStore is beside that, if snapshots can be kept where its events are."""
+    """An event store that keeps snapshots where its events are."""
 
     def snapshots(self) -> SnapshotStore:
         """Return the store of the snapshots of its streams."""
 
 
 class StateCache(Protocol):
-    """Keep states for a while, as bytes; whatever is put there may be gone at any time."""
+    """A cache of states, as bytes; whatever is put there may be gone at any time."""
 
     def get(self, stream: StreamName) -> bytes | None:
-        """Return a stream's state, which lives on for its whole time from now; None if it is gone.
+        """Return a stream's state, or None if it is gone; its time to live begins anew.
 
         Raises:
             StoreUnavailable: the server does not answer.

@@ -146,11 +146,10 @@ def _check_database(relay: RelayParts) -> None:
         StoreUnavailable: the database does not answer. Without the replica, a worker can work.
     """
     logger.debug("the store's id is %s", relay.outbox.store_id)
-    check_replica = getattr(relay.store, "check_replica", None)
-    if check_replica is None:
+    if relay.replica is None:
         return
     try:
-        check_replica()
+        relay.replica.check_replica()
     except StoreUnavailable as error:
         if error.is_misconfigured:
             raise

@@ -17,10 +17,10 @@ from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from cqrs_celery import CQRS
 from cqrs_celery.backends.django.event_store import DjangoEventStore
 from cqrs_celery.backends.opening import open_event_store
-from cqrs_celery.backends.sql.appending import LeaseCheck
 from cqrs_celery.backends.sql.schema import check_schema, create_schema
 from cqrs_celery.dispatch.bus import CommandResult
 from cqrs_celery.errors import ConcurrencyError, InvalidSetting, StoreError, StoreUnavailable
+from cqrs_celery.store.relay_ports import LeaseCheck
 from cqrs_celery.store.stream import StreamName
 from cqrs_celery.testing.event_store_contract import BOLT, NUT, EventStoreContract, append, event
 from tests import playhouse

@@ -26,7 +26,6 @@ from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.postgresql.event_store import PostgresqlEventStore
 from cqrs_celery.backends.postgresql.gaps import NOT_SETTLED, Settled
 from cqrs_celery.backends.sql import outbox as sql_outbox
-from cqrs_celery.backends.sql.appending import LeaseCheck
 from cqrs_celery.backends.sql.batch import Batch
 from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.backends.sql.failures import Failure
@@ -54,6 +53,7 @@ from cqrs_celery.store.events import (
     Subscriber,
 )
 from cqrs_celery.store.reading import Reads
+from cqrs_celery.store.relay_ports import LeaseCheck
 from cqrs_celery.store.stream import ANY_VERSION, NO_STREAM, StreamName
 from cqrs_celery.testing.event_store_contract import (
     BOLT,

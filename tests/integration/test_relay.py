@@ -610,7 +610,9 @@ def test_of_applications_that_claim_one_broker_at_the_same_moment_one_leads_in_t
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given two applications that have both looked whether another one leads, and seen none
-    first, second = (bench.parts_of(name).leadership for name in ("inventory", "sales"))
+    first, second = (
+        bench.store.leadership(name, broker="redis") for name in ("inventory", "sales")
+    )
     broker_id = bench.destination.broker_id()
     is_there = second.rows.is_there
     looks: list[bool] = []

@@ -132,6 +132,7 @@ def test_two_relays_whose_batches_take_longer_than_their_leases_come_to_the_end(
     pause = threading.Event()
     all_parts = [line.make_parts(), line.make_parts()]
     for parts in all_parts:
+        assert isinstance(parts.leadership, leading.Leadership)
         monkeypatch.setattr(parts.leadership.rows, "lease_ms", 400)
         monkeypatch.setattr(parts.destination, "on_send", lambda _: pause.wait(0.02))
     line.write(150)

@@ -15,12 +15,12 @@ import pytest
 from sqlalchemy import text
 
 from cqrs_celery.backends.opening import open_event_store
-from cqrs_celery.backends.sql.appending import LeaseCheck
 from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.backends.sql.schema import check_schema, create_schema
 from cqrs_celery.backends.sqlite.event_store import SqliteEventStore
 from cqrs_celery.errors import ConcurrencyError, LeaseLost, SchemaError, StoreUnavailable
 from cqrs_celery.store.events import CommandRecord, Lease, StreamAppend
+from cqrs_celery.store.relay_ports import LeaseCheck
 from cqrs_celery.store.stream import NO_STREAM
 from cqrs_celery.testing.event_store_contract import (
     BOLT,

@@ -21,11 +21,11 @@ from sqlalchemy import create_engine
 
 from cqrs_celery.backends.sql.batch import Batch
 from cqrs_celery.backends.sql.failures import Failure
-from cqrs_celery.backends.sql.leading import Led
 from cqrs_celery.backends.sql.schema import schema_sql
 from cqrs_celery.backends.sqlserver.event_store import SqlServerEventStore
 from cqrs_celery.messages.metadata import Metadata
 from cqrs_celery.store.events import CommandRecord, NewEvent, Place, StreamAppend, Subscriber
+from cqrs_celery.store.relay_ports import Led
 from cqrs_celery.store.snapshot import Snapshot
 from cqrs_celery.store.stream import StreamName
 

@@ -95,7 +95,8 @@ EXPECTED = (
     r" unregister, as a store that delivers within its append, nor an outbox and leadership, for a"
     r" relay\. tests\.unit\.test_undelivered\.subscribe\.<locals>\.tell_recipient"
     r" \(\S*test_undelivered\.py:\d+\) subscribes to events, and would never get one\. Let a"
-    r" wrapper forward these to the store in it; in place of a store in memory, set"
+    r" wrapper forward capabilities, or these, to the store in it; in place of a store in memory,"
+    r" set"
     r" cqrs_event_store = 'memory://'; a store that reaches subscribers by means of its own has"
     r" delivers = True\."
 )

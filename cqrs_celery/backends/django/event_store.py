@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from django.db import Error as DjangoError
 from django.db import connections, transaction
 from sqlalchemy import Engine
 
+from ...store.capabilities import Capabilities
 from ...store.events import (
     CommandRecord,
     Committed,
@@ -29,11 +31,11 @@ from ...store.events import (
     StoredEvent,
     StreamAppend,
 )
+from ...store.relay_ports import LeaseCheck
 from ..postgresql.event_store import PostgresqlEventStore
 from ..postgresql.gaps import NOT_SETTLED, Gaps, Settled
 from ..postgresql.prepared import Statement, run_once
 from ..postgresql.rules import PostgresqlRules
-from ..sql.appending import LeaseCheck
 from ..sql.batch import Batch
 from ..sql.event_store import SqlEventStore
 from ..sqlite.event_store import SqliteEventStore
@@ -190,6 +192,11 @@ class DjangoEventStore(_Reaching, SqlEventStore):
         self.alias = alias
         self.where = f"{SCHEME}://{alias}"
         self.inside = self._inside(self, lending_engine(alias, vendor))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the store can do in addition to the port."""
+        return replace(super().capabilities, enclosing=self)
 
     @property
     def is_in_transaction(self) -> bool:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from ...store.capabilities import Capabilities
 from ...store.events import (
     CommandOutcome,
     CommandRecord,
@@ -53,6 +54,11 @@ class MemoryEventStore:
         self._outcomes: dict[str, tuple[CommandOutcome, float]] = {}
         self._commits: dict[tuple[str, ...], Committed] = {}
         self._snapshots = MemorySnapshotStore()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the store can do in addition to the port."""
+        return Capabilities(delivers=self.delivers, snapshots=self, is_in_process=True)
 
     @property
     def delivers(self) -> bool:

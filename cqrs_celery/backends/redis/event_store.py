@@ -17,6 +17,7 @@ import redis
 from ...queue.reliable_queue import ReliableQueue
 from ...queue.scripts import load
 from ...queue.values import LetterPolicy
+from ...store.capabilities import Capabilities
 from ...store.events import (
     CommandOutcome,
     CommandRecord,
@@ -76,6 +77,11 @@ class RedisEventStore:
 
     def __repr__(self) -> str:
         return f"<RedisEventStore {self._where}>"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the store can do in addition to the port: each append delivers."""
+        return Capabilities(subscriptions=self, snapshots=self)
 
     def append(
         self,

@@ -12,6 +12,7 @@ from typing import Final, cast
 import redis
 
 from ...queue.scripts import load
+from ...store.capabilities import SnapshotCapabilities
 from ...store.events import StoredEvent
 from ...store.refusals import check_stream
 from ...store.snapshot import Snapshot
@@ -47,6 +48,11 @@ class RedisSnapshotStore:
 
     def __repr__(self) -> str:
         return f"<RedisSnapshotStore {self._where}>"
+
+    @property
+    def capabilities(self) -> SnapshotCapabilities:
+        """What the store can do in addition to the port."""
+        return SnapshotCapabilities(with_newer=self)
 
     def find(self, stream: StreamName) -> Snapshot | None:
         """Return a stream's snapshot; see `SnapshotStore.find`."""

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, Table, bindparam, delete, insert, sel
 from ...errors import StoreError, StoreUnavailable
 from ...store.events import CommandRecord, Committed, Lease, NewEvent, StreamAppend
 from ...store.refusals import check_command, command_repeated, lease_lost, version_conflict
+from ...store.relay_ports import LeaseCheck
 from ...store.stream import ANY_VERSION
 from .access import ATTEMPTS
 from .batch import Batch, CommandRefused, VersionRefused, beaten
@@ -24,9 +25,6 @@ from .failures import AlreadyThere, TransactionBeaten
 from .reading import SqlReading
 from .rules import INSERT_ROWS
 from .tables import commands, events, streams
-
-#: Tells whether a worker still holds its message.
-LeaseCheck = Callable[[Lease], bool]
 
 _TO_VERSION: Final = (
     update(streams)

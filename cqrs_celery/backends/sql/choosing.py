@@ -6,10 +6,10 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import URL
 
 from ...errors import InvalidSetting
+from ...store.relay_ports import LeaseCheck
 from ..postgresql.event_store import PostgresqlEventStore
 from ..sqlite.event_store import SqliteEventStore, prepare_engine
 from ..sqlserver.event_store import SqlServerEventStore
-from .appending import LeaseCheck
 from .engine import driver_refusal, make_engine, parse_url
 from .event_store import SqlEventStore
 

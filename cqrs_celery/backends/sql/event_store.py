@@ -15,8 +15,10 @@ from typing import Final
 from sqlalchemy import Engine, select
 
 from ...errors import InvalidSetting, SchemaError
+from ...store.capabilities import Capabilities
 from ...store.refusals import check_text
-from .appending import LeaseCheck, SqlAppending
+from ...store.relay_ports import LeaseCheck
+from .appending import SqlAppending
 from .engine import where
 from .leading import Leadership
 from .outbox import SqlOutbox
@@ -67,6 +69,19 @@ class SqlEventStore(SqlAppending):
             is_own_engine=is_own_engine,
         )
         self.outbox = SqlOutbox(self)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the store can do in addition to the port."""
+        return Capabilities(
+            relayed=self,
+            transactions=self,
+            snapshots=self,
+            histories=self,
+            replica=self,
+            tables=self,
+            where=self.where,
+        )
 
     def forget_known(self) -> None:
         """Forget what is known of the database, which may be another one, or an earlier state."""

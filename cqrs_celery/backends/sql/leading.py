@@ -22,11 +22,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from sqlalchemy import or_, select, update
 
 from ...store.events import Place
+from ...store.relay_ports import Led
 from .access import SqlAccess
 from .relay_rows import NOBODY, RelayRows
 from .tables import relays
@@ -36,24 +37,6 @@ LEASE_S: Final = 4.0
 
 #: Seconds after which it renews; in between it only looks.
 RENEW_S: Final = 1.0
-
-
-class Led(NamedTuple):
-    """Who leads an application's relays.
-
-    Attributes:
-        leader: host and process.
-        broker_id: the id of the broker that it relays to; empty if that has none, or none is known.
-        broker: names it in messages, without credentials.
-        until_ms: when the lease ends, in milliseconds of the database's clock.
-        is_live: whether it has not ended yet.
-    """
-
-    leader: str
-    broker_id: str
-    broker: str
-    until_ms: int
-    is_live: bool
 
 
 def _no_number() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
@@ -18,6 +18,7 @@ from ...errors import StoreWentBack
 from ...store.events import START, Place, StoredEvent, Subscriber
 from ...store.reading import Reads
 from ...store.refusals import check_text
+from ...store.relay_ports import Pending
 from .failures import schema_missing
 from .reading import SqlReading
 from .tables import events, identity, relays, subscribers
@@ -27,13 +28,6 @@ EVERY_APPLICATION: Final = ""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Subscriber).decode
-
-
-class Pending(NamedTuple):
-    """How many events stand behind a position, and when the oldest of them was recorded."""
-
-    events: int
-    oldest_at: datetime | None
 
 
 class SqlOutbox:

@@ -29,6 +29,7 @@ from sqlalchemy import (
     update,
 )
 
+from ...store.capabilities import SnapshotCapabilities
 from ...store.events import StoredEvent
 from ...store.refusals import check_stream
 from ...store.snapshot import Snapshot
@@ -104,6 +105,11 @@ class SqlSnapshotStore:
 
     def __repr__(self) -> str:
         return f"<SqlSnapshotStore {self._store.where}>"
+
+    @property
+    def capabilities(self) -> SnapshotCapabilities:
+        """What the store can do in addition to the port."""
+        return SnapshotCapabilities(with_newer=self)
 
     def find(self, stream: StreamName) -> Snapshot | None:
         """Return a stream's snapshot; see `SnapshotStore.find`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 
 from ...errors import ConcurrencyError
+from ...store.capabilities import capabilities_of
 from ...store.events import (
     Committed,
 )
@@ -22,9 +23,10 @@ class VersionTests(StoreTests):
 
     def test_a_history_is_what_a_replay_needs_of_the_same_events(self, store: EventStore) -> None:
         """Only of a store that reads it by itself: see `HistoryStore`."""
-        read_history = getattr(store, "read_history", None)
-        if read_history is None:
+        histories = capabilities_of(store).histories
+        if histories is None:
             return
+        read_history = histories.read_history
         # given events of several types, among those of another stream
         append(store, BOLT, NO_STREAM, event(type="inventory.Made"), *events(2))
         append(store, NUT, NO_STREAM, *events(3))
@@ -46,9 +48,10 @@ class VersionTests(StoreTests):
 
     def test_a_history_of_a_stream_without_a_known_event_is_none(self, store: EventStore) -> None:
         """Only of a store that reads it by itself: see `HistoryStore`."""
-        read_history = getattr(store, "read_history", None)
-        if read_history is None:
+        histories = capabilities_of(store).histories
+        if histories is None:
             return
+        read_history = histories.read_history
         append(store, BOLT, NO_STREAM, *events(3))
         append(store, NUT, NO_STREAM, *events(3))
         one, two, three = (stored.event.event_id for stored in store.read_stream(BOLT))

@@ -1,0 +1,194 @@
+"""What a store can do in addition to its port, declared in one value.
+
+    class MyStore:
+        @property
+        def capabilities(self) -> Capabilities:
+            return Capabilities(transactions=self, histories=self)
+
+Each part is the object that does it, typed by its port, so a wrapper forwards the whole value:
+
+    class Wrapper:
+        @property
+        def capabilities(self) -> Capabilities:
+            return capabilities_of(self.store)
+
+A part then goes past the wrapper, to the store in it. If a wrapper does one of them itself, it
+replaces that part: `replace(capabilities_of(self.store), histories=self)`, with `dataclasses`'
+`replace`.
+
+A store that declares nothing can do what it has methods for: those that the ports name. That is
+looked up here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Any, Final, TypeVar
+
+from ..errors import InvalidSetting
+from .ports import (
+    EnclosingStore,
+    EventStore,
+    HistoryStore,
+    SnapshotsBesideEvents,
+    SnapshotStore,
+    SnapshottingStore,
+    Subscriptions,
+    TransactionalStore,
+)
+from .relay_ports import RelayedStore, ReplicatedStore, SqlTablesStore
+
+C = TypeVar("C", "Capabilities", "SnapshotCapabilities")
+
+_NAME: Final = "capabilities"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What an event store can do in addition to the port EventStore.
+
+    Attributes:
+        subscriptions: registers the subscribers to whom each append delivers; None if an append
+            delivers to nobody.
+        relayed: has the outbox from which a relay delivers; None if there is no relay.
+        delivers: whether events reach their subscribers by means of the store's own.
+        transactions: commits rows of the application's own with the events.
+        enclosing: says whether a transaction is open in this thread, and whether handlers are
+            called in one.
+        snapshots: keeps snapshots where the events are.
+        histories: reads the columns of a stream that a replay needs, and no others.
+        replica: may read from a replica.
+        tables: has tables in a SQL database.
+        is_in_process: whether the events are in this process alone, so that locks may be, too.
+        where: names the place of the events in messages, without credentials; empty for the name of
+            the store's class.
+    """
+
+    subscriptions: Subscriptions | None = None
+    relayed: RelayedStore | None = None
+    delivers: bool = False
+    transactions: TransactionalStore | None = None
+    enclosing: EnclosingStore | None = None
+    snapshots: SnapshottingStore | None = None
+    histories: HistoryStore | None = None
+    replica: ReplicatedStore | None = None
+    tables: SqlTablesStore | None = None
+    is_in_process: bool = False
+    where: str = ""
+
+    @property
+    def reaches_subscribers(self) -> bool:
+        """Whether what is committed reaches its subscribers, by whatever means."""
+        return self.delivers or self.subscriptions is not None or self.relayed is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotCapabilities:
+    """What a snapshot store can do in addition to the port SnapshotStore.
+
+    Attributes:
+        with_newer: reads a snapshot and the events behind it in one step.
+    """
+
+    with_newer: SnapshotsBesideEvents | None = None
+
+
+def capabilities_of(store: EventStore) -> Capabilities:
+    """Return what an event store declares that it can do; without that, what it has methods for.
+
+    Raises:
+        InvalidSetting: what it declares is no Capabilities.
+    """
+    return _declared(store, Capabilities, setting="store") or _undeclared(store)
+
+
+def capabilities_of_snapshots(store: SnapshotStore) -> SnapshotCapabilities:
+    """Return what a snapshot store declares; without that, what it has methods for.
+
+    Raises:
+        InvalidSetting: what it declares is no SnapshotCapabilities.
+    """
+    declared = _declared(store, SnapshotCapabilities, setting="snapshots")
+    if declared is not None:
+        return declared
+    return SnapshotCapabilities(with_newer=_if_has(store, "find_with_newer"))
+
+
+def place_of(store: EventStore) -> str:
+    """Return what names an event store's place in messages."""
+    return capabilities_of(store).where or type(store).__name__
+
+
+def check_capabilities(store: EventStore) -> None:
+    """Check that what a store declares is so: each part has the methods of its port.
+
+    Raises:
+        InvalidSetting: one has not; the text says which.
+    """
+    declared = capabilities_of(store)
+    for field in fields(Capabilities):
+        part = vars(declared)[field.name]
+        missing = [name for name in _METHODS.get(field.name, ()) if _if_has(part, name) is None]
+        if part is not None and missing:
+            raise InvalidSetting(
+                f"the event store {type(store).__qualname__} declares {field.name} ="
+                f" {type(part).__qualname__}, which has no {', '.join(missing)}; expected an object"
+                f" that has {', '.join(_METHODS[field.name])}",
+                setting="store",
+                accepted=", ".join(_METHODS[field.name]),
+            )
+
+
+#: What the ports of the capabilities have, by which a store shows them that declares none.
+_METHODS: Final[dict[str, tuple[str, ...]]] = {
+    "subscriptions": ("register", "unregister"),
+    "relayed": ("outbox", "leadership"),
+    "transactions": ("begin",),
+    "enclosing": ("begin", "encloses_handlers", "is_in_transaction"),
+    "snapshots": ("snapshots",),
+    "histories": ("read_history",),
+    "replica": ("read_from_primary", "check_replica"),
+    "tables": ("engine", "outbox", "forget_expired_commands"),
+}
+
+
+def _declared(store: object, kind: type[C], *, setting: str) -> C | None:
+    """Return what a store declares, also by a wrapper's `__getattr__`; None if it does not."""
+    try:
+        declared = attrgetter(_NAME)(store)
+    except AttributeError as error:
+        if error.name != _NAME:
+            raise  # the declaration itself failed
+        return None
+    if not isinstance(declared, kind):
+        raise InvalidSetting(
+            f"CQRS(app, {setting}=…) was given a {type(store).__qualname__} whose {_NAME} are"
+            f" {declared!r}; expected a {kind.__name__} of cqrs_celery.store.{_NAME}",
+            setting=setting,
+            accepted=kind.__name__,
+        )
+    return declared
+
+
+def _undeclared(store: EventStore) -> Capabilities:
+    """Return what a store can do that declares nothing."""
+    parts = {name: _if_has(store, *methods) for name, methods in _METHODS.items()}
+    if parts["relayed"] is not None and parts["relayed"].outbox is None:
+        parts["relayed"] = None
+    named = _if_has(store, "where")
+    delivering = _if_has(store, "delivers")
+    return Capabilities(
+        **parts,
+        delivers=delivering is not None and bool(delivering.delivers),
+        where="" if named is None else str(named.where or ""),
+    )
+
+
+def _if_has(store: Any, *names: str) -> Any:
+    """Return a store that has attributes of these names, also by `__getattr__`; else None."""
+    try:
+        attrgetter(*names)(store)
+    except AttributeError:
+        return None
+    return store

@@ -24,9 +24,10 @@ from ..errors import (
 )
 from ..messages.metadata import Metadata
 from ..messages.serializer import Serializer
+from ..session.handling import HandlerSession, QuerySession
 from ..session.off_loop import handler_off_loop, off_loop
 from ..session.repository import Repository
-from ..session.session import HandlerSession, QuerySession, Session
+from ..session.session import Session
 from ..store.events import CommandOutcome, RecordedEvent
 from .attempts import Attempt as Attempt
 from .conflicts import delay_s

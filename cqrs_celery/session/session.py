@@ -7,13 +7,12 @@ next `get` reads the store again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from ..domain.aggregate import Aggregate
-from ..domain.lifecycle import attach, detach
+from ..domain.lifecycle import attach, build, detach
 from ..domain.watching import Watching
 from ..errors import AggregateNotFound, ConcurrencyError, SessionError, SubscriptionFailed
 from ..messages.metadata import NO_METADATA, Metadata
@@ -28,13 +27,14 @@ A = TypeVar("A", bound=Aggregate)
 
 
 class Session:
-    """Be a unit of work.
+    """A unit of work.
 
         with Session(repository) as session:
             session.get(InventoryItem, "42").check_in(5)
 
-    Left without an exception, the block commits; left with one, nothing is written. Either way the
-    session has ended then. What records something in the block, and is in no session, is an error.
+    If the block ends without an exception, it commits; if it ends with one, nothing is written.
+    Either way the session has ended then. An aggregate that records something in the block, and is
+    in no session, is an error.
 
     Args:
         repository: where aggregates come from and go to.
@@ -117,6 +117,69 @@ class Session:
                 return self._tracked_as(cls, id)
             self._track(cls, id, found)
         return self.find(cls, id)
+
+    def get_or_create(self, cls: type[A], id: str, make: Callable[[str], A] | None = None) -> A:
+        """Return an aggregate; if it has no events and was not added, make it and add it.
+
+            cart = session.get_or_create(Cart, command.id)
+            order = session.get_or_create(Order, command.id, lambda key: Order.place(key, "Ada"))
+
+        A new one is at version 0. Nothing is stored of it unless it records something. If two
+        sessions make the same one, the first commit wins; the other is a ConcurrencyError. A
+        handler is then repeated, and gets the one that is there.
+
+        Args:
+            cls: its class.
+            id: its id.
+            make: called with the id if it has to be made, and returns it; None for the class
+                itself.
+
+        Raises:
+            SessionError: the session has ended, is a query's, or tracks it under another class.
+            TypeError: what was made is no instance of the class.
+            ValueError: what was made has another id.
+            AggregateNotConstructible: there is no `make`, and the class takes more than an id.
+            CQRSError: its history can't be replayed; see `Repository.find`.
+        """
+        try:
+            return self.get(cls, id)
+        except AggregateNotFound:
+            return self._create(cls, id, make)
+
+    async def get_or_create_async(
+        self, cls: type[A], id: str, make: Callable[[str], A] | None = None
+    ) -> A:
+        """Return an aggregate as `get_or_create` does, without blocking the event loop.
+
+        Args:
+            cls: its class.
+            id: its id.
+            make: as for `get_or_create`; it is called in the event loop.
+
+        Raises:
+            CQRSError, TypeError, ValueError: as `get_or_create` does.
+        """
+        try:
+            return await self.get_async(cls, id)
+        except AggregateNotFound:
+            # Unless it was added meanwhile.
+            tracked = self._tracked_as(cls, id)
+            return self._create(cls, id, make) if tracked is None else tracked
+
+    def _create(self, cls: type[A], id: str, make: Callable[[str], A] | None) -> A:
+        aggregate = build(cls, id) if make is None else make(id)
+        if not isinstance(aggregate, cls):
+            raise TypeError(
+                f"get_or_create({cls.__qualname__}, {id!r}) made {aggregate!r}; expected a"
+                f" {cls.__qualname__}, which `make` returns"
+            )
+        if aggregate.id != id:
+            raise ValueError(
+                f"get_or_create({cls.__qualname__}, {id!r}) made one with the id"
+                f" {aggregate.id!r}; expected `make` to use the id that it is given"
+            )
+        self.add(aggregate)
+        return aggregate
 
     def _track(self, cls: type[A], id: str, aggregate: A) -> None:
         """Track what was read, unless it was read or added meanwhile."""
@@ -315,120 +378,3 @@ class Session:
                 "the session has ended: it was committed on leaving its block or handler, or"
                 " closed. Use a new one."
             )
-
-
-class HandlerSession(Session):
-    """Be the session that a command's handler gets; whoever runs the handler commits it.
-
-        session = HandlerSession(repository, metadata=metadata)
-        try:
-            result = handler(command, session)
-            committed = session.commit_on_return(command=record, lease=lease)
-        finally:
-            session.close()
-
-    A handler that commits by itself could commit twice, of which only one commit can be recorded
-    as the command's: so it may not.
-    """
-
-    _place = "handler"
-
-    def commit(
-        self, *, command: CommandRecord | None = None, lease: Lease | None = None
-    ) -> Committed | None:
-        """Refuse: the commit happens when the handler returns.
-
-        Raises:
-            SessionError: always.
-        """
-        raise SessionError(
-            "a command handler tried to commit its session: it is committed, once, when the handler"
-            " returns. Remove the commit (or the `with`); to write nothing, raise an exception."
-        )
-
-    def __enter__(self) -> Self:
-        self.commit()
-        return self
-
-    def watching(self) -> Watching:
-        """Return the context in which the handler is called: what it records must come here."""
-        self._watching = Watching()
-        return self._watching
-
-    def enclose(self) -> None:
-        """Begin the transaction before the handler is called, if the store's is to enclose it.
-
-        Raises:
-            StoreUnavailable: the server does not answer.
-        """
-        if self._repository.encloses_handlers:
-            self._transaction = self._repository.begin(is_enclosing=True)
-
-    def commit_on_return(
-        self, *, command: CommandRecord | None = None, lease: Lease | None = None
-    ) -> Committed | None:
-        """Commit as `Session.commit` does, for whoever ran the handler, and end the session.
-
-        Ended it is only if the commit succeeded: after StoreUnavailable it may be repeated.
-
-        Raises:
-            SessionError: an aggregate that the handler made, and that recorded something, was not
-                added.
-            CQRSError: as `Session.commit` does.
-        """
-        self._check_added()
-        committed = super().commit(command=command, lease=lease)
-        self.close()
-        return committed
-
-
-class QuerySession(Session):
-    """The session that a query's handler gets: it reads, and nothing of it is committed."""
-
-    def add(self, aggregate: Aggregate) -> NoReturn:
-        """Refuse: a query changes nothing.
-
-        Raises:
-            SessionError: always.
-        """
-        raise SessionError(
-            f"a query's handler added {aggregate!r} to its session, which commits nothing: a query"
-            " only reads. What changes something is a command."
-        )
-
-    def commit(
-        self, *, command: CommandRecord | None = None, lease: Lease | None = None
-    ) -> NoReturn:
-        """Refuse: a query changes nothing.
-
-        Raises:
-            SessionError: always.
-        """
-        raise SessionError(
-            "a query's handler tried to commit its session, or to end it by `with`: a query only"
-            " reads, and whoever asks it ends the session. What changes something is a command."
-        )
-
-    def __enter__(self) -> Self:
-        self.commit()
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Return the context in which the handler is called; the session ends with it.
-
-        Raises:
-            SessionError: an aggregate recorded something inside: nobody would write that.
-        """
-        watching = Watching()
-        try:
-            with watching:
-                yield
-        finally:
-            self.close()
-        for aggregate in watching.found:
-            if aggregate.pending_events:
-                events = [pending.type.__qualname__ for pending in aggregate.pending_events]
-                raise SessionError(
-                    f"{aggregate!r} recorded {', '.join(events)} in a query's handler, which"
-                    " commits nothing: a query only reads. What changes something is a command."
-                )

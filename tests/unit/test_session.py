@@ -19,8 +19,9 @@ from cqrs_celery.errors import (
 from cqrs_celery.messages.message import Event
 from cqrs_celery.messages.metadata import Metadata
 from cqrs_celery.messages.serializer import Serializer
+from cqrs_celery.session.handling import HandlerSession
 from cqrs_celery.session.repository import Repository
-from cqrs_celery.session.session import HandlerSession, Session
+from cqrs_celery.session.session import Session
 from cqrs_celery.store.events import CommandOutcome, CommandRecord, Committed, Lease
 from cqrs_celery.store.stream import StreamName
 

@@ -1,0 +1,155 @@
+"""The sessions that handlers get: a command's, whose runner commits it, and a query's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn, Self, TypeVar
+
+from ..domain.aggregate import Aggregate
+from ..domain.watching import Watching
+from ..errors import SessionError
+from ..store.events import CommandRecord, Committed, Lease
+from .session import Session
+
+A = TypeVar("A", bound=Aggregate)
+
+
+class HandlerSession(Session):
+    """The session that a command's handler gets; whoever runs the handler commits it.
+
+        session = HandlerSession(repository, metadata=metadata)
+        try:
+            result = handler(command, session)
+            committed = session.commit_on_return(command=record, lease=lease)
+        finally:
+            session.close()
+
+    A handler that commits by itself could commit twice, of which only one commit can be recorded
+    as the command's: so it may not.
+    """
+
+    _place = "handler"
+
+    def commit(
+        self, *, command: CommandRecord | None = None, lease: Lease | None = None
+    ) -> Committed | None:
+        """Refuse: the commit happens when the handler returns.
+
+        Raises:
+            SessionError: always.
+        """
+        raise SessionError(
+            "a command handler tried to commit its session: it is committed, once, when the handler"
+            " returns. Remove the commit (or the `with`); to write nothing, raise an exception."
+        )
+
+    def __enter__(self) -> Self:
+        self.commit()
+        return self
+
+    def watching(self) -> Watching:
+        """Return the context in which the handler is called: what it records must come here."""
+        self._watching = Watching()
+        return self._watching
+
+    def enclose(self) -> None:
+        """Begin the transaction before the handler is called, if the store's is to enclose it.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        if self._repository.encloses_handlers:
+            self._transaction = self._repository.begin(is_enclosing=True)
+
+    def commit_on_return(
+        self, *, command: CommandRecord | None = None, lease: Lease | None = None
+    ) -> Committed | None:
+        """Commit as `Session.commit` does, for whoever ran the handler, and end the session.
+
+        It ends only if the commit succeeded: after StoreUnavailable the commit may be repeated.
+
+        Raises:
+            SessionError: an aggregate that the handler made, and that recorded something, was not
+                added.
+            CQRSError: as `Session.commit` does.
+        """
+        self._check_added()
+        committed = super().commit(command=command, lease=lease)
+        self.close()
+        return committed
+
+
+class QuerySession(Session):
+    """The session that a query's handler gets: it reads, and nothing of it is committed."""
+
+    def add(self, aggregate: Aggregate) -> NoReturn:
+        """Refuse: a query changes nothing.
+
+        Raises:
+            SessionError: always.
+        """
+        raise SessionError(
+            f"a query's handler added {aggregate!r} to its session, which commits nothing: a query"
+            " only reads. What changes something is a command."
+        )
+
+    def commit(
+        self, *, command: CommandRecord | None = None, lease: Lease | None = None
+    ) -> NoReturn:
+        """Refuse: a query changes nothing.
+
+        Raises:
+            SessionError: always.
+        """
+        raise SessionError(
+            "a query's handler tried to commit its session, or to end it by `with`: a query only"
+            " reads, and whoever asks it ends the session. What changes something is a command."
+        )
+
+    def __enter__(self) -> Self:
+        self.commit()
+
+    def get_or_create(
+        self, cls: type[A], id: str, make: Callable[[str], A] | None = None
+    ) -> NoReturn:
+        """Refuse: a query changes nothing.
+
+        Raises:
+            SessionError: always.
+        """
+        raise SessionError(
+            f"a query's handler called get_or_create({cls.__qualname__}, {id!r}), which adds what"
+            " is not there to the session: a query only reads. Use get or find."
+        )
+
+    async def get_or_create_async(
+        self, cls: type[A], id: str, make: Callable[[str], A] | None = None
+    ) -> NoReturn:
+        """Refuse, as `get_or_create` does.
+
+        Raises:
+            SessionError: always.
+        """
+        self.get_or_create(cls, id, make)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Return the context in which the handler is called; the session ends with it.
+
+        Raises:
+            SessionError: an aggregate recorded something inside: nobody would write that.
+        """
+        watching = Watching()
+        try:
+            with watching:
+                yield
+        finally:
+            self.close()
+        for aggregate in watching.found:
+            if aggregate.pending_events:
+                events = [pending.type.__qualname__ for pending in aggregate.pending_events]
+                raise SessionError(
+                    f"{aggregate!r} recorded {', '.join(events)} in a query's handler, which"
+                    " commits nothing: a query only reads. What changes something is a command."
+                )

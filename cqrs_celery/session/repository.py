@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
-from ..domain.aggregate import Aggregate, PendingEvent, apply
-from ..domain.lifecycle import build, mark_saved, replay
-from ..domain.state import as_made
+from ..domain.aggregate import Aggregate, PendingEvent
+from ..domain.lifecycle import build, mark_saved
 from ..errors import (
     AggregateNotFound,
-    ConcurrencyError,
     DuplicateInstance,
     MessageError,
     SessionError,
@@ -32,14 +29,11 @@ from ..errors import (
 from ..messages.metadata import NO_METADATA, Metadata
 from ..messages.serializer import Serializer
 from ..store.capabilities import capabilities_of
-from ..store.decoding import recorded_events, replayed_events
 from ..store.events import (
     CommandRecord,
     Committed,
-    KnownEvent,
     Lease,
     NewEvent,
-    StoredEvent,
     StreamAppend,
 )
 from ..store.ports import EventStore, StoreTransaction
@@ -47,29 +41,17 @@ from ..store.reading import Reads
 from ..store.refusals import check_text, stale_version
 from ..store.stream import StreamName
 from .cache import AggregateCache
+from .keeping import Keeper
+from .replaying import Replayer
 from .snapshots import Snapshots
 
 A = TypeVar("A", bound=Aggregate)
 
 logger = logging.getLogger(__name__)
 
-#: Events, at most, that a load reads again to see whether its stream has what was kept of it. If a
-#: commit has more, that is seen to right behind it.
-KNOWN_MOST: Final = 10
-
-
-class _OtherEvents(Exception):
-    """The stream does not have the events that a kept state was made of."""
-
-    def __init__(self, stream: StreamName, version: int) -> None:
-        super().__init__(
-            f"{stream} does not have the events that the state at version {version} was made of:"
-            " the store went back, or is another one"
-        )
-
 
 class Repository:
-    """Be where aggregates come from and go to.
+    """The place where aggregates come from and go to.
 
     Args:
         store: keeps the events.
@@ -90,7 +72,6 @@ class Repository:
     ) -> None:
         self._store = store
         capabilities = capabilities_of(store)
-        self._histories = capabilities.histories
         self._replica = capabilities.replica
         self._transactions = capabilities.transactions
         self._enclosing = capabilities.enclosing
@@ -98,6 +79,8 @@ class Repository:
         self._serializer = serializer
         self._cache = cache
         self.snapshots = snapshots
+        self._replayer = Replayer(store, serializer)
+        self._keeper = Keeper(self._replayer, snapshots, cache)
 
     def find(self, cls: type[A], id: str) -> A | None:
         """Return an aggregate as its events have left it, or None if it has none.
@@ -139,7 +122,7 @@ class Repository:
             aggregate, newer = restored.aggregate, restored.newer
             if aggregate is not None:
                 try:
-                    self._replay_newer(aggregate, stream, newer)
+                    self._replayer.replay_newer(aggregate, stream, newer)
                 except (StoreError, MessageError):
                     raise
                 except Exception as error:  # noqa: BLE001  from the start, it comes again or not
@@ -147,7 +130,7 @@ class Repository:
                     aggregate, newer = None, None
         if aggregate is None:
             aggregate = build(cls, id)
-            self._replay_newer(aggregate, stream, newer)
+            self._replayer.replay_newer(aggregate, stream, newer)
         aggregate.__ledger__.load_s = time.perf_counter() - started_s
         return aggregate if aggregate.version else None
 
@@ -159,7 +142,7 @@ class Repository:
             return None
         version = aggregate.version
         try:
-            self._replay_newer(aggregate, stream)
+            self._replayer.replay_newer(aggregate, stream)
         except (StoreError, MessageError):
             raise
         except Exception as error:  # noqa: BLE001  from the start, it comes again or not
@@ -176,38 +159,6 @@ class Repository:
         if aggregate.version != version and self._may_keep():
             cache.put(aggregate, stream)
         return aggregate
-
-    def _replay_newer(
-        self,
-        aggregate: Aggregate,
-        stream: StreamName,
-        newer: Sequence[StoredEvent] | None = None,
-    ) -> None:
-        """Apply the stored events behind an aggregate's version; read them if they are not.
-
-        Raises:
-            _OtherEvents: the stream does not have those that the aggregate was made of.
-        """
-        ledger, version = aggregate.__ledger__, aggregate.version
-        known = ledger.known
-        if newer is None and self._histories is not None:
-            history = self._histories.read_history(stream, known=known)
-            if history is None:
-                raise _OtherEvents(stream, version)
-            last_id = history.last_id
-            replay(aggregate, replayed_events(history.events, stream, self._serializer))
-        else:
-            if newer is None:
-                after = known[0][0] - 1 if known else 0
-                newer = newer_than(known, self._store.read_stream(stream, after_version=after))
-            if newer is None:
-                raise _OtherEvents(stream, version)
-            last_id = newer[-1].event.event_id if newer else ""
-            replay(aggregate, recorded_events(newer, self._serializer))
-        if ledger.version == version:
-            ledger.known = known[-1:]
-        else:
-            ledger.known = [(ledger.version, last_id)] if last_id else []
 
     def get(self, cls: type[A], id: str) -> A:
         """Return an aggregate as its events have left it.
@@ -265,27 +216,14 @@ class Repository:
             UnwritableMessage: an event is too large; nothing was written.
             StoreUnavailable: the server does not answer. The save may be repeated.
         """
-        changed: dict[StreamName, Aggregate] = {}
-        for aggregate in aggregates:
-            stream = self.stream_of(type(aggregate), aggregate.id)
-            if expected_version not in (None, aggregate.version):
-                raise stale_version(stream, expected=expected_version, found=aggregate.version)
-            if aggregate.pending_events and changed.setdefault(stream, aggregate) is not aggregate:
-                raise two_instances(stream, changed[stream], aggregate)
+        changed = self._changed(aggregates, expected_version)
         if not changed:
             if transaction is not None:
                 transaction.commit(command=command, lease=lease)
             return None
         if self._check is not None:
             self._check(one.type for each in changed.values() for one in each.pending_events)
-        appends = [
-            StreamAppend(
-                stream,
-                aggregate.version,
-                [self._new_event(pending, metadata) for pending in aggregate.pending_events],
-            )
-            for stream, aggregate in changed.items()
-        ]
+        appends = self._appends(changed, metadata)
         failed: SubscriptionFailed | None = None
         try:
             committed = (transaction or self._store).append(appends, command=command, lease=lease)
@@ -294,120 +232,50 @@ class Repository:
             versions = [append.expected_version + len(append.events) for append in appends]
             committed = Committed(error.position, tuple(versions))
         except BaseException as error:
-            self._forget(changed, error)
+            self._keeper.forget(changed, error)
             raise
+        self._mark_saved(changed, committed)
+        if failed is not None:
+            raise failed
+        return committed
+
+    def _mark_saved(self, changed: Mapping[StreamName, Aggregate], committed: Committed) -> None:
         is_kept = self._may_keep()
         for (stream, aggregate), version in zip(changed.items(), committed.versions, strict=True):
             since, recorded = aggregate.version, aggregate.pending_events
             mark_saved(aggregate, version)
             if is_kept:
-                self._keep(aggregate, stream, recorded, since=since)
-        if failed is not None:
-            raise failed
-        return committed
+                self._keeper.keep(aggregate, stream, recorded, since=since)
 
-    def _keep(
-        self, aggregate: A, stream: StreamName, recorded: Sequence[PendingEvent], *, since: int
-    ) -> None:
-        """Take a snapshot, and cache, what an aggregate's events have made.
+    def _changed(
+        self, aggregates: Iterable[Aggregate], expected_version: int | None
+    ) -> dict[StreamName, Aggregate]:
+        """Return the aggregates that have something pending, by their streams.
 
-        Args:
-            aggregate: the caller's instance, just saved; what else it holds reaches nobody.
-            stream: its events'.
-            recorded: what was saved of it.
-            since: its version before that.
+        Raises:
+            StaleVersion: one is not at `expected_version`.
+            DuplicateInstance: one is there in two instances.
         """
-        ledger = aggregate.__ledger__
-        if self._cache is None and aggregate.__snapshot_policy__ is None:
-            # Nobody keeps it, so nobody will ask.
-            ledger.known = []
-        if self._cache is not None and is_long(ledger.known):
-            self._confirm(aggregate, stream)
-        made = None if self._cache is None else self._made(aggregate, recorded, since)
+        changed: dict[StreamName, Aggregate] = {}
+        for aggregate in aggregates:
+            stream = self.stream_of(type(aggregate), aggregate.id)
+            if expected_version not in (None, aggregate.version):
+                raise stale_version(stream, expected=expected_version, found=aggregate.version)
+            if aggregate.pending_events and changed.setdefault(stream, aggregate) is not aggregate:
+                raise two_instances(stream, changed[stream], aggregate)
+        return changed
 
-        def load() -> Aggregate:
-            found = made or self._made(aggregate, recorded, since)
-            if found is None:
-                return self._read_again(aggregate, stream)
-            found.__ledger__.known = ledger.known
-            return found
-
-        if self.snapshots is not None:
-            self.snapshots.after_commit(
-                aggregate, stream, load=load, confirm=partial(self._confirm, aggregate, stream)
+    def _appends(
+        self, changed: Mapping[StreamName, Aggregate], metadata: Metadata
+    ) -> list[StreamAppend]:
+        return [
+            StreamAppend(
+                stream,
+                aggregate.version,
+                [self._new_event(pending, metadata) for pending in aggregate.pending_events],
             )
-        if self._cache is not None and made is not None:
-            now = made.__ledger__
-            now.known = ledger.known
-            now.snapshot_version = ledger.snapshot_version
-            now.snapshot_taken_at = ledger.snapshot_taken_at
-            self._cache.put(made, stream)
-            ledger.made, ledger.made_version = now.made, now.made_version
-
-    def _made(self, aggregate: A, recorded: Sequence[PendingEvent], since: int) -> A | None:
-        """Return what an aggregate's events make; None if that can't be told without a read."""
-        if aggregate.__ledger__.made_version != since:
-            return None
-        try:
-            made = as_made(aggregate)
-            for version, pending in enumerate(recorded, since + 1):
-                # As it will be read: an upcaster may make others of it.
-                for event in self._serializer.read_again(pending.type, pending.data):
-                    apply(made, event)
-                    made.__ledger__.version = version
-        except Exception as error:  # noqa: BLE001  it has been saved
-            logger.warning(
-                "what events make of %r is not known: %s: %s",
-                aggregate,
-                type(error).__name__,
-                error,
-            )
-            return None
-        made.__ledger__.version = aggregate.version
-        return made
-
-    def _read_again(self, aggregate: Aggregate, stream: StreamName) -> Aggregate:
-        made = as_made(aggregate)
-        if not made.__ledger__.known:
-            # Of an earlier version, which did not keep them.
-            made = build(type(aggregate), aggregate.id)
-        self._replay_newer(made, stream)
-        return made
-
-    def _confirm(self, aggregate: Aggregate, stream: StreamName) -> bool:
-        """Return whether the stream of an aggregate that was just committed has all it was made of.
-
-        A commit checks the version alone. If the store went back since the load, others may have
-        written as many events as were lost.
-        """
-        ledger = aggregate.__ledger__
-        *earlier, last = ledger.known or [(0, "")]
-        if earlier:
-            first, end = earlier[0][0], earlier[-1][0]
-            try:
-                events = self._store.read_stream(
-                    stream, after_version=first - 1, limit=end - first + 1
-                )
-            except Exception as error:  # noqa: BLE001  it has been saved
-                logger.debug("not known whether %s has what it had: %s", stream, error)
-                return False
-            ledger.known = [] if newer_than(earlier, events) is None else [last]
-        return bool(ledger.known)
-
-    def _forget(self, changed: Mapping[StreamName, Aggregate], error: BaseException) -> None:
-        """Forget what is cached of aggregates that could not be saved.
-
-        So is a snapshot that is ahead of its events, as after these came back from a backup: each
-        load would begin with it, and each save fail.
-        """
-        if self._cache is not None:
-            for stream in changed:
-                self._cache.remove(stream)
-        if isinstance(error, ConcurrencyError) and error.found < error.expected:
-            for stream, aggregate in changed.items():
-                is_meant = str(stream) == error.stream
-                if is_meant and self.snapshots is not None and aggregate.__snapshot_policy__:
-                    self.snapshots.forget(stream, error)
+            for stream, aggregate in changed.items()
+        ]
 
     def get_newest(self, cls: type[A], id: str) -> A:
         """Return an aggregate as `get` does, from no replica that may lag behind.
@@ -474,33 +342,6 @@ class Repository:
     def _new_event(self, pending: PendingEvent, metadata: Metadata) -> NewEvent:
         name, version, data = self._serializer.seal(pending.type, pending.data)
         return NewEvent(pending.event_id, name, version, pending.timestamp, data, metadata)
-
-
-def is_long(known: Sequence[KnownEvent]) -> bool:
-    """Return whether a load would have too much to read again."""
-    return bool(known) and known[-1][0] - known[0][0] > KNOWN_MOST
-
-
-def newer_than(
-    known: Sequence[KnownEvent], events: Sequence[StoredEvent]
-) -> Sequence[StoredEvent] | None:
-    """Return the events behind those that are known.
-
-    Args:
-        known: versions and ids of events, oldest first.
-        events: the stream's, from the first one that is known on; all, if none is.
-
-    Returns:
-        Those behind the last one; None if one is missing, or another one.
-    """
-    if not known:
-        return events
-    first = known[0][0]
-    for version, event_id in known:
-        at = version - first
-        if at >= len(events) or events[at].event.event_id != event_id:
-            return None
-    return events[known[-1][0] - first + 1 :]
 
 
 def two_instances(stream: StreamName, first: Aggregate, second: Aggregate) -> DuplicateInstance:

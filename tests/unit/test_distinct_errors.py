@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,7 @@ from cqrs_celery.errors import (
     StaleVersion,
     SubscriptionFailed,
 )
+from cqrs_celery.store.capabilities import Capabilities
 from cqrs_celery.store.stream import StreamName
 from cqrs_celery.testing.scenario import Scenario, in_memory
 
@@ -167,12 +169,18 @@ def test_a_version_that_a_replica_does_not_have_yet_is_looked_for_in_the_primary
     class Lagging(MemoryEventStore):
         lag = 0
 
+        @property
+        def capabilities(self) -> Capabilities:
+            return replace(super().capabilities, replica=self)
+
         def read_stream(self, stream: StreamName, **options: Any) -> Any:
             found = super().read_stream(stream, **options)
             return found[: len(found) - self.lag]
 
         def read_from_primary(self, *streams: StreamName) -> None:
             self.lag = 0
+
+        def check_replica(self) -> None: ...
 
     store = Lagging()
     cqrs = CQRS(Celery("shelf", set_as_current=False, broker="memory://"), store=store)

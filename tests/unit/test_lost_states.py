@@ -28,7 +28,8 @@ from cqrs_celery.domain.applies import applies
 from cqrs_celery.messages.message import Event
 from cqrs_celery.messages.serializer import Serializer
 from cqrs_celery.session.cache import AggregateCache
-from cqrs_celery.session.repository import KNOWN_MOST, Repository
+from cqrs_celery.session.keeping import KNOWN_MOST
+from cqrs_celery.session.repository import Repository
 from cqrs_celery.session.snapshots import Snapshots
 from cqrs_celery.store.events import StreamAppend
 from cqrs_celery.store.snapshot import Snapshot

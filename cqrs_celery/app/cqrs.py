@@ -13,15 +13,12 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
 import celery
-from celery.signals import celeryd_init
 
 from ..dispatch.attempts import Attempt, stream_of
-from ..dispatch.bus import Bus
 from ..dispatch.context import current_metadata
 from ..dispatch.definitions import Definition, definitions
 from ..dispatch.envelope import checked_key, command_id_of
@@ -36,45 +33,38 @@ from ..dispatch.kinds import check_kind
 from ..dispatch.locks import check_locks
 from ..dispatch.middleware import Middleware, checked
 from ..dispatch.publishing import Published, Publisher
-from ..dispatch.runtime import Runtime, add_application, current_app
+from ..dispatch.runtime import Runtime, add_application
 from ..dispatch.sending import send_unhandled
 from ..dispatch.typed import Publishable
-from ..errors import ConfigurationError, DuplicateRegistration, InvalidSetting
+from ..errors import DuplicateRegistration
 from ..messages.codec import check_codecs, codec_of
 from ..messages.message import Command, Query
 from ..messages.metadata import Metadata, new_id
 from ..messages.results import CommandResult, R, SentCommand
 from ..messages.sender import use_sender
-from ..messages.serializer import Serializer
-from ..session.repository import Repository
 from ..session.session import Session
 from ..store.capabilities import check_capabilities
 from ..store.events import StoredEvent
 from ..store.ports import EventStore, SnapshotStore
-from ..transport import TRANSPORT
 from ..transport.envelope import BODY
-from ..transport.transport import SCHEMES
-from .caching import open_cache
-from .delivery import check_delivery, refusing_undelivered
+from .composition import compose, has_reliable_queue, open_store_or_none
+from .current import CurrentApplication
+from .delivery import check_delivery
+from .hooks import CeleryHooks
 from .in_process_delivery import InProcessDelivery
-from .locks import open_locks
-from .no_store import NoEventStore, check_store
-from .relaying import RelayParts, open_relay
-from .settings import BROKER, Settings, check_broker, check_tasks, read_settings
+from .no_store import check_store
+from .relaying import RelayParts
+from .settings import Settings, check_tasks, read_settings
 from .snapshots import (
-    add_snapshot_task,
     check_no_snapshots,
     check_snapshots,
-    open_snapshots,
 )
-from .stores import open_store
-from .topics import open_subscriptions, open_topics
-from .unconsumed import open_unconsumed
+from .topics import open_topics
 from .worker_queues import choose_queues
 
 
 class CQRS:
-    """Be the CQRS side of a Celery application.
+    """The CQRS side of a Celery application.
 
     Args:
         app: the Celery application; its configuration holds the settings.
@@ -114,17 +104,9 @@ class CQRS:
         self.relay: RelayParts | None = None
         app.cqrs = self
         add_application(app, self)
-        use_sender(_CurrentApplication())
-        app.steps["consumer"].add("cqrs_celery.workers.registration:RegistrationStep")
-        app.steps["worker"].add("cqrs_celery.workers.relay:RelayStep")
-        app.on_after_configure.connect(self._on_configured, weak=False)
-        app.on_after_finalize.connect(self._on_finalized, weak=False)
-        celeryd_init.connect(self._on_worker_init)
-        definitions.listen(self._on_declared)
-        if app.configured:
-            self._on_configured(app)
-        if app.finalized:
-            self._on_finalized(app)
+        use_sender(CurrentApplication())
+        self._hooks = CeleryHooks(app, self._choose_queues)
+        self._hooks.connect()
 
     def __repr__(self) -> str:
         return f"<CQRS {self.app.main}>"
@@ -145,66 +127,20 @@ class CQRS:
         """What the application's tasks are run with; made at its first use."""
         with self._lock:
             if self._runtime is None:
-                self._runtime = self._compose()
+                settings = self.settings
+                check_tasks(self.app)
+                self._runtime, self.relay = compose(
+                    self.app,
+                    settings,
+                    self.bare_store,
+                    snapshots=self._given_snapshots,
+                    middleware=self._middleware,
+                )
             return self._runtime
-
-    def _compose(self) -> Runtime:
-        settings = self.settings
-        check_tasks(self.app)
-        store = self.bare_store
-        serializer = Serializer(
-            settings.application,
-            compression=settings.compression,
-            max_bytes=settings.max_message_bytes,
-        )
-        locks = open_locks(self.app, store)
-        repository = Repository(
-            store,
-            serializer,
-            snapshots=open_snapshots(self.app, settings, store, self._given_snapshots),
-            cache=open_cache(self.app, settings),
-            check=refusing_undelivered(store),
-        )
-        relay = self.relay = open_relay(
-            self.app,
-            store,
-            settings.application,
-            is_reliable=self._is_reliable,
-        )
-        bus = Bus(repository, serializer, app=self.app, locks=locks, middleware=self._middleware)
-        return Runtime(
-            self.app,
-            serializer,
-            store,
-            bus,
-            settings.command_id_ttl_s,
-            settings.dead_letters,
-            subscriptions=open_subscriptions(self.app, store, relay, is_reliable=self._is_reliable),
-            sent=open_unconsumed(self.app, is_reliable=self._is_reliable),
-        )
-
-    def _open_store(self, settings: Settings) -> EventStore:
-        if settings.event_store == BROKER:
-            try:
-                check_broker(self.app, transport=TRANSPORT, schemes=SCHEMES.values())
-            except InvalidSetting as error:
-                if self.app.conf.get("cqrs_event_store") is not None:
-                    raise
-                # Who names no store may need none.
-                return NoEventStore(error)
-        return open_store(self.app, settings, deliver=self._deliver)
-
-    @property
-    def _is_reliable(self) -> bool:
-        try:
-            check_broker(self.app, transport=TRANSPORT, schemes=SCHEMES.values())
-        except InvalidSetting:
-            return False
-        return True
 
     @cached_property
     def _publisher(self) -> Publisher:
-        topics = open_topics(self.app) if self._is_reliable else None
+        topics = open_topics(self.app) if has_reliable_queue(self.app) else None
         return Publisher(self.runtime, topics, body=BODY)
 
     @property
@@ -222,7 +158,9 @@ class CQRS:
             InvalidSetting: a setting has a value that is not accepted.
             MissingDependency: the store's driver is not installed.
         """
-        return self._given_store or self._open_store(self.settings)
+        return self._given_store or open_store_or_none(
+            self.app, self.settings, deliver=self._deliver
+        )
 
     def check_handlers(self) -> None:
         """Check that there is what the declared handlers and aggregates ask for.
@@ -428,32 +366,8 @@ class CQRS:
     def _delivery(self) -> InProcessDelivery:
         return InProcessDelivery(self.runtime)
 
-    # ------------------------------------------------------------ Celery's life
-
-    def _on_configured(self, sender: Any = None, **_: Any) -> None:
-        conf = self.app.conf
-        if conf.worker_consumer == "celery.worker.consumer:Consumer":
-            conf.worker_consumer = "cqrs_celery.workers.consumer:Consumer"
-
-    def _on_finalized(self, sender: Any = None, **_: Any) -> None:
-        add_snapshot_task(self.app)
-        for definition in definitions.all():
-            # What a signal's receiver raises, Celery logs, and goes on. Whoever uses the task is
-            # told, and a worker that starts.
-            with suppress(DuplicateRegistration):
-                self._on_declared(definition)
-
-    def _on_declared(self, definition: Definition) -> None:
-        if self.app.finalized and definition.kind != "query":
-            task_of(self.app, definition)
-
-    def _on_worker_init(self, instance: Any = None, **_: Any) -> None:
-        """Check the settings, and consume the queues of all handlers unless -Q says which."""
-        if instance is None or instance.app is not self.app:
-            return
-        # A step of the worker's finds it again, and can end that.
-        with suppress(ConfigurationError):
-            choose_queues(self.runtime.app, self.settings)
+    def _choose_queues(self) -> None:
+        choose_queues(self.runtime.app, self.settings)
 
 
 def _check_is_first(app: celery.Celery, here: str) -> None:
@@ -464,13 +378,3 @@ def _check_is_first(app: celery.Celery, here: str) -> None:
             f" {here}: a second one would have an event store of its own. Use app.cqrs, which is"
             " the first, and give it there what it needs."
         )
-
-
-class _CurrentApplication:
-    """Send by the CQRS application that is current where the sending happens."""
-
-    def send_command(self, command: Any, **options: Any) -> Any:
-        """Send a command by the current application."""
-        cls: Any = type(command)
-        app = current_app(cls.__qualname__, cls.__registered__.name)
-        return app.cqrs.send_command(command, **options)

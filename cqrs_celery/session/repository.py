@@ -221,16 +221,12 @@ class Repository:
             if transaction is not None:
                 transaction.commit(command=command, lease=lease)
             return None
-        if self._check is not None:
-            self._check(one.type for each in changed.values() for one in each.pending_events)
         appends = self._appends(changed, metadata)
         failed: SubscriptionFailed | None = None
         try:
             committed = (transaction or self._store).append(appends, command=command, lease=lease)
         except SubscriptionFailed as error:
-            failed = error
-            versions = [append.expected_version + len(append.events) for append in appends]
-            committed = Committed(error.position, tuple(versions))
+            failed, committed = error, _committed(error, appends)
         except BaseException as error:
             self._keeper.forget(changed, error)
             raise
@@ -255,6 +251,7 @@ class Repository:
         Raises:
             StaleVersion: one is not at `expected_version`.
             DuplicateInstance: one is there in two instances.
+            InvalidSetting: the store would not deliver their events.
         """
         changed: dict[StreamName, Aggregate] = {}
         for aggregate in aggregates:
@@ -263,6 +260,8 @@ class Repository:
                 raise stale_version(stream, expected=expected_version, found=aggregate.version)
             if aggregate.pending_events and changed.setdefault(stream, aggregate) is not aggregate:
                 raise two_instances(stream, changed[stream], aggregate)
+        if changed and self._check is not None:
+            self._check(one.type for each in changed.values() for one in each.pending_events)
         return changed
 
     def _appends(
@@ -342,6 +341,12 @@ class Repository:
     def _new_event(self, pending: PendingEvent, metadata: Metadata) -> NewEvent:
         name, version, data = self._serializer.seal(pending.type, pending.data)
         return NewEvent(pending.event_id, name, version, pending.timestamp, data, metadata)
+
+
+def _committed(error: SubscriptionFailed, appends: Iterable[StreamAppend]) -> Committed:
+    """Return where a commit ended that a subscription's failure followed."""
+    versions = [append.expected_version + len(append.events) for append in appends]
+    return Committed(error.position, tuple(versions))
 
 
 def two_instances(stream: StreamName, first: Aggregate, second: Aggregate) -> DuplicateInstance:

@@ -25,7 +25,8 @@ import redis
 from celery import Celery
 from sqlalchemy import false, text
 
-from cqrs_celery.app.relaying import CeleryDestination, RelayParts
+from cqrs_celery.app.celery_destination import CeleryDestination
+from cqrs_celery.app.relaying import RelayParts
 from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.redis.relay_queue import RelayQueue
 from cqrs_celery.backends.redis.unhandled import PlacesGiven

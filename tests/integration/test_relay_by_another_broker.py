@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from cqrs_celery.app import relaying
-from cqrs_celery.app.relaying import CeleryDestination, RelayParts
+from cqrs_celery.app import celery_destination
+from cqrs_celery.app.celery_destination import CeleryDestination
+from cqrs_celery.app.relaying import RelayParts
 from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.sql import leading
 from cqrs_celery.backends.sql.event_store import SqlEventStore
@@ -99,7 +100,7 @@ def line(tmp_path: Path) -> Iterator[Line]:
 def test_a_batch_that_takes_longer_than_a_lease_is_remembered_event_by_event(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relaying, "SENDING_S", 0)
+    monkeypatch.setattr(celery_destination, "SENDING_S", 0)
     monkeypatch.setattr(leading, "RENEW_S", 0)
     # given a relay that sends, and looks now and then whether it still leads
     parts = line.make_parts()
@@ -125,7 +126,7 @@ def test_a_batch_that_takes_longer_than_a_lease_is_remembered_event_by_event(
 def test_two_relays_whose_batches_take_longer_than_their_leases_come_to_the_end(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relaying, "SENDING_S", 0.1)
+    monkeypatch.setattr(celery_destination, "SENDING_S", 0.1)
     monkeypatch.setattr(leading, "RENEW_S", 0.1)
     monkeypatch.setattr(leading, "LEASE_S", 0.4)
     # given two relays, and batches that take five times as long as a lease

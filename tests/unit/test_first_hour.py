@@ -49,7 +49,7 @@ def start_worker(app: Celery, *queues: str) -> None:
     if queues:
         app.amqp.queues.select(list(queues))
     elif hasattr(app, "cqrs"):
-        app.cqrs._on_worker_init(instance=Sender(app))
+        app.cqrs._hooks._on_worker_init(instance=Sender(app))
     worker_ready.send(sender=Sender(app))
 
 

@@ -1,0 +1,112 @@
+"""Put together what a CQRS application is run with, as its settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import celery
+
+from ..dispatch.bus import Bus
+from ..dispatch.middleware import Middleware
+from ..dispatch.runtime import Runtime
+from ..errors import InvalidSetting
+from ..messages.serializer import Serializer
+from ..session.repository import Repository
+from ..store.events import StoredEvent
+from ..store.ports import EventStore, SnapshotStore
+from ..transport import TRANSPORT
+from ..transport.transport import SCHEMES
+from .caching import open_cache
+from .delivery import refusing_undelivered
+from .locks import open_locks
+from .no_store import NoEventStore
+from .relay_opening import open_relay
+from .relaying import RelayParts
+from .settings import BROKER, Settings, check_broker
+from .snapshots import open_snapshots
+from .stores import open_store
+from .topics import open_subscriptions
+from .unconsumed import open_unconsumed
+
+
+def compose(
+    app: celery.Celery,
+    settings: Settings,
+    store: EventStore,
+    *,
+    snapshots: SnapshotStore | None,
+    middleware: Sequence[Middleware],
+) -> tuple[Runtime, RelayParts | None]:
+    """Return what an application's tasks are run with, and what its relay needs, if it has one.
+
+    Args:
+        app: the Celery application.
+        settings: its settings.
+        store: keeps the events.
+        snapshots: keeps the snapshots; None for where the events are.
+        middleware: around every handler, the first one outermost.
+
+    Raises:
+        InvalidSetting: a setting does not go with the broker or the store.
+        MissingDependency: a driver is not installed.
+    """
+    serializer = Serializer(
+        settings.application,
+        compression=settings.compression,
+        max_bytes=settings.max_message_bytes,
+    )
+    locks = open_locks(app, store)
+    repository = Repository(
+        store,
+        serializer,
+        snapshots=open_snapshots(app, settings, store, snapshots),
+        cache=open_cache(app, settings),
+        check=refusing_undelivered(store),
+    )
+    is_reliable = has_reliable_queue(app)
+    relay = open_relay(app, store, settings.application, is_reliable=is_reliable)
+    runtime = Runtime(
+        app,
+        serializer,
+        store,
+        Bus(repository, serializer, app=app, locks=locks, middleware=middleware),
+        settings.command_id_ttl_s,
+        settings.dead_letters,
+        subscriptions=open_subscriptions(app, store, relay, is_reliable=is_reliable),
+        sent=open_unconsumed(app, is_reliable=is_reliable),
+    )
+    return runtime, relay
+
+
+def open_store_or_none(
+    app: celery.Celery, settings: Settings, *, deliver: Callable[[Sequence[StoredEvent]], None]
+) -> EventStore:
+    """Return the event store that the settings name; one that refuses everything if none is needed.
+
+    Args:
+        app: whose broker the store may share.
+        settings: name the store.
+        deliver: hands committed events to subscribers, where the store does not do so itself.
+
+    Raises:
+        InvalidSetting: the settings name the broker, which is not the reliable queue.
+        MissingDependency: the store's driver is not installed.
+    """
+    if settings.event_store == BROKER:
+        try:
+            check_broker(app, transport=TRANSPORT, schemes=SCHEMES.values())
+        except InvalidSetting as error:
+            if app.conf.get("cqrs_event_store") is not None:
+                raise
+            # Who names no store may need none.
+            return NoEventStore(error)
+    return open_store(app, settings, deliver=deliver)
+
+
+def has_reliable_queue(app: celery.Celery) -> bool:
+    """Return whether the broker of an application is the reliable queue."""
+    try:
+        check_broker(app, transport=TRANSPORT, schemes=SCHEMES.values())
+    except InvalidSetting:
+        return False
+    return True

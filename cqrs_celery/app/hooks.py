@@ -1,0 +1,69 @@
+"""Follow a Celery application through its life: its configuration, its tasks, its workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import celery
+from celery.signals import celeryd_init
+
+from ..dispatch.definitions import Definition, definitions
+from ..dispatch.handler import task_of
+from ..errors import ConfigurationError, DuplicateRegistration
+from .snapshots import add_snapshot_task
+
+
+class CeleryHooks:
+    """What happens at the signals of one Celery application, and of its workers.
+
+    Signals refer to it weakly: whoever makes it keeps it.
+
+    Args:
+        app: the application.
+        choose_queues: adds the handlers' queues to those that a worker consumes.
+    """
+
+    def __init__(self, app: celery.Celery, choose_queues: Callable[[], None]) -> None:
+        self._app = app
+        self._choose_queues = choose_queues
+
+    def connect(self) -> None:
+        """Add the steps of a worker's start, and follow the signals, also those that were sent."""
+        app = self._app
+        app.steps["consumer"].add("cqrs_celery.workers.registration:RegistrationStep")
+        app.steps["worker"].add("cqrs_celery.workers.relay:RelayStep")
+        app.on_after_configure.connect(self._on_configured, weak=False)
+        app.on_after_finalize.connect(self._on_finalized, weak=False)
+        celeryd_init.connect(self._on_worker_init)
+        definitions.listen(self._on_declared)
+        if app.configured:
+            self._on_configured(app)
+        if app.finalized:
+            self._on_finalized(app)
+
+    def _on_configured(self, sender: Any = None, **_: Any) -> None:
+        conf = self._app.conf
+        if conf.worker_consumer == "celery.worker.consumer:Consumer":
+            conf.worker_consumer = "cqrs_celery.workers.consumer:Consumer"
+
+    def _on_finalized(self, sender: Any = None, **_: Any) -> None:
+        add_snapshot_task(self._app)
+        for definition in definitions.all():
+            # What a signal's receiver raises, Celery logs, and goes on. Whoever uses the task is
+            # told, and a worker that starts.
+            with suppress(DuplicateRegistration):
+                self._on_declared(definition)
+
+    def _on_declared(self, definition: Definition) -> None:
+        if self._app.finalized and definition.kind != "query":
+            task_of(self._app, definition)
+
+    def _on_worker_init(self, instance: Any = None, **_: Any) -> None:
+        """Check the settings, and consume the queues of all handlers unless -Q says which."""
+        if instance is None or instance.app is not self._app:
+            return
+        # A step of the worker's finds it again, and can end that.
+        with suppress(ConfigurationError):
+            self._choose_queues()

@@ -51,8 +51,8 @@ class CeleryHooks:
     def _on_finalized(self, sender: Any = None, **_: Any) -> None:
         add_snapshot_task(self._app)
         for definition in definitions.all():
-            # What a signal's receiver raises, Celery logs, and goes on. Whoever uses the task is
-            # told, and a worker that starts.
+            # Celery logs what a signal's receiver raises, and goes on. Who uses the task gets the
+            # error, and so does a worker at its start.
             with suppress(DuplicateRegistration):
                 self._on_declared(definition)
 

@@ -1,4 +1,4 @@
-"""Stand where an event store would be, in an application that has none."""
+"""A stand-in for the event store of an application that has none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..store.stream import StreamName
 
 
 class NoEventStore:
-    """Be an EventStore that keeps nothing, and says why when it is asked to.
+    """An EventStore that keeps nothing; each use raises the error that says why.
 
     Messages are published, commands without aggregates carried out, and queries answered without
     one.

@@ -73,7 +73,7 @@ NAMES = (
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Be the checked settings of an application.
+    """The checked settings of an application.
 
     Attributes:
         application: `cqrs_application`; in front of names without a dot. Default: the Celery
@@ -287,7 +287,7 @@ def check_broker(app: celery.Celery, *, transport: str, schemes: Collection[str]
     raise InvalidSetting(
         f"the event store is the broker's own Redis (cqrs_event_store = {BROKER!r}), so the broker"
         f" must be the reliable queue; found the transport {found!r}. Set"
-        f" broker_transport = {transport!r} beside a redis:// URL, or begin broker_url with one of"
+        f" broker_transport = {transport!r} next to a redis:// URL, or begin broker_url with one of"
         f" {', '.join(f'{scheme}://' for scheme in schemes)}",
         setting="broker_transport",
         accepted=transport,
@@ -297,9 +297,9 @@ def check_broker(app: celery.Celery, *, transport: str, schemes: Collection[str]
 def check_confirms(app: celery.Celery) -> None:
     """Check that RabbitMQ, if it is the broker, confirms what is sent.
 
-    Without that, what is sent while the connection breaks is lost, and its sender is told nothing:
-    a command, and an event that the relay then counts as sent. It is not set here in silence, since
-    it costs each of the application's own messages a round trip.
+    Without confirmation, what is sent while the connection breaks is lost unnoticed: a command, and
+    an event that the relay then counts as sent. It is not set here in silence, since it costs each
+    of the application's own messages a round trip.
 
     Raises:
         InvalidSetting: it does not.
@@ -314,8 +314,8 @@ def check_confirms(app: celery.Celery) -> None:
         raise InvalidSetting(
             "commands and events are sent over RabbitMQ, which does not confirm them"
             f" (broker_transport_options has confirm_publish = {options.get('confirm_publish')!r}):"
-            " what is sent while a connection breaks would be lost, and nobody told. Set"
-            " broker_transport_options = {'confirm_publish': True}, beside what is there",
+            " what is sent while a connection breaks would be lost unnoticed. Set"
+            " broker_transport_options = {'confirm_publish': True}, in addition to what is there",
             setting="broker_transport_options['confirm_publish']",
             accepted="True",
         )

@@ -32,8 +32,8 @@ def open_snapshots(
     Args:
         app: sends the task, where a task takes them.
         settings: say who takes them.
-        store: keeps the events, and snapshots beside them if it can.
-        given: keeps them in its place.
+        store: keeps the events, and the snapshots too, if it can.
+        given: keeps the snapshots in its place.
     """
     if settings.snapshots == OFF:
         return None
@@ -80,7 +80,7 @@ def add_snapshot_task(app: celery.Celery) -> None:
 
 
 def _take(repository: Any, aggregate_type: str, aggregate_id: str, version: int) -> str:
-    """Take a snapshot at a version or a later one, unless there is one; says what was done."""
+    """Take a snapshot at a version or a later one, unless there is one; return what was done."""
     snapshots: Snapshots | None = repository.snapshots
     cls = snapshotted_classes().get(aggregate_type)
     if snapshots is None or cls is None:

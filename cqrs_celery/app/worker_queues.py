@@ -29,7 +29,7 @@ def choose_queues(app: celery.Celery, settings: Settings) -> None:
 
 
 def _tell_batches(app: celery.Celery) -> None:
-    """Let the queues of functions that take many events say so, however they were chosen."""
+    """Mark the queues of functions that take many events, however those queues were chosen."""
     queues = app.amqp.queues
     for definition in definitions.all():
         name = task_of(app, definition).home_queue if definition.batch else ""

@@ -77,7 +77,7 @@ def _open_in_django(
 ) -> EventStore:
     if read_url is not None:
         raise InvalidSetting(
-            "a store in Django's database reads from that; expected no read URL beside it",
+            "a store in Django's database reads from that database; expected no read URL",
             setting="read_url",
             accepted="None",
         )

@@ -1,12 +1,11 @@
 """Keep what was loaded or saved for a while, so that the next load reads newer events only.
 
-What is kept is an aggregate's state as bytes, as a snapshot has it: so each caller gets an instance
-of its own, and what one does with it no other sees. After a commit, it is not the caller's instance
-that is kept, which may hold what no event has made, but the state that was loaded and the events
-that were recorded. It may be old; whoever takes it brings it forward by the events that have come
-since. It names the events that it was made of, and whoever takes it sees whether the stream has
-them. Whatever goes wrong with it is logged, and the aggregate
-is loaded as if nothing had been kept.
+An aggregate's state is kept as bytes, as a snapshot has it. So each caller gets an instance of its
+own, and nobody else sees what one caller does with it. After a commit, the cache keeps the state
+that was loaded and the events that were recorded; the caller's instance may hold what no event has
+made. A kept state may be old: a load applies the events that have come since. It names the events
+that it was made of, and a load checks whether the stream has them. If anything goes wrong with it,
+that is logged, and the aggregate is loaded as if nothing had been kept.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _decode = msgspec.msgpack.Decoder(_Entry).decode
 
 
 class TieredCache:
-    """Be a StateCache of several, the nearest first: memory in front of Redis.
+    """A StateCache in several tiers, the nearest first: memory in front of Redis.
 
     One that does not answer is passed over, with a warning in the log.
 
@@ -166,7 +165,7 @@ class AggregateCache:
             _warn("state of %s not removed from the cache: %s", stream, error)
 
     def _tell_once(self, cls: type[Aggregate], stream: StreamName, error: CQRSError) -> None:
-        """Say that a class can't be cached, the first time alone: it is so at every load."""
+        """Log that a class can't be cached, the first time only: it happens at every load."""
         if cls not in self._told:
             self._told.add(cls)
             _warn("%s can't be cached, nor others of its class: %s", stream, error)

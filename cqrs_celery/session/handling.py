@@ -25,8 +25,8 @@ class HandlerSession(Session):
         finally:
             session.close()
 
-    A handler that commits by itself could commit twice, of which only one commit can be recorded
-    as the command's: so it may not.
+    A handler must not commit by itself: it could commit twice, and only one of the commits can be
+    recorded as the command's.
     """
 
     _place = "handler"

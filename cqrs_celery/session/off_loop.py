@@ -51,14 +51,14 @@ async def off_loop(call: Callable[..., T], /, *args: Any) -> T:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([future])
         if not future.cancelled():
-            future.exception()  # seen; the cancellation is what the caller is told
+            future.exception()  # retrieved; the caller gets the cancellation
         raise
 
 
 async def wait_off_loop(call: Callable[..., T], /, *args: Any) -> T:
-    """Call a function as `off_loop` does that may wait for who commits by that.
+    """Call, as `off_loop` does, a function that may wait for somebody who commits by `off_loop`.
 
-    If the caller is cancelled, the call goes on, and nobody is told how it ends.
+    If the caller is cancelled, the call goes on, and its outcome is lost.
     """
     return await _submit(_WAITING, call, *args)
 
@@ -66,7 +66,7 @@ async def wait_off_loop(call: Callable[..., T], /, *args: Any) -> T:
 async def handler_off_loop(call: Callable[..., T], /, *args: Any) -> T:
     """Call what runs a sync handler in a thread, and return what it returns.
 
-    If the caller is cancelled, the call goes on, and nobody is told how it ends.
+    If the caller is cancelled, the call goes on, and its outcome is lost.
     """
     return await _submit(_HANDLERS, call, *args)
 

@@ -45,7 +45,7 @@ ASKED_STREAMS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Restored(Generic[A]):
-    """Be what a load begins with.
+    """The beginning of a load.
 
     Attributes:
         aggregate: as its snapshot has it; None if there is none that fits.
@@ -58,7 +58,7 @@ class Restored(Generic[A]):
 
 
 class Snapshots:
-    """Be what a repository knows of snapshots.
+    """The snapshots of a repository: what restores, takes and removes them.
 
     Args:
         store: keeps them.
@@ -97,7 +97,7 @@ class Snapshots:
             if newer is None and not aggregate.__ledger__.known:
                 raise SnapshotError(
                     f"the snapshot of {stream} does not name its last event, as those of earlier"
-                    " versions: whether it goes with the events can't be told",
+                    " versions: whether it goes with the events is unknown",
                     aggregate=str(stream),
                 )
         except SnapshotError as error:
@@ -164,7 +164,7 @@ class Snapshots:
             _tell(logging.WARNING, "snapshot of %s not taken: %s", stream, error)
 
     def is_due(self, aggregate: Aggregate) -> bool:
-        """Say whether an aggregate's policy wants a snapshot; without one, none is wanted."""
+        """Return whether an aggregate's policy wants a snapshot; False without a policy."""
         policy = aggregate.__snapshot_policy__
         if policy is None:
             return False

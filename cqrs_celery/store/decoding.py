@@ -17,12 +17,12 @@ from ..messages.serializer import Serializer
 from .events import HistoricRow, RecordedEvent, RecordedPart, StoredEvent
 from .stream import StreamName
 
-#: What a RecordedEvent has beside the event, in the order of its attributes.
+#: What a RecordedEvent has in addition to the event, in the order of its attributes.
 Facts = tuple[str, str, str, str, int, int, datetime, Metadata]
 
 
 class DroppedEvent(NamedTuple):
-    """Stand where a stored event was that an upcaster has dropped: its version is taken."""
+    """A stand-in for a stored event that an upcaster has dropped: its version is taken."""
 
     aggregate_id: str
     version: int
@@ -30,7 +30,7 @@ class DroppedEvent(NamedTuple):
 
 
 class ReplayedEvent(msgspec.Struct, frozen=True, gc=False):
-    """Be an event of which only what changes its aggregate was read.
+    """An event of which only what changes its aggregate was read.
 
     Attributes:
         event: the typed event; None for one that an upcaster has dropped, whose version is taken.

@@ -20,7 +20,7 @@ E = TypeVar("E")
 
 
 class NewEvent(msgspec.Struct, frozen=True, gc=False):
-    """Be an event that is to be appended; its version and position are the store's to give.
+    """An event to append; the store gives it a version and a position.
 
     Attributes:
         event_id: unique; the same whenever the append is repeated.
@@ -40,7 +40,7 @@ class NewEvent(msgspec.Struct, frozen=True, gc=False):
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):
-    """Be an event as a store holds it.
+    """An event as a store holds it.
 
     Attributes:
         stream: whose it is.
@@ -78,7 +78,7 @@ class History(NamedTuple):
 
 
 class RecordedEvent(msgspec.Struct, Generic[E], frozen=True, gc=False):
-    """Be an event with the facts of its recording, as subscribers and aggregates get it.
+    """An event with the facts of its recording, as subscribers and aggregates get it.
 
     Attributes:
         event: the typed event.
@@ -122,7 +122,7 @@ class RecordedEvent(msgspec.Struct, Generic[E], frozen=True, gc=False):
 
 
 class RecordedPart(RecordedEvent[E], Generic[E], frozen=True, gc=False):
-    """Be one of several events that an upcaster has made of one stored event."""
+    """One of several events that an upcaster has made of one stored event."""
 
     _part: int
     _parts: int
@@ -140,11 +140,11 @@ class RecordedPart(RecordedEvent[E], Generic[E], frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class StreamAppend:
-    """Say what to append to one stream.
+    """The events to append to one stream.
 
     Attributes:
         stream: the stream.
-        expected_version: its version before the append; NO_STREAM or ANY_VERSION are such too.
+        expected_version: its version before the append; or NO_STREAM, or ANY_VERSION.
         events: oldest first; at least one.
     """
 
@@ -154,7 +154,7 @@ class StreamAppend:
 
 
 class Lease(NamedTuple):
-    """Be a worker's hold on the message that it works on; an append under a lost one is refused."""
+    """A worker's hold on the message it is working on; an append under a lost lease is refused."""
 
     consumer: str
     message_id: int
@@ -163,7 +163,7 @@ class Lease(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CommandRecord:
-    """Say which command an append carries out, so that it is carried out once.
+    """The command that an append carries out, recorded so that it is carried out once.
 
     Attributes:
         command_id: the command's id.
@@ -177,7 +177,7 @@ class CommandRecord:
 
 
 class CommandOutcome(NamedTuple):
-    """Be what a command recorded when it committed: its last event's position, and its outcome.
+    """The record of a command that has committed: its last event's position, and its outcome.
 
     The position is 0 if it committed rows of its own and no event.
     """
@@ -187,7 +187,7 @@ class CommandOutcome(NamedTuple):
 
 
 class Committed(NamedTuple):
-    """Say where a commit ended.
+    """The end of a commit.
 
     `position` is the global position of its last event; `versions` has the version of each
     stream after it, in the order of the append.
@@ -198,7 +198,7 @@ class Committed(NamedTuple):
 
 
 class DeadLetterPolicy(NamedTuple):
-    """Say what becomes of a subscriber's events that go on failing.
+    """What becomes of a subscriber's events that keep failing.
 
     Attributes:
         kind: "block": a dead letter holds up its sequence; "continue": it does not; "discard": it
@@ -217,7 +217,7 @@ class DeadLetterPolicy(NamedTuple):
 
 
 class Subscriber(NamedTuple):
-    """Be a durable registration: which events go to which task on which queue.
+    """A durable registration: which events go to which task on which queue.
 
     It stays until it is unregistered: what is committed while no worker runs arrives later.
 

@@ -10,7 +10,7 @@ from .stream import StreamName
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Be the state of an aggregate at a version of its stream.
+    """The state of an aggregate at a version of its stream.
 
     Attributes:
         stream: whose it is.
@@ -27,5 +27,5 @@ class Snapshot:
     data: bytes
 
     def is_superseded_by(self, other: Snapshot) -> bool:
-        """Say whether another one of the same stream takes its place."""
+        """Return whether another snapshot of the same stream takes the place of this one."""
         return other.schema_version != self.schema_version or other.version >= self.version

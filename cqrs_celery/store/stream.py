@@ -12,7 +12,7 @@ NO_STREAM: Final = 0
 
 
 class StreamName(NamedTuple):
-    """Be the identity of one aggregate's events: application, aggregate type and aggregate id."""
+    """The identity of one aggregate's events: application, aggregate type and aggregate id."""
 
     application: str
     aggregate_type: str

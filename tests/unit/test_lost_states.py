@@ -310,7 +310,7 @@ def test_a_session_from_before_the_store_went_back_takes_no_snapshot(
 
 
 def test_a_snapshot_elsewhere_that_names_no_event_is_replaced(open_store: Open) -> None:
-    """As those of earlier versions: whether it goes with the events can't be told."""
+    """As those of earlier versions: whether it goes with the events is unknown."""
     store = open_store("store")
     snapshots = Snapshots(MemorySnapshotStore())
     write(store, 1, 2)

@@ -32,7 +32,7 @@ from .snapshot_store import MemorySnapshotStore
 
 
 class MemoryEventStore:
-    """Be an EventStore whose events live as long as it does. Safe for threads.
+    """An EventStore whose events live as long as it does. Safe for threads.
 
     Args:
         on_commit: called with a commit's events after it, outside the lock, in the thread that

@@ -11,7 +11,7 @@ from ...store.stream import StreamName
 
 
 class _Lock:
-    """Be one aggregate's lock, as long as anybody holds it or waits for it."""
+    """One aggregate's lock, for as long as anybody holds it or waits for it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -20,7 +20,7 @@ class _Lock:
 
 
 class MemoryLocks:
-    """Give locks that exclude the threads of this process. They do not expire."""
+    """Locks that exclude the threads of this process from each other. They do not expire."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()

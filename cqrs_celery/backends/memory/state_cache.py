@@ -1,4 +1,4 @@
-"""Keep states in this process for a while: the least recently used one makes room."""
+"""Keep states in this process for a while; a full cache evicts the least recently used one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...store.stream import StreamName
 
 
 class MemoryStateCache:
-    """Be a StateCache of so many states. Safe for threads; each process has its own.
+    """A StateCache of a limited number of states. Safe for threads; each process has its own.
 
     Args:
         size: the most states that it keeps.

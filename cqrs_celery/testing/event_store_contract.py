@@ -6,8 +6,9 @@ Give the class a store, and pytest runs it:
         @pytest.fixture
         def store(self): return MyStore(...)
 
-The store is new and empty for each test. Only the port is used. What needs an engine is not here:
-lost leases, delivery, the end of a command's time to live, a server that does not answer.
+The store is new and empty for each test. Only the port is used, and what the store declares by its
+`capabilities`. What needs an engine is not here: lost leases, delivery, the end of a command's time
+to live, a server that does not answer.
 
 Two promises a store may leave out, where its database does not keep them; its class of tests says
 so: `has_gapless_positions`, `keeps_bytes`.
@@ -35,6 +36,7 @@ from .event_store.base import (
     race,
     versions,
 )
+from .event_store.capabilities import CapabilityTests
 from .event_store.commands import CommandTests
 from .event_store.commits import CommitTests
 from .event_store.content import ContentTests
@@ -64,7 +66,13 @@ __all__ = [
 
 
 class EventStoreContract(
-    ReadingTests, VersionTests, CommitTests, CommandTests, ContentTests, RaceTests
+    ReadingTests,
+    VersionTests,
+    CommitTests,
+    CommandTests,
+    ContentTests,
+    RaceTests,
+    CapabilityTests,
 ):
     """The tests of the EventStore port.
 

@@ -289,7 +289,7 @@ def result_of(found: CommandOutcome, definition: Definition) -> CommandResult:
 
 
 def _may_be_repeated(error: Exception) -> bool:
-    """Say whether a handler may have raised this at the state that its first run has made."""
+    """Return whether a handler may have raised this at the state that its first run has made."""
     return not isinstance(error, StoreError) or isinstance(error, ConcurrencyError)
 
 

@@ -1,4 +1,4 @@
-"""Say what to do when another writer commits first: how often to repeat, how soon, under a lock."""
+"""How a handler that lost a race is repeated: how often, how soon, and under a lock."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LONGEST_DELAY_S = 1.0
 
 @dataclass(frozen=True)
 class OnConflict:
-    """Be what a handler's decorator says of conflicts.
+    """The options of a handler's decorator for conflicts.
 
     Attributes:
         retries: how often to repeat the handler with fresh state; 0 for never.

@@ -22,7 +22,7 @@ from .retrying import Lettering, Retrying
 
 @dataclass(frozen=True, eq=False)
 class Definition:
-    """Be one declared handler.
+    """One declared handler.
 
     Attributes:
         kind: command, query or event; a subscription to messages is of the kind event too.

@@ -31,7 +31,7 @@ LONGEST_KEY = 200
 
 
 class _Facts(msgspec.Struct):
-    """Be the facts of an event's recording, beside its data."""
+    """The facts of an event's recording, without its data."""
 
     stream: str
     position: int
@@ -139,7 +139,7 @@ def pack_message(message: Any, serializer: Serializer, *, message_id: str) -> di
 
 
 def is_message(plain: Any) -> bool:
-    """Say whether a subscription's task was given a message, and no recorded event."""
+    """Return whether a subscription's task was given a message instead of a recorded event."""
     return isinstance(plain, dict) and MESSAGE_ID in plain
 
 

@@ -43,7 +43,7 @@ class Locks(Protocol):
 
 
 class CommandLock:
-    """Be the lock of one run of a handler: taken before it, after its first conflict, or never.
+    """The lock of one run of a handler: taken before it, after its first conflict, or never.
 
         with CommandLock(locks, stream, definition) as lock:
             lock.before()

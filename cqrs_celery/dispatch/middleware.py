@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Call:
-    """Be one call of a handler, as middleware sees it.
+    """One call of a handler, as middleware sees it.
 
     Attributes:
         kind: "command", "query", "event", or "message" for one that is published.

@@ -18,7 +18,7 @@ from .topics import topic_of
 
 
 class Published(NamedTuple):
-    """Say what became of a message: its id, and how many queues it went to.
+    """The result of a publish: the message's id, and how many queues it went to.
 
     `queues` is None if the id had been published before, and nothing was published again.
     """

@@ -35,7 +35,7 @@ OnDeadLetter = Literal["block", "continue", "discard_after"]
 
 @dataclass(frozen=True)
 class Retrying:
-    """Say how often a failing handler is tried again where it stands, and when.
+    """How often, and when, a failing handler is tried again in place.
 
     Attributes:
         retry_on: the exceptions that are retried.
@@ -67,7 +67,7 @@ class Retrying:
 
 @dataclass(frozen=True)
 class Lettering:
-    """Say what a subscription's dead letter does.
+    """What a subscription's dead letter does.
 
     Attributes:
         on_dead_letter: "block": later events of its aggregate wait until it is done or discarded;

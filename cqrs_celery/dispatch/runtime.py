@@ -25,7 +25,7 @@ class SentQueues(Protocol):
 
 @dataclass(frozen=True)
 class Runtime:
-    """Be what one CQRS application is made of.
+    """The parts of one CQRS application.
 
     Attributes:
         app: the Celery application.

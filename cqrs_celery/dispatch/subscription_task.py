@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class SubscriptionTask(HandlerTask):
-    """Be the task of a subscription's function: its argument is a recorded event, or a message."""
+    """The task of a subscription's function: its argument is a recorded event, or a message."""
 
     abstract = True
     ignore_result = True
@@ -101,7 +101,7 @@ class SubscriptionTask(HandlerTask):
 
 
 class BatchTask(SubscriptionTask):
-    """Be the task of a function that takes many events: its argument is a list of them, or one."""
+    """The task of a function that takes many events: its argument is a list of them, or one."""
 
     abstract = True
 

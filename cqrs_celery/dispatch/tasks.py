@@ -37,7 +37,7 @@ HELD_UNTIL = "cqrs_held_until"
 
 
 class NoLongerHeld(Ignore):
-    """Say that a worker's message is another's by now, and so may be what it has behind it."""
+    """A worker's message is another's by now, and so may be the messages behind it."""
 
 
 class StoreAway(Ignore):
@@ -48,7 +48,7 @@ class StoreAway(Ignore):
 
 
 class HandlerTask(celery.Task):
-    """Be a task that runs a declared handler."""
+    """A task that runs a declared handler."""
 
     abstract = True
     Request = "cqrs_celery.workers.request:Request"

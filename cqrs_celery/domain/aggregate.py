@@ -41,9 +41,9 @@ from ..messages.metadata import new_id, utc_now
 from ..messages.registry import where
 from ..mutability import annotated_names, is_mutable, may_be_mutable
 from .applies import applier_of, appliers_of
+from .recording import note_recording
 from .snapshot_policy import AnyOf, EveryEvents, SnapshotPolicy
 from .type_names import claim
-from .watching import note_recording
 
 _RESERVED: Final = ("id", "version", "pending_events", "record")
 _ARGUMENTS: Final = (

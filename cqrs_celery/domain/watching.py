@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING
+from contextvars import Token
 
-if TYPE_CHECKING:
-    from .aggregate import Aggregate
-
-_watched: ContextVar[list[Aggregate] | None] = ContextVar("cqrs_watched", default=None)
-
-
-def note_recording(aggregate: Aggregate) -> None:
-    """Note an aggregate that records its first event since it was loaded or saved."""
-    watched = _watched.get()
-    if watched is not None:
-        watched.append(aggregate)
+from .aggregate import Aggregate
+from .recording import watched
 
 
 class Watching:
@@ -34,11 +24,11 @@ class Watching:
         self.outer: list[Aggregate] | None = None
 
     def __enter__(self) -> None:
-        self.outer = _watched.get()
-        self._token: Token[list[Aggregate] | None] = _watched.set(self.found)
+        self.outer = watched.get()
+        self._token: Token[list[Aggregate] | None] = watched.set(self.found)
 
     def __exit__(self, *_: object) -> None:
         # A web framework may end a generator's block in another context than it began in; there,
         # nothing was watched.
         with suppress(ValueError):
-            _watched.reset(self._token)
+            watched.reset(self._token)

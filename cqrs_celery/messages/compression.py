@@ -49,7 +49,7 @@ _START = COMPRESSED.encode()
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """Say how to compress, and from where on it is worth it.
+    """How to compress, and from which size on.
 
     Args:
         algorithm: "gzip", or "zstd", which is faster for large data and needs Python 3.14 or the

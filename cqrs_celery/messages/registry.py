@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """Say under which kind, name and version a class is registered.
+    """The kind, name and version under which a class is registered.
 
     Attributes:
         kind: command, query, event or message.
@@ -45,7 +45,7 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class Upcaster:
-    """Be what turns the data of one version into that of later ones.
+    """A function that turns the data of one version into that of later ones.
 
     Attributes:
         kind: command, event or message.
@@ -68,7 +68,7 @@ def qualified(name: str, application: str) -> str:
 
 
 def where(obj: Any) -> str:
-    """Say in which file and line a class or function is defined, for error messages."""
+    """Return the file and line in which a class or function is defined, for error messages."""
     try:
         _, line = inspect.getsourcelines(obj)
         file = inspect.getsourcefile(obj) or "?"
@@ -236,7 +236,7 @@ class Registry:
         return found
 
     def knows(self, kind: str, full_name: str, application: str) -> bool:
-        """Say whether any version of a name is read here, by a class, an alias or an upcaster.
+        """Return whether any version of a name is read here, by a class, an alias or an upcaster.
 
         Args:
             kind: command, query, event or message.

@@ -44,7 +44,7 @@ Readers = dict[tuple[str, int], Reader]
 
 
 class Encoded(NamedTuple):
-    """Be a message as it is stored: its full name, its version, its fields as a JSON object."""
+    """A message as it is stored: its full name, its version, its fields as a JSON object."""
 
     name: str
     version: int

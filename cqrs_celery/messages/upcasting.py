@@ -32,7 +32,7 @@ _KINDS = ("event", "command", "message")
 
 
 class EventData(NamedTuple):
-    """Be one of the events that an upcaster makes of an old one: what would be stored today.
+    """One of the events that an upcaster makes of an old one: what would be stored today.
 
     Attributes:
         name: the event's; without a dot, it is the application's own.

@@ -36,6 +36,7 @@ lint: setup  ## Check style, types and the layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(TYPED)
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.prose
 
 # Exit code 5 is pytest's for no tests: PYTEST_ARGS may choose none in one of the calls, not in both.
 test: setup lint  ## Lint, then run every test: in several processes, then those that must run alone

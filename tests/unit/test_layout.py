@@ -91,3 +91,11 @@ def test_the_command_measures_a_folder_and_writes_json(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "import circles: 1" in done.stdout
     assert set(json.loads(file.read_text())) == set(vars(Layout()))
+
+
+def test_the_package_has_no_circle_no_guess_at_a_store_and_one_long_module() -> None:
+    found = measure(REPOSITORY / "cqrs_celery")
+    assert found.circles == []
+    assert found.sniffing == []
+    # the tree of errors is one thing, as its header says
+    assert [name for name, _ in found.long_modules] == ["errors.py"]

@@ -45,7 +45,7 @@ def is_mutable(value: Any) -> bool:
 
 
 def may_be_mutable(value: Any) -> bool:
-    """Return whether a value can be changed in place, or its class does not declare whether it can."""
+    """Return whether a value can be changed in place, or is of a class that declares nothing."""
     if is_mutable(value):
         return True
     known = (*_IMMUTABLE, tuple, frozenset, msgspec.Struct)

@@ -32,7 +32,7 @@ IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 TEST_LINK = re.compile(r"\[`(test_\w+)`\]\((tests/[\w/]+\.py)\)")
-TEST_NAME = re.compile(r"`(tests/[\w/]+\.py)(?:::(test_\w+))?`")
+TEST_NAME = re.compile(r"`((?:tests|cqrs_celery/testing)/[\w/]+\.py)(?:::(test_\w+))?`")
 #: Addresses of package registries and paths of somebody's machine.
 PRIVATE = re.compile(r"/root/|/home/|/work/|/Users/|index-url|https?://[^\s)]*(?:pypi|simple)")
 
@@ -64,6 +64,11 @@ def nav_of(entries: Any) -> Iterator[str]:
 def test_every_page_is_in_the_nav_once() -> None:
     nav = list(nav_of(yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())["nav"]))
     assert sorted(nav) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
+
+
+def test_the_first_page_links_to_every_other_page() -> None:
+    linked = set(LINK.findall((DOCS / "index.md").read_text(encoding="utf-8")))
+    assert {str(page.relative_to(DOCS)) for page in PAGES} - linked == {"index.md"}
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=IDS)
@@ -98,6 +103,17 @@ def test_every_guarantee_of_the_readme_names_its_test() -> None:
         assert TEST_LINK.search(row), row
 
 
+def test_every_guarantee_names_its_test() -> None:
+    page = (DOCS / "reference" / "guarantees.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^\| promise \|.*?\n\n", page, re.MULTILINE | re.DOTALL)
+    rows = [row for table in tables for row in table.strip().split("\n")[2:]]
+    assert len(rows) > 40
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert TEST_NAME.search(cells[-1]), row
+        assert all(cells), f"an empty cell: {row}"
+
+
 @pytest.mark.parametrize("page", TEXTS, ids=IDS)
 def test_no_page_names_a_machine_or_a_registry(page: Path) -> None:
     assert not PRIVATE.search(page.read_text(encoding="utf-8"))
@@ -118,6 +134,13 @@ def test_the_word_saga_stands_once_in_the_glossary() -> None:
 
 
 # ------------------------------------------------------------ what the pages name
+
+
+def test_every_module_that_the_life_of_a_command_names_exists() -> None:
+    page = (DOCS / "explanation" / "life-of-a-command.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/]+\.(?:py|lua))`", page))
+    assert len(named) > 30
+    assert {name for name in named if not (REPOSITORY / "cqrs_celery" / name).exists()} == set()
 
 
 def test_the_settings_page_has_exactly_the_settings_there_are() -> None:

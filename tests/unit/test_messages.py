@@ -212,7 +212,7 @@ def test_an_aggregate_and_its_key_go_together(options, expected):
 
 
 def test_only_a_command_is_for_an_aggregate():
-    with pytest.raises(RegistrationError, match="only a command is for one"):
+    with pytest.raises(RegistrationError, match="only a command may have both"):
 
         class MessagesEventForAggregate(Event, aggregate=dict, key="id"):
             id: str
@@ -247,7 +247,7 @@ def test_subclasses_of_a_base_are_found():
         (
             "omit_defaults",
             True,
-            "what is left out would be read as another value once a default changes",
+            "a value that was left out would be read as another one once the default changes",
         ),
         ("tag", True, "its name says what it is"),
         ("tag_field", "kind", "its name says what it is"),

@@ -27,8 +27,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 $(STAMP): pyproject.toml requirements.lock | $(BIN)/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 lint: setup  ## Check style, types and the layers
@@ -78,14 +78,17 @@ acceptance: setup  ## Say which test shows which behaviour of the predecessor
 bench: setup  ## Measure everything, and write the documentation's numbers
 	$(BIN)/python -m benchmarks.summary
 
-# Versions for Linux and macOS and every Python from 3.11, from pyproject.toml.
-lock:  ## Choose the newest versions anew, into requirements.lock
+# Versions for Linux and macOS and every Python from 3.11, from pyproject.toml, with the hashes of
+# all their files. The image's lock has the sample's part of the same versions.
+lock:  ## Choose the newest versions anew, into requirements.lock and requirements-image.lock
 	@set -e; home="$$(mktemp -d)"; trap 'rm -rf "$$home"' EXIT; \
 	$(PYTHON) -m venv "$$home"; "$$home/bin/python" -m pip install -q --disable-pip-version-check uv; \
-	"$$home/bin/uv" pip compile -q --universal --upgrade --python-version 3.11 --no-header \
-		--no-emit-index-url --no-emit-find-links --extra embedded --extra sample --extra test \
-		pyproject.toml -o "$$home/lock"; \
-	{ echo "# The versions that CI tests. Made by: make lock"; cat "$$home/lock"; } > requirements.lock
+	compile() { "$$home/bin/uv" pip compile -q --universal --upgrade --generate-hashes --no-header \
+		--no-emit-index-url --no-emit-find-links --group build "$$@" pyproject.toml -o "$$home/lock"; }; \
+	compile --python-version 3.11 --extra embedded --extra sample --extra test; \
+	{ echo "# The versions that CI tests. Made by: make lock"; cat "$$home/lock"; } > requirements.lock; \
+	compile --python-version 3.13 --extra sample --extra postgresql -c requirements.lock; \
+	{ echo "# What the image installs. Made by: make lock"; cat "$$home/lock"; } > requirements-image.lock
 
 format: setup  ## Format, and fix what can be fixed
 	$(BIN)/ruff check --fix .

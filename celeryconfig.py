@@ -2,8 +2,9 @@
 
 From the environment:
 
-    REDIS_URL       where Redis or Valkey is (redis://localhost:6379/0)
-    CQRS_LEASE_S    seconds after which a dead worker's messages come back (30)
+    REDIS_URL         where Redis or Valkey is (redis://localhost:6379/0)
+    CQRS_LEASE_S      seconds after which a dead worker's messages come back (30)
+    CQRS_EVENT_STORE  where events are kept: broker, or a SQL database's URL (broker)
 
 Handlers and subscriptions acknowledge late, reject what was lost with a worker, and travel as JSON,
 without a setting: the library sees to that for its own tasks.
@@ -41,7 +42,8 @@ worker_prefetch_multiplier = 4
 
 # Goes in front of names that have no dot: the query ListItems is inventory.ListItems.
 cqrs_application = "inventory"
-# Events are kept in the broker's own Redis: a commit and its delivery are one step.
-cqrs_event_store = "broker"
+# Events are kept in the broker's own Redis: a commit and its delivery are one step. In a SQL
+# database they share transactions with rows, and a relay in the workers delivers them.
+cqrs_event_store = os.environ.get("CQRS_EVENT_STORE", "broker")
 # Seconds for which a command's id is remembered, so that it has its effect once: 14 days.
 cqrs_command_id_ttl_s = 14 * 24 * 3600

@@ -52,9 +52,12 @@ def environment() -> Path:
     if not python.exists():
         _run([sys.executable, "-m", "venv", str(home)])
     pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    _run([*pip, "-r", str(lock)])
-    _run([*pip, "-c", str(lock), *_EXTRAS])
-    _run([*pip, "--no-deps", "-e", str(REPOSITORY)])
+    _run([*pip, "--require-hashes", "-r", str(lock)])
+    # Hashes of some packages would ask for those of all, and not every extra is in the lock.
+    pins = CACHE / "pins.txt"
+    pins.write_text(without_hashes(lock.read_text()))
+    _run([*pip, "-c", str(pins), *_EXTRAS])
+    _run([*pip, "--no-deps", "--no-build-isolation", "-e", str(REPOSITORY)])
     stamp.write_text(wanted)
     return python
 
@@ -105,6 +108,12 @@ def _downloaded(project: str) -> Path:
             f"{project}=={version(project)}",
         ])  # fmt: skip
     return CACHE / name
+
+
+def without_hashes(lock: str) -> str:
+    """Return the lines of a lock that name versions, without their hashes."""
+    lines = (line for line in lock.splitlines() if not line.lstrip().startswith(("--hash=", "#")))
+    return "".join(line.removesuffix("\\").rstrip() + "\n" for line in lines)
 
 
 def _run(command: list[str]) -> None:

@@ -66,7 +66,7 @@ class MessageMeta(msgspec.StructMeta):
         unknown_fields: UnknownFields | None = None,
         **options: Any,
     ) -> Any:
-        """Make the class and register it; a class with `kind` is a base and is not registered."""
+        """Create the class and register it; a class with `kind` is a base and is not registered."""
         if kind is None:
             check_class_options(
                 f"{namespace.get('__module__')}.{namespace.get('__qualname__', cls_name)}", options
@@ -124,12 +124,16 @@ def _unknown_options(cls_name: str, unknown_fields: str) -> dict[str, Any]:
 
 
 def _check_names(cls: Any) -> None:
-    """Refuse fields whose names the base class needs."""
+    """Check that no field has a name that the base class needs.
+
+    Raises:
+        ReservedFieldName: a field has such a name, or one that begins with _.
+    """
     for field in cls.__struct_fields__:
         if field in cls.__reserved__ or field.startswith("_"):
             raise ReservedFieldName(
                 f"{where(cls)} has a field {field!r}, a name that its base class"
-                f" {cls.__kind__} keeps for itself"
+                f" {cls.__kind__} reserves"
                 f" ({', '.join(sorted(cls.__reserved__)) or 'and names that begin with _'})."
                 " Rename the field.",
                 field=field,
@@ -138,8 +142,8 @@ def _check_names(cls: Any) -> None:
 
 def _only_for_what_is_kept(cls: Any) -> RegistrationError:
     return RegistrationError(
-        f"{where(cls)} has a version, or unknown_fields, which are for what is stored or"
-        " sent: a query never leaves its process. Leave them out."
+        f"{where(cls)} has a version or unknown_fields, which are for stored and sent messages:"
+        " a query never leaves its process. Remove them."
     )
 
 

@@ -1,4 +1,4 @@
-"""What a store can do in addition to its port, declared in one value.
+"""The capabilities of a store in addition to its port, declared in one value.
 
     class MyStore:
         @property

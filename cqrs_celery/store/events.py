@@ -198,7 +198,7 @@ class Committed(NamedTuple):
 
 
 class DeadLetterPolicy(NamedTuple):
-    """What happens to a subscriber's events that keep failing.
+    """The policy for a subscriber's events that keep failing.
 
     Attributes:
         kind: "block": a dead letter blocks its sequence; "continue": it does not; "discard": it

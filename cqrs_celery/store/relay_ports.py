@@ -15,7 +15,7 @@ LeaseCheck = Callable[[Lease], bool]
 
 
 class Pending(NamedTuple):
-    """How many events come after a position, and when the oldest of them was recorded."""
+    """The number of events after a position, and the time when the oldest of them was recorded."""
 
     events: int
     oldest_at: datetime | None
@@ -138,7 +138,10 @@ class Leadership(Protocol):
         """Return whether the claim still holds; the lease is renewed from time to time."""
 
     def release(self) -> None:
-        """Give up the claim, so that another relay can lead at once. May be called again."""
+        """Give up the claim, so that another relay can lead at once.
+
+        Calling it again has no effect.
+        """
 
     def checkpoint(self) -> Place | None:
         """Return the place up to which all events are known to be handled, or sent.

@@ -15,6 +15,7 @@ from ..errors import InvalidSetting
 from ..messages.compression import ALGORITHMS, THRESHOLD_BYTES, Compression
 from ..messages.serializer import MAX_MESSAGE_BYTES
 from ..store.events import DeadLetterPolicy
+from ..whole_numbers import is_whole
 
 #: 14 days, in seconds.
 COMMAND_ID_TTL_S = 14 * 24 * 3600
@@ -258,7 +259,7 @@ def _seconds(conf: Mapping[str, Any], name: str, default: int, *, at_least: int)
 
 def _whole(conf: Mapping[str, Any], name: str, default: int, *, at_least: int, what: str) -> int:
     value = conf.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+    if not is_whole(value, at_least=at_least):
         raise _invalid(name, value, f"{what} from {at_least}")
     return value
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import AggregateExists, DuplicateInstance, RegistrationError, StaleVersion
 from ..messages.registry import where
+from ..whole_numbers import is_whole
 
 #: Conflicts that are there however often the handler runs: a version that the caller chose, what is
 #: made without a look whether it is there, and a mistake of the program.
@@ -106,7 +107,7 @@ def check_retries(function: Callable[..., Any], retries: Any) -> int:
     Raises:
         RegistrationError: it is no whole number from 0.
     """
-    if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
+    if not is_whole(retries, at_least=0):
         raise RegistrationError(
             f"{where(function)} sets retry_on_conflict = {retries!r}; expected a whole number from"
             " 0, which is how often to repeat it"

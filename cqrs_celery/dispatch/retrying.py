@@ -21,6 +21,7 @@ from ..errors import (
     StoreUnavailable,
 )
 from ..refusal import Refusal
+from ..whole_numbers import is_whole
 from .conflicts import HOPELESS
 
 #: Never retried in place: no outcome of the handler, or none that time changes.
@@ -120,7 +121,7 @@ def check_number(option: str, given: Any, where: str, *, least: int = 0) -> None
     Raises:
         RegistrationError: it is not, or it is less than the least.
     """
-    if not isinstance(given, int) or isinstance(given, bool) or given < least:
+    if not is_whole(given, at_least=least):
         raise RegistrationError(
             f"{where} sets {option} to {given!r}; expected a whole number from {least}"
         )

@@ -40,6 +40,7 @@ from ..messages.message import Event
 from ..messages.metadata import new_id, utc_now
 from ..messages.registry import where
 from ..mutability import annotated_names, is_mutable, may_be_mutable
+from ..whole_numbers import is_whole
 from .applies import applier_of, appliers_of
 from .recording import note_recording
 from .snapshot_policy import AnyOf, EveryEvents, SnapshotPolicy
@@ -319,7 +320,7 @@ def apply(aggregate: Aggregate, event: Event) -> None:
 
 
 def _check_number(cls: type[Any], name: str, number: Any) -> None:
-    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number < 2**31:
+    if not is_whole(number, at_least=1) or number >= 2**31:
         raise RegistrationError(
             f"{where(cls)} has {name} = {number!r}; expected a whole number from 1"
         )

@@ -20,7 +20,17 @@ from .options import OPTIONS, TEXT_OPTIONS
 
 
 class ConsumingChannel(DeclaringChannel):
-    """A channel that consumes from queues by one leased consumer; see `Channel` for its options."""
+    """A channel that consumes from queues by one leased consumer.
+
+    Transport options, in addition to those of Kombu's Redis transport that concern connections:
+        lease_s: seconds after which a dead worker's messages come back (30).
+        max_deliveries: a message that came back unfinished this often becomes a dead letter (10).
+        max_run: the most messages of one sequence that a consumer holds, the first included (20).
+        dedup_ttl_s: seconds for which the id of a publish is remembered (120).
+        lock_folder: the folder where processes of this host find each other's locks (see
+            `process_locks`).
+        max_expanded_bytes: bytes up to which a body that Celery compressed is expanded (64 MiB).
+    """
 
     QoS = _qos.QoS
     qos: _qos.QoS

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from kombu.transport import redis as stock
 
 from ..errors import InvalidSetting
+from ..whole_numbers import is_whole
 
 #: The Celery setting that contains the options.
 SETTING = "broker_transport_options"
@@ -60,15 +61,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _are_steps(value: Any) -> bool:
     return (
         isinstance(value, (list, tuple))
         and bool(value)
-        and all(_is_whole(step) and step >= 0 for step in value)
+        and all(is_whole(step, at_least=0) for step in value)
         and list(value) == sorted(set(value))
     )
 
@@ -100,7 +97,7 @@ _TESTED: Mapping[str, _Accepted] = {
     "sentinel_kwargs": _DICT_OR_NONE,
     "max_connections": _Accepted(
         "a whole number from 1, or None",
-        lambda value: value is None or (_is_whole(value) and value >= 1),
+        lambda value: value is None or is_whole(value, at_least=1),
     ),
     "health_check_interval": _Accepted(
         "a number of seconds from 0", lambda value: _is_number(value) and value >= 0
@@ -164,10 +161,10 @@ def _check_name(name: Any) -> None:
         )
 
 
-def _check_own(name: str, value: Any, least: float, is_whole: bool) -> None:
-    is_of_type = _is_whole if is_whole else _is_number
+def _check_own(name: str, value: Any, least: float, must_be_whole: bool) -> None:
+    is_of_type = is_whole if must_be_whole else _is_number
     if not (is_of_type(value) and value >= least):
-        raise _invalid(name, value, f"a {'whole ' if is_whole else ''}number from {least:g}")
+        raise _invalid(name, value, f"a {'whole ' if must_be_whole else ''}number from {least:g}")
 
 
 def _invalid(name: str, value: Any, accepted: str) -> InvalidSetting:

@@ -20,6 +20,7 @@ from cqrs_celery.transport.options import OPTIONS
 from tests.nodes import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
+PACKAGE = REPOSITORY / "cqrs_celery"
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *PAGES]
 IDS = [str(page.relative_to(REPOSITORY)) for page in TEXTS]
@@ -143,7 +144,40 @@ def test_every_module_that_the_life_of_a_command_names_exists() -> None:
     page = (DOCS / "explanation" / "life-of-a-command.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([\w/]+\.(?:py|lua))`", page))
     assert len(named) > 30
-    assert {name for name in named if not (REPOSITORY / "cqrs_celery" / name).exists()} == set()
+    assert {name for name in named if not (PACKAGE / name).exists()} == set()
+
+
+def test_every_file_and_folder_that_contributing_names_exists() -> None:
+    page = (DOCS / "contributing.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w./-]+(?:/|\.(?:py|lua|md|yml|toml)))`", page))
+    assert len(named) > 80
+    top_folders = ("tests", "docs", "benchmarks")
+    files = ("CHANGELOG.md", "mkdocs.yml", "pyproject.toml", "cqrs_celery/")
+    for name in named:
+        is_of_repository = name in files or name.startswith(top_folders)
+        assert ((REPOSITORY if is_of_repository else PACKAGE) / name).exists(), name
+
+
+def test_every_command_that_contributing_names_exists() -> None:
+    page = (DOCS / "contributing.md").read_text(encoding="utf-8")
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    used = set(re.findall(r"(?:`|\$ )make ([a-z-]+)", page))
+    assert {"lint", "test", "bench", "chaos", "mutants", "conformance"} <= used <= targets
+    for module in re.findall(r"python -m ((?:tests|benchmarks)\.\w+)", page):
+        path = REPOSITORY / module.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").is_file(), module
+
+
+def test_what_the_changes_in_contributing_change_is_still_there() -> None:
+    page = (DOCS / "contributing.md").read_text(encoding="utf-8")
+    section = re.compile(r"^# (cqrs_celery/\S+)\n(.*?)(?=^# |^```)", re.MULTILINE | re.DOTALL)
+    sections = section.findall(page)
+    assert len(sections) == 5
+    for file, diff in sections:
+        source = (REPOSITORY / file).read_text(encoding="utf-8").splitlines()
+        for line in re.findall(r"^[ -](.+)$", diff, re.MULTILINE):
+            assert line in source, f"{file} has no line {line!r}"
 
 
 def test_the_settings_page_has_exactly_the_settings_there_are() -> None:

@@ -13,6 +13,7 @@ import pytest
 from cqrs_celery.backends.sql.backends import SqlBackend, backend_named, backend_of, sql_backends
 from cqrs_celery.backends.sql.engine import parse_url
 from cqrs_celery.backends.sql.event_store import SqlEventStore
+from cqrs_celery.backends.sql.schema import schema_sql
 from cqrs_celery.errors import InvalidSetting
 from tests.nodes import REPOSITORY
 
@@ -223,6 +224,13 @@ def test_an_engine_that_no_folder_is_for_is_refused() -> None:
     # an alias begins URLs; SQLAlchemy never calls an engine by it
     with pytest.raises(InvalidSetting, match="for postgres;"):
         backend_of("postgres")
+
+
+@pytest.mark.parametrize("name", ["oracle", "nothing"])
+def test_there_are_no_statements_for_an_engine_that_no_folder_is_for(name: str) -> None:
+    # whether SQLAlchemy knows it or not
+    with pytest.raises(InvalidSetting, match=f"for {name}; .* in postgresql, sqlite, mssql"):
+        schema_sql(name)
 
 
 def test_a_url_of_no_engine_names_those_that_there_are() -> None:

@@ -1,1 +1,1 @@
-"""What is Django's: the events are in one of its databases, and in its transactions."""
+"""Django: events in one of its databases, and in its transactions."""

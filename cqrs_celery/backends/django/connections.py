@@ -31,7 +31,7 @@ VENDORS: Final = ("postgresql", "sqlite")
 
 
 def vendor_of(alias: str) -> str:
-    """Return what kind of database an alias is for.
+    """Return the kind of database that an alias stands for.
 
     Raises:
         InvalidSetting: Django is not set up, has no such database, or it is of another kind.

@@ -63,7 +63,7 @@ def open_django_store(url: str, *, lease_check: LeaseCheck | None = None) -> Sql
 
 
 class _Reaching:
-    """A store that takes the errors of Django for those of its driver."""
+    """A store that reads an error of Django's as the driver's error behind it."""
 
     def reach(self, what: str, *, is_replica: bool = False) -> AbstractContextManager[None]:
         """Turn the driver's errors, and Django's, into ours for as long as something is done."""

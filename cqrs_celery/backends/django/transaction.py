@@ -1,4 +1,4 @@
-"""Let Django's rows and events be written in one transaction of Django's."""
+"""Write Django's rows and events in one transaction of Django's."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is PostgreSQL's own: one function that appends, and a reader that knows who still writes."""
+"""PostgreSQL: appends by one database function, and reads that know which appends are open."""

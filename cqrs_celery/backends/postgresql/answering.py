@@ -1,4 +1,4 @@
-"""Give up a statement that the server does not answer in time.
+"""Abandon a statement that the server does not answer in time.
 
 A server that is frozen, or whose disk hangs, still acknowledges what its machine receives: neither
 TCP's keepalives nor the driver see that nobody answers, and a statement waits for ever, also where
@@ -37,7 +37,7 @@ class _Local(threading.local):
 
 
 class _Watcher:
-    """A thread that shuts the sockets of connections whose time is over."""
+    """A thread that shuts the sockets of connections that have run out of time."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -137,7 +137,7 @@ def using(connection: Any) -> None:
 
 
 def watch_engine(engine: Engine) -> None:
-    """Let each connection count as used that an engine's pool gives out."""
+    """Count each connection that an engine's pool gives out as used."""
     if not event.contains(engine, "checkout", _checked_out):
         event.listen(engine, "checkout", _checked_out)
 
@@ -148,7 +148,7 @@ def _checked_out(connection: Any, record: Any, proxy: Any) -> None:
 
 @contextmanager
 def limit(limit_s: float | None) -> Iterator[None]:
-    """Let this thread wait for each answer only for so long; None for as long as it takes."""
+    """Limit how long this thread waits for each answer; None removes the limit."""
     before = _local.limit_s
     _local.limit_s = limit_s
     try:

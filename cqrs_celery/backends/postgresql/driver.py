@@ -53,7 +53,7 @@ def tcp_options(url: URL) -> dict[str, int]:
 
 
 def connect_options(url: URL) -> dict[str, int | None]:
-    """Return what the driver opens a connection with.
+    """Return the options with which the driver opens a connection.
 
     Args:
         url: has its driver; its own options go before.

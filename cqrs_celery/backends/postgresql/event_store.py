@@ -1,4 +1,4 @@
-"""Keep events in PostgreSQL. An append is one statement, and holds up no other one.
+"""Keep events in PostgreSQL. An append is one statement, and appends do not block each other.
 
 Positions are numbers from a sequence, so there are gaps between them; see `gaps`.
 """
@@ -108,7 +108,7 @@ class PostgresqlEventStore(SqlEventStore):
         return within_limit(super().reach(what, is_replica=is_replica))
 
     def limited(self, limit_s: float | None) -> AbstractContextManager[None]:
-        """Let this thread wait for each answer for so long; None for as long as it takes."""
+        """Limit how long this thread waits for each answer; None removes the limit."""
         return limit(limit_s)
 
     def _append_in_own_transaction(
@@ -123,19 +123,19 @@ class PostgresqlEventStore(SqlEventStore):
         return committed_at(rows)
 
     def forget_lost(self) -> None:
-        """Let no connection be used again that was made before now: one of them was lost."""
+        """Replace each connection made before now at its next use: one of them was lost."""
         super().forget_lost()
         self.kept.close()
         self.kept_to_read.close()
         self.gaps.forget()
 
     def forget_lost_replica(self) -> None:
-        """Let no connection to the replica be used again that was made before now."""
+        """Replace each connection to the replica made before now at its next use."""
         super().forget_lost_replica()
         self.kept_to_read.close()
 
     def close(self) -> None:
-        """Give back connections; the store may be used again and makes new ones."""
+        """Release all connections. The store stays usable and reconnects on demand."""
         self.kept.close()
         self.kept_to_read.close()
         self.gaps.forget()
@@ -161,7 +161,7 @@ class PostgresqlEventStore(SqlEventStore):
     def run_kept(
         self, kept: KeptConnections, what: str, statement: Statement, *arguments: Any
     ) -> list[Any]:
-        """Run a statement that reads; a connection that was lost meanwhile is replaced once."""
+        """Run a statement that reads. A connection that was lost meanwhile is replaced once."""
         is_replica = kept is not self.kept
         do = partial(kept.run, statement, arguments)
         return self.attempt_anew(what, do, is_replica=is_replica)

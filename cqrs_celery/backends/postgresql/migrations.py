@@ -1,4 +1,4 @@
-"""What PostgreSQL does its own way when the tables are made: functions that append, and a lock."""
+"""How PostgreSQL differs when the tables are made: functions that append, and a lock."""
 
 from __future__ import annotations
 

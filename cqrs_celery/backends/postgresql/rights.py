@@ -1,4 +1,4 @@
-"""What PostgreSQL says of the rights that a role lacks."""
+"""The query for the rights that a role lacks in PostgreSQL."""
 
 from __future__ import annotations
 

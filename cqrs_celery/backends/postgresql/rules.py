@@ -1,4 +1,4 @@
-"""What PostgreSQL does its own way: errors by SQLSTATE, jsonb, and the lock of all that append."""
+"""The rules of PostgreSQL: errors by SQLSTATE, jsonb, and the lock that all appends share."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class PostgresqlRules(SqlRules):
         return code in _MISCONFIGURED or (not code and bool(_REFUSED.search(str(error))))
 
     def is_away(self, error: BaseException) -> bool:
-        """Return whether a statement of the application's own failed since the server is away.
+        """Return whether a statement of the application's own failed because the server is away.
 
         One that the server has ended may have been too slow for a `statement_timeout`, and would be
         again and again.
@@ -133,12 +133,12 @@ class PostgresqlRules(SqlRules):
         return time
 
     def as_utc(self, time: Any) -> datetime:
-        """Return a time of what a row has, which may be a text."""
+        """Return the time that a column of a row holds, as a text or not."""
         read = datetime.fromisoformat(time) if type(time) is str else time
         return read if read.tzinfo is UTC else read.astimezone(UTC)
 
     def lock_append(self, connection: Connection) -> None:
-        """Take, shared, the lock of all that append, before a position is taken."""
+        """Take the lock that all appends share, before a position is taken."""
         connection.execute(LOCK)
 
     def delete_unlocked(self, first: Select[Any], is_expired: ColumnElement[bool]) -> Delete:

@@ -34,7 +34,7 @@ class PostgresqlBackend(SqlBackend):
         return PostgresqlEventStore
 
     def migrations(self) -> MigrationVariants:
-        """Return what it does its own way when the tables are made."""
+        """Return how it differs when the tables are made."""
         from .migrations import PostgresqlMigrations
 
         return PostgresqlMigrations()
@@ -46,7 +46,7 @@ class PostgresqlBackend(SqlBackend):
         return COLUMN_TYPES
 
     def engine_options(self, url: URL) -> dict[str, Any]:
-        """Return what notices that the server's host is gone; psycopg 3 prepares nothing."""
+        """Return options that notice a lost host, and that stop psycopg 3 from preparing."""
         from .driver import connect_options
 
         return {"connect_args": connect_options(url)}

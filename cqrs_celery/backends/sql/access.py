@@ -1,7 +1,7 @@
-"""Access to a SQL database: its engines, what is done when it is away, and where it is read.
+"""Access to a SQL database: its engines, retries, and the choice between primary and replica.
 
-A statement that the database ends for the sake of another transaction is tried again here, and so
-is one that meets a connection that was lost in the pool.
+A statement is retried here if the database aborted it in favour of another transaction, or if it
+met a pooled connection that was lost.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class SqlAccess:
         is_own_engine: the engine was made for this store alone, so its connections may be kept.
 
     Attributes:
-        rules: what the engine does its own way.
+        rules: what differs between SQL engines.
         engine: as given.
-        reader: what a replica may answer is read there; it is the primary's if there is none.
-        primary_reader: for single statements that read what nobody else may have changed.
+        reader: connects to the replica; without one, to the primary.
+        primary_reader: connects to the primary, for single statements that read.
         has_replica: whether there is a replica.
         is_own_engine: as given.
         where: names the database in errors, without credentials.
@@ -88,27 +88,27 @@ class SqlAccess:
         return self.rules.serves(connection, self.engine.dialect)
 
     def forget_lost(self) -> None:
-        """Let no connection be used again that was made before now: one of them was lost."""
+        """Replace each connection made before now at its next use: one of them was lost."""
         age(self.engine)
         age(self.reader)
         self.forget_known()
 
     def forget_known(self) -> None:
-        """Forget what is known of the database, which may be another one, or an earlier state."""
+        """Forget what is known of the database, which may be another one now, or an older copy."""
 
     def forget_lost_replica(self) -> None:
-        """Let no connection to the replica be used again that was made before now."""
+        """Replace each connection to the replica made before now at its next use."""
         age(self.reader)
 
     def check_kept(self, connection: Any) -> None:
-        """Check that what a connection has committed is in the database that others see.
+        """Check that a connection's commits are in the database that others see.
 
         Raises:
             StoreUnavailable: it is lost.
         """
 
     def transact(self, what: str, work: Callable[[Connection], R]) -> R:
-        """Do something in a transaction of its own; again, while others are in its way.
+        """Run a function in a transaction of its own; retry it if other transactions conflict.
 
         Args:
             what: is being done: "register shop.till".
@@ -134,7 +134,7 @@ class SqlAccess:
         return self.attempt(what, do)
 
     def run_each(self, what: str, work: Callable[[Connection], R]) -> R:
-        """Run statements of which each commits by itself; again, while others are in the way.
+        """Run statements that each commit by themselves; retry them if other transactions conflict.
 
         Unlike in a transaction, a process that is frozen between two of them has nothing locked.
 
@@ -164,7 +164,7 @@ class SqlAccess:
         reader: Engine | None = None,
         **parameters: Any,
     ) -> Sequence[Any]:
-        """Run a statement that reads; a connection that was lost in the pool is replaced once.
+        """Run a statement that reads. A lost connection of the pool is replaced once.
 
         Args:
             statement: what to run.
@@ -182,7 +182,7 @@ class SqlAccess:
         return self.attempt_anew(what, read, is_replica=is_replica)
 
     def attempt_anew(self, what: str, do: Callable[[], R], *, is_replica: bool = False) -> R:
-        """Do as `attempt`, once more if a connection was lost in the pool; it may be repeated.
+        """Do as `attempt`, and once more if a pooled connection was lost. It must be repeatable.
 
         Raises:
             StoreUnavailable: the server does not answer.
@@ -194,7 +194,7 @@ class SqlAccess:
             return self.attempt(what, do, is_replica=is_replica)
 
     def attempt(self, what: str, do: Callable[[], R], *, is_replica: bool = False) -> R:
-        """Do something; again, while the database ends it for the sake of another transaction.
+        """Run a function; retry it while the database aborts it in favour of other transactions.
 
         Args:
             what: is being done: "read Order-42".
@@ -225,14 +225,14 @@ class SqlAccess:
         return reaching(self, what, engine.dialect.loaded_dbapi.Error, replica=replica)
 
     def limited(self, limit_s: float | None) -> AbstractContextManager[None]:
-        """Let this thread wait for each answer for so long; None for as long as it takes.
+        """Limit how long this thread waits for each answer; None removes the limit.
 
         That is for PostgreSQL. Elsewhere the driver's own limits hold.
         """
         return nullcontext()
 
     def read_from_primary(self, *streams: StreamName) -> None:
-        """Read streams from no replica for a while: it may not know them in their newest state."""
+        """Read streams from the primary for a while: the replica may lag behind."""
         if not self.has_replica:
             return
         until = time.monotonic() + FRESH_S
@@ -249,11 +249,11 @@ class SqlAccess:
         return replica_may_answer()
 
     def reader_of(self, stream: StreamName) -> Engine:
-        """Return what connects to where a stream is read: the replica, or the primary."""
+        """Return the engine that a stream is read on: the replica's or the primary's."""
         return self.reader if self.may_ask_replica(stream) else self.primary_reader
 
     def close(self) -> None:
-        """Give back connections; the store may be used again and makes new ones."""
+        """Release all connections. The store stays usable and reconnects on demand."""
         self.engine.dispose()
         self.reader.dispose()
         self.forget_known()

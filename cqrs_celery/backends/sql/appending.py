@@ -1,7 +1,7 @@
-"""Appending to a SQL database: one transaction, whatever the number of streams and events.
+"""Append to a SQL database: one transaction, however many streams and events.
 
-All statements in it are for many rows. What is here works on every engine that SQLAlchemy knows the
-words of; an engine's folder has its rules, and a faster append where there is one.
+All statements in it are for many rows. They work on every engine that SQLAlchemy has a dialect for;
+an engine's folder has its rules, and a faster append where there is one.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class SqlAppending(SqlReading):
         *,
         may_repeat: bool,
     ) -> Committed | None:
-        """Find out what an append's refusal comes from.
+        """Find out why an append was refused.
 
         Args:
             batch: what was to be written.
@@ -144,7 +144,7 @@ class SqlAppending(SqlReading):
             self.on_commit()
 
     def check_lease(self, lease: Lease | None) -> None:
-        """Check that a lease is held, as far as can be told.
+        """Check that a lease is held, if the application can tell.
 
         Raises:
             LeaseLost: it is not.
@@ -171,13 +171,13 @@ class SqlAppending(SqlReading):
     def write(
         self, connection: Connection, batch: Batch, command: CommandRecord | None
     ) -> Committed:
-        """Append in a transaction that is open; raises as `_append_in_own_transaction` does."""
+        """Append in an open transaction; raises as `_append_in_own_transaction` does."""
         return self.write_portably(connection, batch, command)
 
     def write_portably(
         self, connection: Connection, batch: Batch, command: CommandRecord | None
     ) -> Committed:
-        """Append in a transaction that is open, with statements that every engine knows.
+        """Append in an open transaction, with statements that every engine understands.
 
         Statements: one to lock and read the streams; one to change them, two if some are new; one
         for up to 200 events, on SQL Server for each; one for the position; two for a command.
@@ -209,7 +209,7 @@ class SqlAppending(SqlReading):
         return Committed(position, tuple(versions))
 
     def remember(self, connection: Connection, command: CommandRecord, position: int) -> None:
-        """Record a command in a transaction that is open; one that has expired is replaced.
+        """Record a command in an open transaction; an expired record is replaced.
 
         Raises:
             CommandRefused: it has committed before.
@@ -232,7 +232,7 @@ class SqlAppending(SqlReading):
     def _lock_streams(
         self, connection: Connection, keys: Sequence[str]
     ) -> dict[str, tuple[int, int]]:
-        """Lock the streams that there are; returns the id and version of each by its key."""
+        """Lock the streams that exist; returns the id and version of each by its key."""
         found: dict[str, tuple[int, int]] = {}
         for at in range(0, len(keys), INSERT_ROWS):
             statement = (
@@ -301,7 +301,7 @@ class SqlAppending(SqlReading):
             connection.execute(insert(table).values(rows[at : at + size]))
 
     def find_committed(self, batch: Batch) -> Committed | None:
-        """Return where an append ended whose events are there; None if they are not."""
+        """Return where an append ended, if its events are in the store; None otherwise."""
         keys = [self.rules.key(append.stream) for append in batch.appends]
         found: dict[str, tuple[int, int]] = {}
         for at in range(0, len(keys), INSERT_ROWS):
@@ -327,6 +327,6 @@ class SqlAppending(SqlReading):
         return Committed(numbers[-1][0], tuple(version for _, version in numbers))
 
     def _note(self, batch: Batch) -> None:
-        """Remember which streams a replica may not know in their newest state."""
+        """Remember which streams a replica may have in an older state."""
         if self.has_replica:
             self.read_from_primary(*[append.stream for append in batch.appends])

@@ -37,10 +37,10 @@ class Driver(NamedTuple):
 
 
 class SqlBackend:
-    """What the package must know of a SQL engine to open a store in it, and to make its tables.
+    """What the package needs of a SQL engine to open a store in it, and to make its tables.
 
-    What an open store does differently is in its rules; see `rules`. What is here holds for most;
-    an engine replaces the others.
+    What an open store does differently is in its rules; see `rules`. The methods here suit most
+    engines; an engine overrides those that do not suit it.
 
     Attributes:
         name: the engine's name in SQLAlchemy, with which its URLs begin.
@@ -59,17 +59,17 @@ class SqlBackend:
         raise NotImplementedError
 
     def migrations(self) -> MigrationVariants:
-        """Return what it does its own way when the tables are made."""
+        """Return how it differs when the tables are made."""
         raise NotImplementedError
 
     def column_types(self) -> ColumnTypes:
-        """Return the types of columns that it does not share with the others."""
+        """Return the column types that it does not share with other engines."""
         from .column_types import ColumnTypes
 
         return ColumnTypes()
 
     def driver_refusal(self, driver: str) -> str | None:
-        """Return why a driver can't be used that SQLAlchemy knows; None if nothing is known of it.
+        """Return why a driver that SQLAlchemy knows can't be used; None if no reason is known.
 
         Args:
             driver: its name in a URL.
@@ -95,7 +95,7 @@ class SqlBackend:
         return {}
 
     def missing(self, url: URL) -> str | None:
-        """Return why there is no such database, as far as that is known without connecting."""
+        """Return why there is no such database, if that is known without connecting."""
         return None
 
     def prepare(self, engine: Engine) -> None:
@@ -108,7 +108,7 @@ def sql_backends() -> Sequence[SqlBackend]:
 
 
 def backend_named(word: str) -> SqlBackend | None:
-    """Return the engine for which a URL begins with a word; None if there is none."""
+    """Return the engine whose URLs begin with a word; None if there is none."""
     return next((one for one in sql_backends() if word in (one.name, *one.aliases)), None)
 
 

@@ -1,4 +1,4 @@
-"""What one append is to write, ready for any engine; and how its refusals are told."""
+"""What one append writes, ready for any engine, and the errors of one that is refused."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class CommandRefused(Exception):
 
 
 def beaten(batch: Batch, reason: BaseException) -> ConcurrencyError:
-    """Return the error for a transaction that the database ended for the sake of another one."""
+    """Return the error for a transaction that the database aborted in favour of another one."""
     append = batch.appends[0]
     return TransactionConflict(
         f"could not {batch}: the database ended the transaction for the sake of another one"
@@ -91,7 +91,7 @@ def beaten(batch: Batch, reason: BaseException) -> ConcurrencyError:
 def beaten_repeatedly(
     what: str, where: str, attempts: int, reason: BaseException
 ) -> TransactionConflict:
-    """Return the error for what the database ended each time that it was tried."""
+    """Return the error for what the database aborted at each attempt."""
     times = "once" if attempts == 1 else f"{attempts} times in a row"
     return TransactionConflict(
         f"could not {what}: {where} ended it {times} for the sake of other transactions"

@@ -1,4 +1,4 @@
-"""The column types that an engine has its own of."""
+"""The column types that are an engine's own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class ColumnTypes(NamedTuple):
-    """What makes the types that an engine has its own of; None where the common one serves.
+    """An engine's own column types, each as a function that makes it; None for the common type.
 
     Attributes:
         key: of a text that is unique; takes its greatest length.

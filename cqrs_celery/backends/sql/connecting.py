@@ -1,4 +1,4 @@
-"""Get connections on which a transaction can begin, and throw away those on which none can.
+"""Get connections on which a transaction can begin, and discard those on which none can.
 
 A connection may have lain in a pool since before its server was restarted, or became a replica:
 then every write on it fails, for ever. Reading and appending find that out by trying, and repeat
@@ -60,7 +60,7 @@ def age(engine: Engine) -> None:
 
 
 def discard(connection: Connection) -> None:
-    """Close a connection for good, rather than give it back to its pool."""
+    """Close a connection for good instead of returning it to its pool."""
     if not connection.closed:
         connection.invalidate()
         connection.close()

@@ -1,4 +1,4 @@
-"""Keep events in a SQL database: what all engines share.
+"""Keep events in a SQL database: the part that all engines share.
 
 The store is four layers, each a module: `access` reaches the database, `reading` and `appending`
 are on top of it, and here is what else a store has. What differs between engines is in `rules`.
@@ -84,11 +84,11 @@ class SqlEventStore(SqlAppending):
         )
 
     def forget_known(self) -> None:
-        """Forget what is known of the database, which may be another one, or an earlier state."""
+        """Forget what is known of the database, which may be another one now, or an older copy."""
         self.outbox.forget()
 
     def begin(self) -> SqlTransaction:
-        """Begin a transaction to which a later append belongs, for rows of one's own beside it.
+        """Begin a transaction for rows of the application's own and the append that follows them.
 
         Raises:
             StoreUnavailable: the server does not answer.

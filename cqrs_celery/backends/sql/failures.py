@@ -32,7 +32,7 @@ class Failure(Enum):
 
 
 class TransactionBeaten(Exception):
-    """The database ended a transaction for the sake of another one. It may be repeated."""
+    """The database aborted a transaction in favour of another one. It may be repeated."""
 
 
 class AlreadyThere(Exception):
@@ -49,7 +49,7 @@ class ErrorRules(Protocol):
         """Return whether the URL is to blame for the server's being away."""
 
     def is_away(self, error: BaseException) -> bool:
-        """Return whether a statement of the application's own failed since the server is away."""
+        """Return whether a statement of the application's own failed because the server is away."""
 
     def is_deadlock(self, error: BaseException) -> bool:
         """Return whether the database ended the transaction in the application's statement."""
@@ -65,10 +65,10 @@ class Database(Protocol):
         """What its errors mean."""
 
     def forget_lost(self) -> None:
-        """Throw away connections that may be lost, as one of them is."""
+        """Replace the connections that may be lost, as one of them is."""
 
     def forget_lost_replica(self) -> None:
-        """Throw away connections to the replica; those to the primary are as good as before."""
+        """Replace the connections to the replica; those to the primary are not affected."""
 
 
 def driver_error(error: BaseException) -> BaseException:

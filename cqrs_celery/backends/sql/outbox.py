@@ -43,7 +43,7 @@ class SqlOutbox:
 
     @property
     def store_id(self) -> str:
-        """What tells the store from all others; made with its tables.
+        """The id that tells the store from all others; made with its tables.
 
         It is looked up again where a connection was lost: the database may be another one then.
 
@@ -64,12 +64,12 @@ class SqlOutbox:
         self._store_id = None
 
     def read(self, after_position: int, limit: int) -> Sequence[StoredEvent]:
-        """Return events in order, none of which may be overtaken any more; from the primary."""
+        """Return events of the primary in order, up to the first gap that may still be filled."""
         with Reads(from_primary=True):
             return self.store.read_all(after_position=after_position, limit=limit)
 
     def read_behind(self, place: Place, limit: int) -> Sequence[StoredEvent]:
-        """Return the events behind a place, in order, if it is still the same one.
+        """Return the events behind a place, in order, if the store still has the same event there.
 
         Args:
             place: where the reader has come to.
@@ -133,7 +133,7 @@ class SqlOutbox:
         return int(row[0]) if row else 0
 
     def pending(self, after_position: int) -> Pending:
-        """Return what stands behind a position."""
+        """Return the events behind a position."""
         statement = select(func.count(), func.min(events.c.recorded_at)).where(
             self.store.rules.after(after_position)
         )
@@ -167,7 +167,7 @@ class SqlOutbox:
         return [_decode(row[0]) for row in rows]
 
     def register(self, application: str, subscriber: Subscriber) -> None:
-        """Remember a subscriber of an application, in place of what was known under its name.
+        """Register a subscriber of an application, in place of the one with the same name.
 
         Raises:
             InvalidText: one of its texts can't be kept by every store.
@@ -241,7 +241,7 @@ class SqlOutbox:
 
 
 def _check(application: str, *texts: str) -> None:
-    """Check that every store can keep what a subscriber is known by."""
+    """Check that every store can keep a subscriber's names."""
     check_text(application, "the application's name")
     for text in texts:
         check_text(text, "a name, a topic or the queue of a subscriber")

@@ -240,7 +240,7 @@ class SqlReading(SqlAccess):
         return CommandOutcome(rows[0][0], rows[0][1]) if rows else None
 
     def select_command(self, command_id: str) -> Select[Any]:
-        """Return the query for what a command recorded, unless that has expired."""
+        """Return the query for a command's record, unless that has expired."""
         return select(commands.c.position, commands.c.outcome).where(
             commands.c.command_id == command_id,
             commands.c.expires_at > self.rules.to_time(datetime.now(UTC)),
@@ -248,7 +248,7 @@ class SqlReading(SqlAccess):
 
 
 def _have(rows: Sequence[Any], known: Sequence[KnownEvent]) -> bool:
-    """Return whether the rows of a history, which begin with the first known event, have all."""
+    """Return whether the rows of a history have all events that are known."""
     for version, event_id in known:
         at = version - known[0][0]
         if at >= len(rows) or (rows[at][0], rows[at][_ID_IN_HISTORY]) != (version, event_id):

@@ -1,9 +1,8 @@
-"""What the application's role must be allowed, where another one has made the tables.
+"""The rights that the application's role needs, where another role has made the tables.
 
     check_rights(store)        # raises StoreError, which has the GRANTs that are missing
 
-An engine is asked whose rules say how: PostgreSQL. SQLite has no roles, and SQL Server was not at
-hand.
+Only PostgreSQL is asked. SQLite has no roles. For SQL Server nothing is checked: none was at hand.
 """
 
 from __future__ import annotations

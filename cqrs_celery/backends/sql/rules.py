@@ -48,11 +48,11 @@ class SqlRules:
         raise NotImplementedError
 
     def is_misconfigured(self, error: BaseException) -> bool:
-        """Return whether the URL is to blame for the server's being away, as far as can be told."""
+        """Return whether the URL is to blame for a server that is away, if that can be told."""
         return False
 
     def is_away(self, error: BaseException) -> bool:
-        """Return whether a statement of the application's own failed since the server is away."""
+        """Return whether a statement of the application's own failed because the server is away."""
         return self.failure(error) is Failure.AWAY
 
     def is_deadlock(self, error: BaseException) -> bool:
@@ -86,7 +86,7 @@ class SqlRules:
         return time.astimezone(UTC).replace(tzinfo=None)
 
     def as_utc(self, time: Any) -> datetime:
-        """Return a time of what a row has."""
+        """Return the time that a column of a row holds."""
         return cast(datetime, time.replace(tzinfo=UTC))
 
     def as_text(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -98,7 +98,7 @@ class SqlRules:
         return data.decode()
 
     def key(self, stream: StreamName) -> str:
-        """Return what a stream is found by."""
+        """Return the key by which a stream is found."""
         return stream.key
 
     # ------------------------------------------------------------ the order of positions
@@ -108,7 +108,7 @@ class SqlRules:
         return events.c.global_position
 
     def order(self) -> ColumnElement[Any]:
-        """Return what events are ordered by, which has an index."""
+        """Return the indexed expression that events are ordered by."""
         return self.position()
 
     def after(self, position: int) -> ColumnElement[bool]:
@@ -125,7 +125,7 @@ class SqlRules:
         """Do what a transaction needs that begins with statements of the application's own."""
 
     def lock_append(self, connection: Connection) -> None:
-        """Take what an append needs before it reads."""
+        """Take the lock that an append needs before it reads."""
 
     def locked(self, statement: Select[Any]) -> Select[Any]:
         """Return a statement that locks the streams that it reads until the transaction's end."""

@@ -88,6 +88,7 @@ def schema_sql(dialect: str) -> str:
         MissingDependency: Alembic is not installed.
         InvalidSetting: there is no such engine.
     """
+    backend_of(dialect)
     written = io.StringIO()
     command, config = _alembic(output_buffer=written)
     config.attributes["dialect"] = dialect

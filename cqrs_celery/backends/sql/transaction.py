@@ -1,4 +1,4 @@
-"""Let rows of one's own and events be written in one transaction."""
+"""Write rows of the application's own and events in one transaction."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class SqlTransaction:
             self.rollback()
 
     def commit(self, *, command: CommandRecord | None = None, lease: Lease | None = None) -> None:
-        """Commit the rows alone, and that the command was carried out, at position 0.
+        """Commit the rows alone, and record the command as carried out at position 0.
 
         Raises:
             DuplicateCommand: the command has committed before; nothing was written.
@@ -127,5 +127,5 @@ class SqlTransaction:
             self._discard()
 
     def _discard(self) -> None:
-        """Close the connection for good: the server that it leads to is away."""
+        """Close the connection for good: its server is away."""
         discard(self.connection)

@@ -1,1 +1,1 @@
-"""What is SQLite's own: a single writer, and events in one file."""
+"""SQLite: a single writer, and events in one file."""

@@ -11,7 +11,7 @@ BUSY_S: Final = 30.0
 
 
 def prepare_engine(engine: Engine) -> None:
-    """Let readers and the writer of a file not wait for each other, and commits reach the disk."""
+    """Keep a file's readers and writer from blocking each other, and sync commits to the disk."""
 
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, record: Any) -> None:

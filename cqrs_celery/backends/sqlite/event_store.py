@@ -84,7 +84,7 @@ class SqliteEventStore(SqlEventStore):
         return _between_forks(super().reach(what, is_replica=is_replica))
 
     def close(self) -> None:
-        """Give back connections; the store may be used again and makes new ones."""
+        """Release all connections. The store stays usable and reconnects on demand."""
         with between_forks:
             super().close()
 

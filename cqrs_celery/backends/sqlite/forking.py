@@ -1,4 +1,4 @@
-"""Let no thread be inside SQLite while this process forks.
+"""Keep threads out of SQLite while this process forks.
 
 SQLite guards what its connections share (its list of open files, its memory) by locks of the
 process. A fork copies them as they are: what another thread holds at that moment stays held in the

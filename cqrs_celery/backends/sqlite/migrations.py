@@ -1,4 +1,4 @@
-"""What SQLite does its own way when the tables are made; its transaction has a lock already."""
+"""How SQLite differs when the tables are made. Its transaction is a lock already."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notice that an SQLite file was replaced, as by a backup that is moved to its place.
+"""Notice that an SQLite file was replaced, for example by a backup that was moved to its path.
 
 A connection stays with the file that it has opened, also when that has no name any more: what is
 committed there is lost with the last connection. So each connection remembers which file it has

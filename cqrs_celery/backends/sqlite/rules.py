@@ -1,4 +1,4 @@
-"""What SQLite does its own way: one writer at a time, no server, and times by its own functions."""
+"""The rules of SQLite: one writer at a time, no server, and its own functions for times."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SqliteRules(SqlRules):
         return str(error) in ("unable to open database file", "file is not a database")
 
     def is_away(self, error: BaseException) -> bool:
-        """Return False: without a server, one error of the driver's is for bad SQL and locks."""
+        """Return False: there is no server, and bad SQL and locks are one error to the driver."""
         return False
 
     def is_deadlock(self, error: BaseException) -> bool:

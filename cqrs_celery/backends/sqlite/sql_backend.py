@@ -32,7 +32,7 @@ class SqliteBackend(SqlBackend):
         return SqliteEventStore
 
     def migrations(self) -> MigrationVariants:
-        """Return what it does its own way when the tables are made."""
+        """Return how it differs when the tables are made."""
         from .migrations import SqliteMigrations
 
         return SqliteMigrations()
@@ -65,12 +65,12 @@ class SqliteBackend(SqlBackend):
         return {"connect_args": {"timeout": BUSY_S, "factory": ForkSafeConnection}}
 
     def missing(self, url: URL) -> str | None:
-        """Return that there is no such file, which connecting would make."""
+        """Return why there is no such database: its file is missing; connecting would make it."""
         path = url.database or ""
         return None if path.startswith("file:") or Path(path).exists() else "there is no such file"
 
     def prepare(self, engine: Engine) -> None:
-        """Let readers and the writer of a file not wait for each other."""
+        """Keep a file's readers and writer from blocking each other."""
         from .connecting import prepare_engine
 
         prepare_engine(engine)

@@ -1,1 +1,1 @@
-"""What is SQL Server's own: locks by hint, and the order of commits by row version."""
+"""SQL Server: locks by hint, and the order of commits by row version."""

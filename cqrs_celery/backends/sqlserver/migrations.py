@@ -1,4 +1,4 @@
-"""What SQL Server does its own way when the tables are made: row versions, and a lock."""
+"""How SQL Server differs when the tables are made: row versions, and a lock."""
 
 from __future__ import annotations
 

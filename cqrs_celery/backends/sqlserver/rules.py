@@ -1,4 +1,4 @@
-"""What SQL Server does its own way: locks by hint, positions by row version, errors by number.
+"""The rules of SQL Server: locks by hint, positions by row version, errors by number.
 
 The streams of an append are locked by hints: SQL Server has no FOR UPDATE.
 """

@@ -37,7 +37,7 @@ class SqlServerBackend(SqlBackend):
         return SqlServerEventStore
 
     def migrations(self) -> MigrationVariants:
-        """Return what it does its own way when the tables are made."""
+        """Return how it differs when the tables are made."""
         from .migrations import SqlServerMigrations
 
         return SqlServerMigrations()

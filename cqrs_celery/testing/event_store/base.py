@@ -58,8 +58,8 @@ STRANGE_IDS: Final = [
 #: Texts that PostgreSQL, or UTF-8, has no form for.
 NOT_KEPT: Final = ["a\0b", "a\ud800b"]
 
-#: The ids of an event's trace, by the beginnings of their names.
-TRACE: Final = ["correlation", "causation", "causation_parent"]
+#: The fields of an event's trace: each of them is kept, and none may be what no store can hold.
+TRACE: Final = Metadata.__struct_fields__
 
 #: Ids that a careless store takes for one: by case, by trailing space, by Unicode's two ways.
 LOOKALIKES: Final = [("bolt", "BOLT"), ("bolt", "bolt "), ("caf\u00e9", "cafe\u0301"), ("1", "01")]

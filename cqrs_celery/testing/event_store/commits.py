@@ -125,7 +125,7 @@ class CommitTests(StoreTests):
         self, store: EventStore, place: str, bad: str
     ) -> None:
         stream = BOLT._replace(aggregate_id=bad) if place == "aggregate" else BOLT
-        trace = {f"{place}_id": bad} if place in TRACE else {}
+        trace = {place: bad} if place in TRACE else {}
         strange = event(metadata=Metadata(**trace), type=bad if place == "type" else "shop.sold")
         if place == "event":
             strange = msgspec.structs.replace(strange, event_id=bad)

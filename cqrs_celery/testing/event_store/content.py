@@ -12,7 +12,17 @@ import pytest
 from ...messages.metadata import Metadata
 from ...store.ports import EventStore
 from ...store.stream import NO_STREAM, StreamName
-from .base import BOLT, LOOKALIKES, STRANGE_IDS, StoreTests, append, event, events, versions
+from .base import (
+    BOLT,
+    LOOKALIKES,
+    STRANGE_IDS,
+    TRACE,
+    StoreTests,
+    append,
+    event,
+    events,
+    versions,
+)
 
 
 class ContentTests(StoreTests):
@@ -85,7 +95,7 @@ class ContentTests(StoreTests):
         [
             Metadata(),
             Metadata(correlation_id="c-1", causation_id="naïve: 🔩 \"'"),
-            Metadata(correlation_id="c-1", causation_id="c-2", causation_parent_id="c-0"),
+            Metadata(**{name: f"of {name}" for name in TRACE}),
         ],
     )
     def test_metadata_is_kept(self, store: EventStore, metadata: Metadata) -> None:

@@ -1,4 +1,4 @@
-"""What an engine does its own way when the tables are made.
+"""How an engine differs when the tables are made.
 
 What a released migration asks for is never changed, as the migration itself is not.
 """

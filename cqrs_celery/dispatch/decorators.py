@@ -36,7 +36,7 @@ from .retrying import (
     check_refusals,
     exceptions,
 )
-from .signature import injections
+from .signature import read_parameters
 from .typed import DeclaresCommand, DeclaresQuery, Subscribes, SubscribesBatch
 
 M = TypeVar("M", bound=Message)
@@ -98,7 +98,7 @@ def command_handler(
     _check("command", (command,))
 
     def declare(function: Callable[..., Any]) -> Any:
-        found = injections(function, "command", (command,))
+        found = read_parameters(function, "command", (command,))
         check_returned(function)
         check_options(function, options)
         conflicts = command_conflicts(
@@ -113,10 +113,11 @@ def command_handler(
             "command",
             (command,),
             function,
-            found,
+            found.injections,
             options=options,
             on_conflict=conflicts,
             retrying=retrying,
+            asked=found.asked,
         )
         definitions.add(definition)
         return Handler(definition)
@@ -143,8 +144,10 @@ def query_handler(query: type[M]) -> DeclaresQuery[M]:
     _check("query", (query,))
 
     def declare(function: Any) -> Any:
-        found = injections(function, "query", (query,))
-        definitions.add(Definition("query", (query,), function, found))
+        found = read_parameters(function, "query", (query,))
+        definitions.add(
+            Definition("query", (query,), function, found.injections, asked=found.asked)
+        )
         return function
 
     return cast(DeclaresQuery[M], declare)
@@ -277,7 +280,7 @@ def subscribes(
                 f"{where(function)} sets batch, which is for events alone: messages that are"
                 " published one by one come one by one. Remove it."
             )
-        found = injections(function, "batch" if batch else kind, events)
+        found = read_parameters(function, "batch" if batch else kind, events)
         check_options(function, options)
         conflicts = OnConflict(check_retries(function, retry_on_conflict))
         retrying = _retrying(
@@ -293,10 +296,10 @@ def subscribes(
         if batch:
             check_number("batch", batch, here, least=2)
         definition = Definition(
-            "event", events, function, found, subscription, options, on_conflict=conflicts,
-            retrying=retrying,
+            "event", events, function, found.injections, subscription, options,
+            on_conflict=conflicts, retrying=retrying,
             ordered=ordered, lettering=Lettering(on_dead_letter, dead_letter_ttl_s),
-            batch=batch,
+            batch=batch, asked=found.asked,
         )  # fmt: skip
         definitions.add(definition)
         return Handler(definition)

@@ -1,6 +1,6 @@
-"""A clock that nobody sets, and that counts the time for which the machine was suspended.
+"""A clock that nobody can set, and that counts the time during which the machine is suspended.
 
-`time.monotonic` stands still meanwhile on Linux, and a lease goes on to its end.
+On Linux `time.monotonic` stops while the machine is suspended, but a lease still runs out.
 """
 
 from __future__ import annotations

@@ -1,57 +1,57 @@
-"""Every error of the package, in one tree.
+"""All errors of the package, in one tree.
 
 CQRSError
-├── ConfigurationError            the program is put together wrongly; found at import or start
+├── ConfigurationError            the program is set up wrongly; raised at import or at start
 │   ├── NotConfigured             no CQRS app in this process
 │   ├── InvalidSetting            a `cqrs_…` setting has a value that is not accepted
 │   ├── MissingDependency         an optional package or server program is not installed
 │   ├── UnsupportedCelery         this version of Celery lacks what the transport changes in it
-│   ├── UnsupportedFormat         a later release has given the queues' keys another form
-│   ├── BrokerConflict            the application's events are relayed to another broker already
+│   ├── UnsupportedFormat         a later release wrote the queues' keys in a newer format
+│   ├── BrokerConflict            another relay sends the application's events to another broker
 │   └── RegistrationError         a message type or handler can't be registered
-│       ├── DuplicateRegistration     the name, or the command, is taken
+│       ├── DuplicateRegistration     the name is taken, or the command has a handler already
 │       ├── ReservedFieldName         a message field hides a name of the base class
 │       └── HandlerSignatureError     a handler's parameters don't fit what it handles
 ├── MessageError                  a message can't be read; it becomes a dead letter
 │   ├── UnknownMessageType        its name or version is not registered
 │   ├── MalformedMessage          its bytes don't fit the registered type
-│   │   └── UnwritableMessage         it can't be written so that it could be read again
-│   └── UpcastFailed              an upcaster raised, or returned what it may not
-├── HandlerNotFound               nothing handles this message
+│   │   └── UnwritableMessage         it can't be written so that the same is read back
+│   └── UpcastFailed              an upcaster raised, or returned an invalid value
+├── HandlerNotFound               no handler is registered for this message
 ├── AggregateError
 │   ├── AggregateNotFound         the stream has no events
 │   ├── AggregateNotConstructible the class can't be built from an id alone
 │   ├── MissingAggregateId        an event was recorded by an aggregate without an id
 │   ├── EventOutOfOrder           history has a gap or a repeat
 │   ├── ForeignEvent              history holds another aggregate's event
-│   ├── SnapshotError             a state can't be kept in a snapshot, or got out of one
-│   └── UnhandledEvent            a strict aggregate has no `applies` method for it
+│   ├── SnapshotError             a state can't be saved in a snapshot, or restored from one
+│   └── UnhandledEvent            a strict aggregate has no `applies` method for the event
 ├── SessionError                  a session was used after its end, or committed in a handler
 ├── StoreError
 │   ├── ConcurrencyError          another writer committed first
-│   │   ├── TransactionConflict       the database ended the transaction for another's sake
-│   │   ├── StaleVersion              the caller's expected version is not the aggregate's
-│   │   ├── AggregateExists           one was made as new, without a look, that exists
-│   │   └── DuplicateInstance         one aggregate is there in two instances in one session
+│   │   ├── TransactionConflict       the database aborted the transaction in favour of another
+│   │   ├── StaleVersion              the aggregate is not at the version that the caller expects
+│   │   ├── AggregateExists           an aggregate was added as new, unchecked, and it exists
+│   │   └── DuplicateInstance         one session was given two instances of one aggregate
 │   ├── DuplicateCommand          the command has committed before
 │   ├── InvalidText               an id or a name has a character that not every store can hold
-│   ├── LeaseLost                 the writer no longer holds its message
+│   ├── LeaseLost                 the worker no longer holds its message
 │   ├── SchemaError               the store's tables are missing or of another version
-│   ├── StoreWentBack             the store is in an earlier state than it was
+│   ├── StoreWentBack             the store has lost events, as after restoring a backup
 │   └── StoreUnavailable          the store's server does not answer
 ├── NestedExecution               a handler called `execute`
-├── InsideEventLoop               `execute` or `query` was called by a coroutine
+├── InsideEventLoop               `execute` or `query` was called where an event loop runs
 ├── HandlerCancelled              an async handler was cancelled from within
 ├── SubscriptionFailed            in memory: committed, but a subscription's function raised
-├── LockTimeout                   somebody else held an aggregate's lock for too long
-└── PublishFailed                 a message could not be handed to the broker
+├── LockTimeout                   the lock of an aggregate was held by another for too long
+└── PublishFailed                 the broker did not take a message
     └── QueueFull                 a subscriber's queue had no room for it in time
 
-Errors carry what they name as attributes, and keep these through pickling between pool processes
-and through results that Celery writes as JSON.
+An error carries the things that its text names as attributes. It keeps them when it is pickled
+between pool processes, and in results that Celery writes as JSON.
 
 This is one module, longer than others, since the tree of errors is one thing: whoever catches an
-error sees here what else comes under the same base.
+error sees here which other errors have the same base.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def _rebuild(cls: type[CQRSError], args: tuple[Any, ...], attributes: dict[str, 
 class CQRSError(Exception):
     """The base of every error that this package raises.
 
-    Its text says what was tried, expected and found; keyword arguments become attributes. They are
-    its second argument too, since Celery writes an exception's arguments alone into a result.
+    The text says what was tried, expected and found. Keyword arguments become attributes. They are
+    also the second item of `args`, since Celery writes only an exception's `args` into a result.
     """
 
     def __init__(self, message: str, fields: Any = None, /, **more: Any) -> None:
@@ -79,7 +79,7 @@ class CQRSError(Exception):
         self.__dict__.update(named)
 
     def amend(self, **fields: Any) -> None:
-        """Give an error that was raised more fields, or others; a result keeps these too."""
+        """Add or replace fields of an error that was raised; a result keeps these too."""
         known = self.args[1] if len(self.args) > 1 else {}
         self.args = (str(self), {**known, **fields})
         self.__dict__.update(fields)
@@ -92,22 +92,22 @@ class CQRSError(Exception):
 
 
 class ConfigurationError(CQRSError):
-    """The program is put together wrongly."""
+    """The program is set up wrongly."""
 
 
 class NotConfigured(ConfigurationError):
-    """A message was sent or run, and this process has no `CQRS(app)`."""
+    """A message was sent or run in a process that has no `CQRS(app)`."""
 
 
 class InvalidSetting(ConfigurationError):
-    """A setting has a value that is not accepted; the text names it and what is accepted."""
+    """A setting has a value that is not accepted; the text names it and the accepted values."""
 
     setting: str
     accepted: str
 
 
 class MissingDependency(ConfigurationError):
-    """An optional package or program is missing; the text says how to install it."""
+    """An optional package or program is not installed; the text says how to install it."""
 
 
 class UnsupportedCelery(ConfigurationError):
@@ -119,10 +119,10 @@ class UnsupportedCelery(ConfigurationError):
 
 
 class UnsupportedFormat(ConfigurationError):
-    """The keys of the queues have a form of a later release; the text says what to do.
+    """The keys of the queues are in the format of a later release; the text says what to do.
 
     Attributes:
-        found: the number of that form.
+        found: the number of that format.
         known: the highest number that this release knows.
     """
 
@@ -131,7 +131,7 @@ class UnsupportedFormat(ConfigurationError):
 
 
 class BrokerConflict(ConfigurationError):
-    """Workers of one application, on one store, have two brokers; both are named."""
+    """Workers of one application, on one store, use two brokers; the text names both."""
 
     application: str
 
@@ -141,7 +141,7 @@ class RegistrationError(ConfigurationError):
 
 
 class DuplicateRegistration(RegistrationError):
-    """Two parties claim one name or one command; the text names both."""
+    """Two classes or functions claim one name or one command; the text names both."""
 
 
 class ReservedFieldName(RegistrationError):
@@ -159,7 +159,7 @@ class MessageError(CQRSError):
 
 
 class UnknownMessageType(MessageError):
-    """A message has a name and version that nobody registered."""
+    """A message has a name and version that are not registered."""
 
     name: str
     version: int
@@ -173,22 +173,22 @@ class MalformedMessage(MessageError):
 
 
 class UnwritableMessage(MalformedMessage):
-    """A message or a result could not be written so that the same would be read again.
+    """A message or a result can't be written as JSON from which the same value is read back.
 
-    It is raised where it was recorded, sent or returned; nothing was stored or sent. In a command's
-    handler it is the command's outcome, and makes no dead letter.
+    It is raised where the message is recorded or sent, or the result returned; nothing was stored
+    or sent. In a command's handler it is the outcome of the command, and makes no dead letter.
     """
 
 
 class UpcastFailed(MessageError):
-    """An upcaster failed; what it raised is the cause."""
+    """An upcaster failed; the exception that it raised is the cause."""
 
     name: str
     version: int
 
 
 class HandlerNotFound(CQRSError):
-    """A message has no handler of the kind looked for, which is a sync or an async one."""
+    """A message has no handler of the kind that was looked for, sync or async."""
 
     message_type: str
     looked_for: str
@@ -219,7 +219,7 @@ class MissingAggregateId(AggregateError):
 
 
 class EventOutOfOrder(AggregateError):
-    """A stream has another version where the next one was expected."""
+    """A stream holds another version where the next one was expected."""
 
     stream: str
     expected: int
@@ -227,7 +227,7 @@ class EventOutOfOrder(AggregateError):
 
 
 class ForeignEvent(AggregateError):
-    """A stream holds an event of another aggregate; both are named."""
+    """A stream holds an event of another aggregate; the text names both aggregates."""
 
     stream: str
     expected: str
@@ -235,7 +235,7 @@ class ForeignEvent(AggregateError):
 
 
 class SnapshotError(AggregateError):
-    """An aggregate's state can't be kept as a snapshot, or restored from one; the text says why.
+    """An aggregate's state can't be saved in a snapshot, or restored from one; the text says why.
 
     It never makes a command fail: it is logged, and the events are replayed.
     """
@@ -244,14 +244,14 @@ class SnapshotError(AggregateError):
 
 
 class UnhandledEvent(AggregateError):
-    """A strict aggregate class does not apply an event type."""
+    """A strict aggregate class has no `applies` method for an event type."""
 
     aggregate_type: str
     event_type: str
 
 
 class SessionError(CQRSError):
-    """A session was used after its end, or committed where it may not be."""
+    """A session was used after its end, or in a way that it does not allow; the text says which."""
 
 
 class StoreError(CQRSError):
@@ -259,7 +259,7 @@ class StoreError(CQRSError):
 
 
 class ConcurrencyError(StoreError):
-    """Another writer committed to the stream first: it is at another version than was expected.
+    """Another writer committed to the stream first, so it is not at the expected version.
 
     Nothing of the commit was written. Load the aggregate again and repeat the command.
     """
@@ -270,38 +270,38 @@ class ConcurrencyError(StoreError):
 
 
 class TransactionConflict(ConcurrencyError):
-    """The database ended the transaction for another's sake, by deadlock or serialization.
+    """The database aborted the transaction in favour of another: deadlock or serialization failure.
 
-    `expected` and `found` are the same: no version was at fault. Nothing was written.
+    No version was at fault, so `expected` and `found` are the same. Nothing was written.
     """
 
 
 class StaleVersion(ConcurrencyError):
     """An aggregate is not at the version that the caller of `get` or `save` expects.
 
-    Nothing was written. Repeating the command can't help, so no handler is repeated for it: whoever
-    chose the version must look at the aggregate again.
+    Nothing was written. Repeating the command can't help, so no handler is repeated: whoever chose
+    the version must look at the aggregate again.
     """
 
 
 class AggregateExists(ConcurrencyError):
-    """An aggregate was made and added to a session that has not looked whether it exists; it does.
+    """An aggregate was added as new to a session that had not looked for it, and it exists.
 
-    Nothing was written. Repeating the command can't help, so no handler is repeated for it. Look
-    with `find`, and decide what an existing one means: nothing to do, or a refusal.
+    Nothing was written. Repeating the command can't help, so no handler is repeated. Look for the
+    aggregate with `find`, and decide what it means if it exists: nothing to do, or a refusal.
     """
 
 
 class DuplicateInstance(ConcurrencyError):
-    """One aggregate is there in two instances, of which each knows only its own changes.
+    """A session was given two instances of one aggregate; neither knows the other's changes.
 
-    A mistake of the program, so no handler is repeated for it. `expected` and `found` are the
-    versions of the two. Nothing was written.
+    This is a mistake in the program, so no handler is repeated. `expected` and `found` are the
+    versions of the two instances. Nothing was written.
     """
 
 
 class DuplicateCommand(StoreError):
-    """The command has committed before; the error carries the outcome that was then recorded."""
+    """The command has committed before; the error carries the outcome that was recorded then."""
 
     command_id: str
     position: int
@@ -309,7 +309,7 @@ class DuplicateCommand(StoreError):
 
 
 class InvalidText(StoreError, ValueError):
-    """An id or a name has a NUL, or half of a surrogate pair; not every store can hold such a text.
+    """An id or a name has a NUL or half of a surrogate pair, which not every store can hold.
 
     Nothing was written. Use another id.
     """
@@ -318,38 +318,40 @@ class InvalidText(StoreError, ValueError):
 
 
 class LeaseLost(StoreError):
-    """A worker's lease on its message ended before it committed; nothing was written."""
+    """A worker's lease on its message ended before the worker committed; nothing was written."""
 
     message_id: int
 
 
 class SchemaError(StoreError):
-    """A SQL store's tables are missing or of another version; the text says how to make them."""
+    """A SQL store's tables are missing or of another version; the text says how to create them."""
 
 
 class StoreWentBack(StoreError):
-    """A store no longer has an event that it had, as after restoring a backup."""
+    """A store no longer has an event that it once had, as after restoring a backup."""
 
     position: int
     event_id: str
 
 
 class StoreUnavailable(StoreError):
-    """A store's server does not answer; the driver's error is its cause.
+    """A store's server does not answer; the driver's error is the cause.
 
-    `is_misconfigured` is True where waiting will hardly help: the server has no such database or
-    user, the file has no folder, the driver is not installed.
+    `is_misconfigured` is True if waiting will hardly help: the server has no such database or user,
+    the file's folder does not exist, or the driver is not installed.
     """
 
     is_misconfigured: bool = False
 
 
 class NestedExecution(CQRSError):
-    """A handler called `execute`, or waits for what runs when it is through; nothing was done.
+    """A handler called `execute`, or waits for a task that can't run before it returns.
+
+    Nothing was done.
 
     Attributes:
         command: the name of the command's class.
-        handler: the function's module and name.
+        handler: the module and name of the handler's function.
     """
 
     command: str
@@ -357,7 +359,7 @@ class NestedExecution(CQRSError):
 
 
 class InsideEventLoop(CQRSError):
-    """`execute` or `query` was called where an event loop runs, which would stand still meanwhile.
+    """`execute` or `query` was called where an event loop runs; the call would have blocked it.
 
     Attributes:
         message_type: the name of the command's or query's class.
@@ -369,10 +371,12 @@ class InsideEventLoop(CQRSError):
 
 
 class HandlerCancelled(CQRSError):
-    """An async handler was cancelled from within, or since its process ends; nothing was committed.
+    """An async handler was cancelled from within, or because its process ends.
+
+    Nothing was committed.
 
     Attributes:
-        handler: the function's module and name.
+        handler: the module and name of the handler's function.
     """
 
     handler: str
@@ -381,15 +385,15 @@ class HandlerCancelled(CQRSError):
 class SubscriptionFailed(CQRSError):
     """A subscription's function raised in the process that committed; the commit stands.
 
-    Only a store in memory runs subscriptions there. What the function raised is the cause. Nothing
-    is repeated: all other subscriptions have got their events.
+    Only a store in memory runs subscriptions in that process. The exception that the function
+    raised is the cause. Nothing is repeated: all other subscriptions have received their events.
 
     Attributes:
         subscription: the name of the function's task.
-        stream: of the event that it was given.
-        version: of that event.
-        position: of the last event of the commit.
-        failures: how many calls of functions failed; the first one is named.
+        stream: the stream of the event that the function was given.
+        version: the version of that event.
+        position: the position of the commit's last event.
+        failures: how many calls of functions failed; the fields above describe the first.
     """
 
     subscription: str
@@ -400,7 +404,7 @@ class SubscriptionFailed(CQRSError):
 
 
 class LockTimeout(CQRSError):
-    """Somebody else held the aggregate's lock for all the time that a command waited for it.
+    """Somebody else held the aggregate's lock for as long as this command waited for it.
 
     The command was not carried out. Repeat it.
     """
@@ -411,10 +415,11 @@ class LockTimeout(CQRSError):
 
 
 class PublishFailed(CQRSError):
-    """A message could not be handed to the broker; the driver's error is the cause.
+    """The broker did not take a message, or did not answer; the driver's error is the cause.
 
-    `repeat_with` has the keyword arguments with which it is sent again without having its effect
-    twice, if it was sent after all: `command.delay(**error.repeat_with)`.
+    `repeat_with` holds the keyword arguments with which to send the message again:
+    `command.delay(**error.repeat_with)`. If the first attempt was sent after all, the message still
+    takes effect only once.
     """
 
     message_id: str
@@ -422,7 +427,7 @@ class PublishFailed(CQRSError):
 
 
 class QueueFull(PublishFailed):
-    """Too many messages wait in a queue; nobody got the one that was to be published."""
+    """Too many messages wait in a queue; the message was published to no subscriber."""
 
     queue: str
     capacity: int

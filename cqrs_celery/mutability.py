@@ -1,4 +1,4 @@
-"""Find the values that can be changed in place, and so must not be shared between owners."""
+"""Find values that can be changed in place, which must not be shared between owners."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import msgspec
 
 _MUTABLE: Final = (MutableMapping, MutableSequence, MutableSet)
 
-#: Values that nobody can change, and what only stands for code.
+#: Types whose values can't be changed, and types of objects that stand for code.
 _IMMUTABLE: Final = (
     str, bytes, int, float, complex, bool, type(None), range, slice, enum.Enum,
     date, time, timedelta, tzinfo, Decimal, Fraction, uuid.UUID,
@@ -29,8 +29,8 @@ _IMMUTABLE: Final = (
 def is_mutable(value: Any) -> bool:
     """Return whether a value, or a part of it, can be changed in place.
 
-    An object of a class that says nothing about it (no collection, dataclass, struct or attrs
-    class) is taken for immutable: see `may_be_mutable`.
+    An object whose class does not declare this (it is no collection, dataclass, struct or attrs
+    class) counts as immutable; `may_be_mutable` counts it as mutable.
     """
     if isinstance(value, _IMMUTABLE):
         return False
@@ -45,7 +45,7 @@ def is_mutable(value: Any) -> bool:
 
 
 def may_be_mutable(value: Any) -> bool:
-    """Return whether a value can be changed in place, or is of a class that does not say."""
+    """Return whether a value can be changed in place, or is of a class that declares nothing."""
     if is_mutable(value):
         return True
     known = (*_IMMUTABLE, tuple, frozenset, msgspec.Struct)
@@ -58,7 +58,7 @@ def annotated_names(cls: type[Any], *, with_class_variables: bool = True) -> fro
 
     Args:
         cls: the class.
-        with_class_variables: whether those are among them that are declared a `ClassVar`.
+        with_class_variables: whether to include names that are declared as `ClassVar`.
     """
     found: Any = vars(cls).get("__annotations__", {})
     if sys.version_info >= (3, 14):
@@ -71,13 +71,13 @@ def annotated_names(cls: type[Any], *, with_class_variables: bool = True) -> fro
 
 
 def is_frozen(cls: Any) -> bool:
-    """Return whether the fields of a struct, dataclass or attrs class can't be set anew."""
+    """Return whether the fields of a struct, dataclass or attrs class can't be reassigned."""
     if issubclass(cls, msgspec.Struct):
         return bool(cls.__struct_config__.frozen)
     parameters = getattr(cls, "__dataclass_params__", None)
     if parameters is not None:
         return bool(parameters.frozen)
-    # attrs refuses assignments by a method of its own, when a class is frozen.
+    # A frozen attrs class has a `__setattr__` of attrs', which refuses assignments.
     return "frozen" in getattr(cls.__setattr__, "__qualname__", "")
 
 

@@ -1,14 +1,14 @@
-"""How deep JSON is nested, found without recursion, before a recursive decoder sees the text."""
+"""Find out how deeply JSON is nested, without recursion, before a recursive decoder reads it."""
 
 from __future__ import annotations
 
 from typing import Final
 
-#: Levels of lists and objects that a message may have which this package makes.
+#: The most levels of lists and objects in a message that this package writes.
 MADE_LEVELS: Final = 64
 
-#: Levels of lists and objects that a message from a queue may have. Python's pickle, with which a
-#: worker hands a task to its child process, gives up at about 450.
+#: The most levels of lists and objects in a message from a queue. A worker passes a task to its
+#: child process by pickle, which fails at about 450 levels.
 READ_LEVELS: Final = 256
 
 _AS_LISTS = bytes.maketrans(b"{}", b"[]")
@@ -16,15 +16,15 @@ _ALL_ELSE = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 def is_too_deep(text: bytes, levels: int = READ_LEVELS) -> bool:
-    """Return whether JSON has more than so many levels of lists and objects.
+    """Return whether JSON has more than a number of levels of lists and objects.
 
-    Nearly every text is short of that many brackets, and two counts tell. Otherwise the strings are
-    taken out, then the innermost pairs of brackets, level by level.
+    Nearly every text has fewer opening brackets than that, so two counts decide. Otherwise the
+    strings are removed, and then the innermost pairs of brackets, level by level.
 
     Args:
-        text: JSON, or what claims to be; of a text that is not, so much is told that a decoder that
-            goes on to its first error does not go deeper than twice the levels.
-        levels: how many are accepted.
+        text: JSON, or bytes that claim to be JSON. If they are not, False means that a decoder
+            that stops at the first error goes no deeper than twice the levels.
+        levels: the number of levels that are accepted.
     """
     if text.count(b"[") + text.count(b"{") <= levels:
         return False

@@ -1,4 +1,4 @@
-"""The base of a domain's refusals: what an aggregate or a handler answers when a rule forbids it.
+"""The base of a domain's refusals: what an aggregate or a handler raises if a rule forbids it.
 
     class NotEnough(Refusal):
         wanted: int
@@ -6,9 +6,9 @@
 
     raise NotEnough("5 wanted, 3 in stock", wanted=5, found=3)
 
-A refusal is an outcome, no fault, so it is no CQRSError. It keeps its class, its text and its
-fields on the way through a pool's processes (pickle) and through a result backend that writes JSON,
-which keeps `args` alone.
+A refusal is an outcome and not a fault, so it is no CQRSError. It keeps its class, its text and its
+fields when it passes between pool processes (by pickle), and in a result backend that writes JSON,
+which keeps only `args`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ import msgspec
 from .messages.markers import has_marked_object
 from .mutability import annotated_names
 
-#: The key in the last of `args` that marks a refusal to be made again from its fields.
+#: The key in the last item of `args` that marks a refusal to be rebuilt from its fields.
 FIELDS: Final = "cqrs_refusal"
 
-#: What Kombu's JSON keeps as it is, besides what every JSON does.
+#: Types that Kombu's JSON preserves, in addition to those of standard JSON.
 _KEPT = (dt.datetime, dt.date, dt.time, Decimal, uuid.UUID)
 
 
 def _rebuild(cls: type[Refusal], message: str, fields: dict[str, Any]) -> Refusal:
-    # Without its __init__, which may take anything.
+    # Not by its __init__, which may take any arguments.
     refusal = cls.__new__(cls)
     Exception.__init__(refusal, message)
     refusal.__dict__.update(fields)
@@ -41,17 +41,17 @@ def _rebuild(cls: type[Refusal], message: str, fields: dict[str, Any]) -> Refusa
 
 
 class _RefusalType(type):
-    """The class of refusals' classes: makes one again from what Celery has kept of it."""
+    """The metaclass of refusals: it rebuilds a refusal from the `args` that Celery has kept."""
 
     def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
         super().__init__(name, bases, namespace)
         if namespace.get("__slots__"):
             raise TypeError(
-                f"{cls.__qualname__} has __slots__, and what is in them would be lost on the way"
-                " to whoever asks. Remove them."
+                f"{cls.__qualname__} has __slots__, whose values would be lost on the way to the"
+                " command's sender. Remove them."
             )
 
-    # To type checkers, a refusal is made by its class's own __init__.
+    # Type checkers should see the __init__ of the refusal's own class instead.
     if not TYPE_CHECKING:
 
         def __call__(cls, *args, **kwargs):
@@ -63,18 +63,18 @@ class _RefusalType(type):
 class Refusal(Exception, metaclass=_RefusalType):
     """A command was refused by a rule of the domain. Derive your own refusals from it.
 
-    Nothing is committed. A worker logs one line at the level info, without a traceback; the command
-    is never tried again, and never a dead letter; its result raises the refusal. A subclass may
-    have any `__init__`.
+    Nothing is committed. A worker logs one line at the level info, without a traceback. The command
+    is never tried again and never becomes a dead letter; its result raises the refusal. A subclass
+    may have any `__init__`.
 
     Args:
         message: what was refused, and why; for people.
-        fields: attributes of the refusal, for programs. If the class annotates its fields, exactly
-            these, without those that have a default.
+        fields: attributes of the refusal, for programs. If the class annotates its fields, the
+            names must be exactly those; a field with a default may be left out.
 
     Raises:
-        TypeError: a field is missing, or there is none of the name; or it has the name of an
-            attribute of Python's exceptions; or the class has `__slots__`.
+        TypeError: a field is missing or unknown; a field has the name of an attribute of Python's
+            exceptions; or the class has `__slots__`.
     """
 
     def __init__(self, message: str = "", /, **fields: Any) -> None:
@@ -91,20 +91,20 @@ class Refusal(Exception, metaclass=_RefusalType):
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """The text and the fields, as a result backend keeps them."""
+        """The text and the fields, in the form that a result backend keeps."""
         fields = {name: _plain(value) for name, value in self._fields().items()}
         return self._message(), {FIELDS: fields}
 
     @args.setter
     def args(self, value: tuple[Any, ...]) -> None:
-        """Change the text, as code may that adds to any exception's."""
+        """Change the text, for code that extends the text of any exception."""
         vars(BaseException)["args"].__set__(self, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self._message(), self._fields())
 
     def _message(self) -> str:
-        # Not str(self), which a class may make of it.
+        # Not str(self): a subclass may define its own __str__.
         return Exception.__str__(self)
 
     def _fields(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _check_fields(cls: type[Refusal], fields: Mapping[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a field's value as Kombu can write it in JSON; what has no such form, as a text."""
+    """Return a field's value in a form that Kombu can write as JSON, or else its repr."""
     try:
         plain = msgspec.to_builtins(value, builtin_types=_KEPT, str_keys=True)
         return repr(value) if has_marked_object(msgspec.json.encode(plain)) else plain

@@ -29,35 +29,39 @@ SCRIPTS = "cqrs_celery/queue/scripts"
 MUTANTS = (
     # What a settlement may end, and what becomes of the rest of its sequence.
     Mutant(
-        "settle_and_take",
+        "_settle_operations",
         "records[i] and string.match(records[i], '^%d+') == one[3]",
         "records[i]",
     ),
-    Mutant("settle_and_take", "  call_with('HDEL', flight, counted)\n", ""),
-    Mutant("settle_and_take", "  call_with('HDEL', flight, revoked)\n", ""),
+    Mutant("_settle_operations", "  call_with('HDEL', flight, counted)\n", ""),
+    Mutant("_settle_operations", "  call_with('HDEL', flight, revoked)\n", ""),
     Mutant(
-        "settle_and_take",
+        "_settle_operations",
         "return tonumber(a.back.id) > tonumber(b.back.id)",
         "return tonumber(a.back.id) < tonumber(b.back.id)",
     ),
-    Mutant("settle_and_take", "    if s then leave_sequence(s, id) end\n", ""),
-    Mutant("settle_and_take", "else call('LREM', key, -1, id) end", "else call('RPOP', key) end"),
-    Mutant("settle_and_take", "  s.n = ahead\n", "  s.n = 0\n"),
-    Mutant("settle_and_take", "if op == 'r' then call('HINCRBY'", "if false then call('HINCRBY'"),
-    Mutant("settle_and_take", "if mark ~= '' then call('HDEL'", "if false then call('HDEL'"),
-    Mutant("settle_and_take", "      if body ~= '' then bodies[#bodies + 1] = body end\n", ""),
-    Mutant("settle_and_take", "s.seq, s.pri, s.back ~= nil)", "s.seq, s.pri, false)"),
-    Mutant("settle_and_take", "elseif first.op == 'l' then", "elseif false then"),
-    Mutant("settle_and_take", "elseif first.op == 'd' then", "elseif false then"),
+    Mutant("_settle_operations", "    if s then leave_sequence(s, id) end\n", ""),
+    Mutant(
+        "_settle_operations", "else call('LREM', key, -1, id) end", "else call('RPOP', key) end"
+    ),
+    Mutant("_settle_operations", "  s.n = ahead\n", "  s.n = 0\n"),
+    Mutant(
+        "_settle_operations", "if op == 'r' then call('HINCRBY'", "if false then call('HINCRBY'"
+    ),
+    Mutant("_settle_operations", "if mark ~= '' then call('HDEL'", "if false then call('HDEL'"),
+    Mutant("_settle_operations", "      if body ~= '' then bodies[#bodies + 1] = body end\n", ""),
+    Mutant("_settle_operations", "s.seq, s.pri, s.back ~= nil)", "s.seq, s.pri, false)"),
+    Mutant("_settle_operations", "elseif first.op == 'l' then", "elseif false then"),
+    Mutant("_settle_operations", "elseif first.op == 'd' then", "elseif false then"),
     # What a take brings.
     Mutant("settle_and_take", "if wanted == 0 or not is_known then", "if wanted == 0 then"),
     Mutant("settle_and_take", "if due_in == 0 then\n  promote", "if false then\n  promote"),
-    Mutant("settle_and_take", "for i = #more, 1, -1 do hold", "for i = 1, #more do hold"),
-    Mutant("settle_and_take", "t.pri .. '|' .. (1 + ", "t.pri .. '|' .. (0 + "),
-    Mutant("settle_and_take", "(i > firsts and 1 or 0)", "0"),
-    Mutant("settle_and_take", "-room - 1, -2)", "-room, -2)"),
-    Mutant("settle_and_take", "redis.pcall('SADD', C .. 'idle', consumer)", "tostring(0)"),
-    Mutant("settle_and_take", "if drained[i] ~= 'empty' and has_ready", "if false and has_ready"),
+    Mutant("_take", "for i = #more, 1, -1 do hold", "for i = 1, #more do hold"),
+    Mutant("_take", "t.pri .. '|' .. (1 + ", "t.pri .. '|' .. (0 + "),
+    Mutant("_take", "(i > firsts and 1 or 0)", "0"),
+    Mutant("_take", "-room - 1, -2)", "-room, -2)"),
+    Mutant("_take", "redis.pcall('SADD', C .. 'idle', consumer)", "tostring(0)"),
+    Mutant("_take", "if drained[i] ~= 'empty' and has_ready", "if false and has_ready"),
     # What goes back, and what is forgotten.
     Mutant("_settle", "return a > b end)", "return a < b end)"),
     Mutant("_settle", "or head > youngest then break", "then break"),

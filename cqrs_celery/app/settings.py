@@ -10,6 +10,7 @@ from typing import Any
 
 import celery
 
+from ..backends.sql.backends import backend_named, sql_backends
 from ..errors import InvalidSetting
 from ..messages.compression import ALGORITHMS, THRESHOLD_BYTES, Compression
 from ..messages.serializer import MAX_MESSAGE_BYTES
@@ -42,14 +43,8 @@ CACHE_SIZE = 1000
 #: 10 minutes, in seconds: for so long one is cached that nobody asks for.
 CACHE_TTL_S = 600
 
-#: How the URL of a SQL database begins, its driver left out; all that `open_event_store` takes.
-SQL = ("postgresql", "postgres", "mssql", "sqlserver", "sqlite")
 #: How the URL of one of Django's databases begins.
 DJANGO = "django://"
-#: What `cqrs_event_store` accepts, as errors say it.
-EVENT_STORES = (
-    "'broker', 'memory://', 'postgresql://…', 'mssql+pyodbc://…', 'sqlite:///…' or 'django://…'"
-)
 
 #: Every setting there is.
 NAMES = (
@@ -187,7 +182,9 @@ def _application(app: celery.Celery) -> str:
 def _event_store(conf: Mapping[str, Any]) -> str:
     value = conf.get("cqrs_event_store", BROKER)
     if value not in (BROKER, MEMORY) and not _is_sql(value) and not _is_of_django(value):
-        raise _invalid("cqrs_event_store", _shown(value), EVENT_STORES)
+        urls = [repr(one.example) for one in sql_backends()]
+        accepted = f"{', '.join((repr(BROKER), repr(MEMORY), *urls))} or 'django://…'"
+        raise _invalid("cqrs_event_store", _shown(value), accepted)
     return str(value)
 
 
@@ -210,7 +207,9 @@ def _is_of_django(value: Any) -> bool:
 
 def _is_sql(value: Any) -> bool:
     scheme, found, _ = str(value).partition("://")
-    return isinstance(value, str) and bool(found) and scheme.partition("+")[0] in SQL
+    if not isinstance(value, str) or not found:
+        return False
+    return backend_named(scheme.partition("+")[0]) is not None
 
 
 def _shown(value: Any) -> Any:

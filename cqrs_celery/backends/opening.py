@@ -1,4 +1,4 @@
-"""Open an event store by its URL, or on an engine that the application has already."""
+"""Open an event store by its URL, or on an existing engine of the application."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
     from ..store.relay_ports import LeaseCheck
 
-#: The store in this process's memory.
+#: The URL of the store in this process's memory.
 MEMORY = "memory://"
 
-#: How the URL begins of one in a database of Django's.
+#: The beginning of the URL of a store in one of Django's databases.
 DJANGO = "django://"
 
 
@@ -33,22 +33,22 @@ def open_event_store(
         store = open_event_store("postgresql://shop@localhost/shop")
         cqrs = CQRS(app, store=store)
 
-    Its tables are made by `celery -A app cqrs schema create`, or by
+    Its tables are created by `celery -A app cqrs schema create`, or by
     `cqrs_celery.backends.sql.schema.create_schema`.
 
     Args:
-        url: postgresql://, mssql+pyodbc://, sqlite:///file, or memory://. Without a driver in it,
-            it gets the one that is installed. Or django:// and the alias of one of Django's
-            databases: then events are committed in the transactions of its models.
-        engine: SQLAlchemy's, in place of a URL; its pool is shared with whoever else uses it.
-        read_url: of a replica. Streams, and everything in order, are read there; what was just
-            written here, and what the relay gives to subscribers, is read from the primary.
-        lease_check: tells whether a worker still holds its message; asked right before a commit
+        url: postgresql://, mssql+pyodbc://, sqlite:///file, or memory://. If it names no driver,
+            the installed one is used. Or django:// and the alias of one of Django's databases:
+            then events are committed in the transactions of its models.
+        engine: SQLAlchemy's, in place of a URL; its pool is shared with its other users.
+        read_url: the URL of a replica. Streams, and all events in order, are read there. What this
+            process has just written, and what the relay delivers, is read from the primary.
+        lease_check: returns whether a worker still holds its message; called right before a commit
             under a lease.
 
     Raises:
-        InvalidSetting: the URL names no event store.
-        MissingDependency: SQLAlchemy, or the database's driver, is not installed.
+        InvalidSetting: the URL names no event store, or these arguments don't go together.
+        MissingDependency: SQLAlchemy, Django, or the database's driver, is not installed.
     """
     if url == MEMORY and engine is None:
         return MemoryEventStore()
@@ -64,7 +64,7 @@ def open_event_store(
         ) from error
     if (url is None) == (engine is None):
         raise InvalidSetting(
-            "an event store is opened by a URL or on an engine; expected one of the two",
+            "an event store is opened by a URL or on an engine; expected exactly one of the two",
             setting="url",
             accepted="a URL, or engine=…",
         )
@@ -85,8 +85,8 @@ def _open_in_django(
         from .django.event_store import open_django_store
     except ImportError as error:
         raise MissingDependency(
-            f"an event store in Django's database needs Django and SQLAlchemy 2.1; one can't be"
-            f" imported ({error}). Install them: {how_to_install('postgresql', 'django')}; for"
+            "an event store in Django's database needs Django and SQLAlchemy 2.1; one of them can't"
+            f" be imported ({error}). Install them: {how_to_install('postgresql', 'django')}; for"
             " SQLite the extra is [sql]"
         ) from error
     return open_django_store(url, lease_check=lease_check)

@@ -1,1 +1,1 @@
-"""The unit of work: load aggregates, change them, commit them all at once or not at all."""
+"""The unit of work: load aggregates, change them, and commit all of them or none."""

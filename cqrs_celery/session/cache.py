@@ -1,11 +1,11 @@
-"""Keep what was loaded or saved for a while, so that the next load reads newer events only.
+"""Cache what was loaded or saved for a while, so that the next load reads only newer events.
 
-An aggregate's state is kept as bytes, as a snapshot has it. So each caller gets an instance of its
-own, and nobody else sees what one caller does with it. After a commit, the cache keeps the state
-that was loaded and the events that were recorded; the caller's instance may hold what no event has
-made. A kept state may be old: a load applies the events that have come since. It names the events
-that it was made of, and a load checks whether the stream has them. If anything goes wrong with it,
-that is logged, and the aggregate is loaded as if nothing had been kept.
+An aggregate's state is cached as bytes, in the form of a snapshot. So each caller gets its own
+instance, and no caller sees what another does with it. After a commit, the cache keeps the state
+that was loaded plus the events that were recorded, since the caller's instance may hold changes
+that no event has made. A cached state may be old: a load applies the events that have come since.
+The state names the events that it was made of, and a load checks whether the stream has them. If
+the cache fails, the failure is logged, and the aggregate is loaded as if nothing had been cached.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Entry(msgspec.Struct, array_like=True):
-    """What is kept: a state, and what a policy of snapshots would have to ask the store for."""
+    """A cached state, and what a snapshot policy would otherwise have to ask the store for."""
 
     version: int
     schema_version: int
@@ -45,17 +45,17 @@ _decode = msgspec.msgpack.Decoder(_Entry).decode
 class TieredCache:
     """A StateCache in several tiers, the nearest first: memory in front of Redis.
 
-    One that does not answer is passed over, with a warning in the log.
+    A tier that does not answer is skipped, with a warning in the log.
 
     Args:
-        tiers: the caches; none keep nothing.
+        tiers: the caches, nearest first; without any, nothing is cached.
     """
 
     def __init__(self, *tiers: StateCache) -> None:
         self._tiers = tiers
 
     def get(self, stream: StreamName) -> bytes | None:
-        """Return a stream's state from the nearest that has it; those before it get it too."""
+        """Return a stream's state from the nearest tier that has it; nearer tiers get a copy."""
         for index, tier in enumerate(self._tiers):
             state = self._try(lambda tier=tier: tier.get(stream), stream)  # type: ignore[misc]
             if state is not None:
@@ -64,11 +64,11 @@ class TieredCache:
         return None
 
     def put(self, stream: StreamName, state: bytes) -> None:
-        """Keep a stream's state in all of them."""
+        """Put a stream's state into all tiers."""
         self._put(self._tiers, stream, state)
 
     def remove(self, stream: StreamName) -> None:
-        """Forget a stream's state in all of them."""
+        """Remove a stream's state from all tiers."""
         for tier in self._tiers:
             self._try(lambda tier=tier: tier.remove(stream), stream)  # type: ignore[misc]
 
@@ -81,7 +81,7 @@ class TieredCache:
             return action()
         except CQRSError as error:
             logger.warning(
-                "cache passed over for %s: %s",
+                "cache skipped for %s: %s",
                 stream,
                 error,
                 extra={"stream": str(stream), "why": str(error)},
@@ -90,10 +90,10 @@ class TieredCache:
 
 
 class AggregateCache:
-    """The cached aggregates, as a repository knows them.
+    """The cached aggregates, as a repository sees them.
 
     Args:
-        states: keeps the bytes.
+        states: stores the states, as bytes.
     """
 
     def __init__(self, states: StateCache) -> None:
@@ -101,9 +101,9 @@ class AggregateCache:
         self._told: set[type[Aggregate]] = set()
 
     def get(self, cls: type[A], stream: StreamName) -> A | None:
-        """Return an instance of the caller's own, at the version that was kept; None if none was.
+        """Return a new instance at the version that was cached; None if none was cached.
 
-        What does not fit the class any more is none.
+        A state that no longer fits the class counts as not cached.
         """
         if not stream.aggregate_id:
             return None
@@ -129,13 +129,14 @@ class AggregateCache:
         return aggregate
 
     def put(self, aggregate: Aggregate, stream: StreamName) -> None:
-        """Keep an aggregate as its events have made it; not one without events, or without an id.
+        """Cache an aggregate in the state that its events have made.
 
-        Nor one of which it is not known of which events it was made.
+        It is not cached if it has no events or no id, or if it is not known which events it was
+        made of.
 
         Args:
             aggregate: as it was loaded, before anybody else had it; it has nothing pending.
-            stream: its events'.
+            stream: the aggregate's stream.
         """
         if not (stream.aggregate_id and aggregate.__ledger__.known):
             return
@@ -158,17 +159,17 @@ class AggregateCache:
             _warn("state of %s not cached: %s", stream, error)
 
     def remove(self, stream: StreamName) -> None:
-        """Forget an aggregate."""
+        """Remove an aggregate from the cache."""
         try:
             self._states.remove(stream)
         except Exception as error:  # noqa: BLE001  what is left is brought forward
             _warn("state of %s not removed from the cache: %s", stream, error)
 
     def _tell_once(self, cls: type[Aggregate], stream: StreamName, error: CQRSError) -> None:
-        """Log that a class can't be cached, the first time only: it happens at every load."""
+        """Log that a class can't be cached, but only once, since it happens at every load."""
         if cls not in self._told:
             self._told.add(cls)
-            _warn("%s can't be cached, nor others of its class: %s", stream, error)
+            _warn("%s can't be cached, nor can others of its class: %s", stream, error)
 
 
 def _warn(text: str, stream: StreamName, error: Exception) -> None:

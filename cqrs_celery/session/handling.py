@@ -1,4 +1,4 @@
-"""The sessions that handlers get: a command's, whose runner commits it, and a query's."""
+"""The sessions that handlers get: a command's, which the runner commits, and a query's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ A = TypeVar("A", bound=Aggregate)
 
 
 class HandlerSession(Session):
-    """The session that a command's handler gets; whoever runs the handler commits it.
+    """The session that a command's handler gets; the code that runs the handler commits it.
 
         session = HandlerSession(repository, metadata=metadata)
         try:
@@ -37,14 +37,15 @@ class HandlerSession(Session):
     def commit(
         self, *, command: CommandRecord | None = None, lease: Lease | None = None
     ) -> Committed | None:
-        """Refuse: the commit happens when the handler returns.
+        """Refuse to commit, since the commit happens when the handler returns.
 
         Raises:
             SessionError: always.
         """
         raise SessionError(
-            "a command handler tried to commit its session: it is committed, once, when the handler"
-            " returns. Remove the commit (or the `with`); to write nothing, raise an exception."
+            "a command handler tried to commit its session. The session is committed once, when the"
+            " handler returns. Remove the commit (or the `with`); to write nothing, raise an"
+            " exception."
         )
 
     def __enter__(self) -> Self:
@@ -52,12 +53,12 @@ class HandlerSession(Session):
         return self
 
     def watching(self) -> Watching:
-        """Return the context in which the handler is called: what it records must come here."""
+        """Return the context in which to call the handler; it collects what records events."""
         self._watching = Watching()
         return self._watching
 
     def enclose(self) -> None:
-        """Begin the transaction before the handler is called, if the store's is to enclose it.
+        """Begin the store's transaction, if handlers are called in one.
 
         Raises:
             StoreUnavailable: the server does not answer.
@@ -68,13 +69,13 @@ class HandlerSession(Session):
     def commit_on_return(
         self, *, command: CommandRecord | None = None, lease: Lease | None = None
     ) -> Committed | None:
-        """Commit as `Session.commit` does, for whoever ran the handler, and end the session.
+        """Commit as `Session.commit` does, on behalf of the handler's runner, and end the session.
 
-        It ends only if the commit succeeded: after StoreUnavailable the commit may be repeated.
+        The session ends only if the commit succeeds: after StoreUnavailable the commit may be
+        repeated.
 
         Raises:
-            SessionError: an aggregate that the handler made, and that recorded something, was not
-                added.
+            SessionError: the handler made an aggregate that recorded something, and did not add it.
             CQRSError: as `Session.commit` does.
         """
         self._check_added()
@@ -86,30 +87,30 @@ class HandlerSession(Session):
 
 
 class QuerySession(Session):
-    """The session that a query's handler gets: it reads, and nothing of it is committed."""
+    """The session that a query's handler gets: it reads, and nothing is committed."""
 
     def add(self, aggregate: Aggregate) -> NoReturn:
-        """Refuse: a query changes nothing.
+        """Refuse to add, since a query changes nothing.
 
         Raises:
             SessionError: always.
         """
         raise SessionError(
             f"a query's handler added {aggregate!r} to its session, which commits nothing: a query"
-            " only reads. What changes something is a command."
+            " only reads. Use a command to change something."
         )
 
     def commit(
         self, *, command: CommandRecord | None = None, lease: Lease | None = None
     ) -> NoReturn:
-        """Refuse: a query changes nothing.
+        """Refuse to commit, since a query changes nothing.
 
         Raises:
             SessionError: always.
         """
         raise SessionError(
             "a query's handler tried to commit its session, or to end it by `with`: a query only"
-            " reads, and whoever asks it ends the session. What changes something is a command."
+            " reads, and its caller ends the session. Use a command to change something."
         )
 
     def __enter__(self) -> Self:
@@ -118,20 +119,20 @@ class QuerySession(Session):
     def get_or_create(
         self, cls: type[A], id: str, make: Callable[[str], A] | None = None
     ) -> NoReturn:
-        """Refuse: a query changes nothing.
+        """Refuse to create, since a query changes nothing.
 
         Raises:
             SessionError: always.
         """
         raise SessionError(
-            f"a query's handler called get_or_create({cls.__qualname__}, {id!r}), which adds what"
-            " is not there to the session: a query only reads. Use get or find."
+            f"a query's handler called get_or_create({cls.__qualname__}, {id!r}), which adds a"
+            " missing aggregate to the session. A query only reads: use get or find."
         )
 
     async def get_or_create_async(
         self, cls: type[A], id: str, make: Callable[[str], A] | None = None
     ) -> NoReturn:
-        """Refuse, as `get_or_create` does.
+        """Refuse to create, as `get_or_create` does.
 
         Raises:
             SessionError: always.
@@ -140,10 +141,10 @@ class QuerySession(Session):
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Return the context in which the handler is called; the session ends with it.
+        """Return the context in which to call the handler; the session ends with it.
 
         Raises:
-            SessionError: an aggregate recorded something inside: nobody would write that.
+            SessionError: an aggregate recorded an event inside, which would never be written.
         """
         watching = Watching()
         try:
@@ -156,5 +157,5 @@ class QuerySession(Session):
                 events = [pending.type.__qualname__ for pending in aggregate.pending_events]
                 raise SessionError(
                     f"{aggregate!r} recorded {', '.join(events)} in a query's handler, which"
-                    " commits nothing: a query only reads. What changes something is a command."
+                    " commits nothing: a query only reads. Use a command to change something."
                 )

@@ -1,7 +1,7 @@
-"""Keep what events have made of an aggregate: in the cache, and in snapshots.
+"""Keep the states that events have made of an aggregate, in the cache and in snapshots.
 
-After a commit it is not the caller's instance that is kept, which may hold what no event has made,
-but the state that was loaded and the events that were recorded.
+After a commit, the state that is kept is the one that was loaded plus the events that were
+recorded. The caller's instance is not kept, since it may hold changes that no event has made.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .snapshots import Snapshots
 
 A = TypeVar("A", bound=Aggregate)
 
-#: Events, at most, that a load reads again to see whether its stream has what was kept of it. If a
-#: commit has more, that is seen to right behind it.
+#: The most events that a load reads again to check that its stream has the events of a kept state.
+#: If a commit has more, the state is rebuilt right after it.
 KNOWN_MOST: Final = 10
 
 
@@ -29,9 +29,9 @@ class Keeper:
     """The cache and the snapshots of a repository, as a save sees them.
 
     Args:
-        replayer: makes states of events.
-        snapshots: of aggregates that have them; None for none.
-        cache: of aggregates; None for none.
+        replayer: makes states from events.
+        snapshots: of the aggregates that have a snapshot policy; None for no snapshots.
+        cache: the cache of aggregates; None for none.
     """
 
     def __init__(
@@ -44,17 +44,17 @@ class Keeper:
     def keep(
         self, aggregate: A, stream: StreamName, recorded: Sequence[PendingEvent], *, since: int
     ) -> None:
-        """Take a snapshot, and cache, what an aggregate's events have made.
+        """Take a snapshot if one is due, and cache the state that the events have made.
 
         Args:
-            aggregate: the caller's instance, just saved; what else it holds reaches nobody.
-            stream: its events'.
-            recorded: what was saved of it.
-            since: its version before that.
+            aggregate: the caller's instance, just saved; its other changes are not kept.
+            stream: the aggregate's stream.
+            recorded: the events that were saved.
+            since: the aggregate's version before the save.
         """
         ledger = aggregate.__ledger__
         if self._cache is None and aggregate.__snapshot_policy__ is None:
-            # Nobody keeps it, so nobody will ask.
+            # Neither the cache nor a snapshot keeps this aggregate, so this is never read.
             ledger.known = []
         if self._cache is not None and is_long(ledger.known):
             self._replayer.confirm(aggregate, stream)
@@ -83,10 +83,10 @@ class Keeper:
             ledger.made, ledger.made_version = now.made, now.made_version
 
     def forget(self, changed: Mapping[StreamName, Aggregate], error: BaseException) -> None:
-        """Forget what is cached of aggregates that could not be saved.
+        """Remove aggregates that could not be saved from the cache.
 
-        So is a snapshot that is ahead of its events, as after these came back from a backup: each
-        load would begin with it, and each save fail.
+        A snapshot that is ahead of its events, as after restoring a backup, is deleted too:
+        otherwise each load would begin with it, and each save would fail.
         """
         if self._cache is not None:
             for stream in changed:
@@ -99,5 +99,5 @@ class Keeper:
 
 
 def is_long(known: Sequence[KnownEvent]) -> bool:
-    """Return whether a load would have too much to read again."""
+    """Return whether a load would have to read too many known events again."""
     return bool(known) and known[-1][0] - known[0][0] > KNOWN_MOST

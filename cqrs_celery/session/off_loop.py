@@ -1,8 +1,8 @@
-"""Run what blocks in a thread, so that an event loop goes on meanwhile.
+"""Run blocking calls in threads, so that the event loop is not blocked.
 
-The threads are the package's own: the loop's default executor may be full of what an application
-has put there. What waits for somebody else's lock has threads apart, since whoever holds the lock
-needs one to commit; so have sync handlers, which may wait for one.
+The threads are the package's own, since the loop's default executor may be full of the
+application's own calls. Calls that wait for a lock have separate threads, since the holder of the
+lock needs a thread to commit. So have sync handlers, which may wait for a lock.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-#: Threads of each kind: those that read and commit, that wait for locks, that run sync handlers.
+#: Threads of each kind: for reads and commits, for waiting on locks, for sync handlers.
 THREADS: Final = 32
 
 _IO, _WAITING, _HANDLERS = "cqrs-io", "cqrs-waiting", "cqrs-handlers"
 
-#: How many calls off the loop the present one is inside of. With events in memory, and in eager
-#: mode, what is called here may wait for a coroutine that calls something off the loop itself: each
-#: level has threads of its own, so that none waits for a thread of its own level.
+#: How many calls off the loop the present call is nested in. With events in memory, and in eager
+#: mode, a call may wait for a coroutine that makes such a call itself. Each level has its own
+#: threads, so that no call waits for a thread of its own level.
 _level: ContextVar[int] = ContextVar("cqrs_off_loop_level", default=0)
 
 _executors: dict[tuple[str, int], ThreadPoolExecutor] = {}
@@ -34,14 +34,14 @@ _guard = threading.Lock()
 
 
 async def off_loop(call: Callable[..., T], /, *args: Any) -> T:
-    """Call a function in a thread, in a copy of this context, and return what it returns.
+    """Call a function in a thread, in a copy of this context, and return its result.
 
-    If the caller is cancelled meanwhile, the call is brought to its end first: a commit that is
-    under way is not left alone with a session that is closed.
+    If the caller is cancelled, the call is completed first: a commit that is under way must not be
+    left with a session that is closed.
 
     Args:
-        call: the function; it reads or commits, and waits for nobody who needs such a thread.
-        args: its arguments.
+        call: the function. It reads or commits, and waits for nothing that needs such a thread.
+        args: the function's arguments.
     """
     future = _submit(_IO, call, *args)
     try:
@@ -56,7 +56,7 @@ async def off_loop(call: Callable[..., T], /, *args: Any) -> T:
 
 
 async def wait_off_loop(call: Callable[..., T], /, *args: Any) -> T:
-    """Call, as `off_loop` does, a function that may wait for somebody who commits by `off_loop`.
+    """Call a function as `off_loop` does, where it may wait for a commit that `off_loop` runs.
 
     If the caller is cancelled, the call goes on, and its outcome is lost.
     """
@@ -64,7 +64,7 @@ async def wait_off_loop(call: Callable[..., T], /, *args: Any) -> T:
 
 
 async def handler_off_loop(call: Callable[..., T], /, *args: Any) -> T:
-    """Call what runs a sync handler in a thread, and return what it returns.
+    """Run a sync handler in a thread, and return its result.
 
     If the caller is cancelled, the call goes on, and its outcome is lost.
     """
@@ -88,7 +88,7 @@ def _executor(kind: str, level: int) -> ThreadPoolExecutor:
         return executor
 
 
-#: The executors of the parent process, where this one is a fork: their threads are not here.
+#: The executors of the parent process, if this one is a fork: their threads were not forked.
 _of_parent: list[ThreadPoolExecutor] = []
 
 

@@ -1,7 +1,7 @@
 """Replay the events of a stream that an aggregate does not have yet.
 
-An aggregate that was cached, or comes from a snapshot, names the last events that it was made of.
-The same read that brings the newer ones tells whether the stream has those.
+An aggregate that comes from the cache or a snapshot names the last events that it was made of. The
+read that brings the newer events also checks whether the stream has those.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class OtherEvents(Exception):
     def __init__(self, stream: StreamName, version: int) -> None:
         super().__init__(
             f"{stream} does not have the events that the state at version {version} was made of:"
-            " the store went back, or is another one"
+            " the store went back to an earlier state, or is another store"
         )
 
 
@@ -39,8 +39,8 @@ class Replayer:
     """The replays of one store's streams.
 
     Args:
-        store: keeps the events.
-        serializer: reads them.
+        store: the event store.
+        serializer: decodes the events.
     """
 
     def __init__(self, store: EventStore, serializer: Serializer) -> None:
@@ -54,10 +54,10 @@ class Replayer:
         stream: StreamName,
         newer: Sequence[StoredEvent] | None = None,
     ) -> None:
-        """Apply the stored events behind an aggregate's version; read them if they are not.
+        """Apply the stored events after an aggregate's version, and read them first if necessary.
 
         Raises:
-            OtherEvents: the stream does not have those that the aggregate was made of.
+            OtherEvents: the stream does not have the events that the aggregate was made of.
         """
         ledger, version = aggregate.__ledger__, aggregate.version
         known = ledger.known
@@ -81,19 +81,19 @@ class Replayer:
             ledger.known = [(ledger.version, last_id)] if last_id else []
 
     def made(self, aggregate: A, recorded: Sequence[PendingEvent], since: int) -> A | None:
-        """Return what an aggregate's events make; None if that can't be told without a read."""
+        """Return what an aggregate's events make; None if only a read can tell."""
         if aggregate.__ledger__.made_version != since:
             return None
         try:
             made = as_made(aggregate)
             for version, pending in enumerate(recorded, since + 1):
-                # As it will be read: an upcaster may make others of it.
+                # Decode it as a load would: an upcaster may turn it into other events.
                 for event in self._serializer.read_again(pending.type, pending.data):
                     apply(made, event)
                     made.__ledger__.version = version
         except Exception as error:  # noqa: BLE001  it has been saved
             logger.warning(
-                "what events make of %r is not known: %s: %s",
+                "the state that the events of %r make is not known: %s: %s",
                 aggregate,
                 type(error).__name__,
                 error,
@@ -103,24 +103,24 @@ class Replayer:
         return made
 
     def read_again(self, aggregate: Aggregate, stream: StreamName) -> Aggregate:
-        """Return what the stored events of an aggregate make, from the state that it was loaded as.
+        """Return what an aggregate's stored events make, starting from the state that was loaded.
 
         Raises:
-            OtherEvents: the stream does not have those that this state was made of.
+            OtherEvents: the stream does not have the events that this state was made of.
             CQRSError: the events can't be read or replayed.
         """
         made = as_made(aggregate)
         if not made.__ledger__.known:
-            # Of an earlier version, which did not keep them.
+            # The state is of an earlier release, which did not keep the known events.
             made = build(type(aggregate), aggregate.id)
         self.replay_newer(made, stream)
         return made
 
     def confirm(self, aggregate: Aggregate, stream: StreamName) -> bool:
-        """Return whether the stream of an aggregate that was just committed has all it was made of.
+        """Return whether the stream of an aggregate just committed has all events it was made of.
 
-        A commit checks the version alone. If the store went back since the load, others may have
-        written as many events as were lost.
+        A commit checks only the version. If the store went back since the load, other writers may
+        have written as many events as were lost.
         """
         ledger = aggregate.__ledger__
         *earlier, last = ledger.known or [(0, "")]
@@ -131,7 +131,7 @@ class Replayer:
                     stream, after_version=first - 1, limit=end - first + 1
                 )
             except Exception as error:  # noqa: BLE001  it has been saved
-                logger.debug("not known whether %s has what it had: %s", stream, error)
+                logger.debug("not known whether %s still has its events: %s", stream, error)
                 return False
             ledger.known = [] if newer_than(earlier, events) is None else [last]
         return bool(ledger.known)
@@ -140,14 +140,14 @@ class Replayer:
 def newer_than(
     known: Sequence[KnownEvent], events: Sequence[StoredEvent]
 ) -> Sequence[StoredEvent] | None:
-    """Return the events behind those that are known.
+    """Return the events after those that are known.
 
     Args:
         known: versions and ids of events, oldest first.
-        events: the stream's, from the first one that is known on; all, if none is.
+        events: the stream's events, from the first known one on; all of them, if none is known.
 
     Returns:
-        Those behind the last one; None if one is missing, or another one.
+        The events after the last known one; None if a known event is missing or another one.
     """
     if not known:
         return events

@@ -1,12 +1,14 @@
 """Load aggregates from a store and save them to it.
 
-A save is one append, whatever the number of aggregates. Nothing in an aggregate changes unless it
-succeeded, so a failed save may be repeated: the events keep their ids, and the store knows them.
+A save is one append, however many aggregates it has. An aggregate changes only if the save
+succeeded, so a failed save may be repeated: its events keep their ids, and the store recognises
+them.
 
-A load replays the events behind what is cached, else those behind a snapshot, else all of them. The
-result is the same: a cached state or a snapshot that the events don't follow is thrown away. So is
-one of events that the stream does not have, as after the restoring of a backup, or in another
-database: each carries the version and id of its last event, with which the same read compares.
+A load replays the events after the cached state; without one, the events after the snapshot; or
+else all events. The result is the same. A cached state or a snapshot is discarded if the stream's
+events do not follow it, or if the stream does not have the events it was made of, as after
+restoring a backup or in another database. To check that, each state carries the version and id of
+its last event, and the same read compares them.
 """
 
 from __future__ import annotations
@@ -51,14 +53,14 @@ logger = logging.getLogger(__name__)
 
 
 class Repository:
-    """The place where aggregates come from and go to.
+    """Loads aggregates from a store and saves them to it.
 
     Args:
-        store: keeps the events.
-        serializer: turns events into what is stored, and names the application.
-        snapshots: of aggregates that have them; None for none.
-        cache: of aggregates; None for none.
-        check: called with the events' classes before each append; what it raises refuses that.
+        store: the event store.
+        serializer: encodes and decodes events, and names the application.
+        snapshots: of the aggregates that have a snapshot policy; None for no snapshots.
+        cache: the cache of aggregates; None for none.
+        check: called with the events' classes before each append; an exception refuses it.
     """
 
     def __init__(
@@ -83,13 +85,13 @@ class Repository:
         self._keeper = Keeper(self._replayer, snapshots, cache)
 
     def find(self, cls: type[A], id: str) -> A | None:
-        """Return an aggregate as its events have left it, or None if it has none.
+        """Return an aggregate as its events have made it, or None if it has no events.
 
         Raises:
             AggregateNotConstructible: the class can't be built from an id alone.
             EventOutOfOrder: its history has a gap or a repeat.
             ForeignEvent: its history holds another aggregate's event.
-            UnhandledEvent: the class is strict and has no method for an event.
+            UnhandledEvent: the class is strict and has no `applies` method for an event.
             MessageError: an event can't be read; a note says where it is stored.
             StoreUnavailable: the store's server does not answer.
         """
@@ -104,12 +106,12 @@ class Repository:
         return aggregate
 
     def rebuild(self, cls: type[A], id: str, *, from_events_alone: bool = False) -> A | None:
-        """Return an aggregate as `find` does, without the cache.
+        """Return an aggregate as `find` does, but without the cache.
 
         Args:
-            cls: its class.
-            id: its id.
-            from_events_alone: without its snapshot, too.
+            cls: the aggregate's class.
+            id: the aggregate's id.
+            from_events_alone: whether to ignore the snapshot too.
 
         Raises:
             CQRSError: as `find` does.
@@ -135,7 +137,7 @@ class Repository:
         return aggregate if aggregate.version else None
 
     def _brought_forward(self, cls: type[A], stream: StreamName, cache: AggregateCache) -> A | None:
-        """Return a cached aggregate with the events that have come since; None without one."""
+        """Return a cached aggregate with the events since applied; None if it is not cached."""
         started_s = time.perf_counter()
         aggregate = cache.get(cls, stream)
         if aggregate is None:
@@ -147,7 +149,7 @@ class Repository:
             raise
         except Exception as error:  # noqa: BLE001  from the start, it comes again or not
             logger.warning(
-                "cached state of %s does not go with its events, evicted: %s: %s",
+                "cached state of %s does not match its events, evicted: %s: %s",
                 stream,
                 type(error).__name__,
                 error,
@@ -161,9 +163,9 @@ class Repository:
         return aggregate
 
     def get(self, cls: type[A], id: str) -> A:
-        """Return an aggregate as its events have left it.
+        """Return an aggregate as its events have made it.
 
-        One that a replica does not have is looked for in the primary.
+        If a replica does not have it, the primary is read.
 
         Raises:
             AggregateNotFound: it has no events.
@@ -178,7 +180,7 @@ class Repository:
         if aggregate is None:
             raise AggregateNotFound(
                 f"{cls.__aggregate_type__}-{id} has no events in the store of application"
-                f" {self._serializer.application!r}. Check the id, or use find, which gives None.",
+                f" {self._serializer.application!r}. Check the id, or use find: it returns None.",
                 aggregate_type=cls.__aggregate_type__,
                 aggregate_id=id,
             )
@@ -193,23 +195,23 @@ class Repository:
         expected_version: int | None = None,
         transaction: StoreTransaction | None = None,
     ) -> Committed | None:
-        """Append what aggregates have pending, all or none; then they have nothing pending.
+        """Append the pending events of aggregates, all or none, and clear what was pending.
 
         Args:
-            aggregates: those with nothing pending are passed over.
+            aggregates: the aggregates; one with nothing pending is skipped.
             metadata: of all their events.
-            command: recorded with the events, refused if it was recorded before.
-            lease: the worker's hold on its message; refused if it was lost.
-            expected_version: at which they must be; None for wherever they were loaded.
-            transaction: is committed with them, and ended.
+            command: recorded with the events; the save is refused if it was recorded before.
+            lease: the worker's lease on its message; the save is refused if it was lost.
+            expected_version: the version that they must have; None for the one that was loaded.
+            transaction: committed with the events, and then ended.
 
         Returns:
-            Where the commit ended; None if nothing was pending, and no event was written.
+            The end of the commit; None if nothing was pending, and no event was written.
 
         Raises:
             ConcurrencyError: another writer committed first; nothing was written.
-            StaleVersion: one is not at `expected_version`; nothing was written.
-            DuplicateInstance: one is there in two instances; nothing was written.
+            StaleVersion: an aggregate is not at `expected_version`; nothing was written.
+            DuplicateInstance: two instances of one aggregate were given; nothing was written.
             SubscriptionFailed: everything was written, and a subscription in this process failed.
             DuplicateCommand: the command has committed before; nothing was written.
             LeaseLost: the worker no longer holds its message; nothing was written.
@@ -246,11 +248,11 @@ class Repository:
     def _changed(
         self, aggregates: Iterable[Aggregate], expected_version: int | None
     ) -> dict[StreamName, Aggregate]:
-        """Return the aggregates that have something pending, by their streams.
+        """Return the aggregates that have pending events, by their streams.
 
         Raises:
-            StaleVersion: one is not at `expected_version`.
-            DuplicateInstance: one is there in two instances.
+            StaleVersion: an aggregate is not at `expected_version`.
+            DuplicateInstance: two instances of one aggregate were given.
             InvalidSetting: the store would not deliver their events.
         """
         changed: dict[StreamName, Aggregate] = {}
@@ -277,7 +279,7 @@ class Repository:
         ]
 
     def get_newest(self, cls: type[A], id: str) -> A:
-        """Return an aggregate as `get` does, from no replica that may lag behind.
+        """Return an aggregate as `get` does, but never from a replica, which may lag behind.
 
         Raises:
             CQRSError: as `get` does.
@@ -289,32 +291,32 @@ class Repository:
 
     @property
     def encloses_handlers(self) -> bool:
-        """Whether what a handler writes by its own means belongs to the store's transaction.
+        """Whether a handler's own writes to the database belong to the store's transaction.
 
-        Then that must be open when the handler is called.
+        If so, the transaction must be open when the handler is called.
         """
         return self._enclosing is not None and self._enclosing.encloses_handlers
 
     def _may_keep(self) -> bool:
-        # In a transaction that is not the session's to end, what is read may never be committed.
+        # What is read in a transaction that the session does not end may never be committed.
         return self._enclosing is None or not self._enclosing.is_in_transaction
 
     def begin(self, *, is_enclosing: bool = False) -> StoreTransaction:
         """Begin a transaction in the store's database.
 
         Args:
-            is_enclosing: a handler is called in it; only where that is asked for, see
+            is_enclosing: whether a handler is called in it; only for a store that asks for it, see
                 `encloses_handlers`.
 
         Raises:
-            SessionError: the store is in no SQL database.
+            SessionError: the event store is not in a SQL database.
             StoreUnavailable: the server does not answer.
         """
         if is_enclosing and self._enclosing is not None:
             return self._enclosing.begin(is_enclosing=True)
         if self._transactions is None:
             raise SessionError(
-                "session.connection was asked for, but the event store is in no SQL database:"
+                "session.connection was used, but the event store is not in a SQL database:"
                 f" {self._store!r}. Keep the events in one, or write the row in a subscription."
             )
         return self._transactions.begin()
@@ -323,18 +325,18 @@ class Repository:
         """Return the name of an aggregate's stream.
 
         Raises:
-            TypeError: the class is none of an aggregate, or the id is no text.
-            InvalidText: no store can keep it for the id's sake.
+            TypeError: the class is not an aggregate's, or the id is not a str.
+            InvalidText: the id has a character that not every store can hold.
         """
         try:
             kind = cls.__aggregate_type__
         except AttributeError:
             raise TypeError(
-                f"{getattr(cls, '__qualname__', repr(cls))} is no aggregate; expected a class below"
+                f"{getattr(cls, '__qualname__', repr(cls))} is no aggregate; expected a subclass of"
                 " Aggregate, and an id: session.get(InventoryItem, '42')"
             ) from None
         if not isinstance(id, str):
-            raise TypeError(f"{kind} was asked for by the id {id!r}; expected text, as str(id)")
+            raise TypeError(f"{kind} was requested by the id {id!r}; expected a str: str(id)")
         check_text(id, f"the id of {kind}")
         return StreamName(self._serializer.application, kind, id)
 
@@ -344,16 +346,17 @@ class Repository:
 
 
 def _committed(error: SubscriptionFailed, appends: Iterable[StreamAppend]) -> Committed:
-    """Return where a commit ended that a subscription's failure followed."""
+    """Return the end of a commit that was followed by the failure of a subscription."""
     versions = [append.expected_version + len(append.events) for append in appends]
     return Committed(error.position, tuple(versions))
 
 
 def two_instances(stream: StreamName, first: Aggregate, second: Aggregate) -> DuplicateInstance:
-    """Return the error for one aggregate that is there in two instances."""
+    """Return the error for two instances of one aggregate."""
     return DuplicateInstance(
-        f"{stream} is there in two instances, at version {first.version} and {second.version};"
-        " expected one: what one records, the other does not know. Use the one that get returns.",
+        f"{stream} has two instances here, at versions {first.version} and {second.version};"
+        " expected one, since neither knows what the other records. Use the instance that get"
+        " returns.",
         stream=str(stream),
         expected=first.version,
         found=second.version,

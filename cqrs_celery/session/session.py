@@ -1,7 +1,7 @@
-"""The unit of work: what a handler loads and changes is committed once, whole or not at all.
+"""The unit of work: what a handler loads and changes is committed once, as a whole or not at all.
 
-A session is for one thread, or one coroutine, and one piece of work. It tracks every aggregate that
-it gave out or was given, so that one aggregate is one instance; a commit ends the tracking, and the
+A session is for one thread or coroutine, and one piece of work. It tracks every aggregate that it
+returned or was given, so that each aggregate has one instance. A commit ends the tracking, and the
 next `get` reads the store again.
 """
 
@@ -32,16 +32,16 @@ class Session:
         with Session(repository) as session:
             session.get(InventoryItem, "42").check_in(5)
 
-    If the block ends without an exception, it commits; if it ends with one, nothing is written.
-    Either way the session has ended then. An aggregate that records something in the block, and is
-    in no session, is an error.
+    If the block ends without an exception, the session commits; if an exception leaves it, nothing
+    is written. In both cases the session has ended. If an aggregate records an event in the block
+    and is in no session, that is an error.
 
     Args:
-        repository: where aggregates come from and go to.
+        repository: loads and saves the aggregates.
         metadata: of every event that the session commits.
     """
 
-    #: Where what records something is watched, as errors name it.
+    #: The place in which aggregates that record events are watched, as errors name it.
     _place = "`with` block"
     _watching: Watching | None = None
 
@@ -54,12 +54,13 @@ class Session:
         self._is_closed = False
 
     def get(self, cls: type[A], id: str, expected_version: int | None = None) -> A:
-        """Return an aggregate; the same instance whenever it is asked for again.
+        """Return an aggregate; the same instance each time it is requested.
 
         Args:
-            cls: its class.
-            id: its id.
-            expected_version: at which it must be, committed events counted; None for any.
+            cls: the aggregate's class.
+            id: the aggregate's id.
+            expected_version: the version that it must have, counted in committed events; None for
+                any.
 
         Raises:
             AggregateNotFound: it has no events, and was not added.
@@ -124,20 +125,20 @@ class Session:
             cart = session.get_or_create(Cart, command.id)
             order = session.get_or_create(Order, command.id, lambda key: Order.place(key, "Ada"))
 
-        A new one is at version 0. Nothing is stored of it unless it records something. If two
-        sessions make the same one, the first commit wins; the other is a ConcurrencyError. A
-        handler is then repeated, and gets the one that is there.
+        A new aggregate is at version 0, and nothing is stored of it unless it records something. If
+        two sessions make the same aggregate, the first commit wins, and the other raises
+        ConcurrencyError. A handler is then repeated, and gets the existing aggregate.
 
         Args:
-            cls: its class.
-            id: its id.
-            make: called with the id if it has to be made, and returns it; None for the class
-                itself.
+            cls: the aggregate's class.
+            id: the aggregate's id.
+            make: called with the id if the aggregate has to be made, and returns it; None to call
+                the class itself.
 
         Raises:
             SessionError: the session has ended, is a query's, or tracks it under another class.
-            TypeError: what was made is no instance of the class.
-            ValueError: what was made has another id.
+            TypeError: `make` did not return an instance of the class.
+            ValueError: `make` returned an aggregate with another id.
             AggregateNotConstructible: there is no `make`, and the class takes more than an id.
             CQRSError: its history can't be replayed; see `Repository.find`.
         """
@@ -152,8 +153,8 @@ class Session:
         """Return an aggregate as `get_or_create` does, without blocking the event loop.
 
         Args:
-            cls: its class.
-            id: its id.
+            cls: the aggregate's class.
+            id: the aggregate's id.
             make: as for `get_or_create`; it is called in the event loop.
 
         Raises:
@@ -170,19 +171,19 @@ class Session:
         aggregate = build(cls, id) if make is None else make(id)
         if not isinstance(aggregate, cls):
             raise TypeError(
-                f"get_or_create({cls.__qualname__}, {id!r}) made {aggregate!r}; expected a"
-                f" {cls.__qualname__}, which `make` returns"
+                f"get_or_create({cls.__qualname__}, {id!r}) made {aggregate!r}; expected `make` to"
+                f" return an instance of {cls.__qualname__}"
             )
         if aggregate.id != id:
             raise ValueError(
-                f"get_or_create({cls.__qualname__}, {id!r}) made one with the id"
+                f"get_or_create({cls.__qualname__}, {id!r}) made an aggregate with the id"
                 f" {aggregate.id!r}; expected `make` to use the id that it is given"
             )
         self.add(aggregate)
         return aggregate
 
     def _track(self, cls: type[A], id: str, aggregate: A) -> None:
-        """Track what was read, unless it was read or added meanwhile."""
+        """Track an aggregate that was read, unless it was read or added meanwhile."""
         if self._tracked_as(cls, id) is None:
             self._tracked[self._repository.stream_of(cls, id)] = aggregate
 
@@ -207,8 +208,8 @@ class Session:
         self._check_open()
         if not isinstance(aggregate, Aggregate):
             raise TypeError(
-                f"session.add was given {aggregate!r}; expected an aggregate. An event is recorded"
-                " by one, aggregate.record(event), and stored with it"
+                f"session.add was given {aggregate!r}; expected an aggregate. An aggregate records"
+                " an event by aggregate.record(event), and the session stores both"
             )
         stream = self._repository.stream_of(type(aggregate), aggregate.id)
         tracked = self._tracked.setdefault(stream, aggregate)
@@ -218,17 +219,17 @@ class Session:
 
     @property
     def connection(self) -> Any:
-        """A connection to the event store's database: what it writes commits with the events.
+        """A connection to the event store's database; what it writes is committed with the events.
 
             session.connection.execute(insert(orders).values(id=command.id))
 
-        It is SQLAlchemy's, in a transaction that begins at the first use and ends with the
-        session's commit, or is rolled back with everything else. Of a store in Django's database it
-        is Django's, and what Django's models write belongs to the transaction, too. Only a SQL
-        event store has one.
+        It is SQLAlchemy's. Its transaction begins at the first use and ends with the session's
+        commit, or is rolled back with everything else. If the store is in Django's database, it is
+        Django's connection, and what Django's models write belongs to the transaction, too. Only a
+        SQL event store has one.
 
         Raises:
-            SessionError: the event store is in no SQL database, or the session has ended.
+            SessionError: the event store is not in a SQL database, or the session has ended.
             StoreUnavailable: the server does not answer.
         """
         self._check_open()
@@ -239,29 +240,31 @@ class Session:
     def commit(
         self, *, command: CommandRecord | None = None, lease: Lease | None = None
     ) -> Committed | None:
-        """Write what all tracked aggregates have pending, all or none, and track nothing.
+        """Write the pending events of all tracked aggregates, all or none, and end the tracking.
 
-        What they would record afterwards is refused, until they are loaded or added again.
+        Those aggregates refuse to record anything else until they are loaded or added again.
 
-        What was written through `connection` is part of it. After an error the session is as it was
-        before; it has ended if it had a `connection`, whose rows are gone.
+        What was written through `connection` is part of the commit. After an error the session is
+        as it was before, unless it had a `connection`: then it has ended, and the rows are rolled
+        back.
 
         Args:
-            command: recorded with the events, refused if it was recorded before.
-            lease: the worker's hold on its message; refused if it was lost.
+            command: recorded with the events; the commit is refused if it was recorded before.
+            lease: the worker's lease on its message; the commit is refused if it was lost.
 
         Returns:
-            Where the commit ended; None if nothing was pending, and nothing was written.
+            The end of the commit; None if nothing was pending, and nothing was written.
 
         Raises:
             ConcurrencyError: another writer committed first; nothing was written.
-            AggregateExists: one was added as new that exists, without a look; nothing was written.
+            AggregateExists: an aggregate was added as new, unchecked, and exists; nothing was
+                written.
             DuplicateCommand: the command has committed before; nothing was written.
             LeaseLost: the worker no longer holds its message; nothing was written.
             UnwritableMessage: an event is too large; nothing was written.
             StoreUnavailable: the store's server does not answer. The commit may be repeated.
             SessionError: the session has ended, or it is a handler's.
-            SubscriptionFailed: it is committed, in memory, and a subscription's function failed.
+            SubscriptionFailed: with events in memory, all was committed and a subscription failed.
         """
         self._check_open()
         try:
@@ -286,9 +289,9 @@ class Session:
         return committed
 
     def close(self) -> None:
-        """Forget what is tracked, and end; a second time does nothing.
+        """End the session and its tracking; calling it again does nothing.
 
-        What was written through `connection` and not committed is rolled back.
+        Rows that were written through `connection` and not committed are rolled back.
         """
         self._untrack()
         self._is_closed = True
@@ -312,7 +315,7 @@ class Session:
             if self._watching is not None:
                 self._watching.__exit__()
                 if self._watching.outer is not None:
-                    # Whoever is around this may add it yet, or has it in a session of its own.
+                    # The block around this one may add it yet, or track it in its own session.
                     self._watching.outer.extend(self._forgotten())
                 elif kind is None:
                     self._check_added()
@@ -322,7 +325,7 @@ class Session:
             self.close()
 
     def _forgotten(self) -> list[Aggregate]:
-        """Return what has recorded something meanwhile, and is neither tracked nor committed."""
+        """Return the aggregates that recorded events and are neither tracked nor committed."""
         if self._watching is None or not self._watching.found:
             return []
         known = set(map(id, self._tracked.values()))
@@ -333,16 +336,16 @@ class Session:
         ]
 
     def _check_added(self) -> None:
-        """Check that nothing is forgotten.
+        """Check that every aggregate that recorded events was added.
 
         Raises:
-            SessionError: an aggregate was made, and not added: its events would be lost.
+            SessionError: an aggregate was made and not added, so its events would be lost.
         """
         for aggregate in self._forgotten():
             events = [pending.type.__qualname__ for pending in aggregate.pending_events]
             stream = self._repository.stream_of(type(aggregate), aggregate.id)
             raise SessionError(
-                f"{stream} recorded {', '.join(events)} in a {self._place}, and is not in its"
+                f"{stream} recorded {', '.join(events)} in a {self._place}, but is not in its"
                 f" session, so that would be lost. Add what the {self._place} makes:"
                 " session.add(aggregate); and use what session.get returns. Nothing was committed."
             )
@@ -353,14 +356,14 @@ class Session:
         tracked = self._tracked.get(stream)
         if tracked is not None and not isinstance(tracked, cls):
             raise SessionError(
-                f"{stream} is tracked as {type(tracked).__qualname__}, and was asked for as"
-                f" {cls.__qualname__}: a session has one instance of an aggregate, of one class."
-                " Use the class by which it was got first."
+                f"{stream} is tracked as {type(tracked).__qualname__}, and was requested as"
+                f" {cls.__qualname__}. A session has one instance of an aggregate, of one class."
+                " Use the class that requested it first."
             )
         return tracked
 
     def _explained(self, error: BaseException) -> BaseException:
-        """Return a commit's error as what it is: no lost race where nobody has looked."""
+        """Return a commit's error; AggregateExists if nobody looked for the aggregate."""
         if type(error) is ConcurrencyError and error.expected == NO_STREAM:
             for stream in self._tracked:
                 if str(stream) == error.stream and stream not in self._missed:
@@ -375,6 +378,6 @@ class Session:
     def _check_open(self) -> None:
         if self._is_closed:
             raise SessionError(
-                "the session has ended: it was committed on leaving its block or handler, or"
-                " closed. Use a new one."
+                "the session has ended: its block or handler was left, or it was closed. Use a new"
+                " session."
             )

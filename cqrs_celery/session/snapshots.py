@@ -1,7 +1,8 @@
 """Take snapshots after commits, and begin loads from them.
 
-A snapshot is a shortcut, never the truth: whatever goes wrong with one is logged, the events are
-replayed, and the command goes on. One is taken only of what is committed, after the commit.
+A snapshot only saves time; the events are the truth. If anything goes wrong with a snapshot, that
+is logged, the events are replayed, and the command goes on. A snapshot holds only committed events,
+and is taken after the commit.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ A = TypeVar("A", bound=Aggregate)
 
 logger = logging.getLogger(__name__)
 
-#: Has a snapshot taken elsewhere, later: of this stream, at this version or a later one.
+#: Requests a later snapshot, taken elsewhere, of a stream at this version or a later one.
 Defer = Callable[[StreamName, int], None]
 
-#: Seconds for which one that was to be taken elsewhere is not asked for again, by this process.
+#: Seconds for which this process does not request the same deferred snapshot again.
 ASKED_S = 60.0
 
-#: Bytes of a state at most, before it is compressed: 256 MiB.
+#: The most bytes of a state, before it is compressed: 256 MiB.
 MOST_STATE_BYTES = 256 * 1024 * 1024
 
-#: Streams of which that is remembered.
+#: The most streams whose requests are remembered.
 ASKED_STREAMS = 10_000
 
 
@@ -48,9 +49,9 @@ class Restored(Generic[A]):
     """The beginning of a load.
 
     Attributes:
-        aggregate: as its snapshot has it; None if there is none that fits.
-        newer: the events behind that; all events, if there is no snapshot; None if they are yet to
-            be read.
+        aggregate: restored from its snapshot; None if no snapshot fits.
+        newer: the events after the snapshot, or all events without one; None if they have not been
+            read yet.
     """
 
     aggregate: A | None = None
@@ -58,13 +59,14 @@ class Restored(Generic[A]):
 
 
 class Snapshots:
-    """The snapshots of a repository: what restores, takes and removes them.
+    """Restores, takes and deletes the snapshots of a repository.
 
     Args:
-        store: keeps them.
-        defer: has them taken elsewhere, off the way of whoever commits; None to take them here.
-        compression: of large states; None for none. Compressed ones are read whatever it is.
-        clock: gives the time, UTC.
+        store: the snapshot store.
+        defer: requests a snapshot from elsewhere, so that the committer does not wait; None to take
+            it in this process.
+        compression: of large states; None for none. Compressed states are read in any case.
+        clock: returns the time, UTC.
     """
 
     def __init__(
@@ -80,11 +82,11 @@ class Snapshots:
         self._defer = defer
         self._compression = compression
         self._clock = clock
-        # Until it has been taken, each commit finds that it is due.
+        # Each commit finds a snapshot due until it has been taken.
         self._asked: TTLCache[StreamName, bool] = TTLCache(ASKED_STREAMS, ASKED_S)
 
     def restore(self, cls: type[A], stream: StreamName) -> Restored[A]:
-        """Return an aggregate as its snapshot has it, and the events to go on with, where read."""
+        """Return an aggregate restored from its snapshot, and its newer events if read."""
         if cls.__snapshot_policy__ is None:
             return Restored()
         snapshot, newer = None, None
@@ -96,8 +98,8 @@ class Snapshots:
             aggregate = restore(cls, stream.aggregate_id, snapshot.version, data)
             if newer is None and not aggregate.__ledger__.known:
                 raise SnapshotError(
-                    f"the snapshot of {stream} does not name its last event, as those of earlier"
-                    " versions: whether it goes with the events is unknown",
+                    f"the snapshot of {stream} does not name its last event, as it was taken by an"
+                    " earlier version: whether it matches the events is unknown",
                     aggregate=str(stream),
                 )
         except SnapshotError as error:
@@ -115,7 +117,7 @@ class Snapshots:
     def _read(
         self, stream: StreamName, schema_version: int
     ) -> tuple[Snapshot | None, Sequence[StoredEvent] | None]:
-        """Return a snapshot of a schema version, and, if the store can tell, what is behind it."""
+        """Return a snapshot of a schema version, and the newer events if the store can."""
         if self._with_newer is not None:
             return self._with_newer.find_with_newer(stream, schema_version)
         snapshot = self.store.find(stream)
@@ -130,13 +132,13 @@ class Snapshots:
         load: Callable[[], Aggregate],
         confirm: Callable[[], bool],
     ) -> None:
-        """Take a snapshot of an aggregate that was just committed, if its policy says so.
+        """Take a snapshot of an aggregate that was just committed, if its policy asks for one.
 
         Args:
             aggregate: the instance that was committed.
-            stream: its events'.
-            load: returns the aggregate as its events alone have made it, of which the snapshot is:
-                the instance may hold what none of them has.
+            stream: the aggregate's stream.
+            load: returns the aggregate as its events alone have made it. The snapshot is taken of
+                that, since the instance may hold changes that no event has made.
             confirm: returns whether the stream has the events that the aggregate was made of;
                 called before `load`.
         """
@@ -151,7 +153,7 @@ class Snapshots:
                     self._note(aggregate, taken.snapshot_version, taken.snapshot_taken_at)
                 else:
                     logger.warning(
-                        "snapshot of %s not taken: it may be of events that the store has lost",
+                        "snapshot of %s not taken: the store may have lost events that it is of",
                         stream,
                         extra={"stream": str(stream)},
                     )
@@ -164,7 +166,7 @@ class Snapshots:
             _tell(logging.WARNING, "snapshot of %s not taken: %s", stream, error)
 
     def is_due(self, aggregate: Aggregate) -> bool:
-        """Return whether an aggregate's policy wants a snapshot; False without a policy."""
+        """Return whether an aggregate's policy asks for a snapshot; False without a policy."""
         policy = aggregate.__snapshot_policy__
         if policy is None:
             return False
@@ -178,13 +180,13 @@ class Snapshots:
         return policy.is_due(facts)
 
     def take(self, aggregate: Aggregate, stream: StreamName) -> bool:
-        """Take a snapshot of an aggregate that has nothing pending; returns whether it is kept.
+        """Take a snapshot of an aggregate that has nothing pending; return whether it was kept.
 
-        It is not if the store has a newer one.
+        It is not kept if the store has a newer one.
 
         Raises:
-            SnapshotError: its state would not come back the same.
-            RegistrationError: its class's state can't be kept at all.
+            SnapshotError: the state is too large, or would not be restored the same.
+            RegistrationError: the class's state can't be saved at all.
             StoreUnavailable: the store's server does not answer.
         """
         taken_at, state = self._clock(), capture(aggregate)
@@ -212,10 +214,8 @@ class Snapshots:
         return is_kept
 
     def forget(self, stream: StreamName, why: Exception) -> None:
-        """Delete a snapshot that does not go with its stream's events."""
-        _tell(
-            logging.WARNING, "snapshot of %s does not go with its events, removed: %s", stream, why
-        )
+        """Delete a snapshot that does not match its stream's events."""
+        _tell(logging.WARNING, "snapshot of %s does not match its events, removed: %s", stream, why)
         try:
             self.store.remove(stream)
         except Exception as error:  # noqa: BLE001  the events are there

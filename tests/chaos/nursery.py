@@ -131,6 +131,8 @@ def _serve() -> None:
     for name in ("celery.bin.celery", "celery.apps.worker", "celery.worker.consumer",
                  "celery.concurrency.solo", "cqrs_celery.transport", "cqrs_celery.cli",
                  "cqrs_celery.workers.relay", "cqrs_celery.backends.sql.choosing",
+                 "cqrs_celery.backends.postgresql.event_store",
+                 "cqrs_celery.backends.sqlite.event_store",
                  "sqlalchemy.dialects.postgresql.psycopg2"):  # fmt: skip
         import_module(name)
     # The kernel buries the children.

@@ -25,11 +25,12 @@ from cqrs_celery import CQRS, Command, Session, command_handler
 from cqrs_celery.backends.opening import open_event_store
 from cqrs_celery.backends.postgresql.event_store import PostgresqlEventStore
 from cqrs_celery.backends.postgresql.gaps import NOT_SETTLED, Settled
+from cqrs_celery.backends.postgresql.rights import SEQUENCES
 from cqrs_celery.backends.sql import outbox as sql_outbox
 from cqrs_celery.backends.sql.batch import Batch
 from cqrs_celery.backends.sql.event_store import SqlEventStore
 from cqrs_celery.backends.sql.failures import Failure
-from cqrs_celery.backends.sql.rights import SEQUENCES, TABLES, check_rights
+from cqrs_celery.backends.sql.rights import TABLES, check_rights
 from cqrs_celery.backends.sql.schema import check_schema, create_schema
 from cqrs_celery.backends.sql.tables import metadata
 from cqrs_celery.cli import cqrs as cqrs_command

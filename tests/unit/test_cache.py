@@ -350,7 +350,7 @@ def test_a_class_that_can_not_be_cached_is_loaded_and_told_of_once(store, states
     assert len(states) == 0
     (told,) = [record.message for record in caplog.records]
     assert told.startswith(
-        "CacheCounter-42 can't be cached, nor others of its class: SnapshotError: "
+        "CacheCounter-42 can't be cached, nor can others of its class: SnapshotError: "
     )
 
 
@@ -487,7 +487,7 @@ def test_a_tier_that_is_away_fails_no_command(store, caplog):
         repository.save(counter)
     assert repository.get(Counter, "42").counts == [1, 2, 3]
     told = {record.message for record in caplog.records}
-    assert all(one.startswith("cache passed over for CacheCounter-42: ") for one in told)
+    assert all(one.startswith("cache skipped for CacheCounter-42: ") for one in told)
     assert told
 
 

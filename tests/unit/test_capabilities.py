@@ -230,7 +230,7 @@ def test_a_wrapper_that_forwards_it_keeps_snapshots_histories_and_transactions(
     # while one that forwards nothing has none of them
     narrow = application(Narrow(sql))
     assert narrow.runtime.bus.repository.snapshots is None
-    with pytest.raises(SessionError, match=r"the event store is in no SQL database: .*Narrow"):
+    with pytest.raises(SessionError, match=r"the event store is not in a SQL database: .*Narrow"):
         _ = narrow.session().connection
 
 

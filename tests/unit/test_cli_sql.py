@@ -13,7 +13,8 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 
 from cqrs_celery import CQRS
-from cqrs_celery.backends.sql.rights import SEQUENCES, TABLES
+from cqrs_celery.backends.postgresql.rights import SEQUENCES
+from cqrs_celery.backends.sql.rights import TABLES
 from cqrs_celery.backends.sql.schema import VERSION_TABLE, create_schema
 from cqrs_celery.backends.sql.tables import metadata
 from cqrs_celery.cli import cqrs as command

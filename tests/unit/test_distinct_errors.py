@@ -197,7 +197,7 @@ def test_a_version_that_a_replica_does_not_have_yet_is_looked_for_in_the_primary
 
 @everyhow
 def test_two_instances_of_one_aggregate_never_repeat_the_handler(cqrs: CQRS, how: str) -> None:
-    with pytest.raises(DuplicateInstance, match="Use the one that get returns") as it:
+    with pytest.raises(DuplicateInstance, match="Use the instance that get returns") as it:
         run(cqrs, AddTwice(), how)
     assert (it.value.stream, it.value.expected, it.value.found) == ("ShelfBook-it", 2, 0)
     assert seen.runs == 1

@@ -32,7 +32,7 @@ IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 TEST_LINK = re.compile(r"\[`(test_\w+)`\]\((tests/[\w/]+\.py)\)")
-TEST_NAME = re.compile(r"`(tests/[\w/]+\.py)(?:::(test_\w+))?`")
+TEST_NAME = re.compile(r"`((?:tests|cqrs_celery/testing)/[\w/]+\.py)(?:::(test_\w+))?`")
 #: Addresses of package registries and paths of somebody's machine.
 PRIVATE = re.compile(r"/root/|/home/|/work/|/Users/|index-url|https?://[^\s)]*(?:pypi|simple)")
 
@@ -66,6 +66,11 @@ def test_every_page_is_in_the_nav_once() -> None:
     assert sorted(nav) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
 
 
+def test_the_first_page_links_to_every_other_page() -> None:
+    linked = set(LINK.findall((DOCS / "index.md").read_text(encoding="utf-8")))
+    assert {str(page.relative_to(DOCS)) for page in PAGES} - linked == {"index.md"}
+
+
 @pytest.mark.parametrize("page", TEXTS, ids=IDS)
 def test_no_link_is_dead(page: Path) -> None:
     prose = prose_of(page)
@@ -90,12 +95,26 @@ def test_every_test_that_a_page_names_exists(page: Path) -> None:
         assert not name or f"def {name}(" in source, f"{page.name} names {file}::{name}"
 
 
-def test_every_guarantee_of_the_readme_names_its_test() -> None:
-    table = (REPOSITORY / "README.md").read_text().partition("| guarantee | shown by |")[2]
+def test_the_readme_is_short_and_its_guarantees_name_their_tests() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 150
+    assert "(docs/reference/guarantees.md)" in readme
+    table = readme.partition("| guarantee | shown by |")[2]
     rows = [row for row in table.partition("\n\n")[0].split("\n")[2:] if row]
-    assert len(rows) > 10
+    assert len(rows) == 6
     for row in rows:
         assert TEST_LINK.search(row), row
+
+
+def test_every_guarantee_names_its_test() -> None:
+    page = (DOCS / "reference" / "guarantees.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^\| promise \|.*?\n\n", page, re.MULTILINE | re.DOTALL)
+    rows = [row for table in tables for row in table.strip().split("\n")[2:]]
+    assert len(rows) > 40
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert TEST_NAME.search(cells[-1]), row
+        assert all(cells), f"an empty cell: {row}"
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=IDS)
@@ -118,6 +137,13 @@ def test_the_word_saga_stands_once_in_the_glossary() -> None:
 
 
 # ------------------------------------------------------------ what the pages name
+
+
+def test_every_module_that_the_life_of_a_command_names_exists() -> None:
+    page = (DOCS / "explanation" / "life-of-a-command.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/]+\.(?:py|lua))`", page))
+    assert len(named) > 30
+    assert {name for name in named if not (REPOSITORY / "cqrs_celery" / name).exists()} == set()
 
 
 def test_the_settings_page_has_exactly_the_settings_there_are() -> None:

@@ -16,6 +16,7 @@ run, one thing is changed: the port 6379 becomes a free one.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -394,12 +395,17 @@ def test_every_fence_is_run_parsed_or_says_why_not(page: Path) -> None:
             json.loads(snippet.text)
 
 
-def test_the_readmes_example_stands_within_its_first_30_lines() -> None:
-    readme = REPOSITORY / "README.md"
-    example, command = snippets_of(readme)[:2]
+def test_the_readmes_example_is_short_and_begins_in_its_first_15_lines() -> None:
+    install, example, command = snippets_of(REPOSITORY / "README.md")[:3]
+    assert "pip install" in install.text
     assert example.language == "python"
     assert example.is_run
-    assert example.line + len(example.text.splitlines()) + 1 <= 30
+    assert example.line <= 15
+    code = [line for line in example.text.splitlines() if line]
+    assert len(code) <= 25
+    for node in ast.walk(ast.parse(example.text)):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.If)):
+            assert node.body[0].lineno > node.lineno, f"in one line: {ast.unparse(node)}"
     assert command.language == "console"
     assert f"python {example.title}" in command.text
     assert len(command.text.splitlines()) > 1, "its output is shown"

@@ -82,11 +82,11 @@ def given_to(cqrs: InMemoryCQRS, use: Callable[[Any], Any]) -> Any:
 wrong: Any = Put
 
 ADDED = (
-    "session.add was given {}; expected an aggregate. An event is recorded by one,"
-    " aggregate.record(event), and stored with it"
+    "session.add was given {}; expected an aggregate. An aggregate records an event by"
+    " aggregate.record(event), and the session stores both"
 )
 ASKED = (
-    "{} is no aggregate; expected a class below Aggregate, and an id:"
+    "{} is no aggregate; expected a subclass of Aggregate, and an id:"
     " session.get(InventoryItem, '42')"
 )
 MISTAKES: dict[str, tuple[Callable[[Any], Any], str]] = {

@@ -111,7 +111,7 @@ def cqrs() -> Iterator[InMemoryCQRS]:
 
 
 EXPECTED = (
-    "BakeryBatch-rye recorded Baked, Sold in a handler, and is not in its session, so that would be"
+    "BakeryBatch-rye recorded Baked, Sold in a handler, but is not in its session, so that would be"
     " lost. Add what the handler makes: session.add(aggregate); and use what session.get returns."
     " Nothing was committed."
 )
@@ -163,7 +163,7 @@ def test_a_handler_that_refuses_may_leave_what_it_has_made(cqrs: InMemoryCQRS) -
 
 
 IN_A_BLOCK = (
-    "BakeryBatch-rye recorded Baked, Sold in a `with` block, and is not in its session, so that"
+    "BakeryBatch-rye recorded Baked, Sold in a `with` block, but is not in its session, so that"
     " would be lost. Add what the `with` block makes: session.add(aggregate); and use what"
     " session.get returns. Nothing was committed."
 )

@@ -228,9 +228,13 @@ def test_coroutines_that_share_a_session_get_one_instance(cqrs: CQRS) -> None:
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
-        (lambda name: None, TypeError, "get_or_create(Jar, '1') made None; expected a Jar, which"),
-        (lambda name: Bottle(name, 1), TypeError, "expected a Jar, which `make` returns"),
-        (lambda name: Jar("2"), ValueError, "made one with the id '2'; expected `make` to use the"),
+        (lambda name: None, TypeError, "get_or_create(Jar, '1') made None; expected `make` to"),
+        (lambda name: Bottle(name, 1), TypeError, "expected `make` to return an instance of Jar"),
+        (
+            lambda name: Jar("2"),
+            ValueError,
+            "made an aggregate with the id '2'; expected `make` to use the",
+        ),
     ],
     ids=["nothing", "another class", "another id"],
 )
@@ -251,8 +255,8 @@ def test_a_class_that_takes_more_than_an_id_is_refused() -> None:
 
 def test_a_query_is_refused_whether_it_is_there_or_not(cqrs: CQRS) -> None:
     expected = re.escape(
-        "a query's handler called get_or_create(Jar, '1'), which adds what is not there to the"
-        " session: a query only reads. Use get or find."
+        "a query's handler called get_or_create(Jar, '1'), which adds a missing aggregate to the"
+        " session. A query only reads: use get or find."
     )
     for _ in range(2):
         with pytest.raises(SessionError, match=f"^{expected}$"):

@@ -475,7 +475,9 @@ def test_a_return_value_that_json_cannot_hold_commits_nothing(cqrs: CQRS) -> Non
 
 def test_a_handler_may_not_commit_its_session(cqrs: CQRS) -> None:
     cqrs.execute(OpenAccount(id="1"))
-    with pytest.raises(SessionError, match="committed, once, when the handler returns"):
+    with pytest.raises(
+        SessionError, match="The session is committed once, when the handler returns"
+    ):
         cqrs.execute(CommitEarly(id="1"))
     assert history(cqrs, "1") == ["bank.account_opened"]
 

@@ -129,7 +129,7 @@ def test_a_cached_state_of_events_that_were_lost_is_not_used(
     counter = repository(restored, states).get(Counter, "42")
     # then it is what its events make of it, and so it is the next time
     assert counter.counts == [1, 2, *since]
-    assert "cached state of LostCounter-42 does not go with its events" in caplog.text
+    assert "cached state of LostCounter-42 does not match its events" in caplog.text
     caplog.clear()
     assert repository(restored, states).get(Counter, "42").counts == [1, 2, *since]
     assert not caplog.records

@@ -114,7 +114,7 @@ def test_a_query_that_changes_something_is_refused(library: Scenario, how: str) 
     before = len(library.cqrs.store.read_all())
     error = library.when(Reader(id="dune", how=how)).raises(SessionError, match=WHY)
     assert HOWS[how] in str(error)
-    assert str(error).endswith("What changes something is a command.")
+    assert str(error).endswith("Use a command to change something.")
     assert len(library.cqrs.store.read_all()) == before
 
 

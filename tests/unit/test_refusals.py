@@ -245,7 +245,7 @@ def test_an_init_of_its_own_may_set_the_declared_fields_itself() -> None:
 
 
 def test_fields_in_slots_which_would_be_lost_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"Slotted has __slots__, and what is in them would be"):
+    with pytest.raises(TypeError, match=r"Slotted has __slots__, whose values would be lost on"):
 
         class Slotted(Refusal):
             __slots__ = ("count",)

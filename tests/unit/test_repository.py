@@ -255,7 +255,7 @@ def test_the_same_instance_twice_is_saved_once(repository):
 
 
 def test_two_instances_of_one_aggregate_are_refused(store, repository):
-    with pytest.raises(ConcurrencyError, match="RepositoryItem-42 is there in two instances"):
+    with pytest.raises(ConcurrencyError, match="RepositoryItem-42 has two instances here"):
         repository.save(checked_in("42"), checked_in("42"))
     assert store.read_all() == []
 

@@ -113,7 +113,7 @@ def test_adding_another_instance_under_a_tracked_id_is_refused(session, saved):
     # given
     session.get(Item, "42")
     # when
-    with pytest.raises(ConcurrencyError, match="Item-42 is there in two instances") as error:
+    with pytest.raises(ConcurrencyError, match="Item-42 has two instances here") as error:
         session.add(saved)
     # then
     assert (error.value.stream, error.value.expected, error.value.found) == ("Item-42", 2, 2)
@@ -161,7 +161,7 @@ def test_an_id_that_is_no_text_is_refused_where_it_is_asked_for(session: Session
     for ask in (session.get, session.find):
         with pytest.raises(TypeError) as refused:
             ask(Item, id)
-        assert f"was asked for by the id {id!r}; expected text, as str(id)" in str(refused.value)
+        assert f"was requested by the id {id!r}; expected a str: str(id)" in str(refused.value)
 
 
 def test_find_of_a_missing_aggregate_gives_none_and_asks_again_the_next_time(session, repository):
@@ -217,7 +217,7 @@ def test_two_classes_under_one_type_name_are_not_mixed_up(session, saved):
 
     session.get(Item, "42")
     # when, then
-    with pytest.raises(SessionError, match=r"tracked as Item, and was asked for as .*Other"):
+    with pytest.raises(SessionError, match=r"tracked as Item, and was requested as .*Other"):
         session.get(Other, "42")
 
 
@@ -534,7 +534,9 @@ def test_a_handler_may_not_commit_its_session_and_loses_nothing_by_trying(
     session = HandlerSession(repository)
     session.add(Item.create("42"))
     # when
-    with pytest.raises(SessionError, match="committed, once, when the handler returns"):
+    with pytest.raises(
+        SessionError, match="The session is committed once, when the handler returns"
+    ):
         commit(session)
     # then
     assert store.read_all() == []

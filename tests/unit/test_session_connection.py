@@ -173,6 +173,9 @@ def test_a_session_that_is_left_by_an_error_rolls_its_rows_back(cqrs: CQRS) -> N
 def test_a_session_without_a_sql_store_has_no_connection() -> None:
     app = Celery("theatre", broker="memory://")
     cqrs = CQRS(app, store=open_event_store("memory://"))
-    with pytest.raises(SessionError, match="in no SQL database"), cqrs.session() as session:
+    with (
+        pytest.raises(SessionError, match="the event store is not in a SQL database"),
+        cqrs.session() as session,
+    ):
         session.connection  # noqa: B018
     app.close()

@@ -22,8 +22,8 @@ from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
 
 from ...errors import InvalidSetting
-from ..sql.engine import POOL_SIZE, POOL_TIMEOUT_S, SQLITE_BUSY_S
-from ..sqlite.event_store import prepare_engine
+from ..sql.engine import POOL_SIZE, POOL_TIMEOUT_S
+from ..sqlite.connecting import BUSY_S, prepare_engine
 from ..sqlite.forking import ForkSafeConnection
 
 #: The databases that a store can be in, as Django calls them.
@@ -116,7 +116,7 @@ def _open_file(alias: str) -> sqlite3.Connection:
     options = connections[alias].settings_dict["OPTIONS"]
     return sqlite3.connect(
         name,
-        timeout=options.get("timeout", SQLITE_BUSY_S),
+        timeout=options.get("timeout", BUSY_S),
         check_same_thread=False,
         factory=ForkSafeConnection,
         uri=name.startswith("file:"),

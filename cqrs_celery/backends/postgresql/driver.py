@@ -52,6 +52,22 @@ def tcp_options(url: URL) -> dict[str, int]:
     return {name: value for name, value in options.items() if name not in url.query}
 
 
+def connect_options(url: URL) -> dict[str, int | None]:
+    """Return what the driver opens a connection with.
+
+    Args:
+        url: has its driver; its own options go before.
+
+    Raises:
+        ImportError: the driver can't be loaded.
+    """
+    options: dict[str, int | None] = dict(tcp_options(url))
+    if url.get_driver_name() == "psycopg" and "prepare_threshold" not in url.query:
+        # The names of what it prepares by itself are the server's, which a pooler may change.
+        options["prepare_threshold"] = None
+    return options
+
+
 def _libpq_version(driver: str) -> int:
     if driver == "psycopg":
         from psycopg import pq

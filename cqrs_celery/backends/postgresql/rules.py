@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import msgspec
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    CompoundSelect,
     Connection,
     Delete,
     Dialect,
@@ -25,6 +27,7 @@ from sqlalchemy import (
 from ..sql.failures import Failure
 from ..sql.rules import SqlRules
 from .prepared import code_of
+from .rights import missing_rights
 
 #: Names the advisory lock of appends, together with the number of the events' table.
 LOCK_CLASS: Final = 1_668_444_019
@@ -151,6 +154,10 @@ class PostgresqlRules(SqlRules):
     def to_json(self, data: bytes) -> str:
         """Return an event's data as jsonb takes them."""
         return to_jsonb(data).decode()
+
+    def missing_rights(self, rights_on: Mapping[str, Sequence[str]]) -> CompoundSelect[Any]:
+        """Return the statement that reads the rights that the connection's role lacks."""
+        return missing_rights(rights_on)
 
 
 def to_jsonb(data: bytes) -> bytes:

@@ -3,57 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from ...errors import InvalidSetting, MissingDependency
-from ...extras import how_to_install
-from ..postgresql.driver import tcp_options
-from ..sqlite.forking import ForkSafeConnection
+from .backends import SqlBackend, backend_named, sql_backends
 
 #: Connections that a process keeps open, at most.
 POOL_SIZE: Final = 20
 
 #: Seconds to wait for one of them.
 POOL_TIMEOUT_S: Final = 30.0
-
-#: Seconds that SQLite waits for another process to end its write.
-SQLITE_BUSY_S: Final = 30.0
-
-
-class Driver(NamedTuple):
-    """A driver: its name in a URL, the module that it is, and how to install it."""
-
-    name: str
-    module: str
-    install: str
-
-
-#: The drivers of each engine, the preferred one first.
-DRIVERS: Final = {
-    "postgresql": (
-        Driver("psycopg2", "psycopg2", how_to_install("postgresql")),
-        Driver("psycopg", "psycopg", "pip install 'psycopg[binary]'"),
-    ),
-    "mssql": (
-        Driver(
-            "pyodbc",
-            "pyodbc",
-            f"{how_to_install('sqlserver', 'mssql-python')}; the second of them brings Microsoft's"
-            " ODBC driver as a file. Besides, the system's libodbc (on Debian, as root: apt-get"
-            " install unixodbc)",
-        ),
-    ),
-    "sqlite": (Driver("pysqlite", "sqlite3", "a Python that was built with SQLite"),),
-}
-
-#: Other words for the engines.
-_ALIASES: Final = {"postgres": "postgresql", "sqlserver": "mssql"}
-
-ACCEPTED: Final = "postgresql://…, mssql+pyodbc://…, sqlite:///file, memory://"
 
 
 def parse_url(text: str, *, setting: str) -> URL:
@@ -72,83 +35,65 @@ def parse_url(text: str, *, setting: str) -> URL:
         url = make_url(text)
     except (ArgumentError, ValueError):
         raise _invalid(setting, "it can't be read as a URL") from None
-    backend, _, driver = url.drivername.partition("+")
-    backend = _ALIASES.get(backend, backend)
-    if backend not in DRIVERS:
-        raise _invalid(setting, f"it begins with {backend}://")
-    known = {one.name: one for one in DRIVERS[backend]}
-    if (refusal := driver_refusal(backend, driver)) is not None:
+    name, _, driver = url.drivername.partition("+")
+    backend = backend_named(name)
+    if backend is None:
+        raise _invalid(setting, f"it begins with {name}://")
+    known = {one.name: one for one in backend.drivers}
+    if (refusal := backend.driver_refusal(driver)) is not None:
         raise _invalid(setting, refusal)
     if driver and driver not in known:
         raise _invalid(setting, f"its driver is {driver}; known are {', '.join(known)}")
     wanted = [known[driver]] if driver else list(known.values())
     for one in wanted:
         if importlib.util.find_spec(one.module) is not None:
-            return url.set(drivername=f"{backend}+{one.name}")
+            return url.set(drivername=f"{backend.name}+{one.name}")
     raise MissingDependency(
-        f"no driver for {backend} is installed: {' or '.join(one.module for one in wanted)} was"
-        f" looked for. Install it: {wanted[0].install}"
+        f"no driver for {backend.name} is installed: {' or '.join(one.module for one in wanted)}"
+        f" was looked for. Install it: {wanted[0].install}"
     )
 
 
-def driver_refusal(backend: str, driver: str) -> str | None:
-    """Return why a driver can't be used that SQLAlchemy knows; None if nothing is known of it.
-
-    Args:
-        backend: the engine, as mssql.
-        driver: the driver, as pyodbc.
-    """
-    if (backend, driver) == ("mssql", "mssqlpython"):
-        return (
-            "its driver is mssql-python, whose errors carry no number, so that a repeated append, a"
-            " deadlock and a server that is away can't be told from other errors; use mssql+pyodbc,"
-            " whose option `driver` can name the ODBC driver that mssql-python has brought"
-        )
-    return None
+def accepted_urls() -> str:
+    """Return how the URLs of event stores begin, as errors say it."""
+    return ", ".join((*(one.example for one in sql_backends()), "memory://"))
 
 
 def _invalid(setting: str, found: str) -> InvalidSetting:
+    accepted = accepted_urls()
     return InvalidSetting(
-        f"{setting} names no event store: {found}; accepted: {ACCEPTED}",
+        f"{setting} names no event store: {found}; accepted: {accepted}",
         setting=setting,
-        accepted=ACCEPTED,
+        accepted=accepted,
     )
 
 
-def make_engine(url: URL) -> Engine:
+def make_engine(url: URL, backend: SqlBackend) -> Engine:
     """Return an engine that has not connected yet, and shows no parameters in its errors.
+
+    Args:
+        url: has its driver.
+        backend: the engine that the URL names.
 
     Raises:
         MissingDependency: the driver is there but can't be loaded.
-        InvalidSetting: the URL's options don't fit the driver.
+        InvalidSetting: the URL names no database in which a store can be, or its options don't fit
+            the driver.
     """
+    backend.check_url(url)
     options: dict[str, Any] = {"hide_parameters": True}
-    is_sqlite = url.get_backend_name() == "sqlite"
-    if is_sqlite:
-        options["connect_args"] = {"timeout": SQLITE_BUSY_S, "factory": ForkSafeConnection}
+    options.update(pool_size=POOL_SIZE, max_overflow=0, pool_timeout=POOL_TIMEOUT_S)
     try:
-        if url.get_backend_name() == "postgresql":
-            options["connect_args"] = tcp_options(url)
+        engine = create_engine(url, **options, **backend.engine_options(url))
     except ImportError as error:
-        raise _not_loaded(url, error) from error
-    if url.get_driver_name() == "psycopg" and "prepare_threshold" not in url.query:
-        # The names of what it prepares by itself are the server's, which a pooler may change.
-        options["connect_args"]["prepare_threshold"] = None
-    if not is_sqlite or url.database not in (None, "", ":memory:"):
-        options.update(pool_size=POOL_SIZE, max_overflow=0, pool_timeout=POOL_TIMEOUT_S)
-    try:
-        return create_engine(url, **options)
-    except ImportError as error:
-        raise _not_loaded(url, error) from error
+        raise MissingDependency(
+            f"the driver {url.drivername} can't be loaded ({error}). Install it:"
+            f" {backend.drivers[0].install}"
+        ) from error
     except (ArgumentError, TypeError, ValueError) as error:
         raise _invalid("the URL", f"an option of {where(url)} is not accepted") from error
-
-
-def _not_loaded(url: URL, error: ImportError) -> MissingDependency:
-    install = next(one for one in DRIVERS[url.get_backend_name()]).install
-    return MissingDependency(
-        f"the driver {url.drivername} can't be loaded ({error}). Install it: {install}"
-    )
+    backend.prepare(engine)
+    return engine
 
 
 def where(url: URL) -> str:

@@ -6,10 +6,20 @@ positions come, and how it takes times and JSON. They have no state, so one valu
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, cast
 
-from sqlalchemy import ColumnElement, Connection, Delete, Dialect, Select, Update, delete
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Connection,
+    Delete,
+    Dialect,
+    Select,
+    Update,
+    delete,
+)
 
 from ...store.stream import StreamName
 from .failures import Failure
@@ -133,3 +143,16 @@ class SqlRules:
     def changed(self, connection: Connection, statement: Update | Delete) -> int:
         """Run a statement that changes rows; returns how many it has changed."""
         return connection.execute(statement).rowcount
+
+    # ------------------------------------------------------------ rights
+
+    def missing_rights(self, rights_on: Mapping[str, Sequence[str]]) -> CompoundSelect[Any] | None:
+        """Return the statement that reads the rights that the connection's role lacks.
+
+        Args:
+            rights_on: the rights that are needed, by table.
+
+        Returns:
+            What selects a role, a thing and a right in each row; None if the engine is not asked.
+        """
+        return None

@@ -18,6 +18,7 @@ from sqlalchemy import Column, Connection, MetaData, String, Table, select
 from ...errors import MissingDependency
 from ...extras import how_to_install
 from .access import SqlAccess
+from .backends import backend_of
 from .failures import schema_missing
 
 #: The table that has the tables' version.
@@ -32,7 +33,8 @@ _version: Final = Table(VERSION_TABLE, MetaData(), Column("version_num", String(
 def create_schema(store: SqlAccess) -> str:
     """Make the tables, or bring them to this version; returns the version.
 
-    What is there already is left alone. On PostgreSQL, SQL Server and SQLite it is one transaction.
+    What is there already is left alone. Where the engine can, as PostgreSQL, SQL Server and SQLite,
+    it is one transaction.
 
     Raises:
         MissingDependency: Alembic is not installed.
@@ -61,8 +63,12 @@ def check_schema(store: SqlAccess) -> str:
         SchemaError: they are missing, or of another version.
         StoreUnavailable: the server does not answer.
     """
-    if _is_file_missing(store):
-        raise schema_missing(store.where, "there is no such file")
+    # What an engine of the application's opens may be something else than its URL says.
+    if store.is_own_engine:
+        url = store.engine.url
+        missing = backend_of(url.get_backend_name()).missing(url)
+        if missing is not None:
+            raise schema_missing(store.where, missing)
     rows = store.rows(select(_version.c.version_num), "look for the tables", store.primary_reader)
     found = rows[0][0] if rows else None
     if found != newest_version():
@@ -72,22 +78,15 @@ def check_schema(store: SqlAccess) -> str:
     return str(found)
 
 
-def _is_file_missing(store: SqlAccess) -> bool:
-    url = store.engine.url
-    # What an engine of the application's opens may be something else than its URL says.
-    if url.get_backend_name() != "sqlite" or not store.is_own_engine:
-        return False
-    return not (url.database or "").startswith("file:") and not Path(url.database or "").exists()
-
-
 def schema_sql(dialect: str) -> str:
     """Return the statements that make the tables, for a DBA to run.
 
     Args:
-        dialect: postgresql, mssql or sqlite.
+        dialect: the engine's name in SQLAlchemy, as postgresql.
 
     Raises:
         MissingDependency: Alembic is not installed.
+        InvalidSetting: there is no such engine.
     """
     written = io.StringIO()
     command, config = _alembic(output_buffer=written)

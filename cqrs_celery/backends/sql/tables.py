@@ -10,109 +10,35 @@ cqrs_relay_subscribers  who gets which events, for the relay
 cqrs_store         one row, with what tells this store from all others, and its history from those
                    that it went back from
 
-Texts that identify are compared byte by byte, also on SQL Server, whose own order would take `bolt`
-for `BOLT`. In any order, SQL Server takes `bolt` for `bolt `. So a stream's key there is the hash
-of its name, which also suits its short indexes, and no other key ends with a space: see `closed`.
+Texts that identify are compared byte by byte, on every engine.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import (
     BigInteger,
     Column,
-    DateTime,
-    Dialect,
     Integer,
     MetaData,
     PrimaryKeyConstraint,
     Table,
-    Text,
     UniqueConstraint,
 )
-from sqlalchemy.dialects.mssql import CHAR, DATETIME2, NVARCHAR
-from sqlalchemy.types import TypeDecorator, UserDefinedType
 
-#: The order of SQL Server that compares code by code.
-BINARY: Final = "Latin1_General_100_BIN2"
+from .columns import (
+    hash_type,
+    id_type,
+    json_type,
+    key_type,
+    name_type,
+    number_type,
+    text_type,
+    time_type,
+)
 
 metadata: Final = MetaData()
-
-
-class JsonbText(UserDefinedType[str]):
-    """PostgreSQL's jsonb, given as a text: what we store is JSON already."""
-
-    cache_ok = True
-
-    def get_col_spec(self, **_: Any) -> str:
-        """Return its name."""
-        return "JSONB"
-
-
-def closed(key: str) -> str:
-    """Return a key that SQL Server tells from all others: it does not compare spaces at the end.
-
-    A key that ends with a space gets a backslash behind it. So does one that ends with a backslash,
-    so that no two keys become one.
-    """
-    return f"{key}\\" if key.endswith((" ", "\\")) else key
-
-
-class ClosedText(TypeDecorator[str]):
-    """SQL Server's NVARCHAR for a key, which is stored as `closed` returns it."""
-
-    impl = NVARCHAR
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """Return the key as it is stored."""
-        return None if value is None else closed(value)
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
-        """Return the key that is stored."""
-        return value[:-1] if value is not None and value.endswith("\\") else value
-
-
-def key_type(length: int) -> Any:
-    """Return the type of a text that is unique; `length` holds for SQL Server."""
-    return Text().with_variant(ClosedText(length, collation=BINARY), "mssql")
-
-
-def id_type(length: int) -> Any:
-    """Return the type of a text that identifies and has no index; `length` is for SQL Server."""
-    return Text().with_variant(NVARCHAR(length, collation=BINARY), "mssql")
-
-
-def hash_type() -> Any:
-    """Return the type of a stream's key, a hash on SQL Server."""
-    return Text().with_variant(CHAR(64, collation=BINARY), "mssql")
-
-
-def name_type() -> Any:
-    """Return the type of a part of a name, of any length."""
-    return Text().with_variant(NVARCHAR("max", collation=BINARY), "mssql")  # type: ignore[arg-type]
-
-
-def text_type() -> Any:
-    """Return the type of any other text."""
-    return Text().with_variant(NVARCHAR("max"), "mssql")  # type: ignore[arg-type]
-
-
-def json_type() -> Any:
-    """Return the type of JSON: jsonb on PostgreSQL, a text elsewhere."""
-    return text_type().with_variant(JsonbText(), "postgresql")
-
-
-def time_type() -> Any:
-    """Return the type of a time, to the microsecond."""
-    return DateTime(timezone=True).with_variant(DATETIME2(6), "mssql")  # type: ignore[no-untyped-call]
-
-
-def number_type() -> Any:
-    """Return the type of a number that the database gives; SQLite wants its own word for that."""
-    return BigInteger().with_variant(Integer(), "sqlite")
-
 
 streams: Final = Table(
     "cqrs_streams",

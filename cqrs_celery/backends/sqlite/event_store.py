@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine
 
 from ...errors import StoreUnavailable
 from ...store.events import CommandRecord, Committed, Lease, NewEvent
@@ -175,12 +175,3 @@ def _time(time: datetime) -> str:
 def _between_forks(reaching: AbstractContextManager[None]) -> Iterator[None]:
     with between_forks, reaching:
         yield
-
-
-def prepare_engine(engine: Engine) -> None:
-    """Let readers and the writer of a file go on beside each other, and commits reach the disk."""
-
-    @event.listens_for(engine, "connect")
-    def set_up(connection: Any, record: Any) -> None:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")

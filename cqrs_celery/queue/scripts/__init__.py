@@ -1,7 +1,7 @@
 """Load a package's Lua scripts: one operation a file, shared pieces in files that begin with `_`.
 
-The first line of a script, `--!include _a _b`, names the pieces put in front of it. A script runs
-by its hash; a server that does not know it (restarted, failed over) gets its text once more.
+The first line of a script, `--!include _a _b`, names the pieces that stand in front of it. A script
+runs by its hash; a server that does not know it (restarted, failed over) gets its text once more.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Script:
 
 @cache
 def load(name: str, package: str = _HOME) -> Script:
-    """Read a script and put the pieces that it includes in front of it.
+    """Read a script with the pieces that it includes in front of it.
 
     Args:
         name: the file's name without `.lua`.
@@ -89,4 +89,7 @@ def load(name: str, package: str = _HOME) -> Script:
     first, _, _ = text.partition("\n")
     pieces = first[len(_INCLUDE) :].split() if first.startswith(_INCLUDE) else []
     shared = [files(_HOME).joinpath(f"{piece}.lua").read_text(encoding="utf-8") for piece in pieces]
-    return Script(name, "\n".join([*shared, text]))
+    # Each piece surrounds what follows it. A closure finds a local of a function around its own at
+    # once; for a local of its own function, Lua goes through all that closures use already.
+    whole = "\nreturn (function()\n".join([*shared, text])
+    return Script(name, whole + "\nend)()" * len(shared))

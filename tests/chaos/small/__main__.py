@@ -10,9 +10,11 @@ The first form goes on where it was ended, if the folder is the same. The second
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any
 from tests.nodes import RedisNode
 
 from .judge import Disagreement
-from .levels import LevelWalk
+from .levels import LevelWalk, Progress
 from .model import Rules
 from .server import SmallServer
 from .walk import Walk
@@ -54,22 +56,34 @@ def small_server() -> Iterator[SmallServer]:
 def every_interleaving(folder: Path, depth: int) -> dict[str, Any]:
     """Try every interleaving of so many operations, in each set-up; returns rows.
 
+    Each set-up has a process and a server of its own; as many run at once as there are cores.
+
     Raises:
         Disagreement: with the operations that lead to it.
     """
     rows: dict[str, Any] = {"operations": depth, "set-ups": len(ALL_RULES)}
     states = tried = 0
     took_s = 0.0
-    for rules in ALL_RULES:
-        name = f"{'blocks' if rules.blocks else 'goes-on'}-{rules.slots}-slots"
-        with small_server() as server:
-            done = LevelWalk(server, rules, folder / name, depth).run(partial(_tell, name))
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(partial(_walk, folder, depth), ALL_RULES))
+    for rules, done in zip(ALL_RULES, found, strict=True):
+        name = _name_of(rules)
         rows[f"states, {name}"] = sum(done.states[:depth])
         rows[f"transitions, {name}"] = sum(done.transitions[: depth + 1])
         states += sum(done.states[:depth])
         tried += sum(done.transitions[: depth + 1])
         took_s += done.took_s
     return rows | {"states": states, "transitions": tried, "minutes": round(took_s / 60, 1)}
+
+
+def _walk(folder: Path, depth: int, rules: Rules) -> Progress:
+    name = _name_of(rules)
+    with small_server() as server:
+        return LevelWalk(server, rules, folder / name, depth).run(partial(_tell, name))
+
+
+def _name_of(rules: Rules) -> str:
+    return f"{'blocks' if rules.blocks else 'goes-on'}-{rules.slots}-slots"
 
 
 def _tell(name: str, text: str) -> None:

@@ -29,6 +29,9 @@ class Disagreement(AssertionError):
         steps = "\n".join(f"  {number}. {step}" for number, step in enumerate(self.path, 1))
         super().__init__(f"{what}\nexpected {expected}\nfound    {found}\nafter\n{steps}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.what, self.expected, self.found)
+
 
 def _number_of(reply: Any) -> int:
     """Return how many messages a publish has stored; it may say more beside."""

@@ -1,14 +1,12 @@
-"""Make the tables, and PostgreSQL's functions that append."""
+"""Make the tables, and what an engine needs besides, as PostgreSQL its functions that append."""
 
 from __future__ import annotations
 
-from importlib import resources
-
 from alembic import op
 from sqlalchemy import BigInteger, Column, Integer, PrimaryKeyConstraint, UniqueConstraint
-from sqlalchemy.dialects.mssql import ROWVERSION
 
-from cqrs_celery.backends.sql.tables import (
+from cqrs_celery.backends.sql.backends import backend_of
+from cqrs_celery.backends.sql.columns import (
     hash_type,
     id_type,
     json_type,
@@ -18,21 +16,23 @@ from cqrs_celery.backends.sql.tables import (
     text_type,
     time_type,
 )
+from cqrs_celery.backends.sql.migrations.variants import MigrationVariants
 
 revision = "0001"
 down_revision = None
 
-#: What gives an id of its own to each store, also where a DBA runs the printed statements.
-NEW_ID = {
-    "postgresql": "md5(random()::text || clock_timestamp()::text || pg_backend_pid()::text)",
-    "sqlite": "lower(hex(randomblob(16)))",
-    "mssql": "CONVERT(NVARCHAR(64), NEWID())",
-}
-
 
 def upgrade() -> None:
     """Make them."""
-    dialect = op.get_context().dialect.name
+    variants = backend_of(op.get_context().dialect.name).migrations()
+    _make_streams(variants)
+    _make_others()
+    op.execute(f"INSERT INTO cqrs_store (store_id) VALUES ({variants.new_id})")  # noqa: S608
+    variants.finish_event_store(op)
+
+
+def _make_streams(variants: MigrationVariants) -> None:
+    """Make the tables of streams and events."""
     op.create_table(
         "cqrs_streams",
         Column("stream_id", number_type(), autoincrement=True, nullable=False),
@@ -44,7 +44,6 @@ def upgrade() -> None:
         PrimaryKeyConstraint("stream_id", name="cqrs_streams_pkey"),
         UniqueConstraint("stream_key", name="cqrs_streams_key"),
     )
-    row_version = [Column("row_version", ROWVERSION(), nullable=False)]  # type: ignore[no-untyped-call]
     op.create_table(
         "cqrs_events",
         Column("global_position", number_type(), autoincrement=True, nullable=False),
@@ -56,10 +55,14 @@ def upgrade() -> None:
         Column("payload", json_type(), nullable=False),
         Column("metadata", json_type(), nullable=False),
         Column("recorded_at", time_type(), nullable=False),
-        *(row_version if dialect == "mssql" else []),
+        *variants.event_columns(),
         PrimaryKeyConstraint("global_position", name="cqrs_events_pkey"),
         UniqueConstraint("stream_id", "version", name="cqrs_events_version"),
     )
+
+
+def _make_others() -> None:
+    """Make the other tables: what has committed, how far readers are, snapshots, and the store."""
     op.create_table(
         "cqrs_commands",
         Column("command_id", key_type(450), nullable=False),
@@ -97,12 +100,3 @@ def upgrade() -> None:
         Column("store_id", key_type(64), nullable=False),
         PrimaryKeyConstraint("store_id", name="cqrs_store_pkey"),
     )
-    op.execute(f"INSERT INTO cqrs_store (store_id) VALUES ({NEW_ID[dialect]})")  # noqa: S608
-    if dialect == "mssql":
-        op.create_index("cqrs_events_row_version", "cqrs_events", ["row_version"], unique=True)
-    if dialect == "postgresql":
-        # A stream's version changes in place, without a new entry in its indexes.
-        op.execute("ALTER TABLE cqrs_streams SET (fillfactor = 70)")
-        scripts = resources.files("cqrs_celery.backends.postgresql.scripts")
-        for name in ("append_v1.sql", "append_one_v1.sql"):
-            op.execute(scripts.joinpath(name).read_text(encoding="utf-8"))

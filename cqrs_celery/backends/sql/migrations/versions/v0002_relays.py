@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import op
 from sqlalchemy import BigInteger, Column, PrimaryKeyConstraint
 
-from cqrs_celery.backends.sql.tables import json_type, key_type, text_type, time_type
+from cqrs_celery.backends.sql.columns import json_type, key_type, text_type, time_type
 
 revision = "0002"
 down_revision = "0001"

@@ -84,24 +84,13 @@ class MessageMeta(msgspec.StructMeta):
             cls.__kind__ = kind
             cls.__reserved__ = frozenset(n for n in dir(cls) if not n.startswith("_"))
             return cls
-        for field in cls.__struct_fields__:
-            if field in cls.__reserved__ or field.startswith("_"):
-                raise ReservedFieldName(
-                    f"{where(cls)} has a field {field!r}, a name that its base class"
-                    f" {cls.__kind__} keeps for itself"
-                    f" ({', '.join(sorted(cls.__reserved__)) or 'and names that begin with _'})."
-                    " Rename the field.",
-                    field=field,
-                )
+        _check_names(cls)
         config = cls.__struct_config__
         check_fixed(where(cls), {name: getattr(config, name) for name in _INHERITED})
         check_fields(cls, namespace)
         _check_aliases(cls, aliases)
         if cls.__kind__ == "query" and (version != 1 or unknown_fields is not None):
-            raise RegistrationError(
-                f"{where(cls)} has a version, or unknown_fields, which are for what is stored or"
-                " sent: a query never leaves its process. Leave them out."
-            )
+            raise _only_for_what_is_kept(cls)
         if cls.__kind__ != "query":
             make_codec(cls)
         cls.__registered__ = registry.add(cls.__kind__, name or cls_name, version, cls, aliases)
@@ -131,6 +120,26 @@ def _unknown_options(cls_name: str, unknown_fields: str) -> dict[str, Any]:
     options: dict[str, Any] = {"forbid_unknown_fields": unknown_fields == "refuse"}
     # msgspec keeps what is no field in an instance's dict, if there is one.
     return {**options, "dict": True} if unknown_fields == "keep" else options
+
+
+def _check_names(cls: Any) -> None:
+    """Refuse fields whose names the base class needs."""
+    for field in cls.__struct_fields__:
+        if field in cls.__reserved__ or field.startswith("_"):
+            raise ReservedFieldName(
+                f"{where(cls)} has a field {field!r}, a name that its base class"
+                f" {cls.__kind__} keeps for itself"
+                f" ({', '.join(sorted(cls.__reserved__)) or 'and names that begin with _'})."
+                " Rename the field.",
+                field=field,
+            )
+
+
+def _only_for_what_is_kept(cls: Any) -> RegistrationError:
+    return RegistrationError(
+        f"{where(cls)} has a version, or unknown_fields, which are for what is stored or"
+        " sent: a query never leaves its process. Leave them out."
+    )
 
 
 def _check_aliases(cls: Any, aliases: Sequence[str]) -> None:

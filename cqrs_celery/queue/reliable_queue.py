@@ -88,6 +88,34 @@ _read_head = msgspec.msgpack.Decoder(
 _LETTER = 1_000_000
 
 
+def _exchange_of(head: bytes, *pieces: bytes) -> Exchange:
+    """Return what the script settle_and_take has answered."""
+    known, refused, revoked, due, take, firsts, taken, paused = _read_head(head)
+    piece = iter(pieces)
+    return Exchange(
+        is_known=bool(known),
+        refused=refused,
+        revoked=revoked,
+        due_in_ms=None if due < 0 else due,
+        taken=[
+            Taken(
+                i,
+                take + 2 * place + (place >= firsts),
+                q,
+                s,
+                p,
+                t % _LETTER,
+                next(piece),
+                next(piece) if has_body else b"",
+                t >= _LETTER,
+                take,
+            )
+            for place, (i, q, s, p, t, has_body) in enumerate(taken)
+        ],
+        paused=paused,
+    )
+
+
 class ReliableQueue(Administration, TopicQueues):
     """One virtual host's queues: those under one key prefix of one Redis database.
 
@@ -206,31 +234,7 @@ class ReliableQueue(Administration, TopicQueues):
         for queue in queues:
             args += (queue, batches.get(queue, 1))
         args += [s.text for s in settlements if s.operation in _WITH_TEXT]
-        head, *pieces = _settle_and_take(self.client, self.routing_keys, args)
-        known, refused, revoked, due, take, firsts, taken, paused = _read_head(head)
-        piece = iter(pieces)
-        return Exchange(
-            is_known=bool(known),
-            refused=refused,
-            revoked=revoked,
-            due_in_ms=None if due < 0 else due,
-            taken=[
-                Taken(
-                    i,
-                    take + 2 * place + (place >= firsts),
-                    q,
-                    s,
-                    p,
-                    t % _LETTER,
-                    next(piece),
-                    next(piece) if has_body else b"",
-                    t >= _LETTER,
-                    take,
-                )
-                for place, (i, q, s, p, t, has_body) in enumerate(taken)
-            ],
-            paused=paused,
-        )
+        return _exchange_of(*_settle_and_take(self.client, self.routing_keys, args))
 
     def disown(self, consumer: str, taken: Taken, *, origin: str, sequence: str, why: str) -> bool:
         """Set a bare number aside that lay in a queue, and is the id of another queue's message.

@@ -88,8 +88,11 @@ def check_schemas(
             f" {WRITE}=1, and commit the file."
         )
     if news:
-        text = json.dumps(known, indent=2, sort_keys=True, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        path.write_text(_text_of(known), encoding="utf-8")
+
+
+def _text_of(known: Schemas) -> str:
+    return json.dumps(known, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def incompatibility(written: dict[str, Any], reader: dict[str, Any]) -> str:

@@ -86,10 +86,7 @@ class Topics:
         """
 
         def publish() -> int | FullQueue | None:
-            queue = ReliableQueue(
-                self._client(), prefix=self._prefix, dedup_ttl_ms=self._dedup_ttl_ms
-            )
-            return queue.publish_topic(
+            return self._queue().publish_topic(
                 topic, body, message_id=message_id, root_id=root_id, parent_id=parent_id,
                 sequence=sequence, publish_id=message_id, capacity=capacity,
             )  # fmt: skip
@@ -104,6 +101,9 @@ class Topics:
                 raise _queue_full(found, topic, message_id, capacity, timeout_s)
             time.sleep(min(left_s, pause_s * random.uniform(0.5, 1)))  # noqa: S311
             pause_s = min(pause_s * 2, LONGEST_LOOK_S)
+
+    def _queue(self) -> ReliableQueue:
+        return ReliableQueue(self._client(), prefix=self._prefix, dedup_ttl_ms=self._dedup_ttl_ms)
 
     def _reach(
         self, publish: Callable[[], int | FullQueue | None], topic: str, message_id: str

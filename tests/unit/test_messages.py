@@ -78,6 +78,22 @@ def test_a_message_is_registered_under_its_class_name_and_version_one():
     )
 
 
+def test_a_base_class_with_its_result_registers_nothing():
+    # given
+    known = {entry.cls for entry in registry.subclasses(Message)}
+
+    # when
+    class AnsweredCommand(Command[int], name="messages.answered_command"):
+        pass
+
+    class AnsweredQuery(Query[list[str]], name="messages.answered_query"):
+        pass
+
+    # then
+    found = {entry.cls for entry in registry.subclasses(Message)}
+    assert found - known == {AnsweredCommand, AnsweredQuery}
+
+
 def test_a_name_without_a_dot_belongs_to_the_application_that_uses_it():
     assert MessagesItemCreated.__registered__.full_name("shop") == "shop.MessagesItemCreated"
     assert MessagesCheckInItems.__registered__.full_name("shop") == "messages.check_in_items"

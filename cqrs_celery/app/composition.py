@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import celery
 
 from ..dispatch.bus import Bus
+from ..dispatch.injection import Providers
 from ..dispatch.middleware import Middleware
 from ..dispatch.runtime import Runtime
 from ..errors import InvalidSetting
@@ -36,6 +37,7 @@ def compose(
     *,
     snapshots: SnapshotStore | None,
     middleware: Sequence[Middleware],
+    providers: Providers,
 ) -> tuple[Runtime, RelayParts | None]:
     """Return what an application's tasks are run with, and what its relay needs, if it has one.
 
@@ -45,6 +47,7 @@ def compose(
         store: keeps the events.
         snapshots: keeps the snapshots; None for where the events are.
         middleware: around every handler, the first one outermost.
+        providers: what handlers may ask for.
 
     Raises:
         InvalidSetting: a setting does not go with the broker or the store.
@@ -56,12 +59,9 @@ def compose(
         max_bytes=settings.max_message_bytes,
     )
     locks = open_locks(app, store)
-    repository = Repository(
-        store,
-        serializer,
-        snapshots=open_snapshots(app, settings, store, snapshots),
-        cache=open_cache(app, settings),
-        check=refusing_undelivered(store),
+    repository = _open_repository(app, settings, store, serializer, snapshots)
+    bus = Bus(
+        repository, serializer, app=app, locks=locks, middleware=middleware, providers=providers
     )
     is_reliable = has_reliable_queue(app)
     relay = open_relay(app, store, settings.application, is_reliable=is_reliable)
@@ -69,13 +69,29 @@ def compose(
         app,
         serializer,
         store,
-        Bus(repository, serializer, app=app, locks=locks, middleware=middleware),
+        bus,
         settings.command_id_ttl_s,
         settings.dead_letters,
         subscriptions=open_subscriptions(app, store, relay, is_reliable=is_reliable),
         sent=open_unconsumed(app, is_reliable=is_reliable),
     )
     return runtime, relay
+
+
+def _open_repository(
+    app: celery.Celery,
+    settings: Settings,
+    store: EventStore,
+    serializer: Serializer,
+    snapshots: SnapshotStore | None,
+) -> Repository:
+    return Repository(
+        store,
+        serializer,
+        snapshots=open_snapshots(app, settings, store, snapshots),
+        cache=open_cache(app, settings),
+        check=refusing_undelivered(store),
+    )
 
 
 def open_store_or_none(

@@ -53,6 +53,7 @@ from .delivery import check_delivery
 from .hooks import CeleryHooks
 from .in_process_delivery import InProcessDelivery
 from .no_store import check_store
+from .providing import Providing
 from .relaying import RelayParts
 from .settings import Settings, check_tasks, read_settings
 from .snapshots import (
@@ -63,7 +64,7 @@ from .topics import open_topics
 from .worker_queues import choose_queues
 
 
-class CQRS:
+class CQRS(Providing):
     """The CQRS side of a Celery application.
 
     Args:
@@ -95,6 +96,7 @@ class CQRS:
         frame = sys._getframe(1)
         self._made_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
         _check_is_first(app, self._made_at)
+        super().__init__()
         self.app = app
         self._given_store = store
         self._given_snapshots = snapshots
@@ -135,6 +137,7 @@ class CQRS:
                     self.bare_store,
                     snapshots=self._given_snapshots,
                     middleware=self._middleware,
+                    providers=self.providers,
                 )
             return self._runtime
 
@@ -165,24 +168,29 @@ class CQRS:
     def check_handlers(self) -> None:
         """Check that there is what the declared handlers and aggregates ask for.
 
-        That is messages that JSON can hold, an event store that delivers, locks, and aggregates
-        whose state snapshots can hold.
+        That is messages that JSON can hold, an event store that delivers, locks, what handlers ask
+        for by its type, and aggregates whose state snapshots can hold.
 
         Raises:
             InvalidSetting: something is missing, as a capability of the event store.
             RegistrationError: a message's field is of a type that can't be written, or an aggregate
                 that has snapshots can't have any.
+            HandlerSignatureError: a handler asks for what nobody provides, or it can't be given.
             DuplicateRegistration: two tasks have one name.
         """
         check_codecs(self.runtime.serializer.registry)
-        check_store(self.store, definitions.all())
+        bus = self.runtime.bus
+        for definition in definitions.all():
+            if definition.asked:
+                self.providers.plan_of(definition)
+        check_store(self.store, definitions.all(), bus.takes_session)
         check_capabilities(self.store)
         check_delivery(self.store)
         for definition in definitions.all():
-            check_locks(self.runtime.bus.locks, definition)
+            check_locks(bus.locks, definition)
             if definition.kind != "query":
                 task_of(self.app, definition)
-        if self.runtime.bus.repository.snapshots is not None:
+        if bus.repository.snapshots is not None:
             check_snapshots()
         else:
             check_no_snapshots(self.app, self.store)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from ..dispatch.definitions import Definition
 from ..errors import InvalidSetting
-from ..session.session import Session
 from ..store.events import (
     CommandOutcome,
     CommandRecord,
@@ -78,8 +77,17 @@ class NoEventStore:
         raise self.error
 
 
-def check_store(store: EventStore, declared: Iterable[Definition]) -> None:
+def check_store(
+    store: EventStore,
+    declared: Iterable[Definition],
+    takes_session: Callable[[Definition], bool],
+) -> None:
     """Check that there is an event store, if a handler takes a session or an event.
+
+    Args:
+        store: the application's.
+        declared: its handlers.
+        takes_session: returns whether one takes a session.
 
     Raises:
         InvalidSetting: there is none.
@@ -88,5 +96,5 @@ def check_store(store: EventStore, declared: Iterable[Definition]) -> None:
         return
     for definition in declared:
         is_for_events = any(cls.__kind__ == "event" for cls in definition.messages)
-        if is_for_events or Session in definition.injections.values():
+        if is_for_events or takes_session(definition):
             raise store.error

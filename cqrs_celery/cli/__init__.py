@@ -1,4 +1,4 @@
-"""`celery -A app cqrs …`: look after queues, dead letters, tables of SQL stores, snapshots."""
+"""`celery -A app cqrs …`: maintain queues, dead letters, tables of SQL stores, snapshots."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["cqrs"]
 
 
 class _Commands(click.Group):
-    """A group whose commands end with one line where the package refuses something.
+    """A group whose commands end with one line, and no traceback, on an error of the package.
 
-    What an error quotes, such as an id that somebody else has chosen, does nothing to a terminal.
+    Text that an error quotes, such as an id chosen by somebody else, can't control the terminal.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
         """Invoke a command.
 
         Raises:
-            click.ClickException: it raised one of the package's errors, whose text this has.
+            click.ClickException: the command raised one of the package's errors; it has its text.
         """
         try:
             return super().invoke(ctx)
@@ -45,10 +45,10 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands,
     name="cqrs",
-    help="Look after the reliable queue, its subscriptions, and SQL tables.",
+    help="Maintain the reliable queue, its subscriptions, and SQL tables.",
 )
 def cqrs() -> None:
-    """Gather the commands."""
+    """Group all commands."""
 
 
 cqrs.add_command(dead_letters)

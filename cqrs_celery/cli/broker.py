@@ -1,4 +1,4 @@
-"""Reach the broker of the application that `celery -A` names."""
+"""Connect to the broker of the application that `celery -A` names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..transport.transport import Transport
 
 
 def is_reliable(context: click.Context) -> bool:
-    """Return whether the application's broker is the reliable queue; nothing is connected.
+    """Return whether the application's broker is the reliable queue, without connecting to it.
 
     Raises:
         InvalidSetting: the transport options are wrong.
@@ -28,11 +28,11 @@ def is_reliable(context: click.Context) -> bool:
 
 @contextmanager
 def broker_channel(context: click.Context) -> Iterator[Channel]:
-    """Provide a channel to the application's broker that knows the application's exchanges.
+    """Provide a channel to the application's broker, with the application's exchanges declared.
 
     Raises:
         click.UsageError: the broker is not the reliable queue.
-        click.ClickException: it does not answer, or refuses what is asked.
+        click.ClickException: the broker does not answer, or refuses the request.
         InvalidSetting: the transport options are wrong.
     """
     app: Any = context.obj.app
@@ -46,11 +46,11 @@ def broker_channel(context: click.Context) -> Iterator[Channel]:
         try:
             channel = connection.channel()
             for queue in app.amqp.queues.values():
-                # Else a topic exchange would be taken for a direct one.
+                # Otherwise, a topic exchange would be taken for a direct one.
                 queue.exchange(channel).declare()
             yield channel
         except (*connection.connection_errors, *connection.channel_errors, KombuError) as error:
-            # Sentinel's text goes on with all its clients and what they are made of.
+            # Sentinel's text continues with all its clients and their settings.
             reason = str(error).partition(" : <")[0]
             raise click.ClickException(
                 f"the broker {connection.as_uri()} does not answer: {reason}"
@@ -58,5 +58,5 @@ def broker_channel(context: click.Context) -> Iterator[Channel]:
 
 
 def is_reply_queue(app: Any, queue: str) -> bool:
-    """Return whether a queue is for answers to remote control, which live for seconds."""
+    """Return whether a queue is for replies to remote control, which exist for seconds."""
     return queue.endswith(f".{app.control.mailbox.reply_exchange.name}")

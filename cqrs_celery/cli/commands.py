@@ -1,4 +1,4 @@
-"""`celery -A app cqrs commands`: look after what is remembered of commands."""
+"""`celery -A app cqrs commands`: maintain the command ids that a SQL event store remembers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from celery.bin.base import CeleryCommand
 from .application import sql_store_of
 
 
-@click.group(name="commands", help="Look after the commands that a SQL event store remembers.")
+@click.group(name="commands", help="Maintain the command ids that a SQL event store remembers.")
 def commands() -> None:
-    """Gather the commands."""
+    """Group the commands about command ids."""
 
 
 @commands.command(cls=CeleryCommand, name="purge")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def purge(context: click.Context, as_json: bool) -> None:
-    """Delete the ids of commands that are remembered no longer than cqrs_command_id_ttl_s.
+    """Delete the command ids that are older than cqrs_command_id_ttl_s.
 
-    The relay does it each minute; this is for where no worker runs.
+    The relay does so every minute; use this command if no worker runs.
     """
     store = sql_store_of(context, otherwise="forgets them itself")
     deleted = 0

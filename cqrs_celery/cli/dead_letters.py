@@ -1,4 +1,4 @@
-"""`celery -A app cqrs dead-letters`: see what failed and why, try it again, let it go."""
+"""`celery -A app cqrs dead-letters`: list what failed and why, try it again, or discard it."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from .broker import broker_channel, is_reply_queue
 from .stored import head_of, parsed
 from .table import plain, print_table
 
-#: What stands in a table for an answer of the queue.
+#: The text in a table for each answer of the queue.
 _ANSWERS = {
     "done": "done",
     "none": "there is no such letter any more",
     "tried": "is being tried already",
-    "archived": "is archived: say --archived",
+    "archived": "is archived: use --archived",
 }
 
 
-#: The alarm of a letter that is not archived, and has no crowd behind it.
+#: The alarm of a letter that is not archived and has few messages behind it.
 BLOCKS = "blocks its sequence: retry it, or discard it"
 
-#: The alarm of a letter that waits for somebody: a command's, or another task's.
+#: The alarm of a letter that waits for an operator: that of a command, or of another task.
 LEFT = "no worker tries it again: retry it, or discard it"
 
 
 class Row(NamedTuple):
-    """A dead letter as it is shown."""
+    """A dead letter in the form that is shown."""
 
     id: int
     subscription: str
@@ -59,7 +59,7 @@ class Row(NamedTuple):
 
 
 class Filter(NamedTuple):
-    """A choice of dead letters; an empty one means all of them."""
+    """A choice of dead letters; an empty filter chooses all of them."""
 
     ids: Sequence[int] = ()
     subscription: str = ""
@@ -71,11 +71,11 @@ class Filter(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Whether it means every letter."""
+        """Whether the filter chooses every letter."""
         return self == Filter()
 
     def fits(self, row: Row) -> bool:
-        """Return whether a letter is among those chosen."""
+        """Return whether a letter is chosen."""
         return (
             (not self.ids or row.id in self.ids)
             and self.aggregate in ("", row.aggregate, row.aggregate.rpartition(":")[2])
@@ -91,22 +91,23 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--archived", "is_archived", is_flag=True,
                      help="Only those whose time to live is over."),
         click.option("--newer-than", "newer_than_s", type=float, metavar="SECONDS",
-                     help="Only those that first failed since."),
+                     help="Only those that first failed at most so long ago."),
         click.option("--older-than", "older_than_s", type=float, metavar="SECONDS",
-                     help="Only those that first failed before."),
+                     help="Only those that first failed at least so long ago."),
         click.option("--exception", default="", metavar="NAME",
                      help="Only this exception, by its name or its full name; or this reason."),
-        click.option("--aggregate", default="", help="Only of this one; its id or its stream."),
-        click.option("--subscription", default="", help="Only of this one, or of this queue."),
+        click.option("--aggregate", default="",
+                     help="Only this aggregate, by its id or its stream."),
+        click.option("--subscription", default="", help="Only this subscription, or this queue."),
         click.argument("ids", nargs=-1, type=int),
     ):  # fmt: skip
         command = option(command)
     return command
 
 
-@click.group(name="dead-letters", help="See what failed and why, try it again, let it go.")
+@click.group(name="dead-letters", help="List what failed and why, try it again, or discard it.")
 def dead_letters() -> None:
-    """Gather the commands."""
+    """Group the commands about dead letters."""
 
 
 @dead_letters.command(cls=CeleryCommand, name="list")
@@ -114,7 +115,7 @@ def dead_letters() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def list_letters(context: click.Context, /, as_json: bool, **filters: Any) -> None:
-    """List dead letters: all of them, or those that fit."""
+    """List dead letters: all of them, or those that the options choose."""
     with broker_channel(context) as channel:
         rows = [row for row, _ in _find(context, channel.queue.letters, Filter(**filters))]
     if as_json:
@@ -140,7 +141,7 @@ def show(context: click.Context, id: int, as_json: bool) -> None:
     with broker_channel(context) as channel:
         found = next(_find(context, channel.queue.letters, Filter(ids=(id,))), None)
     if found is None:
-        raise click.UsageError(f"there is no dead letter {id}; `list` shows those there are")
+        raise click.UsageError(f"there is no dead letter {id}; `list` shows the existing ones")
     row, letter = found
     facts = {**row._asdict(), **_message(letter)}
     traceback = _why(letter).get("traceback")
@@ -150,7 +151,7 @@ def show(context: click.Context, id: int, as_json: bool) -> None:
     width = max(map(len, facts))
     for name, value in facts.items():
         shown = "" if value is None else plain(value, keeps_lines=True)
-        # So that no line of it looks like another fact.
+        # Indented, so that no line of the value looks like another field.
         shown = shown.replace("\n", "\n" + " " * (width + 2))
         click.echo(f"{name.replace('_', ' '):{width}}  {shown}".rstrip())
     if traceback:
@@ -165,7 +166,7 @@ def show(context: click.Context, id: int, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; needs --yes or --dry-run.")
 @click.pass_context
 def retry(context: click.Context, /, **options: Any) -> None:
-    """Try dead letters again now; what waits behind one follows when it succeeds."""
+    """Try dead letters again now; messages that wait behind one follow when it succeeds."""
     _order(
         context,
         "retry",
@@ -184,7 +185,7 @@ def retry(context: click.Context, /, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; needs --yes or --dry-run.")
 @click.pass_context
 def discard(context: click.Context, /, **options: Any) -> None:
-    """Delete dead letters for good; what waits behind one goes on without it."""
+    """Delete dead letters for good; messages that wait behind one go on without it."""
     _order(
         context,
         "discard",
@@ -200,7 +201,7 @@ def discard(context: click.Context, /, **options: Any) -> None:
     type=float,
     default=0.0,
     metavar="SECONDS",
-    help="Pass over letters that block, but first failed since.",
+    help="Skip blocking letters that first failed less than so long ago.",
 )
 @click.option(
     "--waiting",
@@ -208,16 +209,16 @@ def discard(context: click.Context, /, **options: Any) -> None:
     type=int,
     default=0,
     metavar="NUMBER",
-    help="Pass over letters that block, but have fewer messages behind them.",
+    help="Skip blocking letters with fewer messages behind them.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def check(context: click.Context, older_than_s: float, least_waiting: int, as_json: bool) -> None:
-    """Report the letters that need somebody; the exit code is 1 if any does.
+    """Report the letters that need an operator; the exit code is 1 if there are any.
 
-    These are letters that block their sequence, within the bounds. Whatever the bounds, they are
-    also letters that are archived, that have more behind them than `cqrs_dead_letter_crowd`, or
-    that no worker tries again, such as a command's.
+    These are letters that block their sequence, within the bounds. Regardless of the bounds, they
+    are also letters that are archived, that have more messages behind them than
+    `cqrs_dead_letter_crowd`, or that no worker tries again, such as a command's.
     """
     alarms = []
     with broker_channel(context) as channel:
@@ -244,7 +245,7 @@ def check(context: click.Context, older_than_s: float, least_waiting: int, as_js
 
 
 def _alarm(row: Row, policy: LetterPolicy | None) -> str:
-    """Return why a letter needs somebody; empty if it does not."""
+    """Return why a letter needs an operator; empty if it does not."""
     if row.state == "archived":
         return "archived: retry it with --archived, or discard it"
     if policy is not None and row.waiting > policy.crowd:
@@ -269,21 +270,19 @@ def _order(
 ) -> None:
     chosen = Filter(**filters)
     if chosen.is_empty and not is_all:
-        raise click.UsageError(
-            f"say which to {deed}: their ids, what they have in common, or --all"
-        )
+        raise click.UsageError(f"choose what to {deed}: give ids, filter options, or --all")
     if as_json and not (is_sure or dry_run):
-        raise click.UsageError("--json can't ask: say --yes or --dry-run")
+        raise click.UsageError("--json can't ask for confirmation: use --yes or --dry-run")
     with broker_channel(context) as channel:
         letters = channel.queue.letters
-        # Without the messages themselves, which may be too much to keep.
+        # Without the messages themselves, which may be too large to keep in memory.
         found = [
             (row, letter._replace(payload=b"", body=b""))
             for row, letter in _find(context, letters, chosen)
         ]
         if missing := set(chosen.ids) - {row.id for row, _ in found}:
             raise click.UsageError(
-                f"no dead letter {', '.join(map(str, sorted(missing)))} fits; nothing was done"
+                f"no dead letter {', '.join(map(str, sorted(missing)))} is chosen; nothing was done"
             )
         if not (dry_run or is_sure) and found:
             click.confirm(f"{deed} {len(found)} dead letters?", abort=True)
@@ -346,9 +345,9 @@ def _row(letters: DeadLetters, letter: DeadLetter) -> Row:
 
 
 def _positive(value: object, otherwise: float) -> float:
-    """Return a number of a letter's reason; another one where a message's header left no number."""
+    """Return a positive number of a letter's reason; another one if a header made it no number."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # Of what JSON can hold, only a finite number is above 0 and below infinity.
+    # This also excludes NaN, which JSON can hold.
     return value if is_number and 0 < value < math.inf else otherwise  # type: ignore[operator, return-value]
 
 
@@ -365,7 +364,7 @@ def _why(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _message(letter: DeadLetter) -> dict[str, Any]:
-    """Return the message itself: its argument where it can be read, else its bytes."""
+    """Return the message itself: its argument if that can be read, otherwise its bytes."""
     try:
         body = envelope.split(letter.payload, letter.body)[1]
         [argument, *_], *_ = parsed(body)

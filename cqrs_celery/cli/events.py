@@ -1,4 +1,4 @@
-"""`celery -A app cqrs events check`: read the whole store, and tell what this code can't."""
+"""`celery -A app cqrs events check`: read the whole store, and report what this code can't read."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ from ..store.reading import Reads
 from .application import cqrs_of
 from .table import plain, print_table
 
-#: Events read at once.
+#: The most events read at once.
 BATCH = 1000
 
-#: What becomes of events that other applications keep in the same store for themselves.
+#: The outcome of events of other applications in the same store that nothing here reads.
 NOT_OURS = "not ours"
 
-#: Batches after which a line says how far it has come.
+#: The number of batches between two lines of progress.
 TELL_EVERY = 100
 
 
-@click.group(name="events", help="Look after what is stored.")
+@click.group(name="events", help="Check the stored events.")
 def events() -> None:
-    """Gather the commands."""
+    """Group the commands about stored events."""
 
 
 @dataclass
 class Finding:
-    """What became of the events of one type and version and, if they fail, of one error.
+    """The outcome for the events of one type and version and, if they fail, of one error.
 
     Attributes:
-        events: how many there are.
+        type: the events' type.
+        version: the version of that type.
         outcome: "read", "upcast", "dropped", "not ours", or the error's name.
-        first_position: of the first of them.
+        first_position: the position of the first of them.
         first_stream: the stream of the first of them, and its version there.
-        error: what the first of them failed with; "" for none.
+        error: the text of the first one's error; "" for none.
+        events: the number of events.
     """
 
     type: str
@@ -55,16 +57,16 @@ class Finding:
 
     @property
     def is_failure(self) -> bool:
-        """Whether they can't be read."""
+        """Whether the events can't be read."""
         return bool(self.error)
 
 
 @dataclass
 class Check:
-    """Read stored events, and keep what became of them.
+    """A check of stored events: it reads them and keeps the outcomes.
 
     Args:
-        serializer: of the application.
+        serializer: the application's serializer.
     """
 
     serializer: Serializer
@@ -73,10 +75,10 @@ class Check:
     _found: dict[tuple[str, int, str], Finding] = field(default_factory=dict)
 
     def read(self, store: EventStore, *, after_position: int) -> Any:
-        """Yield after every batch, until the store's end.
+        """Read events up to the store's end; yield after every batch.
 
         Raises:
-            StoreUnavailable: its server does not answer.
+            StoreUnavailable: the store's server does not answer.
         """
         self.position = after_position
         while batch := self._next(store):
@@ -87,12 +89,12 @@ class Check:
             yield self
 
     def _next(self, store: EventStore) -> Sequence[StoredEvent]:
-        # A replica may not have all of them, or be another database by mistake.
+        # A replica may lack some events, or be another database by mistake.
         with Reads(from_primary=True):
             return store.read_all(after_position=self.position, limit=BATCH)
 
     def findings(self) -> list[Finding]:
-        """Return what was found: failures first, then by type and version."""
+        """Return the findings: failures first, then by type and version."""
         return sorted(
             self._found.values(), key=lambda f: (not f.is_failure, f.type, f.version, f.outcome)
         )
@@ -112,7 +114,7 @@ class Check:
         return ("read" if len(made) == 1 and getattr(reader, "cls", None) else "upcast"), ""
 
     def _is_not_ours(self, stored: StoredEvent, error: MessageError) -> bool:
-        """Return whether another application has recorded an event that nothing here takes."""
+        """Return whether another application has recorded this event and nothing here reads it."""
         serializer = self.serializer
         application, name = serializer.application, stored.event.type
         return (
@@ -133,18 +135,18 @@ class Check:
 
 @events.command(cls=CeleryCommand, name="check")
 @click.option("--after", "after", type=click.IntRange(min=0), default=0,
-              help="Begin behind this position: what stands before it was checked.")  # fmt: skip
+              help="Begin after this position, up to which events were checked.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def check(context: click.Context, after: int, as_json: bool) -> None:
-    """Decode every stored event as aggregates and subscriptions would.
+    """Decode every stored event as aggregates and subscriptions do.
 
-    The exit code is 1 if any can't be. Events of other applications that
-    nothing here takes are counted, and are no failure. Nothing is changed, and no handler runs.
+    The exit code is 1 if an event can't be decoded. Events of other applications that nothing here
+    reads are counted, but are not failures. Nothing is changed, and no handler runs.
     """
     app: Any = context.obj.app
     cqrs = cqrs_of(context)
-    # What a worker would know: the modules that the configuration names.
+    # Import the modules that the configuration names, as a worker does.
     app.loader.import_default_modules()
     try:
         checked = Check(cqrs.runtime.serializer)

@@ -1,4 +1,4 @@
-"""`celery -A app cqrs move-queues`: switch a deployment on stock Redis over, and back."""
+"""`celery -A app cqrs move-queues`: migrate queues from Kombu's own Redis transport, and back."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .broker import broker_channel, is_reply_queue
 from .moving import Moved, Mover, OthersInterfere, Unacked
 from .table import plain, print_table
 
-#: Seconds between two looks at a lease that has ended.
+#: Seconds between two checks of a lease that has ended.
 LOOK_S = 0.5
 
-#: What is shown in each direction, with the heads of the columns.
+#: The fields shown in each direction, with their column heads.
 _COLUMNS = {
     "from-stock": {
         "queue": "queue",
@@ -40,9 +40,9 @@ _COLUMNS = {
 
 @click.command(cls=CeleryCommand, name="move-queues")
 @click.option("--from-stock", "direction", flag_value="from-stock",
-              help="Take over what redis:// workers left; they must be stopped.")  # fmt: skip
+              help="Take over messages of redis:// workers, which must be stopped.")  # fmt: skip
 @click.option("--to-stock", "direction", flag_value="to-stock",
-              help="Give redis:// workers everything; ours must be stopped.")  # fmt: skip
+              help="Return messages to redis:// workers; ours must be stopped.")  # fmt: skip
 @click.option("--queue", "chosen", multiple=True, help="Only this queue; may be repeated.")
 @click.option("--dry-run/--yes", "is_dry_run", default=True,
               help="Print what would be moved (the default), or move it.")  # fmt: skip
@@ -57,7 +57,7 @@ def move_queues(
 ) -> None:
     """Move queued messages from Kombu's own Redis transport to this one, or back."""
     if direction is None:
-        raise click.UsageError("say --from-stock or --to-stock")
+        raise click.UsageError("use --from-stock or --to-stock")
     app = context.obj.app
     with broker_channel(context) as channel:
         mover = Mover(channel, is_dry_run=is_dry_run)
@@ -131,10 +131,10 @@ def _told(holders: Sequence[Holding]) -> str:
 
 
 def _recover(mover: Mover, names: Collection[str], *, lease_s: float) -> None:
-    """Let dead consumers' messages return to their queues.
+    """Return dead consumers' messages to their queues.
 
     Raises:
-        click.ClickException: a consumer lives.
+        click.ClickException: a consumer is alive.
     """
     before = {holding.consumer for holding in _holders(mover, names)}
     deadline = time.monotonic() + lease_s
@@ -145,7 +145,7 @@ def _recover(mover: Mover, names: Collection[str], *, lease_s: float) -> None:
         if not before or time.monotonic() >= deadline:
             break
         if not is_told:
-            # After an outage of Redis every lease has ended: the living renew theirs at once.
+            # After an outage of Redis every lease has ended; living consumers renew theirs at once.
             click.echo(f"waiting {lease_s:.0f} s for a sign of life of {_listed(before)}", err=True)
             is_told = True
         time.sleep(LOOK_S)

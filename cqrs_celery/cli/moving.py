@@ -1,9 +1,8 @@
-"""Take over what stock Kombu left in Redis, and give it back: nothing is lost, nothing doubled.
+"""Move messages from stock Kombu's form in Redis to ours, and back, without loss or duplicates.
 
-Each message is moved by a script that verifies that it still is where it was seen, so a crash at
-any moment loses nothing, and doing it once more goes on from there. Until a list is done with, the
-part that is lies aside (see `to_stock.lua`); the order is kept, and what arrives meanwhile comes
-behind.
+A script moves each message, and verifies that it is still at its place. So a crash at any moment
+loses nothing, and a repeated move continues from there. While a list is being moved, its finished
+part is set aside (see `to_stock.lua`). The order is kept; messages that arrive meanwhile come last.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ..queue.stored import MOST_BYTES
 from ..transport.channel import Channel
 from .stock import redelivered, stock_message, wants_of
 
-#: How often in a row a script may find nothing where it was seen before the move gives up.
+#: How often in a row a script may find no message at its place before the move gives up.
 PATIENCE = 100
 
 _from_stock = load("from_stock")
@@ -32,13 +31,13 @@ _restore_unacked = load("restore_unacked")
 
 
 class Place(NamedTuple):
-    """The place where a message is.
+    """The place of a message.
 
     Attributes:
-        where: the element of a ready list, or the member of the delayed set, that it is, or whose
-            sequence it is in.
-        id: its id; empty for one that a stock producer pushed.
-        due_ms: when it is due, by Redis's clock; None for at once.
+        where: the element of a ready list, or the member of the delayed set, that is the message,
+            or stands for its sequence.
+        id: the message's id; empty if a stock producer pushed it.
+        due_ms: when it is due, in milliseconds of Redis's clock; None for at once.
     """
 
     where: bytes
@@ -47,22 +46,22 @@ class Place(NamedTuple):
 
 
 class OthersInterfere(RuntimeError):
-    """Somebody else keeps taking what is being moved."""
+    """Another process keeps taking messages that are being moved."""
 
 
 @dataclass
 class Moved:
-    """The numbers of messages that were moved of a queue, or would be.
+    """The numbers of a queue's messages that were moved, or would be.
 
     Attributes:
-        queue: its name.
-        messages: those in line, delayed ones included.
-        unacked: of those, how many stock workers had taken.
-        delayed: of those, how many wait for their time.
-        sequenced: of those that are ready, how many are in a sequence.
-        expired: those deleted because they had waited too long.
-        blocked: those that stay, since a dead letter is before them in their sequence.
-        dead: dead letters, which stay.
+        queue: the queue's name.
+        messages: the messages to deliver, including delayed ones.
+        unacked: how many of these stock workers had taken.
+        delayed: how many of these wait for their time.
+        sequenced: how many of the ready ones are in a sequence.
+        expired: the messages that were deleted because they had waited too long.
+        blocked: the messages that stay, since a dead letter is before them in their sequence.
+        dead: the dead letters, which stay.
     """
 
     queue: str
@@ -80,8 +79,8 @@ class Unacked:
     """The messages that stock workers had taken and not acknowledged.
 
     Attributes:
-        entries: tag, message and queues with their priority steps; the one taken last first.
-        left: how many can't be read, or belong to no known queue; they stay.
+        entries: tag, message, and queues with their priority steps; the last taken comes first.
+        left: the number of messages that can't be read, or belong to no known queue; they stay.
     """
 
     entries: list[tuple[bytes, bytes, list[tuple[str, int]]]] = field(default_factory=list)
@@ -89,11 +88,11 @@ class Unacked:
 
     @property
     def queues(self) -> set[str]:
-        """The queues that they go back to."""
+        """The queues that the messages go back to."""
         return {name for _, _, places in self.entries for name, _ in places}
 
     def of(self, queues: Collection[str]) -> list[tuple[bytes, bytes, list[tuple[str, int]]]]:
-        """Return the entries that one of these queues has a part in."""
+        """Return the entries that go back to at least one of these queues."""
         return [one for one in self.entries if any(name in queues for name, _ in one[2])]
 
 
@@ -101,8 +100,8 @@ class Mover:
     """A mover of queues between stock Kombu's form and ours.
 
     Args:
-        channel: to the broker, with the bindings of the application's queues.
-        is_dry_run: True to change nothing, and count what would be moved.
+        channel: a channel to the broker, with the bindings of the application's queues.
+        is_dry_run: True to change nothing and only count the messages that would be moved.
     """
 
     def __init__(self, channel: Channel, *, is_dry_run: bool) -> None:
@@ -114,7 +113,7 @@ class Mover:
 
     def names(self) -> list[str]:
         """Return the queues that hold messages in either form, sorted."""
-        # A bound queue that holds nothing may be one of fanout, which never does.
+        # A bound queue without messages may be one of fanout, which never holds any.
         bound = {name for name in self._bound() if self._steps(name)}
         return sorted(bound | set(self.inspector.names()))
 
@@ -130,11 +129,11 @@ class Mover:
         return found
 
     def unacked(self) -> Unacked:
-        """Return what stock workers had taken and not acknowledged."""
+        """Return the messages that stock workers had taken and not acknowledged."""
         found = Unacked()
         taken = dict(self._redis.hscan_iter(self._unacked_key, count=BATCH))
         tags = [tag for tag in self._redis.zrange(self._index_key, 0, -1) if tag in taken]
-        # What is not in the index was taken longest ago, as far as anybody knows.
+        # A message that is missing in the index counts as the one taken longest ago.
         for tag in [*reversed(tags), *sorted(taken.keys() - set(tags))]:
             try:
                 message, exchange, routing_key = json.loads(taken[tag])
@@ -153,14 +152,17 @@ class Mover:
         return found
 
     def from_stock(self, queues: Sequence[str], unacked: Unacked) -> list[Moved]:
-        """Put back what stock workers had taken, then let ETAs and sequences be the queue's.
+        """Put back unacknowledged messages of stock workers, and adopt ETAs and sequences.
 
         Args:
-            queues: their names.
-            unacked: what `unacked` returned.
+            queues: the names of the queues.
+            unacked: the result of `unacked`.
+
+        Returns:
+            The numbers for each queue, sorted by its name.
 
         Raises:
-            OthersInterfere: somebody takes what is moved.
+            OthersInterfere: another process takes messages that are being moved.
         """
         moved = {name: Moved(name) for name in queues}
         for some in _batches(unacked.of(queues)):
@@ -206,10 +208,16 @@ class Mover:
     # ------------------------------------------------------------ to stock
 
     def to_stock(self, queues: Sequence[str]) -> list[Moved]:
-        """Give everything but dead letters, and what they block, the form that stock Kombu reads.
+        """Turn all messages into stock Kombu's form, except dead letters and those they block.
+
+        Args:
+            queues: the names of the queues.
+
+        Returns:
+            The numbers for each queue, in the given order.
 
         Raises:
-            OthersInterfere: somebody takes what is moved.
+            OthersInterfere: another process takes messages that are being moved.
         """
         found = []
         for name in queues:
@@ -244,7 +252,7 @@ class Mover:
                 ids = self.inspector.sequence(name, element[1:])
                 places += [Place(element, message_id) for message_id in ids or [b""]]
                 if len(ids) == BATCH:
-                    # There may be more of it, which must come before whatever is behind it.
+                    # The sequence may have more messages, which must come before later elements.
                     break
             else:
                 places.append(Place(element, element if element.isdigit() else b""))
@@ -254,7 +262,7 @@ class Mover:
         stored = self.inspector.read_all([place.id or b"0" for place in places])
         for (where, message_id, due_ms), message in zip(places, stored, strict=True):
             if not message_id:
-                # A stock message, or the token of a sequence in which nothing is left.
+                # A stock message, or the token of an empty sequence.
                 is_token = where.startswith(b"=")
                 yield [where, b"", "x" if is_token else "m", where]
             elif message is None:
@@ -280,11 +288,11 @@ class Mover:
                     _count_done(count, items[:done])
                     if done < len(items):
                         raise OthersInterfere(
-                            f"others take from {name}: stop them, and repeat this"
+                            f"other processes take from {name}: stop them, then repeat this"
                         )
 
     def _delayed(self, name: str) -> Iterator[tuple[bytes, Place]]:
-        """Yield what is delayed with its priority step, what is due first first."""
+        """Yield the delayed messages with their priority steps, in the order of their times."""
         key = self.queue.key(f"delayed:{name}")
         for member, due in self._redis.zrange(key, 0, -1, withscores=True):
             step, message_id, sequence = member.split(b"|", 2)
@@ -311,7 +319,7 @@ class Mover:
         return self.queue.key(f"aside:{name}\x1f{step}")
 
     def _steps(self, name: str) -> list[int]:
-        """Return the priority steps at which something is ready, or set aside."""
+        """Return the priority steps that have ready messages, or messages set aside."""
         return [
             step
             for step in self.inspector.steps()
@@ -319,7 +327,7 @@ class Mover:
         ]
 
     def _join(self, name: str, step: int) -> None:
-        """Bring back what an unfinished move has set aside, before what it had not come to."""
+        """Bring back messages that an unfinished move has set aside, before those not yet moved."""
         if not self.is_dry_run and self._redis.exists(self._aside_key(name, step)):
             self._pass(name, step, _from_stock, (), lambda _, window: ([e, "", 0] for e in window))
 
@@ -332,7 +340,7 @@ class Mover:
         items_of: Callable[[str, Sequence[bytes]], Iterator[list[Any]]],
         count: Moved | None = None,
     ) -> None:
-        """Go once through a ready list, from its head to its tail."""
+        """Process a ready list once, from its head to its tail."""
         patience, is_finished = PATIENCE, False
         while not is_finished:
             window = _window(self.inspector.ready(name, step))
@@ -342,7 +350,9 @@ class Mover:
                 _count_done(count, items[:done])
             patience = PATIENCE if done else patience - 1
             if not patience:
-                raise OthersInterfere(f"others keep taking from {name}: stop them, and repeat this")
+                raise OthersInterfere(
+                    f"other processes keep taking from {name}: stop them, then repeat this"
+                )
 
 
 def _count_done(count: Moved, items: Sequence[Sequence[Any]]) -> None:
@@ -360,7 +370,7 @@ def _batches(items: Sequence[Any]) -> Iterator[list[Any]]:
 
 
 def _window(elements: Iterator[bytes]) -> list[bytes]:
-    """Return the next ones, up to `BATCH` and about `MOST_BYTES`."""
+    """Return the next elements, up to `BATCH` and about `MOST_BYTES`."""
     found, size = [], 0
     for element in islice(elements, BATCH):
         found.append(element)
@@ -371,7 +381,7 @@ def _window(elements: Iterator[bytes]) -> list[bytes]:
 
 
 def _fitting(items: Iterator[list[Any]]) -> list[list[Any]]:
-    """Return the next ones, at least one, up to about `MOST_BYTES`."""
+    """Return the next items, at least one, up to about `MOST_BYTES`."""
     found, size = [], 0
     for item in items:
         found.append(item)

@@ -16,18 +16,18 @@ from .application import cqrs_of
 from .table import plain, print_table
 
 
-@click.group(name="outbox", help="Look after the relay of a SQL event store.")
+@click.group(name="outbox", help="Monitor the relay of a SQL event store.")
 def outbox() -> None:
-    """Gather the commands."""
+    """Group the commands about the relay."""
 
 
 @outbox.command(cls=CeleryCommand, name="status")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def status(context: click.Context, as_json: bool) -> None:
-    """Show the events that subscribers' queues do not have yet, and which relay sees to them.
+    """Show how many events are not yet on their subscribers' queues, and which relay is active.
 
-    Without the broker only what the database knows is shown, and the exit code is 1.
+    If the broker does not answer, only the database's facts are shown, and the exit code is 1.
     """
     cqrs = cqrs_of(context)
     try:
@@ -44,7 +44,7 @@ def status(context: click.Context, as_json: bool) -> None:
     else:
         _print(row)
     if row["error"]:
-        # The JSON has it, where that is printed.
+        # The JSON output includes the error.
         if not as_json:
             click.echo(f"Error: {plain(row['error'], keeps_lines=True)}", err=True)
         context.exit(1)

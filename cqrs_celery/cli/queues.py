@@ -1,4 +1,4 @@
-"""`celery -A app cqrs queues`: what waits, what is running, what is stuck."""
+"""`celery -A app cqrs queues`: the messages that wait, run, or are stuck, per queue."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .broker import broker_channel, is_reply_queue
 from .stored import head_of
 from .table import plain, print_table
 
-#: When an event was recorded, in its body; its head has no time.
+#: The time at which an event was recorded, in its body; its head has no time.
 _RECORDED_AT = re.compile(rb'"timestamp": ?"([^"]+)"')
 
-#: A row's keys, each with the head of its column.
+#: The keys of a row, each with its column head.
 _COLUMNS = {
     "queue": "queue",
     "ready": "ready",
@@ -36,7 +36,7 @@ _COLUMNS = {
     "oldest_running_s": "oldest run",
 }
 
-#: The same for each holder; its name has its host and process id already.
+#: The same for each holder; the consumer's name includes its host and process id.
 _HOLDER_COLUMNS = {
     "queue": "queue",
     "consumer": "consumer",
@@ -50,12 +50,12 @@ _HOLDER_COLUMNS = {
 
 
 @click.command(cls=CeleryCommand, name="queues")
-@click.option("--delayed", is_flag=True, help="List what waits for its time.")
-@click.option("--holders", is_flag=True, help="List who holds what, and how long its lease lasts.")
+@click.option("--delayed", is_flag=True, help="List the messages that wait for their time.")
+@click.option("--holders", is_flag=True, help="List consumers, their messages and their leases.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def queues(context: click.Context, delayed: bool, holders: bool, as_json: bool) -> None:
-    """Show per queue what waits, what is prefetched or running, what is stuck, and who consumes."""
+    """Show each queue's waiting, prefetched, running and stuck messages, and its consumers."""
     with broker_channel(context) as channel:
         inspector = QueueInspector(channel.queue)
         names = [n for n in inspector.names() if not is_reply_queue(context.obj.app, n)]
@@ -105,7 +105,7 @@ def _show_holders(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _undone(row: dict[str, Any]) -> int:
-    """Return how many messages of a queue a worker has yet to finish."""
+    """Return how many messages of a queue workers have yet to finish."""
     names = ("ready", "waiting", "retrying", "blocked", "delayed", "in_flight")
     return sum(int(row[name]) for name in names)
 
@@ -164,9 +164,10 @@ def _delayed(inspector: QueueInspector, name: str) -> list[dict[str, Any]]:
 
 
 def _age_s(payload: bytes, body: bytes) -> float | None:
-    """Return how long a message could have been handled: since it was sent, or its event recorded.
+    """Return for how many seconds a message has been ready to be handled.
 
-    What waits for a time counts from that; None where it is still to come, or nothing says so.
+    The time counts from its ETA, or else from when it was sent, or else from when its event was
+    recorded. None if the ETA is still to come, or no time is known.
     """
     head, recorded = head_of(payload, body), _RECORDED_AT.search(body)
     sent, eta = head["properties"].get("timestamp"), head["headers"].get("eta")
@@ -186,6 +187,6 @@ def _age_s(payload: bytes, body: bytes) -> float | None:
 
 
 def _seconds(text: str) -> float:
-    """Return a time in ISO form as seconds; without an offset it is UTC, as Celery writes it."""
+    """Return an ISO time as seconds; without an offset it is UTC, as Celery writes it."""
     at = datetime.fromisoformat(text)
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()

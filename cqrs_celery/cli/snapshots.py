@@ -21,10 +21,10 @@ from ..store.stream import StreamName
 from .application import cqrs_of
 from .table import plain, print_table
 
-#: Events that are read at a time, to see which aggregates there are.
+#: The most events read at a time to find the aggregates.
 PAGE = 10_000
 
-#: Lines of progress where there is no terminal for a bar: one for so many.
+#: The number of snapshots per line of progress, if there is no terminal for a bar.
 STEP = 1_000
 
 
@@ -39,7 +39,7 @@ class Reached(NamedTuple):
 
 @click.group(name="snapshots", help="Take all snapshots anew, or delete them.")
 def snapshots() -> None:
-    """Gather the commands."""
+    """Group the commands about snapshots."""
 
 
 @snapshots.command(cls=CeleryCommand, name="rebuild")
@@ -58,9 +58,9 @@ def snapshots() -> None:
 def rebuild(
     context: click.Context, types: Sequence[str], is_all: bool, as_json: bool
 ) -> None:  # fmt: skip
-    """Take a snapshot of every aggregate whose policy is due, from its events alone.
+    """Take a snapshot of every aggregate whose policy is due, from only its events.
 
-    A snapshot that is there is replaced, whatever it holds. Workers may go on meanwhile.
+    An existing snapshot is replaced, whatever it holds. Workers may run meanwhile.
     """
     with _reach(context) as reached:
         classes = _chosen(types)
@@ -80,7 +80,7 @@ def rebuild(
     "types",
     multiple=True,
     metavar="TYPE",
-    help="Only of this type; may be repeated, and be one that there is no class for.",
+    help="Only of this type; may be repeated. The type need not have a class.",
 )
 @click.option("--yes", "is_sure", is_flag=True, help="Don't ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; needs --yes.")
@@ -90,7 +90,7 @@ def drop(
 ) -> None:  # fmt: skip
     """Delete snapshots; the next loads replay all events, the next commits take new ones."""
     if as_json and not is_sure:
-        raise click.UsageError("--json can't ask: say --yes")
+        raise click.UsageError("--json can't ask for confirmation: use --yes")
     with _reach(context) as reached:
         names = list(types) or list(snapshotted_classes())
         store = reached.snapshots.store
@@ -113,7 +113,7 @@ def _reach(context: click.Context) -> Iterator[Reached]:
     """
     app: Any = context.obj.app
     cqrs = cqrs_of(context)
-    # Imports the modules of handlers, which import the aggregates.
+    # The modules of handlers import the aggregates.
     app.loader.import_default_modules()
     try:
         runtime = cqrs.runtime
@@ -139,7 +139,7 @@ def _chosen(types: Sequence[str]) -> dict[str, Any]:
 
 
 def _streams_in(reached: Reached, classes: dict[str, Any]) -> set[StreamName]:
-    """Return the streams of some types, of which only the events tell that they are there."""
+    """Return the streams of some types; only the events show which streams exist."""
     found: set[StreamName] = set()
     position = count = 0
     while page := reached.store.read_all(after_position=position, limit=PAGE):
@@ -156,7 +156,7 @@ def _streams_in(reached: Reached, classes: dict[str, Any]) -> set[StreamName]:
 
 
 def _retake(reached: Reached, cls: Any, stream: StreamName, is_all: bool) -> str:
-    """Take a snapshot anew; return what came of it in a word."""
+    """Take a snapshot anew; return the outcome in a word."""
     aggregate = None
     try:
         aggregate = reached.repository.rebuild(cls, stream.aggregate_id, from_events_alone=True)
@@ -168,7 +168,7 @@ def _retake(reached: Reached, cls: Any, stream: StreamName, is_all: bool) -> str
         if not (is_all or cls.__snapshot_policy__.is_due(facts)):
             return "not due"
         reached.snapshots.take(aggregate, stream)
-    except Exception as error:  # noqa: BLE001  the others come after it
+    except Exception as error:  # noqa: BLE001  the remaining streams are still to be processed
         text = f"{stream}: {type(error).__name__}: {error}"
         click.echo(plain(text, keeps_lines=True), err=True)
         return "failed"
@@ -178,7 +178,7 @@ def _retake(reached: Reached, cls: Any, stream: StreamName, is_all: bool) -> str
 def _with_progress(
     streams: Sequence[StreamName], label: str, as_json: bool
 ) -> Iterator[StreamName]:
-    """Yield streams, and show how far that has come: by a bar on a terminal, else by lines."""
+    """Yield streams and show progress: by a bar on a terminal, otherwise by lines."""
     if sys.stderr.isatty():
         with click.progressbar(streams, label=label, file=sys.stderr) as bar:
             yield from bar

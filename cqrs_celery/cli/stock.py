@@ -1,6 +1,6 @@
-"""How a message lies in a stock Redis queue: JSON with the body inside, base64-encoded.
+"""The form of a message in a stock Redis queue: JSON that contains the body, base64-encoded.
 
-What is not Kombu's to understand goes through unchanged.
+Parts that Kombu does not interpret are kept unchanged.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from .stored import parsed
 
 
 class Wants(NamedTuple):
-    """The needs of a stock message that stock Redis does not have.
+    """The properties of a stock message that our queue handles itself.
 
-    `wait_ms` is the time until its ETA, 0 if it has none, or a past one.
+    Attributes:
+        sequence: the message's sequence; empty without one.
+        wait_ms: milliseconds until its ETA; 0 if it has none, or a past one.
     """
 
     sequence: str = ""
@@ -30,13 +32,14 @@ def stock_message(payload: bytes, body: bytes, *, queue: str, due_ms: int | None
     """Return a message of ours as stock Kombu writes it.
 
     Args:
-        payload: its head and body, its head alone, a whole stock message, or nothing.
-        body: what it shares with others: nothing, its body, or all of it.
-        queue: where it lies.
-        due_ms: the time by Redis's clock before which it may not run; becomes its ETA.
+        payload: the message's head and body, only its head, a whole stock message, or nothing.
+        body: the part that it shares with other messages: nothing, its body, or all of it.
+        queue: the queue that holds it.
+        due_ms: the time before which it may not run, in milliseconds of Redis's clock; it becomes
+            the message's ETA.
 
     Raises:
-        ValueError: its head can't be read.
+        ValueError: the head can't be read.
     """
     head, body = split(payload, body)
     message = _object(parsed(head))
@@ -57,7 +60,7 @@ def stock_message(payload: bytes, body: bytes, *, queue: str, due_ms: int | None
 
 
 def wants_of(element: bytes) -> Wants:
-    """Return what an element of a ready list wants; nothing if it is no stock message."""
+    """Return the sequence and ETA of a ready list's element; empty if it is not a stock message."""
     try:
         headers = parsed(element)["headers"]
         return Wants(str(headers.get(SEQUENCE_HEADER) or ""), delay_ms(headers.get("eta")))
@@ -75,5 +78,5 @@ def redelivered(message: dict[str, Any]) -> bytes:
 
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{value!r} is no JSON object")
+        raise ValueError(f"{value!r} is not a JSON object")
     return value

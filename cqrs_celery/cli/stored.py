@@ -1,4 +1,4 @@
-"""Read what lies in a queue, whoever put it there."""
+"""Read messages in a queue that any program may have put there."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..transport.envelope import split
 
 
 def parsed(text: bytes | str) -> Any:
-    """Return what JSON says.
+    """Return the value of a JSON text.
 
     Raises:
-        ValueError: it is none, or is nested deeper than a worker reads.
+        ValueError: the text is not JSON, or is nested deeper than a worker reads.
     """
     content = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     if is_too_deep(content):
@@ -22,7 +22,7 @@ def parsed(text: bytes | str) -> Any:
 
 
 def head_of(payload: bytes, body: bytes) -> dict[str, Any]:
-    """Return a message's head; what can't be read of it, or is of another type, is empty."""
+    """Return a message's head; parts that can't be read, or have another type, are empty."""
     try:
         head = parsed(split(payload, body)[0])
     except ValueError:

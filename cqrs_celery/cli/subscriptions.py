@@ -1,4 +1,4 @@
-"""`celery -A app cqrs subscriptions`: who gets which events, who waits, who no longer should."""
+"""`celery -A app cqrs subscriptions`: list who gets which events; pause and remove them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .broker import broker_channel, is_reliable
 from .table import plain, print_table
 
 
-@click.group(name="subscriptions", help="See who gets which events; pause and remove them.")
+@click.group(name="subscriptions", help="List who gets which events; pause and remove them.")
 def subscriptions() -> None:
-    """Gather the commands."""
+    """Group the commands about subscriptions."""
 
 
 @subscriptions.command(cls=CeleryCommand, name="list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def list_subscriptions(context: click.Context, as_json: bool) -> None:
-    """List the registered functions; one that no worker takes from is marked.
+    """List the registered functions; a subscription that no worker consumes is marked.
 
-    With another broker than the reliable queue, what waits and who takes is not known.
+    With another broker than the reliable queue, waiting messages and consumers are not known.
     """
     if is_reliable(context):
         with broker_channel(context) as channel:
@@ -50,22 +50,24 @@ def list_subscriptions(context: click.Context, as_json: bool) -> None:
 
 @subscriptions.command(cls=CeleryCommand, name="remove")
 @click.argument("name")
-@click.option("--purge", is_flag=True, help="Delete what waits, if nobody else uses the queue.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option(
+    "--purge", is_flag=True, help="Delete waiting messages, if nobody else uses the queue."
+)
+@click.option("--dry-run", is_flag=True, help="Only print what would be removed.")
 @click.option("--yes", "is_sure", is_flag=True, help="Don't ask.")
 @click.pass_context
 def remove(context: click.Context, name: str, purge: bool, dry_run: bool, is_sure: bool) -> None:
-    """Let a function get no more events: NAME is its task's, or that of its whole subscription.
+    """Stop sending events to a function: NAME is that of its task, or of its whole subscription.
 
-    What it was sent stays, unless it is purged. A worker that still has the function registers it
-    again when it starts: deploy without it first.
+    Messages that it was sent stay, unless they are purged. A worker that still has the function
+    registers it again when it starts, so deploy without the function first.
     """
     if not is_reliable(context):
         registry = _registry(context)
         if purge:
             raise click.UsageError(
-                "--purge needs the reliable queue. Remove without it, and delete what waits by"
-                " Celery's own command: celery -A <app> purge -Q <subscription>"
+                "--purge needs the reliable queue. Remove without it, and delete waiting messages"
+                " by Celery's own command: celery -A <app> purge -Q <subscription>"
             )
         chosen = _chosen(registry.subscribers(), name)
         if _is_to_go_on(chosen, dry_run, is_sure):
@@ -81,7 +83,7 @@ def remove(context: click.Context, name: str, purge: bool, dry_run: bool, is_sur
         waiting = {queue: _waiting(inspector.look(queue, holdings)) for queue in purged}
         if not _is_to_go_on(chosen, dry_run, is_sure, waiting):
             return
-        # Where there is a SQL store, it remembers its subscribers too.
+        # If there is a SQL store, it keeps its subscribers, too.
         cqrs = getattr(context.obj.app, "cqrs", None)
         if cqrs is not None and cqrs.runtime.subscriptions is not None:
             _unregister(chosen, cqrs.runtime.subscriptions.unregister)
@@ -95,10 +97,11 @@ def remove(context: click.Context, name: str, purge: bool, dry_run: bool, is_sur
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.pass_context
 def pause(context: click.Context, names: Sequence[str]) -> None:
-    """Pause subscriptions: no worker takes anything of them, and all of it is kept in order.
+    """Pause subscriptions: no worker takes their messages, which are kept in order.
 
-    What runs ends; what workers have prefetched and not begun goes back. Others don't notice. A
-    subscription is paused with all its functions, until it is resumed.
+    Running messages finish; messages that workers have prefetched and not started go back. Other
+    subscriptions are not affected. A subscription is paused with all its functions, until it is
+    resumed.
     """
     with _pausing(context) as channel:
         inspector = QueueInspector(channel.queue)
@@ -115,11 +118,11 @@ def pause(context: click.Context, names: Sequence[str]) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.pass_context
 def resume(context: click.Context, names: Sequence[str]) -> None:
-    """Let paused subscriptions go on, with what has come meanwhile, in its order."""
+    """Resume paused subscriptions; messages that came meanwhile are handled in their order."""
     with _pausing(context) as channel:
         found, paused = QueueInspector(channel.queue).subscribers(), channel.queue.paused()
         for name in names:
-            # One that was removed while it was paused is registered no more.
+            # A subscription that was removed while it was paused is no longer registered.
             if name not in paused:
                 _check_is_subscription(name, found)
         was = channel.queue.resume(list(dict.fromkeys(names)))
@@ -132,15 +135,15 @@ def _pausing(context: click.Context) -> Iterator[Any]:
     """Provide a channel to the broker.
 
     Raises:
-        click.UsageError: the broker is not the reliable queue, which alone can pause.
+        click.UsageError: the broker is not the reliable queue; only that one can pause.
     """
     if not is_reliable(context):
         with context.obj.app.connection_for_read() as connection:
             where = connection.as_uri()
         raise click.UsageError(
             f"the broker {where} is not the reliable queue, and no other can pause a subscription:"
-            " its workers would go on. Stop those that consume it instead, or let them consume"
-            " other queues: celery -A <app> control cancel_consumer <subscription>"
+            " its workers would go on. Stop the workers that consume it instead, or let them"
+            " consume other queues: celery -A <app> control cancel_consumer <subscription>"
         )
     with broker_channel(context) as channel:
         yield channel
@@ -150,22 +153,22 @@ def _check_is_subscription(name: str, found: Iterable[Any]) -> None:
     """Check that a subscription of this name is registered.
 
     Raises:
-        click.UsageError: none is; or the name is that of one of its functions, which are in order
-            with each other, and so are paused together.
+        click.UsageError: no such subscription is registered; or the name is that of a function.
+            The functions of a subscription share one order, so they are paused together.
     """
     (first, *_) = _chosen(found, name)
     if first.queue != name:
         raise click.UsageError(
             f"{name} is a function of the subscription {first.queue}, which is paused with all its"
-            f" functions, since they are in order: name {first.queue}"
+            f" functions, since they share one order: use the name {first.queue}"
         )
 
 
 def _check_know_of_pauses(inspector: QueueInspector, names: Sequence[str]) -> None:
-    """Check that all workers that take from these queues would heed a pause.
+    """Check that all workers that consume these queues support pauses.
 
     Raises:
-        click.ClickException: some are of an older release, and would take on.
+        click.ClickException: a worker is of an older release, and would go on.
     """
     old = [
         one.about.worker or one.consumer
@@ -174,25 +177,25 @@ def _check_know_of_pauses(inspector: QueueInspector, names: Sequence[str]) -> No
     ]
     if old:
         raise click.ClickException(
-            f"nothing was paused: the workers {', '.join(sorted(old))} are of a release that knows"
-            " of no pause, and would go on. Upgrade or stop them, and repeat"
+            f"nothing was paused: the workers {', '.join(sorted(old))} are of a release without"
+            " pauses, and would go on. Upgrade or stop them, and repeat"
         )
 
 
 class _Registry:
-    """The subscribers that a SQL event store has registered, where its broker registers none."""
+    """The subscribers that a SQL event store has registered, for a broker that registers none."""
 
     def __init__(self, outbox: Any, application: str) -> None:
         self._outbox = outbox
         self._application = application
 
     def subscribers(self) -> list[Any]:
-        """Return who is registered, sorted by queue and name."""
+        """Return the registered subscribers, sorted by queue and name."""
         found = self._outbox.subscribers(self._application)
         return sorted(found, key=lambda one: (one.queue, one.name))
 
     def unregister(self, name: str, topics: Sequence[str]) -> int:
-        """Remove a subscriber from topics; returns from how many."""
+        """Remove a subscriber from topics; return the number it was removed from."""
         count: int = self._outbox.unregister(self._application, name, topics)
         return count
 
@@ -201,7 +204,7 @@ def _registry(context: click.Context) -> _Registry:
     """Return the SQL event store's registry.
 
     Raises:
-        click.UsageError: there is no such store, so nothing knows of subscriptions.
+        click.UsageError: there is no such store, so nothing registers subscriptions.
     """
     otherwise = "its broker is not the reliable queue: nothing registers who gets which events"
     store = sql_store_of(context, otherwise=otherwise)
@@ -209,10 +212,10 @@ def _registry(context: click.Context) -> _Registry:
 
 
 def _chosen(found: Iterable[Any], name: str) -> list[Any]:
-    """Return the registered functions to which a name refers.
+    """Return the registered functions that a name refers to.
 
     Raises:
-        click.UsageError: there are none.
+        click.UsageError: it refers to none.
     """
     registered = list(found)
     chosen = [one for one in registered if name in (one.name, one.queue)]
@@ -225,10 +228,10 @@ def _chosen(found: Iterable[Any], name: str) -> list[Any]:
 def _is_to_go_on(
     chosen: Iterable[Any], dry_run: bool, is_sure: bool, waiting: dict[str, int] | None = None
 ) -> bool:
-    """Print what would be removed, and ask; returns False for a dry run.
+    """Print what would be removed, and ask for confirmation; return False for a dry run.
 
     Raises:
-        click.Abort: the answer was no.
+        click.Abort: the user declined.
     """
     for one in chosen:
         click.echo(plain(f"{one.name} gets {', '.join(one.topics)}"))
@@ -252,7 +255,7 @@ def _messages(count: int) -> str:
 
 
 def _waiting(look: QueueLook) -> int:
-    """Return how many messages wait, for whatever: as many as a purge deletes."""
+    """Return how many messages wait, for any reason: the number that a purge deletes."""
     return look.ready + look.waiting + look.retrying + look.blocked + look.delayed
 
 
@@ -275,7 +278,7 @@ def _row(one: Any, **counts: int) -> dict[str, Any]:
         "waiting": counts.get("waiting"),
         "dead": counts.get("dead"),
         "workers": counts.get("workers"),
-        # Only the reliable queue knows of pauses.
+        # Only the reliable queue has pauses.
         "paused": False,
     }
 

@@ -1,4 +1,4 @@
-"""Print rows as a plain table, numbers to the right."""
+"""Print rows as a plain table, with numbers aligned to the right."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import click
 
 
 def plain(value: object, *, keeps_lines: bool = False) -> str:
-    """Return a value as text that does nothing to a terminal: its control characters are escaped.
+    """Return a value as text that can't control a terminal: its control characters are escaped.
 
     Args:
-        value: what is to be printed, such as an id that somebody else has chosen.
-        keeps_lines: True for a text of several lines, whose line ends and tabs stay.
+        value: the value to print, such as an id chosen by somebody else.
+        keeps_lines: True to keep line ends and tabs, for a text of several lines.
     """
     text = str(value)
     if text.isascii() and text.isprintable():
@@ -25,8 +25,8 @@ def plain(value: object, *, keeps_lines: bool = False) -> str:
     )
 
 
-#: Unicode's categories of what is not shown, but does something: controls, directions, line ends,
-#: half characters.
+#: Unicode's categories of invisible characters with an effect: controls, directions, line ends, and
+#: halves of surrogate pairs.
 _ACTIVE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
@@ -35,7 +35,7 @@ def _escaped(character: str) -> str:
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table, or "nothing" if there are no rows."""
+    """Print a table; print "nothing" if there are no rows."""
     if not rows:
         click.echo("nothing")
         return

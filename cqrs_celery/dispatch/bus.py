@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 from ..errors import (
@@ -22,7 +23,7 @@ from ..errors import (
     HandlerNotFound,
     StoreError,
 )
-from ..messages.metadata import Metadata
+from ..messages.metadata import NO_METADATA, Metadata
 from ..messages.serializer import Serializer
 from ..session.handling import HandlerSession, QuerySession
 from ..session.off_loop import handler_off_loop, off_loop
@@ -35,11 +36,13 @@ from .context import handling
 from .definitions import Definition, Definitions
 from .definitions import definitions as all_definitions
 from .event_loop import run_coroutine
+from .injection import Providers
 from .kinds import check_kind
 from .locks import CommandGate, CommandLock, Locks
 from .middleware import Call, Middleware, around, checked
 from .repeating import Next, Tries
 from .results import CommandResult as CommandResult
+from .scopes import Scope
 
 
 class Bus:
@@ -52,6 +55,7 @@ class Bus:
         locks: of aggregates; None for none.
         definitions: the handlers.
         middleware: around every handler, the first one outermost.
+        providers: what handlers may ask for besides what the package gives; None for nothing.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Bus:
         locks: Locks | None = None,
         definitions: Definitions = all_definitions,
         middleware: Iterable[Middleware] = (),
+        providers: Providers | None = None,
     ) -> None:
         self.app = app
         self.repository = repository
@@ -70,6 +75,16 @@ class Bus:
         self.locks = locks
         self.definitions = definitions
         self.middleware = checked(middleware)
+        self.providers = providers or Providers()
+
+    def takes_session(self, definition: Definition) -> bool:
+        """Return whether a handler takes a session, or what it asks for does.
+
+        Raises:
+            HandlerSignatureError: it asks for what it can't be given; see `Providers.plan_of`.
+        """
+        is_asked = definition.asked and self.providers.plan_of(definition).needs_session
+        return bool(is_asked) or Session in definition.injections.values()
 
     def find(self, message: Any) -> Definition:
         """Return the handler of a command or query.
@@ -128,7 +143,7 @@ class Bus:
             while True:
                 try:
                     with tries.reads:
-                        return self._run_once(definition, attempt, tries)
+                        return self._try(definition, attempt, tries)
                 except DuplicateCommand as error:
                     return result_of(CommandOutcome(error.position, error.outcome), definition)
                 except Exception as error:
@@ -140,22 +155,51 @@ class Bus:
                     time.sleep(delay_s(tries.conflicts - 1))
                     lock.after_conflict()
 
-    def _run_once(self, definition: Definition, attempt: Attempt, tries: Tries) -> CommandResult:
+    def _try(self, definition: Definition, attempt: Attempt, tries: Tries) -> CommandResult:
+        if not definition.asked:
+            return self._run_once(definition, attempt, tries)
+        with self._scope(definition, attempt) as scope:
+            return self._run_once(definition, attempt, tries, scope)
+
+    def _scope(self, definition: Definition, attempt: Attempt) -> Scope:
+        return Scope(
+            self.providers.plan_of(definition),
+            _name_of(definition),
+            attempt.metadata,
+            lambda: self._handling(definition, attempt),
+            keeps_when_repeated=definition.kind == "event",
+        )
+
+    def _run_once(
+        self,
+        definition: Definition,
+        attempt: Attempt,
+        tries: Tries,
+        scope: Scope | None = None,
+    ) -> CommandResult:
         session = HandlerSession(self.repository, metadata=attempt.metadata)
         try:
-            if Session in definition.injections.values() and not definition.is_async:
+            if not definition.is_async and (
+                Session in definition.injections.values()
+                or (scope is not None and scope.needs_session)
+            ):
                 session.enclose()
             try:
                 with self._handling(definition, attempt), session.watching():
-                    value = _call(definition, attempt, session)
+                    value = _call(definition, attempt, session, scope)
             except Exception as error:
                 # A transaction in which something failed may answer no more.
                 session.close()
                 if _may_be_repeated(error) and (found := attempt.find()):
+                    if scope is not None:
+                        scope.error = error
                     return result_of(found, definition)
                 raise
             tries.is_committing = True
-            return self._commit(session, definition, attempt, value)
+            result = self._commit(session, definition, attempt, value)
+            if scope is not None:
+                scope.is_committed = session.has_committed
+            return result
         finally:
             session.close()
 
@@ -201,7 +245,7 @@ class Bus:
             while True:
                 try:
                     with tries.reads:
-                        return await self._run_once_async(definition, attempt, tries)
+                        return await self._try_async(definition, attempt, tries)
                 except DuplicateCommand as error:
                     return result_of(CommandOutcome(error.position, error.outcome), definition)
                 except Exception as error:
@@ -213,22 +257,42 @@ class Bus:
                     await asyncio.sleep(delay_s(tries.conflicts - 1))
                     await lock.after_conflict_async()
 
-    async def _run_once_async(
+    async def _try_async(
         self, definition: Definition, attempt: Attempt, tries: Tries
+    ) -> CommandResult:
+        if not definition.asked:
+            return await self._run_once_async(definition, attempt, tries)
+        async with self._scope(definition, attempt) as scope:
+            return await self._run_once_async(definition, attempt, tries, scope)
+
+    async def _run_once_async(
+        self,
+        definition: Definition,
+        attempt: Attempt,
+        tries: Tries,
+        scope: Scope | None = None,
     ) -> CommandResult:
         session = HandlerSession(self.repository, metadata=attempt.metadata)
         try:
             try:
                 with self._handling(definition, attempt), session.watching():
-                    value = await definition.function(
-                        attempt.message, **_arguments(definition, attempt, session)
-                    )
+                    given = _arguments(definition, attempt, session)
+                    if scope is None:
+                        value = await definition.function(attempt.message, **given)
+                    else:
+                        call = partial(definition.function, attempt.message, **given)
+                        value = await scope.call_async(call, session)
             except Exception as error:
                 if _may_be_repeated(error) and (found := await off_loop(attempt.find)):
+                    if scope is not None:
+                        scope.error = error
                     return result_of(found, definition)
                 raise
             tries.is_committing = True
-            return await off_loop(self._commit, session, definition, attempt, value)
+            result = await off_loop(self._commit, session, definition, attempt, value)
+            if scope is not None:
+                scope.is_committed = session.has_committed
+            return result
         finally:
             session.close()
 
@@ -241,11 +305,12 @@ class Bus:
         """
         check_kind(query, "query")
         definition = self.find(query)
-        with self._around_query(definition, query) as call, self._read(definition) as given:
-            answer = definition.function(query, **given)
-            if definition.is_async:
-                answer = run_coroutine(answer, of=_name_of(definition))
-            call.result = answer
+        with self._around_query(definition, query) as call:
+            if not definition.is_async:
+                call.result = self._answer(definition, query)
+            else:
+                answer = self._answer_async(definition, query)
+                call.result = run_coroutine(answer, of=_name_of(definition))
         return call.result
 
     async def answer_async(self, query: Any) -> Any:
@@ -254,19 +319,37 @@ class Bus:
         definition = self.find(query)
         if not definition.is_async:
             return await handler_off_loop(self.answer, query)
-        with self._around_query(definition, query) as call, self._read(definition) as given:
-            call.result = await definition.function(query, **given)
+        with self._around_query(definition, query) as call:
+            call.result = await self._answer_async(definition, query)
         return call.result
 
-    def _read(self, definition: Definition) -> AbstractContextManager[dict[str, Any]]:
-        """Return the context of a query's handler, which gives its parameters beside the query."""
-        return self._reading(definition) if definition.injections else nullcontext({})
-
-    @contextmanager
-    def _reading(self, definition: Definition) -> Iterator[dict[str, Any]]:
+    def _answer(self, definition: Definition, query: Any) -> Any:
+        if not (definition.injections or definition.asked):
+            return definition.function(query)
         session = QuerySession(self.repository)
-        with session.reading():
-            yield dict.fromkeys(definition.injections, session)
+        given = dict.fromkeys(definition.injections, session)
+        if not definition.asked:
+            with session.reading():
+                return definition.function(query, **given)
+        with self._query_scope(definition) as scope, session.reading():
+            return scope.call(partial(definition.function, query, **given), session)
+
+    async def _answer_async(self, definition: Definition, query: Any) -> Any:
+        if not (definition.injections or definition.asked):
+            return await definition.function(query)
+        session = QuerySession(self.repository)
+        given = dict.fromkeys(definition.injections, session)
+        if not definition.asked:
+            with session.reading():
+                return await definition.function(query, **given)
+        async with self._query_scope(definition) as scope:
+            with session.reading():
+                call = partial(definition.function, query, **given)
+                return await scope.call_async(call, session)
+
+    def _query_scope(self, definition: Definition) -> Scope:
+        plan = self.providers.plan_of(definition)
+        return Scope(plan, _name_of(definition), NO_METADATA, nullcontext)
 
     def _around_query(self, definition: Definition, query: Any) -> AbstractContextManager[Call]:
         return around(self.middleware, Call("query", query, _name_of(definition)))
@@ -293,9 +376,13 @@ def _may_be_repeated(error: Exception) -> bool:
     return not isinstance(error, StoreError) or isinstance(error, ConcurrencyError)
 
 
-def _call(definition: Definition, attempt: Attempt, session: Session) -> Any:
-    result = definition.function(attempt.message, **_arguments(definition, attempt, session))
-    return run_coroutine(result, of=_name_of(definition)) if definition.is_async else result
+def _call(definition: Definition, attempt: Attempt, session: Session, scope: Scope | None) -> Any:
+    given = _arguments(definition, attempt, session)
+    if scope is None:
+        result = definition.function(attempt.message, **given)
+        return run_coroutine(result, of=_name_of(definition)) if definition.is_async else result
+    call = partial(definition.function, attempt.message, **given)
+    return (scope.call_in_loop if definition.is_async else scope.call)(call, session)
 
 
 def _arguments(definition: Definition, attempt: Attempt, session: Session) -> dict[str, Any]:

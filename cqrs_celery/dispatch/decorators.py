@@ -36,7 +36,7 @@ from .retrying import (
     check_refusals,
     exceptions,
 )
-from .signature import injections
+from .signature import read_parameters
 from .typed import DeclaresCommand, DeclaresQuery, Subscribes, SubscribesBatch
 
 M = TypeVar("M", bound=Message)
@@ -65,8 +65,10 @@ def command_handler(
     """Declare a function to be a command's one handler, and its Celery task.
 
     The function gets the command; a parameter annotated with `Session` gets the unit of work, which
-    is committed when the function returns; one with `Metadata` gets the trace. An exception is the
-    command's outcome: nothing is committed. A `Refusal` is one line in the log, and never retried.
+    is committed when the function returns; one with `Metadata` gets the trace; one with a type that
+    the application provides (`CQRS.provide`) gets a value of it, which is closed after the commit.
+    An exception is the command's outcome: nothing is committed. A `Refusal` is one line in the log,
+    and never retried.
 
     Args:
         command: the class.
@@ -98,7 +100,7 @@ def command_handler(
     _check("command", (command,))
 
     def declare(function: Callable[..., Any]) -> Any:
-        found = injections(function, "command", (command,))
+        found = read_parameters(function, "command", (command,))
         check_returned(function)
         check_options(function, options)
         conflicts = command_conflicts(
@@ -113,10 +115,11 @@ def command_handler(
             "command",
             (command,),
             function,
-            found,
+            found.injections,
             options=options,
             on_conflict=conflicts,
             retrying=retrying,
+            asked=found.asked,
         )
         definitions.add(definition)
         return Handler(definition)
@@ -127,7 +130,8 @@ def command_handler(
 def query_handler(query: type[M]) -> DeclaresQuery[M]:
     """Declare a function to be a query's one handler; it runs in the process that asks.
 
-    A parameter annotated with `Session` gets one that reads, and commits nothing.
+    A parameter annotated with `Session` gets one that reads, and commits nothing; one with a type
+    that the application provides (`CQRS.provide`) gets a value of it, which is closed at the end.
 
     Args:
         query: the class.
@@ -143,8 +147,10 @@ def query_handler(query: type[M]) -> DeclaresQuery[M]:
     _check("query", (query,))
 
     def declare(function: Any) -> Any:
-        found = injections(function, "query", (query,))
-        definitions.add(Definition("query", (query,), function, found))
+        found = read_parameters(function, "query", (query,))
+        definitions.add(
+            Definition("query", (query,), function, found.injections, asked=found.asked)
+        )
         return function
 
     return cast(DeclaresQuery[M], declare)
@@ -226,11 +232,12 @@ def subscribes(
     Functions of one subscription share a queue, so they see an aggregate's events in version
     order across types. The function gets the event; a parameter annotated with `RecordedEvent` gets
     the facts of its recording, one with `Session` a unit of work that is committed once on return,
-    one with `Metadata` the trace. An event may arrive again after a crash; its version tells. A
-    message that is published has no `RecordedEvent`.
+    one with `Metadata` the trace, one with a type that the application provides (`CQRS.provide`) a
+    value of it, which is closed after the commit. An event may arrive again after a crash; its
+    version tells. A message that is published has no `RecordedEvent`.
 
-    When it raises, the event is tried again, later each time; then it is a dead letter, which
-    workers try again for a week. Later events of the same aggregate wait meanwhile, in order.
+    If it raises, the event is tried again, later each time; then it is a dead letter, which workers
+    try again for a week. Later events of the same aggregate wait meanwhile, in order.
 
     Args:
         events: the classes, of events or of messages that are published; a base class means every
@@ -252,7 +259,8 @@ def subscribes(
         dead_letter_ttl_s: seconds for which workers try it again; None for the setting
             `cqrs_dead_letter_ttl_s`.
         batch: the most events that the function takes at once, from 2: as a list of
-            `RecordedEvent`, those of an aggregate in version order. 0: one, as an event.
+            `RecordedEvent`, those of an aggregate in version order. 0: one, as an event. A function
+            that takes a batch has no `Session`, `Metadata` or `RecordedEvent` parameter.
         retry_on_conflict: how often to repeat the function at once, with fresh state, when another
             writer has committed first; 0 for never.
         options: Celery's task options.
@@ -277,7 +285,7 @@ def subscribes(
                 f"{where(function)} sets batch, which is for events alone: messages that are"
                 " published one by one come one by one. Remove it."
             )
-        found = injections(function, "batch" if batch else kind, events)
+        found = read_parameters(function, "batch" if batch else kind, events)
         check_options(function, options)
         conflicts = OnConflict(check_retries(function, retry_on_conflict))
         retrying = _retrying(
@@ -293,10 +301,10 @@ def subscribes(
         if batch:
             check_number("batch", batch, here, least=2)
         definition = Definition(
-            "event", events, function, found, subscription, options, on_conflict=conflicts,
-            retrying=retrying,
+            "event", events, function, found.injections, subscription, options,
+            on_conflict=conflicts, retrying=retrying,
             ordered=ordered, lettering=Lettering(on_dead_letter, dead_letter_ttl_s),
-            batch=batch,
+            batch=batch, asked=found.asked,
         )  # fmt: skip
         definitions.add(definition)
         return Handler(definition)

@@ -15,6 +15,7 @@ from weakref import WeakMethod
 
 from ..errors import DuplicateRegistration, RegistrationError
 from ..messages.registry import registry, where
+from .asking import Asked
 from .conflicts import OnConflict
 from .results import Returned
 from .retrying import Lettering, Retrying
@@ -28,7 +29,8 @@ class Definition:
         kind: command, query or event; a subscription to messages is of the kind event too.
         messages: the classes that it handles; one, but for a subscription.
         function: the user's.
-        injections: its parameters beside the message, each with what it is given.
+        injections: its parameters that take what the package itself gives, each with its class.
+        asked: its parameters that take what an application provides, each with what it asks for.
         subscription: the name given to the decorator; "" for a subscription of its own.
         options: Celery's task options.
         on_conflict: what to do when another writer commits first.
@@ -50,6 +52,7 @@ class Definition:
     ordered: bool | Literal["subscription"] = True
     lettering: Lettering = field(default_factory=Lettering)
     batch: int = 0
+    asked: Mapping[str, Asked] = field(default_factory=dict)
 
     def renew(self) -> bool:
         """Take the classes that have taken the place of its own; returns whether there are such.

@@ -81,6 +81,10 @@ async def _end_tasks() -> None:
     await loop.shutdown_default_executor()
 
 
+#: What a coroutine, or a step of it, has come to.
+Outcome = concurrent.futures.Future[Any]
+
+
 class _Run:
     """One coroutine on its way through the loop, and a thread that waits for it."""
 
@@ -89,22 +93,24 @@ class _Run:
         self._coroutine = coroutine
         self._task: asyncio.Task[Any] | None = None
         self._is_cancelled = False
-        self._future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self._future: Outcome = concurrent.futures.Future()
 
     def wait(self, what: str) -> Any:
         """Run the coroutine; return what it returns, or raise what it raises."""
+        return self._wait(self._start, self._future, what)
+
+    def _wait(self, begin: Callable[[], object], future: Outcome, what: str) -> Any:
         try:
-            with in_state(state_here()):
-                self._loop.call_soon_threadsafe(self._begin)
-            return self._future.result()
+            begin()
+            return future.result()
         except asyncio.CancelledError as error:
             raise _cancelled(what) from error
         except BaseException as error:
-            if self._future.done() and self._future.exception() is error:
+            if future.done() and future.exception() is error:
                 raise
-            return self._end(error, what)
+            return self._end(error, future)
 
-    def _end(self, error: BaseException, what: str) -> Any:
+    def _end(self, error: BaseException, future: Outcome) -> Any:
         """Cancel the coroutine, since whoever waits was interrupted, and wait for its end.
 
         It may clean up, and return or raise what it likes, as a sync handler may that has caught
@@ -115,12 +121,16 @@ class _Run:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._cancel)
         if not isinstance(error, Exception):
-            concurrent.futures.wait([self._future], CLOSE_S)
+            concurrent.futures.wait([future], CLOSE_S)
             raise error
         try:
-            return self._future.result()
+            return future.result()
         except asyncio.CancelledError:
             raise error from None
+
+    def _start(self) -> None:
+        with in_state(state_here()):
+            self._loop.call_soon_threadsafe(self._begin)
 
     def _begin(self) -> None:
         self._task = self._loop.create_task(self._coroutine)
@@ -133,12 +143,118 @@ class _Run:
             self._task.cancel()
 
     def _done(self, task: asyncio.Task[Any]) -> None:
+        self._settle(task, self._future)
+
+    def _settle(self, task: asyncio.Task[Any], future: Outcome) -> None:
         if task.cancelled():
-            self._future.set_exception(asyncio.CancelledError())
+            future.set_exception(asyncio.CancelledError())
         elif (error := task.exception()) is not None:
-            self._future.set_exception(error)
+            future.set_exception(error)
         else:
-            self._future.set_result(task.result())
+            future.set_result(task.result())
+
+
+class TwoStepRun:
+    """A coroutine that hands a value over to the thread that waits, and goes on when it is told.
+
+        async def handle() -> None:
+            told = await run.hand_over(value)
+
+        run = TwoStepRun(of="the handler's name")
+        value = run.first(handle())
+        run.go_on("told")
+
+    It is one task of the process's event loop from its beginning to its end, as context managers
+    need it that are left by the task that has entered them.
+
+    Args:
+        of: the name of its handler, for errors.
+    """
+
+    def __init__(self, *, of: str) -> None:
+        self._of = of
+        self._own: EventLoop | None = None
+        loop = _the_loop()
+        if loop.is_here:
+            # As in `run_coroutine`: that one waits for what is called here.
+            self._own = loop = EventLoop()
+        self._loop = loop.loop
+        self._steps: _Steps | None = None
+
+    def first(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine until it hands a value over, or to its end; return the value.
+
+        Raises:
+            HandlerCancelled: it was cancelled by nobody who waits for it.
+            BaseException: whatever it raises, or what has interrupted.
+        """
+        self._steps = steps = _Steps(self._loop, coroutine)
+        return steps.wait(self._of)
+
+    async def hand_over(self, value: Any = None, *, error: BaseException | None = None) -> Any:
+        """Hand over a value, or what `first` is to raise; return what `go_on` tells.
+
+        Raises:
+            CancelledError: the process ends meanwhile.
+        """
+        assert self._steps is not None  # noqa: S101  the coroutine is run by it
+        return await self._steps.hand_over(value, error)
+
+    def go_on(self, told: Any) -> Any:
+        """Let the coroutine go on, and wait for its end.
+
+        Returns:
+            What it returns; None if it has ended before.
+
+        Raises:
+            HandlerCancelled: it was cancelled by nobody who waits for it.
+            BaseException: whatever it raises, or what has interrupted.
+        """
+        try:
+            return None if self._steps is None else self._steps.go_on(told, self._of)
+        finally:
+            if self._own is not None:
+                self._own.close()
+
+
+class _Steps(_Run):
+    """A run with an outcome for each of its two steps."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]
+    ) -> None:
+        super().__init__(loop, coroutine)
+        self._told: asyncio.Future[Any] = loop.create_future()
+        self._rest: Outcome = concurrent.futures.Future()
+        self._is_handed_over = False
+
+    async def hand_over(self, value: Any, error: BaseException | None) -> Any:
+        self._is_handed_over = True
+        if error is None:
+            self._future.set_result(value)
+        else:
+            self._future.set_exception(error)
+        return await self._told
+
+    def go_on(self, told: Any, what: str) -> Any:
+        if not self._is_handed_over:
+            return None
+        return self._wait(lambda: self._tell(told), self._rest, what)
+
+    def _tell(self, told: Any) -> None:
+        def tell() -> None:
+            if not self._told.done():
+                self._told.set_result(told)
+
+        self._loop.call_soon_threadsafe(tell)
+
+    def _cancel(self) -> None:
+        # Between the steps there is nothing to interrupt.
+        if not self._is_handed_over or self._told.done():
+            super()._cancel()
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._settle(task, self._rest if self._is_handed_over else self._future)
 
 
 def _cancelled(what: str) -> HandlerCancelled:

@@ -6,13 +6,14 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import HandlerSignatureError
 from ..messages.metadata import Metadata
 from ..messages.registry import where
 from ..session.session import Session
 from ..store.events import RecordedEvent
+from .asking import Asked, name_of, why_not, without_none
 
 #: What a handler can be given, by kind; the keys are what its parameters are annotated with.
 INJECTABLE: Mapping[str, tuple[type[Any], ...]] = {
@@ -25,22 +26,34 @@ INJECTABLE: Mapping[str, tuple[type[Any], ...]] = {
 }
 
 
-def injections(
+class Parameters(NamedTuple):
+    """A handler's parameters after the message.
+
+    Attributes:
+        injections: those that take what the package itself gives, each with its class.
+        asked: those that take what an application provides, each with what it asks for.
+    """
+
+    injections: dict[str, type[Any]]
+    asked: dict[str, Asked]
+
+
+def read_parameters(
     function: Callable[..., Any], kind: str, messages: Sequence[type[Any]]
-) -> dict[str, type[Any]]:
-    """Check a handler's parameters, and say what to give to which.
+) -> Parameters:
+    """Check a handler's parameters, and return what to give to which.
+
+    Whether somebody provides what is asked for is known later: at a worker's start, or when the
+    handler is first called.
 
     Args:
         function: the handler; its first parameter takes the message.
         kind: command, query, event, message, or batch for a function that takes events as a list.
         messages: the classes that it handles.
 
-    Returns:
-        The other parameters' names, each with the class that it is annotated with.
-
     Raises:
         HandlerSignatureError: the first parameter's annotation does not fit the messages, or
-            another parameter's is nothing that a handler of this kind is given.
+            another parameter's is nothing that a handler of this kind can be given.
     """
     parameters = list(inspect.signature(function).parameters.values())
     if not parameters:
@@ -53,23 +66,36 @@ def injections(
         _check_list(function, first.name, hints.get(first.name))
     else:
         _check_message(function, kind, messages, first.name, hints.get(first.name))
-    found: dict[str, type[Any]] = {}
+    found = Parameters({}, {})
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     for parameter in others:
-        hint = hints.get(parameter.name)
+        hint, may_be_none = without_none(hints.get(parameter.name))
+        has_default = parameter.default is not inspect.Parameter.empty
+        is_by_position = parameter.kind is inspect.Parameter.POSITIONAL_ONLY
         cls = typing.get_origin(hint) or hint
-        accepted = INJECTABLE[kind]
-        if cls in accepted:
-            found[parameter.name] = cls
-        elif parameter.default is inspect.Parameter.empty and parameter.kind not in (
-            inspect.Parameter.VAR_POSITIONAL,
-            inspect.Parameter.VAR_KEYWORD,
-        ):
-            names = ", ".join(c.__name__ for c in accepted) or "nothing else"
+        if parameter.kind in variadic or (is_by_position and has_default):
+            continue
+        if is_by_position:
             raise HandlerSignatureError(
-                f"{where(function)}: the parameter {parameter.name!r} is annotated with"
-                f" {_name(hint)}; expected one of what a handler of a {kind} is given: {names}"
+                f"{where(function)}: the parameter {parameter.name!r} is positional-only, and would"
+                " be given by name; expected the message alone in front of the slash"
             )
+        if cls in INJECTABLE[kind]:
+            found.injections[parameter.name] = cls
+        elif hint is not None and not why_not(hint):
+            found.asked[parameter.name] = Asked(hint, has_default, may_be_none)
+        elif not has_default:
+            raise _refused(function, kind, parameter.name, hints.get(parameter.name))
     return found
+
+
+def _refused(function: Callable[..., Any], kind: str, name: str, hint: Any) -> Exception:
+    names = ", ".join(c.__name__ for c in INJECTABLE[kind]) or "nothing else"
+    return HandlerSignatureError(
+        f"{where(function)}: the parameter {name!r} is annotated with {name_of(hint)}; expected a"
+        " class of yours that the application provides (cqrs.provide), or one of what a handler of"
+        f" a {kind} is given: {names}"
+    )
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -94,7 +120,7 @@ def _check_message(
         if not issubclass(message, accepted):
             raise HandlerSignatureError(
                 f"{where(function)} is declared for the {kind} {message.__qualname__}, but its"
-                f" parameter {name!r} is annotated with {_name(hint)}; expected"
+                f" parameter {name!r} is annotated with {name_of(hint)}; expected"
                 f" {message.__qualname__} or a base of it"
             )
 
@@ -108,11 +134,5 @@ def _check_list(function: Callable[..., Any], name: str, hint: Any) -> None:
     if not is_list or (typing.get_origin(of) or of) is not RecordedEvent:
         raise HandlerSignatureError(
             f"{where(function)} takes a batch, but its parameter {name!r} is annotated with"
-            f" {_name(hint)}; expected list[RecordedEvent]"
+            f" {name_of(hint)}; expected list[RecordedEvent]"
         )
-
-
-def _name(hint: Any) -> str:
-    if hint is None:
-        return "nothing"
-    return hint.__qualname__ if isinstance(hint, type) else str(hint)

@@ -77,5 +77,7 @@ class Subscribes(Generic[M_co]):
 class SubscribesBatch(Protocol):
     """The decorator of a subscription's function that takes many events."""
 
-    def __call__(self, function: Callable[[list[RecordedEvent[Any]]], Any]) -> Handler[Any, None]:
+    def __call__(
+        self, function: Callable[Concatenate[list[RecordedEvent[Any]], P], Any]
+    ) -> Handler[Any, None]:
         """Declare the function."""

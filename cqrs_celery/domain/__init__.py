@@ -1,1 +1,1 @@
-"""Where decisions are made: aggregates, which record events and are rebuilt from them. No I/O."""
+"""Aggregates, which make decisions, record events, and are rebuilt from them. No I/O."""

@@ -1,4 +1,4 @@
-"""The aggregate: decides, records what it decided as events, and is rebuilt from them.
+"""The aggregate: it makes decisions, records them as events, and is rebuilt from those events.
 
     class InventoryItem(Aggregate):
         count: int = 0
@@ -12,8 +12,8 @@
         def _checked_in(self, event: ItemsCheckedIn) -> None:
             self.count += event.count
 
-Its state is its attributes. What the session needs to know about it besides them is one attribute,
-`__ledger__`; `lifecycle` has what the session does with it.
+Its state is its attributes. One more attribute, `__ledger__`, holds what the session needs to know
+about it. The module `lifecycle` has the functions that the session uses.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ _TYPE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 
 @dataclass(frozen=True, slots=True)
 class PendingEvent:
-    """An event that is recorded, but not yet committed: the bytes that will be stored.
+    """An event that is recorded but not yet committed, as the bytes that will be stored.
 
     Attributes:
         type: the event's class.
-        data: its fields as a JSON object, as they were when it was recorded.
-        event_id: unique; it keeps it in the store.
+        data: the event's fields as a JSON object, as they were when it was recorded.
+        event_id: the event's unique id, which it keeps in the store.
         timestamp: when it was recorded, UTC.
     """
 
@@ -71,21 +71,30 @@ class PendingEvent:
 
     @property
     def event(self) -> Event:
-        """The typed event, as it will be read: a copy of the reader's own."""
+        """The typed event, as it will be read; each access returns a new copy."""
         event: Event = codec_of(self.type).read(self.data)
         return event
 
 
 @dataclass(slots=True)
 class Ledger:
-    """An aggregate's id, its committed version, and what it has recorded since.
+    """An aggregate's id, its committed version, and the events that it has recorded since.
 
-    It also holds whether its session has ended, so that nobody would write what it records; for
-    policies of snapshots: the version and time of the newest one that fits, and the seconds that
-    loading took; and, for the cache, the state that its events alone have made, with its version.
-    `known` has the version and id of the event that it was loaded at, and of the last one of each
-    commit since: if its stream has all of them, its state is the stream's. It is empty if that
-    can't be told.
+    Attributes:
+        id: the aggregate's id.
+        version: its committed version.
+        pending: the events that it has recorded since, oldest first.
+        applying: the event that an `@applies` method is applying now; None otherwise.
+        snapshot_version: the version of the newest snapshot that fits its class; 0 if there is
+            none.
+        snapshot_taken_at: when that snapshot was taken; None if there is none.
+        load_s: seconds that loading took.
+        is_detached: whether its session has ended, so that events recorded now would be lost.
+        made: for the cache, a state that only its events have made; None if there is none.
+        made_version: the version of that state.
+        known: the version and id of the event that it was loaded at, and of the last event of each
+            commit since. If its stream has all of them, its state is the stream's. It is empty if
+            this is not known.
     """
 
     id: str
@@ -102,7 +111,7 @@ class Ledger:
 
 
 class _NoLedger:
-    """What stands for the ledger of an aggregate whose `__init__` has made none."""
+    """A stand-in for the ledger of an aggregate whose `__init__` has not created one."""
 
     def __get__(self, aggregate: Aggregate | None, cls: type[Aggregate]) -> Any:
         if aggregate is None:
@@ -115,22 +124,23 @@ class _NoLedger:
 
 
 class Aggregate:
-    """An object with an identity, which changes only through the events that it records.
+    """An object with an identity that changes only through the events that it records.
 
-    It is built from its id alone; a class with an `__init__` of its own passes the id on. Mutable
-    class attributes, such as `lines: list[Line] = []` or `place: Place = Place()`, are defaults:
-    each instance has its own copy. Upper-case ones are constants and stay shared.
+    It is built from its id only; a class with its own `__init__` passes the id on. Mutable class
+    attributes, such as `lines: list[Line] = []` or `place: Place = Place()`, are defaults: each
+    instance has its own copy. Attributes in upper case are constants and stay shared.
 
     Class arguments:
-        name: its type, as it is stored and as streams are named; the class's name by default. No
-            two classes of a process have one type.
-        alias_of: another class, whose type and streams it shares.
+        name: the aggregate type, which is stored and names the streams; by default the class's
+            name. No two classes of a process may have the same type.
+        alias_of: another class, whose type and streams this class shares.
         strict: True to refuse events that no method applies; a subclass inherits it.
-        snapshot_every: take a snapshot when so many events have come since the last one.
-        snapshot_policy: another rule for when; see `cqrs_celery.domain.snapshot_policy`.
-        snapshot_version: of what the snapshots hold; count it up when the `@applies` methods make
-            something else of the same events. One of another version is not used. A subclass
-            inherits the three.
+        snapshot_every: the number of events since the last snapshot after which one is taken.
+        snapshot_policy: another rule for taking snapshots; see
+            `cqrs_celery.domain.snapshot_policy`.
+        snapshot_version: the version of the state in snapshots. Increase it when the `@applies`
+            methods derive another state from the same events. A snapshot of another version is not
+            used. A subclass inherits all three.
     """
 
     __aggregate_type__: ClassVar[str] = "Aggregate"
@@ -140,7 +150,7 @@ class Aggregate:
     __snapshot_policy__: ClassVar[SnapshotPolicy | None] = None
     __snapshot_version__: ClassVar[int] = 1
 
-    #: An instance's own, which its constructor makes.
+    #: The instance's ledger, which its constructor creates.
     __ledger__: Ledger = cast(Ledger, _NoLedger())
 
     def __init_subclass__(
@@ -163,7 +173,7 @@ class Aggregate:
         for reserved in _RESERVED:
             if getattr(cls, reserved) is not getattr(Aggregate, reserved):
                 raise ReservedFieldName(
-                    f"{where(cls)} has {reserved!r}, a name that Aggregate keeps for itself"
+                    f"{where(cls)} has {reserved!r}, a name that Aggregate reserves"
                     f" ({', '.join(_RESERVED)}). Rename it.",
                     field=reserved,
                 )
@@ -201,15 +211,15 @@ class Aggregate:
 
     @property
     def id(self) -> str:
-        """Its identity among the aggregates of its type."""
+        """The aggregate's id, unique within its type."""
         return self.__ledger__.id
 
     @property
     def version(self) -> int:
-        """The number of its committed events; it moves only after a save has succeeded.
+        """The number of committed events; it increases only after a save has succeeded.
 
-        In an `@applies` method, it is the version of the event before the one that is applied, when
-        that is recorded as when it is replayed.
+        In an `@applies` method, it is the version before the applied event, both when the event is
+        recorded and when it is replayed.
         """
         ledger = self.__ledger__
         if ledger.applying is None:
@@ -218,9 +228,10 @@ class Aggregate:
 
     @property
     def pending_events(self) -> tuple[PendingEvent, ...]:
-        """What it has recorded since it was loaded or saved, oldest first.
+        """The events that it has recorded since it was loaded or saved, oldest first.
 
-        In an `@applies` method, nothing, as when events are replayed.
+        In an `@applies` method, it is empty, both when the event is recorded and when it is
+        replayed.
         """
         ledger = self.__ledger__
         return tuple(ledger.pending) if ledger.applying is None else ()
@@ -228,24 +239,26 @@ class Aggregate:
     def record(self, event: Event) -> None:
         """Apply an event at once, and keep it until the session commits it.
 
-        It is written as JSON here and now. The `@applies` method gets what will be read of it, a
-        copy: what is done to either afterwards does not change what is stored.
+        The event is written as JSON at once. The `@applies` method gets a copy, as it will be read
+        from that JSON. Later changes to either object do not change what is stored.
 
         Args:
-            event: what has been decided; anything that could refuse it comes before.
+            event: the decision; check everything that could refuse it before recording it.
 
         Raises:
-            UnwritableMessage: a field holds a value that would not be read as it is.
-            SessionError: its session has committed, or ended: nobody would write the event.
+            UnwritableMessage: a field holds a value that would not come back unchanged.
+            SessionError: the aggregate's session has committed or ended; the event would be lost.
             MissingAggregateId: the aggregate has no id.
             UnhandledEvent: the class is strict and has no method for the event.
-            AggregateError: an `@applies` method recorded it, which would repeat on every load.
+            AggregateError: an `@applies` method recorded it, which would repeat on every load; or
+                it is not an event.
         """
         ledger = self.__ledger__
         if not ledger.id:
             raise MissingAggregateId(
-                f"{type(self).__qualname__} recorded {type(event).__qualname__}, and neither has an"
-                f" id; expected the aggregate to be made with one: {type(self).__qualname__}(id)",
+                f"{type(self).__qualname__} recorded {type(event).__qualname__}, but the aggregate"
+                " has no id; expected it to be created with one:"
+                f" {type(self).__qualname__}(id)",
                 aggregate_type=self.__aggregate_type__,
                 event_type=type(event).__qualname__,
             )
@@ -260,12 +273,12 @@ class Aggregate:
             raise AggregateError(
                 f"{self!r} recorded {type(event).__qualname__} while it applied"
                 f" {type(ledger.applying).__qualname__}: that would happen again on every load."
-                " Record events where they are decided; an @applies method only sets attributes."
+                " Record events in a method that decides; an @applies method only sets attributes."
             )
         cls: type[Any] = type(event)
         if not issubclass(cls, Event) or cls is Event:
             raise AggregateError(
-                f"{self!r} recorded {event!r}; expected an event, of a class below Event"
+                f"{self!r} recorded {event!r}; expected an instance of a subclass of Event"
             )
         data, copied = codec_of(cls).write(event)
         apply(self, copied)
@@ -282,10 +295,10 @@ class Aggregate:
 
 
 def apply(aggregate: Aggregate, event: Event) -> None:
-    """Change an aggregate's attributes through the method that applies the event, if it has one.
+    """Call the aggregate's method that applies the event, if there is one.
 
     Raises:
-        UnhandledEvent: it has none, and its class is strict.
+        UnhandledEvent: there is no such method, and the class is strict.
     """
     appliers = aggregate.__appliers__
     name = appliers.get(type(event)) or applier_of(appliers, type(event))
@@ -314,10 +327,10 @@ def _check_number(cls: type[Any], name: str, number: Any) -> None:
 
 
 def _mutable_defaults(cls: type[Any]) -> dict[str, Any]:
-    """Return the class attributes of which each instance needs a copy of its own.
+    """Return the class attributes that each instance needs its own copy of.
 
     Raises:
-        RegistrationError: one can't be copied.
+        RegistrationError: an attribute can't be copied.
     """
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
@@ -326,7 +339,7 @@ def _mutable_defaults(cls: type[Any]) -> dict[str, Any]:
             found.pop(name, None)
             if name.startswith("__") or name.isupper() or hasattr(value, "__get__"):
                 continue
-            # What an annotation declares is state, whatever class it is of.
+            # An annotated attribute is state, whatever its class.
             if is_mutable(value) or (name in annotated and may_be_mutable(value)):
                 found[name] = _copyable(cls, name, value)
     return found

@@ -1,7 +1,7 @@
 """Find the method of an aggregate that applies an event.
 
-The method is found by the most specific class of the event for which there is one. A subclass
-inherits the methods of its bases; its own come first.
+If several methods fit, the one for the event's most specific class is used. A subclass inherits the
+methods of its bases; its own take precedence.
 """
 
 from __future__ import annotations
@@ -33,14 +33,17 @@ def applies(*event_types: Any) -> Any:
     """Mark a method of an aggregate as the one that applies events of these types.
 
     The method takes the event and changes the aggregate's attributes, nothing else: it runs when
-    the event is recorded and again whenever the aggregate is loaded.
+    the event is recorded, and again whenever the aggregate is loaded.
 
     Args:
-        event_types: one or more; a base class stands for every event below it.
+        event_types: one or more event classes; a base class stands for all its subclasses.
+
+    Returns:
+        The decorator, which returns the method unchanged.
 
     Raises:
-        RegistrationError: no event types are given, or something that is not one.
-        HandlerSignatureError: the method does not take the event alone, or is async.
+        RegistrationError: no event types are given, or one is not an event class.
+        HandlerSignatureError: the method can't be called with just the event, or is async.
     """
     for event_type in event_types:
         if not (isinstance(event_type, type) and issubclass(event_type, Event)):
@@ -49,7 +52,7 @@ def applies(*event_types: Any) -> Any:
                 " @applies(ItemCreated), or @applies(ItemRenamed, ItemMoved)"
             )
     if not event_types:
-        raise RegistrationError("@applies() names no event; expected @applies(ItemCreated)")
+        raise RegistrationError("@applies() was given no event; expected @applies(ItemCreated)")
 
     def mark(method: Any) -> Any:
         _check_signature(method)
@@ -60,10 +63,10 @@ def applies(*event_types: Any) -> Any:
 
 
 def appliers_of(cls: type[Any]) -> dict[type[Event], str]:
-    """Return which method of a class, by name, applies which type of event.
+    """Return, for each event type, the name of the method of a class that applies it.
 
     Raises:
-        RegistrationError: two methods of one class apply the same type; names both.
+        RegistrationError: two methods of one class apply the same type; the text names both.
     """
     found: dict[type[Event], str] = {}
     for base in reversed(cls.__mro__):
@@ -82,12 +85,12 @@ def appliers_of(cls: type[Any]) -> dict[type[Event], str]:
 
 
 def applier_of(appliers: Mapping[type[Event], str], event_type: type[Event]) -> str | None:
-    """Return the method, by its name, that applies an event of a type; None if there is none.
+    """Return the name of the method that applies events of a type; None if there is none.
 
     Args:
-        appliers: what `appliers_of` returns.
-        event_type: of the event; where a module was reloaded, it may be another class than the one
-            that a method was declared for.
+        appliers: the result of `appliers_of`.
+        event_type: the event's class. After the reload of a module, it may be another object than
+            the class that a method was declared for.
     """
     if not registry.has_reloaded:
         return next((appliers[cls] for cls in event_type.__mro__ if cls in appliers), None)
@@ -101,11 +104,11 @@ def _check_signature(method: Any) -> None:
         inspect.signature(method).bind("self", "event")
     except TypeError as error:
         raise HandlerSignatureError(
-            f"{where(method)} applies events, but can't be called with an event alone: {error};"
+            f"{where(method)} applies events, but can't be called with just an event: {error};"
             " expected (self, event)"
         ) from error
     if inspect.iscoroutinefunction(method):
         raise HandlerSignatureError(
-            f"{where(method)} applies events and is async; expected an ordinary method, since"
+            f"{where(method)} applies events, but is async; expected an ordinary method, since"
             " applying an event only changes attributes"
         )

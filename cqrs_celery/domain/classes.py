@@ -8,7 +8,7 @@ from .aggregate import Aggregate
 
 
 def aggregate_classes() -> Iterator[type[Aggregate]]:
-    """Yield every class of aggregates that this process has imported, bases before subclasses."""
+    """Yield every aggregate class that this process has imported, bases before subclasses."""
     waiting = list(Aggregate.__subclasses__())
     while waiting:
         cls = waiting.pop(0)
@@ -17,7 +17,7 @@ def aggregate_classes() -> Iterator[type[Aggregate]]:
 
 
 def snapshotted_classes() -> dict[str, type[Aggregate]]:
-    """Return the classes that have snapshots, by their type; of two of one type, the last."""
+    """Return the classes that have snapshots, by aggregate type; if two share a type, the last."""
     return {
         cls.__aggregate_type__: cls
         for cls in aggregate_classes()

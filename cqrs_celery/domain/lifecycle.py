@@ -1,6 +1,6 @@
-"""What a repository does with an aggregate: build it, replay its history, mark it as saved.
+"""The operations of a repository on an aggregate: build it, replay its history, mark it as saved.
 
-These are functions, and not methods, so that an aggregate's names stay its author's.
+They are functions, not methods, so that the aggregate's author can use any name.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ A = TypeVar("A", bound=Aggregate)
 
 
 class HistoricEvent(Protocol):
-    """An event as replaying sees it; the store's RecordedEvent is one."""
+    """An event as a replay needs it; the store's RecordedEvent is one."""
 
     @property
     def event(self) -> Event | None:
-        """The typed event; None for one that was dropped, whose version is taken."""
+        """The typed event; None if an upcaster has dropped it, but its version stays taken."""
 
     @property
     def aggregate_id(self) -> str:
-        """Whose it is."""
+        """The id of the event's aggregate."""
 
     @property
     def version(self) -> int:
-        """Its place in the aggregate's stream, from 1."""
+        """The event's place in the aggregate's stream, from 1."""
 
 
 def build(cls: type[A], id: str) -> A:
@@ -45,29 +45,29 @@ def build(cls: type[A], id: str) -> A:
         if _takes_id_alone(cls):
             raise
         raise AggregateNotConstructible(
-            f"{where(cls)} can't be built from an id alone: {error}. Give the other parameters of"
-            " its __init__ defaults, or set them through an event.",
+            f"{where(cls)} can't be built from just an id: {error}. Give the other parameters of"
+            " its __init__ defaults, or set their attributes by an event.",
             aggregate_type=cls.__aggregate_type__,
         ) from error
     if "__ledger__" not in vars(aggregate) or aggregate.id != id:
         raise AggregateNotConstructible(
-            f"{where(cls)} was built with the id {id!r} and does not have it; expected its __init__"
-            " to call super().__init__(id)",
+            f"{where(cls)} was built with the id {id!r}, but does not have it; expected its"
+            " __init__ to call super().__init__(id)",
             aggregate_type=cls.__aggregate_type__,
         )
     return aggregate
 
 
 def replay(aggregate: Aggregate, history: Iterable[HistoricEvent]) -> None:
-    """Apply committed events, and move the version to the last one's.
+    """Apply committed events, and set the aggregate's version to that of the last one.
 
     Args:
-        aggregate: without pending events.
-        history: oldest first, from the version after the aggregate's.
+        aggregate: an aggregate without pending events.
+        history: the events, oldest first, from the version after the aggregate's.
 
     Raises:
-        ForeignEvent: an event is another aggregate's.
-        EventOutOfOrder: a version is missing or there twice.
+        ForeignEvent: an event belongs to another aggregate.
+        EventOutOfOrder: a version is missing or occurs twice.
         UnhandledEvent: the class is strict and has no method for an event.
     """
     ledger = aggregate.__ledger__
@@ -76,16 +76,16 @@ def replay(aggregate: Aggregate, history: Iterable[HistoricEvent]) -> None:
         if recorded.aggregate_id != ledger.id:
             raise ForeignEvent(
                 f"the history of {stream} holds {type(recorded.event).__qualname__} of the"
-                f" aggregate {recorded.aggregate_id!r} at version {recorded.version}; expected"
-                f" events of {ledger.id!r} alone",
+                f" aggregate {recorded.aggregate_id!r} at version {recorded.version}; expected only"
+                f" events of {ledger.id!r}",
                 stream=stream,
                 expected=ledger.id,
                 found=recorded.aggregate_id,
             )
         if recorded.version != ledger.version + 1 and not _goes_on(recorded, ledger.version):
             raise EventOutOfOrder(
-                f"the history of {stream} goes on with version {recorded.version}, expected"
-                f" {ledger.version + 1}: a version is missing or there twice",
+                f"the history of {stream} continues with version {recorded.version}, expected"
+                f" {ledger.version + 1}: a version is missing or occurs twice",
                 stream=stream,
                 expected=ledger.version + 1,
                 found=recorded.version,
@@ -96,32 +96,32 @@ def replay(aggregate: Aggregate, history: Iterable[HistoricEvent]) -> None:
 
 
 def _goes_on(recorded: HistoricEvent, version: int) -> bool:
-    """Return whether an event is a later one of several that were stored as one."""
+    """Return whether an event is a later part of one stored event that an upcaster has split."""
     return recorded.version == version and getattr(recorded, "part", 1) > 1
 
 
 def mark_saved(aggregate: Aggregate, version: int) -> None:
-    """Mark what an aggregate had pending as committed.
+    """Mark an aggregate's pending events as committed.
 
     Args:
-        aggregate: of which everything pending was appended.
-        version: its stream's, after the append.
+        aggregate: an aggregate whose pending events were all appended.
+        version: the version of its stream after the append.
     """
     ledger = aggregate.__ledger__
     if ledger.known or not ledger.version:
-        # A new list: an instance that was restored from the same bytes may have the old one.
+        # A new list, since another instance restored from the same bytes may hold the old one.
         ledger.known = [*ledger.known, (version, ledger.pending[-1].event_id)]
     ledger.version = version
     ledger.pending.clear()
 
 
 def attach(aggregate: Aggregate) -> None:
-    """Let an aggregate record: there is a session that will write it."""
+    """Allow an aggregate to record events: an open session will write them."""
     aggregate.__ledger__.is_detached = False
 
 
 def detach(aggregate: Aggregate) -> None:
-    """Let an aggregate record no more: its session has ended."""
+    """Forbid an aggregate to record events: its session has ended."""
     aggregate.__ledger__.is_detached = True
 
 

@@ -1,9 +1,9 @@
-"""Policies that decide when an aggregate's state is worth a snapshot; asked after each commit.
+"""Policies that decide, after each commit, whether to take a snapshot of an aggregate.
 
     class InventoryItem(Aggregate, snapshot_every=100): ...
     class Ledger(Aggregate, snapshot_policy=SlowToLoad(0.05), snapshot_every=1000): ...
 
-A policy is any object with `is_due`. Where a class names several, one that is due suffices.
+A policy is any object with `is_due`. If a class has several, one that is due is enough.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-#: Events that a policy of time waits for: on fewer, a snapshot spares nothing.
+#: The fewest events for which a time-based policy takes a snapshot; for fewer, it saves nothing.
 FEWEST_EVENTS = 10
 
 
@@ -19,9 +19,9 @@ class SnapshotFacts(NamedTuple):
     """The facts by which a policy decides.
 
     Attributes:
-        version: the aggregate's, all of its events committed.
-        snapshot_version: of its newest snapshot; 0 if it has none that fits its class.
-        snapshot_age_s: seconds since that was taken; None if there is none.
+        version: the version of the aggregate, whose events are all committed.
+        snapshot_version: the version of its newest snapshot; 0 if none fits its class.
+        snapshot_age_s: seconds since that snapshot was taken; None if there is none.
         load_s: seconds that loading the aggregate took; 0 if it was not loaded.
     """
 
@@ -32,46 +32,46 @@ class SnapshotFacts(NamedTuple):
 
     @property
     def events_since(self) -> int:
-        """The number of events that a load replays."""
+        """The number of events after the snapshot, which a load replays."""
         return self.version - self.snapshot_version
 
 
 class SnapshotPolicy(Protocol):
-    """The port of policies. What `is_due` raises is logged, and counts as no."""
+    """The port of policies. An error that `is_due` raises is logged, and counts as False."""
 
     def is_due(self, facts: SnapshotFacts) -> bool:
-        """Return whether a snapshot is to be taken now."""
+        """Return whether to take a snapshot now."""
 
 
 @dataclass(frozen=True, slots=True)
 class EveryEvents:
-    """A snapshot as soon as a load would replay so many events.
+    """A snapshot as soon as a load would replay a number of events.
 
     Attributes:
-        events: from 1.
+        events: the number of events, from 1.
     """
 
     events: int
 
     def is_due(self, facts: SnapshotFacts) -> bool:
-        """Return whether a load would replay so many events."""
+        """Return whether a load would replay that number of events."""
         return facts.events_since >= self.events
 
 
 @dataclass(frozen=True, slots=True)
 class OlderThan:
-    """A snapshot when something was committed and the last snapshot is old, or missing.
+    """A snapshot after a commit, if the last snapshot is old or missing.
 
     Attributes:
-        age_s: seconds.
-        at_least_events: that a load would replay; on fewer it is not due.
+        age_s: seconds after which a snapshot is old.
+        at_least_events: the fewest events that a load would replay; for fewer, it is not due.
     """
 
     age_s: float
     at_least_events: int = FEWEST_EVENTS
 
     def is_due(self, facts: SnapshotFacts) -> bool:
-        """Return whether the snapshot is old or missing, and there are events to save."""
+        """Return whether the snapshot is old or missing, and a load would replay enough events."""
         is_old = facts.snapshot_age_s is None or facts.snapshot_age_s >= self.age_s
         return is_old and facts.events_since >= self.at_least_events
 
@@ -81,16 +81,16 @@ class SlowToLoad:
     """A snapshot when loading the aggregate took long.
 
     Attributes:
-        load_s: seconds; the store's answer is part of them.
-        at_least_events: that a load would replay; on fewer it is not due, for it is the store that
-            is slow.
+        load_s: seconds, including the time until the store answered.
+        at_least_events: the fewest events that a load would replay; for fewer, it is not due, since
+            then the store is slow.
     """
 
     load_s: float
     at_least_events: int = FEWEST_EVENTS
 
     def is_due(self, facts: SnapshotFacts) -> bool:
-        """Return whether loading took so long, for enough events."""
+        """Return whether loading took that long, and a load would replay enough events."""
         return facts.load_s >= self.load_s and facts.events_since >= self.at_least_events
 
 

@@ -1,20 +1,20 @@
 """Turn an aggregate's state into bytes, and bytes into an aggregate with that state.
 
-The state is what the aggregate holds in the attributes that its class annotates, by msgspec:
+The state is the values of the attributes that the class annotates, written by msgspec:
 
     class InventoryItem(Aggregate, snapshot_every=100):
         name: str = ""
         counts: dict[str, int] = {}
 
-A class whose state is more than that, or is not to be kept as it is, says it itself:
+A class with more state, or with state that should be kept in another form, defines two methods:
 
     def to_snapshot(self) -> State: ...
     def from_snapshot(self, state: State) -> None: ...
 
-Nothing is captured that would not come back the same: an attribute that is not annotated, a value
-of another type than its annotation, a type that JSON changes, are errors when the state is captured
-and never when it is restored. What is restored is checked against the annotations, and carries
-their shape: bytes of another shape don't fit.
+State that would not come back unchanged is refused when it is captured, not when it is restored:
+an attribute that is not annotated, a value of another type than its annotation, a type that JSON
+changes. The bytes carry a checksum of the annotations' shape; bytes of another shape are refused.
+Restored values are checked against the annotations.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from .lifecycle import build
 
 A = TypeVar("A", bound=Aggregate)
 
-#: The methods of a class that says its state itself.
+#: The methods of a class that defines its state itself.
 TO, FROM = "to_snapshot", "from_snapshot"
 
-#: What of a JSON schema says nothing about the bytes.
+#: The parts of a JSON schema that do not affect the bytes.
 _WORDS: Final = ("default", "description", "title")
 
 
 class _Kept(msgspec.Struct):
-    """The bytes: the state, the shape of its class, and the events that it was made of.
+    """The captured form: the state, the shape of its class, and the events that it comes from.
 
-    Earlier versions did not keep `known`; see `Ledger`.
+    Earlier releases did not keep `known`; see `Ledger`.
     """
 
     shape: int
@@ -63,11 +63,11 @@ class StateCodec:
     """A codec that captures and restores the state of one class of aggregates.
 
     Args:
-        cls: the class.
+        cls: the aggregate class.
 
     Raises:
         RegistrationError: an annotation can't be read, or msgspec has no form for it; or the class
-            has one of the two methods without the other.
+            has only one of the two methods.
     """
 
     def __init__(self, cls: type[Aggregate]) -> None:
@@ -82,7 +82,7 @@ class StateCodec:
             kept = _struct_of(cls, hints)
         try:
             self._decode = msgspec.json.Decoder(kept).decode
-            # Where a default is not in the bytes, it is a part of what they say.
+            # A default that is not written into the bytes is a part of their meaning.
             words = _WORDS[1:] if omits_defaults(kept) else _WORDS
             shape = _encode(_bare(msgspec.json.schema(kept), words))
         except (TypeError, ValueError) as error:
@@ -95,10 +95,10 @@ class StateCodec:
         self._shape = zlib.crc32(shape)
 
     def capture(self, aggregate: Aggregate) -> bytes:
-        """Return the state of an aggregate that has nothing pending.
+        """Return the state of an aggregate without pending events, as bytes.
 
         Raises:
-            SnapshotError: it would not come back the same.
+            SnapshotError: the state would not come back unchanged, or events are pending.
         """
         if aggregate.pending_events:
             raise _not_captured(aggregate, "it has events that are not committed")
@@ -115,13 +115,13 @@ class StateCodec:
         """Return an aggregate in a captured state.
 
         Args:
-            id: the aggregate's.
-            version: at which it was captured.
-            data: what `capture` returned.
+            id: the aggregate's id.
+            version: the version at which the state was captured.
+            data: the bytes that `capture` returned.
 
         Raises:
-            SnapshotError: the class has another shape by now, or the bytes are damaged.
-            Exception: whatever the class's own method raised.
+            SnapshotError: the class has changed its shape since, or the bytes are damaged.
+            Exception: any error that the class's own method raised.
         """
         name = f"{self._cls.__aggregate_type__}-{id}"
         try:
@@ -154,17 +154,17 @@ class StateCodec:
         return aggregate
 
     def check(self) -> None:
-        """Check the attributes of a new aggregate, long before its first snapshot.
+        """Check the attributes of a new aggregate, before any snapshot is taken.
 
         Raises:
-            RegistrationError: it has attributes that are not annotated.
+            RegistrationError: the aggregate has attributes that are not annotated.
         """
         if self._has_methods:
             return
         strays = _strays(build(self._cls, "new"), self._fields)
         if strays:
             raise RegistrationError(
-                f"{where(self._cls)} has snapshots, and attributes that it does not annotate:"
+                f"{where(self._cls)} has snapshots, but also attributes that it does not annotate:"
                 f" {', '.join(strays)}. Annotate them, as in `{strays[0]}: list[str] = []`, or give"
                 f" the class {TO} and {FROM}."
             )
@@ -181,14 +181,14 @@ class StateCodec:
         return self._type(**{field: held.get(field, UNSET) for field in self._fields})
 
     def _check_same(self, aggregate: Aggregate, state: Any, found: Any) -> None:
-        of_method = f"what {TO} returned" if self._has_methods else ""
+        of_method = f"the result of {TO}" if self._has_methods else ""
         lost = difference(state, found, of_method, exact=True)
         if lost is not None:
             raise _not_captured(aggregate, _told(lost))
 
 
 def codec_of(cls: type[Aggregate]) -> StateCodec:
-    """Return the codec of a class; made at its first use.
+    """Return the codec of a class; it is created at its first use.
 
     Raises:
         RegistrationError: see `StateCodec`.
@@ -204,7 +204,7 @@ def capture(aggregate: Aggregate) -> bytes:
     """Return an aggregate's state as bytes; see `StateCodec.capture`.
 
     Raises:
-        SnapshotError: it would not come back the same.
+        SnapshotError: the state would not come back unchanged, or events are pending.
         RegistrationError: the class's state can't be kept at all.
     """
     return codec_of(type(aggregate)).capture(aggregate)
@@ -221,9 +221,9 @@ def restore(cls: type[A], id: str, version: int, data: bytes) -> A:
 
 
 def as_made(aggregate: A) -> A:
-    """Return another instance, in the state that events alone are known to have made of it.
+    """Return another instance, in the newest known state that only events have made.
 
-    That is the one of `made` in its ledger, at `made_version`; without one, a new aggregate.
+    This is the state `made` of its ledger, at `made_version`; without one, a new aggregate.
 
     Raises:
         SnapshotError: the bytes don't fit the class.
@@ -239,7 +239,7 @@ def _has_methods(cls: type[Aggregate]) -> bool:
     if len(has) == 1:
         other = FROM if has == [TO] else TO
         raise RegistrationError(
-            f"{where(cls)} has {has[0]} without {other}; expected both, or neither"
+            f"{where(cls)} has {has[0]}, but not {other}; expected both or neither"
         )
     return bool(has)
 
@@ -248,8 +248,8 @@ def _type_of_own_state(cls: type[Aggregate]) -> Any:
     hints = _resolved(cls, getattr(cls, TO))
     if "return" not in hints:
         raise RegistrationError(
-            f"{where(cls)} does not say what {TO} returns; expected an annotation, by which it is"
-            f" read again: def {TO}(self) -> State"
+            f"{where(cls)} does not annotate the return type of {TO}, by which the state is read"
+            f" again; expected: def {TO}(self) -> State"
         )
     return hints["return"]
 
@@ -259,7 +259,8 @@ def _hints(cls: type[Aggregate]) -> dict[str, Any]:
     for base in cls.__mro__[: cls.__mro__.index(Aggregate)]:
         if vars(base).get("__slots__"):
             raise RegistrationError(
-                f"{where(base)} has __slots__, which snapshots don't see; give it {TO} and {FROM}"
+                f"{where(base)} has __slots__, which snapshots don't include; give it {TO} and"
+                f" {FROM}"
             )
     return {
         name: hint
@@ -298,12 +299,12 @@ def _told(lost: Difference) -> str:
     kinds = [f"{one!r:.100} of the type {type(one).__name__}" for one in (lost.sent, lost.back)]
     text = f"{name} is {kinds[0]}, which would come back as {kinds[1]}"
     if isinstance(lost.sent, (datetime, time)) and lost.sent.tzinfo is not None:
-        text += ", with a fixed offset. Keep it in UTC, and the time zone's name beside it"
+        text += ", with a fixed offset. Keep it in UTC, and the time zone's name separately"
     return text
 
 
 def _bare(schema: Any, words: Sequence[str]) -> Any:
-    """Return a JSON schema without its words, which may change while the bytes don't."""
+    """Return a JSON schema without these keys, whose values may change while the bytes don't."""
     if isinstance(schema, list):
         return [_bare(one, words) for one in schema]
     if not isinstance(schema, dict):

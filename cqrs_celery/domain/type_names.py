@@ -1,4 +1,4 @@
-"""The classes by aggregate type. It names their streams, so no two classes share one unseen."""
+"""The aggregate classes by type. A type names streams, so no two classes share one by accident."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 from ..errors import DuplicateRegistration, RegistrationError
 from ..messages.registry import is_same, where
 
-#: The classes of this process by their type; those that are another's alias are not among them.
+#: The classes of this process by their type, without those that are an alias of another class.
 _owners: dict[str, type[Any]] = {}
 
 
 def claim(cls: type[Any], name: str, alias_of: type[Any] | None) -> None:
-    """Give a class its aggregate type, or, as an alias, that of another class.
+    """Register a class under its aggregate type, or check that an alias has its class's type.
 
-    The same module and class again takes the place of the former: a reloaded module is no conflict.
+    The same class of the same module replaces the former: a reloaded module is not a conflict.
 
     Args:
         cls: the class.
-        name: its type.
-        alias_of: the class whose type it has, too; None for none.
+        name: its aggregate type.
+        alias_of: the class whose type it shares; None if it is not an alias.
 
     Raises:
-        DuplicateRegistration: another class has the type; both are named.
-        RegistrationError: it is the alias of a class with another type.
+        DuplicateRegistration: another class has the type; the text names both.
+        RegistrationError: the class is an alias of a class with another type.
     """
     if alias_of is not None:
         _check_alias(cls, name, alias_of)
@@ -33,8 +33,8 @@ def claim(cls: type[Any], name: str, alias_of: type[Any] | None) -> None:
         raise DuplicateRegistration(
             f"the aggregate type {name!r} is claimed by {where(other)} and by {where(cls)}: their"
             " aggregates would share streams. Give one of them another name: class"
-            f" {cls.__name__}(…, name='…'). If both are meant to read the same streams, say so:"
-            f" class {cls.__name__}(…, alias_of={other.__name__})"
+            f" {cls.__name__}(…, name='…'). If both are meant to read the same streams, declare"
+            f" it: class {cls.__name__}(…, alias_of={other.__name__})"
         )
     _owners[name] = cls
 
@@ -42,6 +42,6 @@ def claim(cls: type[Any], name: str, alias_of: type[Any] | None) -> None:
 def _check_alias(cls: type[Any], name: str, alias_of: type[Any]) -> None:
     if name != getattr(alias_of, "__aggregate_type__", None):
         raise RegistrationError(
-            f"{where(cls)} has the type {name!r}, and alias_of = {alias_of!r}; expected a class of"
-            " aggregates, whose type it takes. Leave its own name out."
+            f"{where(cls)} has the type {name!r}, and alias_of = {alias_of!r}; expected an"
+            " aggregate class, whose type it takes. Remove its own name."
         )

@@ -1,4 +1,4 @@
-"""Note which aggregates record something while a handler runs, so that none is forgotten."""
+"""Collect the aggregates that record events while a handler runs, so that none is forgotten."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .recording import watched
 
 
 class Watching:
-    """The aggregates that record something inside its `with` block.
+    """The aggregates that record events inside its `with` block.
 
     Attributes:
-        found: themselves, in the order of their first recording.
-        outer: the same of the block around it; None if there is none.
+        found: the aggregates, in the order of their first recording.
+        outer: the list of the enclosing block; None if there is none.
     """
 
     __slots__ = ("_token", "found", "outer")
@@ -28,7 +28,7 @@ class Watching:
         self._token: Token[list[Aggregate] | None] = watched.set(self.found)
 
     def __exit__(self, *_: object) -> None:
-        # A web framework may end a generator's block in another context than it began in; there,
-        # nothing was watched.
+        # A web framework may end a generator's block in another context than it began in; that
+        # context has nothing to reset.
         with suppress(ValueError):
             watched.reset(self._token)

@@ -1,4 +1,4 @@
-"""What is sent and stored: commands, queries, events, messages, and how they become bytes.
+"""Commands, queries, events and messages, and how they become bytes.
 
-Values are typed, frozen and registered by name and version; nothing here does I/O.
+Messages are typed, frozen, and registered by name and version. Nothing here does I/O.
 """

@@ -1,4 +1,4 @@
-"""Check a message class's msgspec options: what would break what a message promises is refused."""
+"""Check a message class's msgspec options; refuse those that would break a message's promises."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ..errors import RegistrationError
 
-#: msgspec's options that a message class may set; the others are fixed, or have another name here.
+#: The msgspec options that a message class may set. The others are fixed, or are named differently.
 ACCEPTED: Final = frozenset(
     {
         "cache_hash",
@@ -21,7 +21,7 @@ ACCEPTED: Final = frozenset(
     }
 )
 
-#: Those that are fixed: the value that they have, and why.
+#: The fixed options: the value of each, and the reason.
 FIXED: Final[Mapping[str, tuple[Any, str]]] = {
     "array_like": (False, "fields are stored by name, so that they may come and go"),
     "eq": (True, "messages are values"),
@@ -30,25 +30,25 @@ FIXED: Final[Mapping[str, tuple[Any, str]]] = {
     "kw_only": (True, "fields are given by name, so that their order may change"),
     "omit_defaults": (
         False,
-        "what is left out would be read as another value once a default changes",
+        "a value that was left out would be read as another one once the default changes",
     ),
     "tag": (None, "its name says what it is"),
     "tag_field": (None, "its name says what it is"),
 }
 
-#: The class arguments of the messages' own.
+#: The class arguments that messages add to msgspec's.
 OWN: Final = ("name", "version", "aggregate", "key", "aliases", "unknown_fields")
 
 
 def check_class_options(where: str, options: Mapping[str, Any]) -> None:
-    """Check the class arguments that are not the messages' own.
+    """Check the class arguments that are meant for msgspec.
 
     Args:
         where: names the class in errors.
-        options: the arguments.
+        options: the arguments, by name.
 
     Raises:
-        RegistrationError: an option is fixed, or there is none of the name.
+        RegistrationError: an option is fixed and has another value, or does not exist.
     """
     for name, value in options.items():
         if name in FIXED:
@@ -58,7 +58,13 @@ def check_class_options(where: str, options: Mapping[str, Any]) -> None:
 
 
 def unknown_argument(where: str, name: str, known: Sequence[str]) -> RegistrationError:
-    """Return the error for a class argument that does not exist, with the one that was meant."""
+    """Return the error for a class argument that does not exist; it names the closest known one.
+
+    Args:
+        where: names the class in the error.
+        name: the argument that was given.
+        known: the arguments that exist.
+    """
     close = difflib.get_close_matches(name, known, n=1)
     return RegistrationError(
         f"{where} has the class argument {name!r}, which does not exist"
@@ -68,10 +74,14 @@ def unknown_argument(where: str, name: str, known: Sequence[str]) -> Registratio
 
 
 def check_fixed(where: str, values: Mapping[str, Any]) -> None:
-    """Check that fixed options have their value, whether given or inherited.
+    """Check that fixed options have their fixed value, whether given or inherited.
+
+    Args:
+        where: names the class in errors.
+        values: the options' values, by name.
 
     Raises:
-        RegistrationError: one has another.
+        RegistrationError: an option has another value.
     """
     for name, value in values.items():
         fixed, why = FIXED[name]

@@ -1,7 +1,7 @@
-"""Turn the messages of one class into JSON and back, so that what is read is what was written.
+"""Turn the messages of one class into JSON and back without changing them.
 
-What is written is read again at once, and compared: a value that would come back as another one is
-refused where it is written, which is where the mistake is.
+A written message is read again at once and compared with the original. A value that would come back
+as another one is refused when it is written, since the mistake is there.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .unknown import unknown_fields_of, with_unknown_fields
 
 _encode = msgspec.json.Encoder().encode
 
-#: Characters of a value that an error repeats.
+#: The most characters of a value that an error shows.
 _SHOWN = 120
 
 #: The field that msgspec names in an error: "… - at `$.lines[0]`".
 _FIELD: Final = re.compile(r" - at `\$\.(?P<name>\w+)")
 
-#: What msgspec, or a user's class, raises about a value that it can't write or read.
+#: The errors that msgspec, or a user's class, raises for a value that it can't write or read.
 _FAILURES = (TypeError, ValueError, OverflowError, msgspec.MsgspecError)
 
 
@@ -37,15 +37,16 @@ class Codec:
     """The codec of one message class.
 
     Args:
-        cls: the class.
+        cls: the message class.
 
     Attributes:
-        read: turns bytes of JSON into a message; raises what msgspec does.
-        convert: turns plain values, as Celery's JSON has read them, into a message; the same.
+        read: turns bytes of JSON into a message; raises msgspec's errors.
+        convert: turns plain values, as Celery's JSON has read them, into a message; raises
+            msgspec's errors.
 
     Raises:
         RegistrationError: a field's type has no form in JSON.
-        NameError: a field's type is not defined, or not yet.
+        NameError: a field's type is not defined (yet).
     """
 
     def __init__(self, cls: Any) -> None:
@@ -61,13 +62,13 @@ class Codec:
         self.convert: Callable[[Any], Any] = self._convert_all if keeps else self._convert
 
     def write(self, message: Any) -> tuple[bytes, Any]:
-        """Return a message as bytes of JSON, and what will be read from them.
+        """Return a message as bytes of JSON, and the message that will be read from them.
 
-        That is equal to the message, of the declared types, and shares nothing with it.
+        The latter equals the message, has the declared types, and shares no part with it.
 
         Raises:
             UnwritableMessage: a field holds a value that JSON has no form for, that is not of its
-                type, or that would come back as another one; or it is nested too deep.
+                type, or that would come back as another one; or the message is nested too deep.
         """
         try:
             data = _encode(message)
@@ -98,13 +99,13 @@ class Codec:
         return data, copy
 
     def encode(self, message: Any) -> bytes:
-        """Return a message as bytes of JSON, unchecked: one that was read, or written before."""
+        """Return a message as bytes of JSON, unchecked, since it was read or written before."""
         if self._keeps_unknown:
             return _encode({**msgspec.to_builtins(message, str_keys=True), **_rest(message)})
         return _encode(message)
 
     def keep(self, message: Any) -> Callable[[], Any]:
-        """Return what gives a message as it is now, whatever becomes of its lists and dicts."""
+        """Return a function that returns the message as it is now, whatever changes it later."""
         if not self._form.may_change:
             return lambda: message
         data = self.encode(message)
@@ -144,7 +145,7 @@ class Codec:
 
 
 def codec_of(cls: Any) -> Codec:
-    """Return the codec of a message class; made with the class, or else at its first use.
+    """Return the codec of a message class; if it was not made with the class, make it now.
 
     Raises:
         RegistrationError: a field's type has no form in JSON, or is not defined.
@@ -156,13 +157,13 @@ def codec_of(cls: Any) -> Codec:
         except NameError as error:
             raise RegistrationError(
                 f"{where(cls)} has a field whose type is not defined: {error}. Import or define it"
-                " in the module of the class, and not under TYPE_CHECKING alone."
+                " in the module of the class, and not only under TYPE_CHECKING."
             ) from error
     return codec
 
 
 def make_codec(cls: Any) -> None:
-    """Make the codec of a new class; at its first use, if a type is defined further down.
+    """Make the codec of a new class. If a type is defined further down, leave it to `codec_of`.
 
     Raises:
         RegistrationError: a field's type has no form in JSON.
@@ -174,7 +175,7 @@ def make_codec(cls: Any) -> None:
 
 
 def check_codecs(registry: Registry) -> None:
-    """Make the codecs that could not be made with their classes; a query needs none.
+    """Make the codecs that could not be made together with their classes. A query needs none.
 
     Raises:
         RegistrationError: a field's type has no form in JSON, or is not defined.
@@ -185,7 +186,7 @@ def check_codecs(registry: Registry) -> None:
 
 
 def fields_of(message: Any) -> list[tuple[str, Any]]:
-    """Return the names and values of a message's fields, those included that its class lacks."""
+    """Return the names and values of a message's fields, including kept unknown fields."""
     known = [(name, getattr(message, name)) for name in message.__struct_fields__]
     return [*known, *unknown_fields_of(message).items()]
 
@@ -221,7 +222,7 @@ def _told(found: Difference) -> str:
 
 
 def _with_field(message: Any, why: str) -> str:
-    """Return what msgspec says about a message with the field that it is about in front."""
+    """Return msgspec's error text about a message, preceded by the field in question."""
     names = dict(zip(message.__struct_encode_fields__, message.__struct_fields__, strict=True))
     place = _FIELD.search(why)
     name = names.get(place["name"]) if place else None
@@ -243,7 +244,7 @@ def _is_encodable(value: Any) -> bool:
 def _shown(value: Any) -> str:
     try:
         text = repr(value)
-    except Exception:  # noqa: BLE001  as of an int with more digits than Python prints
+    except Exception:  # noqa: BLE001  such as an int with more digits than Python prints
         text = "a value that can't be shown"
     text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
     return f"{text} of the type {type(value).__name__}"

@@ -1,8 +1,8 @@
-"""Make large JSON texts smaller, and back: for events, snapshots and the bodies of messages.
+"""Compress and expand large JSON texts: events, snapshots and the bodies of messages.
 
-What is compressed is JSON itself, a text that says what it is: `"cqrs:zstd:KLUv/…"`. So it goes
-wherever JSON goes: into a Redis script, a jsonb column, a task's argument. Nothing beside it needs
-to say that it is compressed, and nobody needs the setting to read it.
+Compressed data are JSON again: a string that names its own format, such as `"cqrs:zstd:KLUv/…"`.
+They fit wherever JSON does: in a Redis script, a jsonb column, a task's argument. No separate flag
+marks them as compressed, and reading them needs no setting.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import msgspec
 from ..errors import ConfigurationError, MissingDependency
 from ..extras import how_to_install
 
-#: What can be asked for.
+#: The accepted algorithms.
 ALGORITHMS: Final = ("gzip", "zstd")
 
-#: Bytes of JSON up to which nothing is compressed.
+#: The size in bytes of JSON up to which data are not compressed.
 THRESHOLD_BYTES: Final = 1000
 
-#: Bytes of JSON that a compressed text may become, where nothing else is said: 16 MiB.
+#: The most bytes of JSON that a compressed text may expand to, by default: 16 MiB.
 MOST_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -41,7 +41,7 @@ class ExpandsTooFar(ValueError):
 
 
 _FORM = re.compile(r"cqrs:(gzip|zstd):([A-Za-z0-9+/]+={0,2})")
-#: What compressed JSON begins with.
+#: The beginning of compressed JSON.
 COMPRESSED: Final = '"cqrs:'
 
 _START = COMPRESSED.encode()
@@ -49,12 +49,12 @@ _START = COMPRESSED.encode()
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """How to compress, and from which size on.
+    """The algorithm of compression, and the size above which data are compressed.
 
     Args:
         algorithm: "gzip", or "zstd", which is faster for large data and needs Python 3.14 or the
             extra `zstd`.
-        threshold_bytes: up to this size of JSON, data stay as they are.
+        threshold_bytes: the size in bytes of JSON up to which data are not compressed.
 
     Raises:
         ConfigurationError: there is no such algorithm.
@@ -65,7 +65,7 @@ class Compression:
     threshold_bytes: int = THRESHOLD_BYTES
 
     def __post_init__(self) -> None:
-        """Check that it can be done."""
+        """Check that the algorithm exists and is installed."""
         if self.algorithm not in ALGORITHMS:
             raise ConfigurationError(
                 f"there is no compression {self.algorithm!r}; accepted: {' or '.join(ALGORITHMS)}"
@@ -75,14 +75,17 @@ class Compression:
 
 
 def compress(data: bytes, how: Compression | None) -> bytes:
-    """Return JSON, compressed if it is above the threshold and becomes smaller by it.
+    """Return JSON, compressed if it is above the threshold and compression makes it smaller.
 
     Args:
-        data: JSON; what is compressed already stays as it is.
-        how: None for not at all.
+        data: JSON; if it is compressed already, it is returned unchanged.
+        how: the algorithm and the threshold; None for no compression.
 
     Returns:
-        JSON: the same, or a string.
+        The same JSON, or a JSON string that holds it in compressed form.
+
+    Raises:
+        MissingDependency: zstd is not installed.
     """
     if how is None or len(data) <= how.threshold_bytes or is_compressed(data):
         return data
@@ -96,15 +99,15 @@ def compress(data: bytes, how: Compression | None) -> bytes:
 
 
 def decompress(data: bytes | memoryview, most_bytes: int = MOST_BYTES) -> bytes | memoryview:
-    """Return what was compressed; what was not, or merely looks so, as it is.
+    """Return the expanded form of compressed JSON; return any other JSON unchanged.
 
     Args:
-        data: JSON.
-        most_bytes: how much JSON it may hold.
+        data: JSON; it may be compressed, or merely look so.
+        most_bytes: the most bytes that it may expand to.
 
     Raises:
-        ExpandsTooFar: it holds more.
-        MissingDependency: it needs zstd, which is not installed.
+        ExpandsTooFar: it would expand to more than `most_bytes`.
+        MissingDependency: it was compressed by zstd, which is not installed.
     """
     if data[: len(_START)] != _START:
         return data
@@ -120,12 +123,12 @@ def expand(text: Any, most_bytes: int = MOST_BYTES) -> bytes | None:
     """Return the JSON that a decoded string holds in compressed form; None if it holds none.
 
     Args:
-        text: any value; what is no text holds none.
-        most_bytes: how much JSON it may hold.
+        text: any value; one that is not a text holds none.
+        most_bytes: the most bytes that it may expand to.
 
     Raises:
-        ExpandsTooFar: it holds more.
-        MissingDependency: it needs zstd, which is not installed.
+        ExpandsTooFar: it would expand to more than `most_bytes`.
+        MissingDependency: it was compressed by zstd, which is not installed.
     """
     match = _FORM.fullmatch(text) if isinstance(text, str) else None
     if match is None:
@@ -134,7 +137,7 @@ def expand(text: Any, most_bytes: int = MOST_BYTES) -> bytes | None:
         packed = base64.b64decode(match[2], validate=True)
         if match[1] == "gzip":
             return _bounded(zlib.decompressobj(_GZIP), packed, most_bytes)
-        # It may look so, and be none: only what is must have the library.
+        # A text may look like zstd and not be it; only real zstd data need the library.
         if packed[:4] != b"\x28\xb5\x2f\xfd":
             return None
         return _bounded(_zstd().ZstdDecompressor(), packed, most_bytes)
@@ -148,12 +151,12 @@ def expand(text: Any, most_bytes: int = MOST_BYTES) -> bytes | None:
         return None
 
 
-#: Tells zlib to expect the head and the checksum of gzip.
+#: The value by which zlib expects the header and the checksum of gzip.
 _GZIP: Final = 16 + zlib.MAX_WBITS
 
 
 def _bounded(decompressor: Any, packed: bytes, most_bytes: int) -> bytes | None:
-    """Return what is in one compressed frame; None if it is cut off, or something is behind it."""
+    """Return the content of one compressed frame; None if it is cut off, or more data follow."""
     found: bytes = decompressor.decompress(packed, most_bytes + 1)
     if len(found) > most_bytes:
         raise ExpandsTooFar(most_bytes)
@@ -161,7 +164,7 @@ def _bounded(decompressor: Any, packed: bytes, most_bytes: int) -> bytes | None:
 
 
 def is_compressed(data: bytes | memoryview) -> bool:
-    """Return whether JSON is the compressed form of another one."""
+    """Return whether JSON is the compressed form of other JSON."""
     try:
         return decompress(data) is not data
     except ExpandsTooFar:
@@ -177,7 +180,7 @@ def _zstd() -> ModuleType | Any:
             from backports import zstd
     except ImportError as error:
         raise MissingDependency(
-            "zstd is not installed, and is needed to compress or to read what was compressed by it:"
-            f" {how_to_install('zstd')}"
+            "zstd is not installed, but is needed to compress data, or to read data that it has"
+            f" compressed: {how_to_install('zstd')}"
         ) from error
     return zstd

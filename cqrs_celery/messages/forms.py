@@ -1,7 +1,7 @@
-"""Check, when a message class is made, that JSON can hold what its fields are declared to be.
+"""Check, when a message class is created, that JSON can hold the declared types of its fields.
 
-What a class only declares too late, as with a type that is defined further down in its module, is
-checked when a worker starts, or at the message's first use.
+If a type is not defined yet, such as one further down in the module, the check happens when a
+worker starts, or at the message's first use.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ..nesting import MADE_LEVELS
 from .markers import MARKERS
 from .registry import where
 
-#: Named by errors, as what a field may be.
+#: The types that a field may have, as errors name them.
 ACCEPTED: Final = (
     "str, int, float, bool, bytes, Decimal, datetime, date, time, timedelta, UUID, Enum, list,"
     " dict, set, tuple, a NamedTuple, a dataclass or a msgspec.Struct"
 )
 
-#: Types of keys that come back from the text that JSON makes of them.
+#: The types of keys that can be read back from the text that JSON makes of them.
 _KEYS: Final = (
     inspect.StrType, inspect.IntType, inspect.FloatType, inspect.EnumType, inspect.LiteralType,
     inspect.DateTimeType, inspect.DateType, inspect.TimeType, inspect.TimeDeltaType,
@@ -37,14 +37,16 @@ _KEYS: Final = (
 
 @dataclass
 class Form:
-    """What the declared types of a class say of the JSON that its messages become.
+    """The properties of a class's messages in JSON, as its declared types determine them.
 
     Attributes:
-        may_have_marked: whether an object may be in it that Celery's JSON reads as something else.
-        may_be_deep: whether it may be nested deeper than a message may be.
-        times: fields of which `==` does not see whether a time without a zone is the second of a
-            repeated hour.
-        compared: fields of which `==` may pass over more: a class in them has its own.
+        may_have_marked: whether a message may contain an object that Celery's JSON reads as
+            something else.
+        may_be_deep: whether a message may be nested deeper than is accepted.
+        times: the fields whose `==` ignores `fold`: whether a time without a zone is in the second
+            of two repeated hours.
+        compared: the fields whose `==` may ignore more differences, since a class in them defines
+            its own.
         may_change: whether a part of a message, such as a list, can be changed in place.
     """
 
@@ -57,14 +59,15 @@ class Form:
 
 
 def check_fields(cls: Any, namespace: Mapping[str, Any]) -> None:
-    """Refuse what was meant as a field and is none, and defaults that messages would share.
+    """Check that all intended fields are fields, and that messages share no mutable default.
 
     Args:
         cls: a message class.
-        namespace: what its body defined.
+        namespace: the names that its body defined, with their values.
 
     Raises:
-        RegistrationError: names the class, the field, and what to write.
+        RegistrationError: a name has no type, or a default can be changed; the text names the
+            class, the field, and what to write.
     """
     annotated = annotated_names(cls)
     for name, value in namespace.items():
@@ -73,7 +76,7 @@ def check_fields(cls: Any, namespace: Mapping[str, Any]) -> None:
         if hasattr(value, "__get__") or callable(value):
             continue
         raise RegistrationError(
-            f"{where(cls)} has {name} = {value!r} without a type, so it is no field. Write"
+            f"{where(cls)} has {name} = {value!r} without a type, so it is not a field. Write"
             f" `{name}: {type(value).__name__} = {value!r}`, or, for a constant of the class,"
             f" `{name}: ClassVar[{type(value).__name__}] = {value!r}`."
         )
@@ -86,20 +89,20 @@ def check_fields(cls: Any, namespace: Mapping[str, Any]) -> None:
 def mutable_default(place: str, name: str, default: Any) -> RegistrationError:
     """Return the error for a default that all messages of a class would share."""
     return RegistrationError(
-        f"{place} has the default {default!r} for its field {name!r}, which all its messages would"
-        f" share and one could change. Write `{name}: … = msgspec.field(default_factory=lambda:"
+        f"{place} has the default {default!r} for its field {name!r}. All its messages would share"
+        f" it, and each could change it. Write `{name}: … = msgspec.field(default_factory=lambda:"
         f" {default!r})`, or make its class frozen."
     )
 
 
 def explained(cls_name: str, module: str, namespace: Mapping[str, Any], error: TypeError) -> Any:
-    """Return the error for a class that msgspec refuses to make.
+    """Return the error for a class that msgspec refuses to create.
 
     Args:
-        cls_name: of the class that there is not.
-        module: its module.
-        namespace: what its body defined.
-        error: what msgspec raised.
+        cls_name: the name of the class.
+        module: the name of its module.
+        namespace: the names that its body defined, with their values.
+        error: the error that msgspec raised.
     """
     place = f"{module}.{cls_name}"
     if "as a default value is unsafe" in str(error):
@@ -112,11 +115,11 @@ def explained(cls_name: str, module: str, namespace: Mapping[str, Any], error: T
 
 
 def form_of(cls: Any) -> Form:
-    """Return what is known of a class's messages from its declared types.
+    """Return the properties of a class's messages in JSON, from its declared types.
 
     Raises:
-        RegistrationError: a field's type has no form in JSON, or the class is generic; names the
-            field, and what to write.
+        RegistrationError: a field's type has no form in JSON, or the class is generic; the text
+            names the field, and what to write.
         NameError: a type is not defined yet.
     """
     if getattr(cls, "__parameters__", ()):
@@ -154,10 +157,10 @@ def _is_moment(described: Any) -> bool:
 
 
 def _is_compared(described: Any, above: list[Any]) -> bool:
-    """Return whether `==` may take values of a type for equal that differ."""
+    """Return whether `==` may treat different values of a type as equal."""
     if any(described is one for one in above):
         return False
-    # Also of a time with a zone whose offset depends on the day, which JSON loses.
+    # This includes a time whose zone's offset depends on the day, which JSON loses.
     if isinstance(described, (inspect.DateTimeType, inspect.TimeType)):
         return True
     if _has_own_equality(described):
@@ -175,7 +178,7 @@ def _has_own_equality(described: Any) -> bool:
 
 
 def _compares_all(cls: Any) -> bool:
-    """Return whether a dataclass has the `__eq__` that Python made for it, of all fields."""
+    """Return whether a dataclass has the `__eq__` that Python generates, over all its fields."""
     fields = getattr(cls, "__dataclass_fields__", {}).values()
     code = getattr(cls.__eq__, "__code__", None)
     return (
@@ -191,10 +194,11 @@ def _class_of(described: Any) -> Any:
 
 
 def formless_part(hint: Any) -> Any:
-    """Return the class in a type that JSON has no form for; None if there is none.
+    """Return the class within a type that JSON has no form for; None if there is none.
 
     Raises:
-        TypeError: the whole can't be read from JSON, as a union that JSON can't tell apart.
+        TypeError: the type as a whole can't be read from JSON, such as a union whose members JSON
+            can't tell apart.
     """
     msgspec.json.Decoder(hint)
     found = next(filter(_is_formless, _all_parts(hint)), None)
@@ -202,7 +206,7 @@ def formless_part(hint: Any) -> Any:
 
 
 def omits_defaults(hint: Any) -> bool:
-    """Return whether a struct in a type leaves out, when it is written, what is its default."""
+    """Return whether a struct within a type omits fields with default values when it is written."""
     return any(
         isinstance(one, inspect.StructType) and _class_of(one).__struct_config__.omit_defaults
         for one in _all_parts(hint)
@@ -210,7 +214,7 @@ def omits_defaults(hint: Any) -> bool:
 
 
 def _all_parts(hint: Any) -> Iterator[Any]:
-    """Yield what a type is made of, itself first, each part once."""
+    """Yield a type and all its parts, the type first, each part once."""
     waiting: list[Any] = [inspect.type_info(hint)]
     seen: list[Any] = []
     while waiting:
@@ -240,7 +244,7 @@ def _is_formless(described: Any) -> bool:
 
 
 def _walk(cls: Any, described: Any, path: str, form: Form) -> int:
-    """Check a type and all its parts; returns how many levels it nests."""
+    """Check a type and all its parts; return the number of levels of its nesting."""
     if _is_formless(described):
         raise _no_form(cls, path, getattr(described, "cls", type(described)))
     if isinstance(described, (inspect.AnyType, inspect.CustomType)):
@@ -288,15 +292,15 @@ def _check_nested(cls: Any, path: str, nested: Any) -> None:
     if nested.__struct_config__.omit_defaults:
         raise RegistrationError(
             f"{where(cls)} has the field {path!r} of the type {nested.__qualname__}, which has"
-            " omit_defaults = True: what was left out when it was written would be read as"
-            " another value once the default has changed. Remove omit_defaults."
+            " omit_defaults = True: a value that was left out would be read as another one once the"
+            " default changes. Remove omit_defaults."
         )
     if getattr(nested, "__keeps_unknown__", False):
         raise RegistrationError(
             f"{where(cls)} has the field {path!r} of the type {nested.__qualname__}, which has"
-            " unknown_fields='keep': they are kept of a whole message, and would be lost of one"
-            " inside another. Write a msgspec.Struct for the field, or give the class another"
-            " unknown_fields."
+            " unknown_fields='keep': unknown fields are kept only of a whole message, and would be"
+            " lost of one inside another. Write a msgspec.Struct for the field, or give the class"
+            " another unknown_fields."
         )
 
 
@@ -307,7 +311,8 @@ def _check_key(cls: Any, path: str, key: Any) -> None:
         if not isinstance(kind, _KEYS) and not is_any:
             raise RegistrationError(
                 f"{where(cls)} has a dict in the field {path!r} whose keys are of the type"
-                f" {_named(kind)}; keys of JSON objects are texts, from which that can't be told."
+                f" {_named(kind)}; keys of JSON objects are texts, from which this type can't be"
+                " read back."
                 " Use keys of the type str, int, float, Decimal, Enum, date, datetime or UUID, or"
                 " write a list of pairs."
             )
@@ -327,7 +332,7 @@ def _no_form(cls: Any, path: str, kind: Any) -> RegistrationError:
 
 
 def _refused_field(cls: Any, error: TypeError) -> tuple[str, str]:
-    """Return which field a class's decoder can't be made for, and why not."""
+    """Return the field for which no decoder can be made, and the reason."""
     why = str(error).splitlines()[0].removesuffix(" is not supported")
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         if name in cls.__struct_fields__:

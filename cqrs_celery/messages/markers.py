@@ -1,4 +1,4 @@
-"""Find objects that Kombu's JSON reads as values of types of its own, or fails on."""
+"""Find objects that Kombu's JSON reads as values of its own types, or can't read."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Final
 
 import msgspec
 
-#: The keys of such an object, which has no others.
+#: The only keys of such an object.
 MARKERS: Final = frozenset({"__type__", "__value__"})
 
-#: What an error calls it, and what to do.
+#: Such an object in an error, with the remedy.
 MARKED: Final = (
-    f"an object with the keys {' and '.join(sorted(MARKERS))} alone, which Celery's JSON reads as"
+    f"an object whose only keys are {' and '.join(sorted(MARKERS))}, which Celery's JSON reads as"
     " something else. Rename one of them"
 )
 
 
 def has_marked_object(data: bytes) -> bool:
-    """Return whether JSON has an object of the two keys alone, at any depth."""
-    # Nearly always told by a search of the bytes.
+    """Return whether JSON has an object with only these two keys, at any depth."""
+    # A search of the bytes nearly always decides it.
     if b'"__type__"' not in data or b'"__value__"' not in data:
         return False
     waiting = [msgspec.json.decode(data)]

@@ -4,7 +4,8 @@
         id: str
         count: int
 
-A message holds its user's fields only. When it happened, to what, and why, is metadata beside it.
+A message holds only the fields that its class declares. The time, the stream and the cause are
+metadata, kept outside the message.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ __all__ = [
 
 
 class MessageMeta(msgspec.StructMeta):
-    """The metaclass of messages, which registers every message class once it is whole.
+    """The metaclass of messages, which registers every message class once it is complete.
 
-    msgspec calls `__init_subclass__` before a class knows its fields; a metaclass comes after.
+    msgspec calls `__init_subclass__` before a class knows its fields, hence a metaclass.
     """
 
     def __new__(
@@ -65,7 +66,7 @@ class MessageMeta(msgspec.StructMeta):
         unknown_fields: UnknownFields | None = None,
         **options: Any,
     ) -> Any:
-        """Make the class and register it; a class with `kind` is a base and is not registered."""
+        """Create the class and register it; a class with `kind` is a base and is not registered."""
         if kind is None:
             check_class_options(
                 f"{namespace.get('__module__')}.{namespace.get('__qualname__', cls_name)}", options
@@ -99,15 +100,15 @@ class MessageMeta(msgspec.StructMeta):
             cls.__aggregate__, cls.__key__ = aggregate, key
         return cls
 
-    # msgspec's own __init__ takes the options that __new__ has taken.
+    # Without this, msgspec's __init__ would get the options of __new__.
     def __init__(cls, cls_name: str, bases: tuple[type, ...], namespace: dict[str, Any], **_: Any):
         super().__init__(cls_name, bases, namespace)
 
 
-#: The fixed options that a class may have from a msgspec.Struct among its bases.
+#: The fixed options that a class may inherit from a msgspec.Struct among its bases.
 _INHERITED: Final = ("array_like", "eq", "omit_defaults", "tag")
 
-#: What may become of fields that a class does not have.
+#: The ways to treat fields that a class does not have.
 UnknownFields = Literal["ignore", "refuse", "keep"]
 
 
@@ -118,17 +119,21 @@ def _unknown_options(cls_name: str, unknown_fields: str) -> dict[str, Any]:
             " 'keep'"
         )
     options: dict[str, Any] = {"forbid_unknown_fields": unknown_fields == "refuse"}
-    # msgspec keeps what is no field in an instance's dict, if there is one.
+    # An instance's dict, if there is one, can hold what is not a field.
     return {**options, "dict": True} if unknown_fields == "keep" else options
 
 
 def _check_names(cls: Any) -> None:
-    """Refuse fields whose names the base class needs."""
+    """Check that no field has a name that the base class needs.
+
+    Raises:
+        ReservedFieldName: a field has such a name, or one that begins with _.
+    """
     for field in cls.__struct_fields__:
         if field in cls.__reserved__ or field.startswith("_"):
             raise ReservedFieldName(
                 f"{where(cls)} has a field {field!r}, a name that its base class"
-                f" {cls.__kind__} keeps for itself"
+                f" {cls.__kind__} reserves"
                 f" ({', '.join(sorted(cls.__reserved__)) or 'and names that begin with _'})."
                 " Rename the field.",
                 field=field,
@@ -137,8 +142,8 @@ def _check_names(cls: Any) -> None:
 
 def _only_for_what_is_kept(cls: Any) -> RegistrationError:
     return RegistrationError(
-        f"{where(cls)} has a version, or unknown_fields, which are for what is stored or"
-        " sent: a query never leaves its process. Leave them out."
+        f"{where(cls)} has a version or unknown_fields, which are for stored and sent messages:"
+        " a query never leaves its process. Remove them."
     )
 
 
@@ -149,20 +154,20 @@ def _check_aliases(cls: Any, aliases: Sequence[str]) -> None:
         )
     if aliases and cls.__kind__ not in ("event", "message"):
         raise RegistrationError(
-            f"{where(cls)} has aliases, which are for events and messages: a {cls.__kind__}'s name"
-            " is what others call it by. Keep the name, and rename the class alone."
+            f"{where(cls)} has aliases, which are for events and messages: others refer to a"
+            f" {cls.__kind__} by its name. Keep the name, and rename only the class."
         )
 
 
 def _check_key(cls: Any, aggregate: type | None, key: str | None) -> None:
     if cls.__kind__ not in ("command", "message") or (aggregate and cls.__kind__ == "message"):
         raise RegistrationError(
-            f"{where(cls)} names an aggregate, or a key: only a command is for one; a message that"
-            " is published may have a key alone"
+            f"{where(cls)} has an aggregate or a key: only a command may have both; a published"
+            " message may have a key"
         )
     if cls.__kind__ == "command" and (aggregate is None or key is None):
         raise RegistrationError(
-            f"{where(cls)} names {'a key' if aggregate is None else 'an aggregate'} only; expected"
+            f"{where(cls)} has only {'a key' if aggregate is None else 'an aggregate'}; expected"
             " both: aggregate=InventoryItem, key='id'"
         )
     if key not in cls.__struct_fields__:
@@ -174,17 +179,18 @@ def _check_key(cls: Any, aggregate: type | None, key: str | None) -> None:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class Message(msgspec.Struct, metaclass=MessageMeta, kind="message", frozen=True):
-    """Something that is told to subscribers without being stored: `cqrs.publish(message)`.
+    """A notice to subscribers that is sent and not stored: `cqrs.publish(message)`.
 
     Class arguments:
-        name: under which it travels; without a dot, the application is put in front.
-        version: of the content's shape.
-        key: the field whose value says which messages of this class stay in order, one at a time;
-            without it, they are handled in no certain order.
-        aliases: names that it had before; what comes under one is read as this class.
-        unknown_fields: what becomes of fields that come and that it does not have: "ignore" (the
-            default) passes them over, "refuse" makes them an error, "keep" keeps them beside the
-            message (see `unknown_fields_of`) and writes them again. A subclass inherits it.
+        name: the name under which it is sent; a name without a dot is prefixed with the
+            application's.
+        version: the version of the message's fields.
+        key: the field that orders messages: those of this class with the same value are handled in
+            order, one at a time. Without a key, the order is not defined.
+        aliases: former names; a message that arrives under one is read as this class.
+        unknown_fields: how fields that the class does not have are treated: "ignore" (the default)
+            skips them, "refuse" makes them an error, "keep" keeps them with the message (see
+            `unknown_fields_of`) and writes them again. A subclass inherits it.
     """
 
     __kind__: ClassVar[str]
@@ -198,23 +204,23 @@ class Message(msgspec.Struct, metaclass=MessageMeta, kind="message", frozen=True
     if TYPE_CHECKING:
 
         def __publishable__(self) -> Literal[True]:
-            """Tell checkers that `publish` takes it; the kinds below say that it does not."""
+            """Tell type checkers that `publish` takes this class; the other kinds override it."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """Return what makes Pydantic and FastAPI take a message; they ask for it."""
+        """Return the schema by which Pydantic and FastAPI accept a message; they call this."""
         return core_schema_of(cls)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
-        """Return the JSON schema that stands in OpenAPI."""
+        """Return the JSON schema for OpenAPI."""
         return json_schema_of(cls)
 
     def __json__(self) -> dict[str, Any]:
         """Return the plain values that Celery's JSON encoder writes for a message.
 
         Raises:
-            UnwritableMessage: a field holds a value that would not come back as it is.
+            UnwritableMessage: a field holds a value that would not come back unchanged.
         """
         entry = self.__registered__
         data, _ = codec_of(type(self)).write(self)
@@ -234,9 +240,9 @@ class Event(Message, kind="event"):
 
 
 class Query(Message, Generic[R_co], kind="query"):
-    """A question to its one handler, which answers and changes nothing.
+    """A question to its only handler, which answers it and changes nothing.
 
-    `class ItemDetails(Query[Item])` tells type checkers that `cqrs.query` answers with an `Item`;
+    `class ItemDetails(Query[Item])` tells type checkers that `cqrs.query` returns an `Item`;
     `class ItemDetails(Query)` tells them nothing.
     """
 
@@ -247,19 +253,19 @@ class Query(Message, Generic[R_co], kind="query"):
 
 
 class Command(Message, Generic[R_co], kind="command"):
-    """A request to its one handler to do something.
+    """A request to its only handler to do something.
 
     `class OpenAccount(Command[int])` tells type checkers that its handler returns an `int`, which
     is the value of its result; `class OpenAccount(Command)` tells them nothing.
 
     Class arguments:
-        name: the name of its task. The first segment is the application and gives the queue;
-            without a dot, the sender's application is put in front.
-        version: of the content's shape.
-        aggregate: the class of the aggregate it is for.
-        key: the field that holds the aggregate's id; of a number or a UUID, its text is the id, as
-            in `session.get(Order, str(command.id))`. Commands to one aggregate are handled in the
-            order in which they were sent, one at a time.
+        name: the name of its task. The first segment is the application and determines the queue;
+            a name without a dot is prefixed with the sender's application.
+        version: the version of the command's fields.
+        aggregate: the class of the aggregate that the command is addressed to.
+        key: the field that holds the aggregate's id. If it is a number or a UUID, its text is the
+            id, as in `session.get(Order, str(command.id))`. Commands to one aggregate are handled
+            in the order in which they were sent, one at a time.
     """
 
     if TYPE_CHECKING:
@@ -270,17 +276,20 @@ class Command(Message, Generic[R_co], kind="command"):
     def delay(
         self, *, idempotency_key: str | None = None, task_id: str | None = None
     ) -> SentCommand[R_co]:
-        """Send the command to its handler, wherever that runs; returns a Celery AsyncResult.
+        """Send the command to its handler, wherever that runs.
 
         Args:
             idempotency_key: see `apply_async`.
-            task_id: of this sending, for one that was refused with `PublishFailed`, whose
-                `repeat_with` has it; None for a new one.
+            task_id: the id of the task; None for a new one. To repeat a send that failed with
+                `PublishFailed`, pass the id in the error's `repeat_with`.
+
+        Returns:
+            A Celery AsyncResult of this send only.
 
         Raises:
             NotConfigured: no CQRS app exists in this process.
-            PublishFailed: the broker did not take it.
-            ValueError: the key is no text of 1 to 200 characters.
+            PublishFailed: the broker did not accept the command.
+            ValueError: the key is not a text of 1 to 200 characters.
         """
         if task_id is None:
             return self.apply_async(idempotency_key=idempotency_key)
@@ -289,20 +298,21 @@ class Command(Message, Generic[R_co], kind="command"):
     def apply_async(
         self, *, idempotency_key: str | None = None, **options: Any
     ) -> SentCommand[R_co]:
-        """Send the command with Celery's own options, as `countdown` or `priority`.
+        """Send the command with Celery's own options, such as `countdown` or `priority`.
 
         Args:
-            idempotency_key: the same whenever the command is sent again, which then has its effect
-                once, and its first outcome; 1 to 200 characters. Other commands may have the same.
-            options: what Celery's `Task.apply_async` takes beside the arguments.
+            idempotency_key: identifies the request when the command is sent again: it then takes
+                effect only once, and each result is the first outcome. 1 to 200 characters. Other
+                commands may have the same key.
+            options: the options of Celery's `Task.apply_async`, except the task's arguments.
 
         Returns:
-            A Celery AsyncResult, of this sending alone.
+            A Celery AsyncResult of this send only.
 
         Raises:
             NotConfigured: no CQRS app exists in this process.
-            PublishFailed: the broker did not take it.
-            ValueError: the key is no text of 1 to 200 characters.
+            PublishFailed: the broker did not accept the command.
+            ValueError: the key is not a text of 1 to 200 characters.
         """
         if idempotency_key is not None:
             options["idempotency_key"] = idempotency_key

@@ -1,4 +1,4 @@
-"""Where a message came from: the ids that tie a command to its events and what they set off."""
+"""The origin of a message: ids that link a command to its events, and to what those cause."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The trace of an event; every field is a text.
 
     Attributes:
-        correlation_id: the same for everything that one request set off; the id of what began it.
-        causation_id: the id of the message that directly caused this one; "" if nothing did.
-        causation_parent_id: the id of what caused that message, where it is a command or a
-            published message: neither is stored, so its own cause is kept here. "" if nothing
-            caused it, or if it is an event, whose own metadata has its cause.
+        correlation_id: the id of the first message of the trace; all messages that one request
+            causes share it.
+        causation_id: the id of the message that directly caused this one; "" if there is none.
+        causation_parent_id: the id of the message that caused the causing one, if that is a command
+            or a published message: neither is stored, so its own cause is kept here. "" if the
+            causing message has no cause, or if it is an event, whose own metadata has the cause.
     """
 
     correlation_id: str = ""
@@ -26,11 +27,11 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @classmethod
     def caused_by(cls, message_id: str, trace: Metadata, *, is_stored: bool = False) -> Self:
-        """Return the trace of what a message brings about; every trace is continued here.
+        """Return the trace of what a message causes; every trace is continued here.
 
         Args:
-            message_id: of the command, event or published message.
-            trace: of that message itself; without a correlation id, the message begins a trace.
+            message_id: the id of the causing command, event or published message.
+            trace: the trace of that message; without a correlation id, the message begins a trace.
             is_stored: whether the message's own cause can be read from the event store.
         """
         return cls(
@@ -40,7 +41,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         )
 
 
-#: Of what nothing caused that we know of.
+#: The trace of a message without a known cause.
 NO_METADATA: Final = Metadata()
 
 

@@ -1,8 +1,8 @@
-"""Let Pydantic, and so FastAPI, take a message as a type: a request body, or a model's field.
+"""Schemas for Pydantic, and so for FastAPI: a message as a request body or as a model's field.
 
-Pydantic calls this where it is installed; nothing here needs it otherwise. Values are checked as
-they are when a message is decoded and when it is written, so what passes can be sent, unless it is
-too large.
+Pydantic calls this module's functions if it is installed; the library does not depend on it. Values
+are checked as when a message is decoded and written, so an accepted message can be sent, unless it
+is too large.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .codec import codec_of
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
 
-#: Where msgspec says that an error is: "… - at `$.lines[0].count`".
+#: The place of an error in msgspec's text: "… - at `$.lines[0].count`".
 _PLACE: Final = re.compile(r"^(?P<text>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
 _STEP: Final = re.compile(r"\.(?P<name>\w+)|\[(?P<index>\d+)\]")
 _MISSING: Final = re.compile(r"^Object missing required field `(?P<name>\w+)`$")
 
 
 def core_schema_of(cls: type[Any]) -> CoreSchema:
-    """Return what makes Pydantic take plain values, or an instance, as a message.
+    """Return the schema by which Pydantic accepts an instance, or plain values, as a message.
 
     Args:
         cls: the message's class.
@@ -54,7 +54,7 @@ def core_schema_of(cls: type[Any]) -> CoreSchema:
 
 
 def _refusal(cls: type[Any], value: Any, text: str) -> Exception:
-    """Return Pydantic's error, at the place that msgspec's text names."""
+    """Return Pydantic's error, located at the place that msgspec's text names."""
     from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
     found = _PLACE.match(text)
@@ -75,7 +75,7 @@ def _refusal(cls: type[Any], value: Any, text: str) -> Exception:
 
 
 def _part(value: Any, place: list[str | int]) -> Any:
-    """Return what stands at a place, or a text of it if JSON has no form for it."""
+    """Return the value at a place, or its text if JSON has no form for it."""
     part = value
     try:
         for step in place:
@@ -90,7 +90,7 @@ def _part(value: Any, place: list[str | int]) -> Any:
 
 
 def json_schema_of(cls: type[Any]) -> dict[str, Any]:
-    """Return a message's JSON schema, with the types that it holds written out in place."""
+    """Return a message's JSON schema, with nested types written out in place of references."""
     (schema,), components = msgspec.json.schema_components([cls], ref_template="{name}")
     written: dict[str, Any] = _written_out(schema, components, ())
     return written
@@ -103,7 +103,7 @@ def _written_out(part: Any, components: dict[str, Any], inside: tuple[str, ...])
         return part
     name = part.get("$ref")
     if isinstance(name, str) and name in components:
-        # A type that holds itself has no end; OpenAPI is told that it is an object there.
+        # A type that contains itself can't be written out; OpenAPI gets a plain object there.
         if name in inside:
             return {"type": "object", "title": name}
         return _written_out(components[name], components, (*inside, name))

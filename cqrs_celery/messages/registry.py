@@ -1,8 +1,8 @@
-"""Know every message class by its kind, name and version, and what leads to it from old ones.
+"""The registry of message classes by kind, name and version, and of their upcasters.
 
-Stored data and sent messages carry names, never Python paths, so a class may move or be renamed
-in Python without touching what was stored. Registering the same module and class again replaces
-the entry: a reloaded module is not a conflict.
+Stored data and sent messages carry names, never Python paths. A class may therefore move or be
+renamed in Python, and stored data stay as they are. Registering the same class of the same module
+again replaces the entry: a reloaded module is not a conflict.
 
 For a stored name and version, an upcaster comes before a class, and both come before an alias.
 """
@@ -26,10 +26,10 @@ class Registered:
 
     Attributes:
         kind: command, query, event or message.
-        name: as written; without a dot it belongs to whichever application uses it.
-        version: of the content's shape; 1 or more.
+        name: the name as written; without a dot it belongs to whichever application uses it.
+        version: the version of the class's fields; 1 or more.
         cls: the class.
-        aliases: names that it had before.
+        aliases: the class's former names.
     """
 
     kind: str
@@ -39,7 +39,7 @@ class Registered:
     aliases: tuple[str, ...] = ()
 
     def full_name(self, application: str) -> str:
-        """Return the name with its application in front, as it is stored and sent."""
+        """Return the name prefixed with its application, as it is stored and sent."""
         return qualified(self.name, application)
 
 
@@ -49,10 +49,11 @@ class Upcaster:
 
     Attributes:
         kind: command, event or message.
-        name: of what it takes; without a dot it belongs to whichever application uses it.
-        version: of what it takes.
-        function: the user's; gets the fields, and returns the next version's, or several events.
-        into: names of other events that it may give.
+        name: the name that it reads; without a dot it belongs to whichever application uses it.
+        version: the version that it reads.
+        function: the user's function; takes the fields, and returns those of the next version, or
+            several events.
+        into: names of other events that it may return.
     """
 
     kind: str
@@ -63,7 +64,7 @@ class Upcaster:
 
 
 def qualified(name: str, application: str) -> str:
-    """Return a name with its application in front, unless it has one."""
+    """Return a name prefixed with the application, unless it has a prefix."""
     return name if "." in name else f"{application}.{name}"
 
 
@@ -78,18 +79,18 @@ def where(obj: Any) -> str:
 
 
 class Registry:
-    """Hold the message classes of a process."""
+    """The message classes and upcasters of a process."""
 
     def __init__(self) -> None:
         self._by_key: dict[tuple[str, str, int], Registered] = {}
         self._upcasters: dict[tuple[str, str, int], Upcaster] = {}
         self._aliases: dict[tuple[str, str], Registered] = {}
-        # What was found; another dict after each registration, so that who looked before it writes
-        # what may be old into the old one.
+        # The results of look-ups. Each registration replaces the dict, so that a look-up that began
+        # before it stores its result, which may be outdated, in the old dict.
         self._found: dict[tuple[str, str, int, str], Registered | Upcaster] = {}
-        #: Grows with every registration, so that what was found out before is found to be old.
+        #: Increases with every registration; results of an older generation are outdated.
         self.generation = 0
-        #: Whether a class has taken another's place, as when a module was reloaded.
+        #: Whether a class has replaced another, as after the reload of a module.
         self.has_reloaded = False
 
     def add(
@@ -102,11 +103,14 @@ class Registry:
             name: letters, digits, `_` and `-`, in segments separated by dots.
             version: 1 or more.
             cls: the class.
-            aliases: names under which it was stored before, in whatever version.
+            aliases: names under which it was stored before, in any version.
+
+        Returns:
+            The entry.
 
         Raises:
-            RegistrationError: a name or the version is not one.
-            DuplicateRegistration: another class has the kind, name and version, or an alias.
+            RegistrationError: a name or the version is not valid.
+            DuplicateRegistration: another class has the same kind, name and version, or alias.
         """
         for one in (name, *aliases):
             _check_name(one, cls)
@@ -131,10 +135,10 @@ class Registry:
         return entry
 
     def current(self, cls: Any) -> Any:
-        """Return the class that has taken a class's place, as when its module was reloaded.
+        """Return the class that has replaced a class, as after the reload of its module.
 
         Returns:
-            The class itself, if none has.
+            The newer class; the class itself if it was not replaced.
         """
         entry = vars(cls).get("__registered__")
         if entry is None:
@@ -156,15 +160,15 @@ class Registry:
                 raise DuplicateRegistration(
                     f"the {entry.kind} name {alias!r} is claimed by {where(other.cls)} and by"
                     f" {where(entry.cls)}, by one of them as an alias. What was stored under it"
-                    " can be of one class: remove the alias, or write an upcaster."
+                    " can be of only one class: remove the alias, or write an upcaster."
                 )
 
     def add_upcaster(self, upcaster: Upcaster) -> None:
-        """Register what leads from a version to later ones.
+        """Register an upcaster.
 
         Raises:
-            RegistrationError: a name or the version is not one.
-            DuplicateRegistration: another function does it.
+            RegistrationError: a name or the version is not valid.
+            DuplicateRegistration: another function upcasts the same kind, name and version.
         """
         for name in (upcaster.name, *upcaster.into):
             _check_name(name, upcaster.function)
@@ -184,16 +188,16 @@ class Registry:
     def resolve(
         self, kind: str, full_name: str, version: int, application: str
     ) -> Registered | Upcaster:
-        """Return what reads a stored or received name: a class, or what leads to one.
+        """Return what reads a stored or received name: a class or an upcaster.
 
         Args:
             kind: command, query, event or message.
-            full_name: as stored or sent.
-            version: as stored or sent.
-            application: ours; a name of it may be registered without it.
+            full_name: the name, as stored or sent.
+            version: the version, as stored or sent.
+            application: this application; its names may be registered without the prefix.
 
         Raises:
-            UnknownMessageType: nobody registered it; the text says what would help.
+            UnknownMessageType: the name and version are not registered; the text suggests a remedy.
         """
         asked, known = (kind, full_name, version, application), self._found
         found = known.get(asked)
@@ -223,12 +227,12 @@ class Registry:
 
         Args:
             kind: command, query, event or message.
-            full_name: as stored or sent.
-            version: as stored or sent.
-            application: ours; a name of it may be registered without it.
+            full_name: the name, as stored or sent.
+            version: the version, as stored or sent.
+            application: this application; its names may be registered without the prefix.
 
         Raises:
-            UnknownMessageType: nobody registered it, or an upcaster reads it.
+            UnknownMessageType: the name and version are not registered, or an upcaster reads them.
         """
         found = self.resolve(kind, full_name, version, application)
         if isinstance(found, Upcaster):
@@ -240,23 +244,23 @@ class Registry:
 
         Args:
             kind: command, query, event or message.
-            full_name: as stored or sent.
-            application: ours.
+            full_name: the name, as stored or sent.
+            application: this application; its names may be registered without the prefix.
         """
         spellings = _spellings(full_name, application)
         names = {(of, name) for of, name, _ in [*list(self._by_key), *list(self._upcasters)]}
         return any((kind, name) in names or (kind, name) in self._aliases for name in spellings)
 
     def origins(self, kind: str, full_name: str, application: str) -> list[str]:
-        """Return the full names under which something may be stored that is read as this one.
+        """Return the full names of all stored messages that may be read as this one.
 
         Args:
             kind: command, query, event or message.
-            full_name: of what is read.
-            application: ours.
+            full_name: the full name of the message that is read.
+            application: this application.
 
         Returns:
-            The name itself first; then its aliases, and what upcasters make it of.
+            The name itself first; then its aliases, and the names from which upcasters make it.
         """
         edges: dict[str, list[str]] = {}
         for (of_kind, alias), entry in list(self._aliases.items()):
@@ -299,7 +303,7 @@ class Registry:
         return UnknownMessageType(text, name=full_name, version=version)
 
     def subclasses(self, base: type[Any]) -> Iterator[Registered]:
-        """Yield every registered class that is the base or below it."""
+        """Yield the entry of every registered class that is the base or a subclass of it."""
         for entry in list(self._by_key.values()):
             if issubclass(entry.cls, base) or (
                 self.has_reloaded and any(self.current(one) is base for one in entry.cls.__mro__)
@@ -308,14 +312,14 @@ class Registry:
 
 
 def _spellings(full_name: str, application: str) -> tuple[str, ...]:
-    """Return the names under which something of a full name may be registered."""
+    """Return the names under which a message of a full name may be registered."""
     if full_name.startswith(application + "."):
         return full_name, full_name[len(application) + 1 :]
     return (full_name,)
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Return whether two classes or functions are one in the code, as after a module's reload."""
+    """Return whether two classes or functions have one definition, as after a module's reload."""
     return bool(one.__module__ == other.__module__ and one.__qualname__ == other.__qualname__)
 
 
@@ -323,7 +327,7 @@ def _check_name(name: Any, owner: Any) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise RegistrationError(
             f"{where(owner)} has the name {name!r}; expected letters, digits, _ and - in segments"
-            " separated by dots, as inventory.item_created"
+            " separated by dots, such as inventory.item_created"
         )
 
 

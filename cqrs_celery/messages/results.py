@@ -1,7 +1,7 @@
-"""What a command gives back: its result, and the result of a command that was sent.
+"""The results of commands: of one that was carried out, and of one that was sent.
 
-`R` is what a command's handler returns, or a query's handler answers, as in `Command[int]` and
-`Query[Item]`; of a class that does not say, it is `Any`.
+`R` is the type that a command's or a query's handler returns, as in `Command[int]` and
+`Query[Item]`; if the class does not declare it, it is `Any`.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from typing import Any, Generic, Protocol
 import msgspec
 from typing_extensions import TypeVar
 
-#: What a handler returns.
+#: The type that a handler returns.
 R = TypeVar("R", default=Any)
 
-#: The same, of what only gives it.
+#: The same, for classes that only return it.
 R_co = TypeVar("R_co", covariant=True, default=Any)
 
 
 class CommandResult(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True):
     """The outcome of a command that was carried out.
 
-    `result["value"]` is `result.value`: as a mapping is what Celery hands on within a chain.
+    `result["value"]` is `result.value`, since Celery passes it on as a mapping within a chain.
 
     Attributes:
-        value: what its handler returned.
-        position: the global position of the last event that it committed; None if it committed
-            nothing.
+        value: the value that the handler returned.
+        position: the global position of the last event that the command committed; None if it
+            committed nothing.
         is_repeated: True if the command had committed before and its handler did not run.
     """
 
-    value: R_co = None  # type: ignore[assignment]  # as of a handler that returns nothing
+    value: R_co = None  # type: ignore[assignment]  # for a handler that returns nothing
     position: int | None = None
     is_repeated: bool = False
 
@@ -43,7 +43,7 @@ class CommandResult(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True):
 class SentCommand(Protocol[R_co]):
     """The result of a command that was sent: a Celery `AsyncResult`, as type checkers see it.
 
-    What is not listed here is Celery's too, and of no certain type.
+    Celery's other attributes are available too; their types are not declared.
     """
 
     @property
@@ -58,13 +58,13 @@ class SentCommand(Protocol[R_co]):
         """Wait for the command's outcome and return it.
 
         Args:
-            timeout: seconds to wait at most; None for as long as it takes.
-            args: Celery's own.
-            options: Celery's own, as `interval`.
+            timeout: the most seconds to wait; None for no limit.
+            args: Celery's further arguments.
+            options: Celery's options, such as `interval`.
 
         Raises:
-            celery.exceptions.TimeoutError: it had no outcome in time.
-            Exception: what the handler raised.
+            celery.exceptions.TimeoutError: there was no outcome in time.
+            Exception: the error that the handler raised.
         """
 
     def ready(self) -> bool:
@@ -80,6 +80,6 @@ class SentCommand(Protocol[R_co]):
         """Delete the outcome from the result backend."""
 
     def revoke(self, *args: Any, **options: Any) -> None:
-        """Tell workers to drop the task if they have not begun it."""
+        """Tell workers to drop the task if they have not started it."""
 
     def __getattr__(self, name: str) -> Any: ...

@@ -1,10 +1,10 @@
-"""Find out whether a value came back from JSON as it was, and if not, what has changed.
+"""Find out whether a value came back unchanged from JSON, and if not, what has changed.
 
-Same means: equal in every part, and of the same shape. JSON and the declared types may narrow a
-type whose values stay equal, as an int given for a float, or a member of an `IntEnum` given for an
-int; where nothing may be narrowed, `exact` asks for the same types too.
+Unchanged means equal in every part, and of the same structure. JSON and the declared types may
+replace a type by one whose values are equal, such as an int given for a float, or a member of an
+`IntEnum` given for an int. With `exact`, the types must be the same too.
 
-A class's own `__eq__` decides nothing here: what it passes over would be lost unseen.
+A class's own `__eq__` is not used here: a difference that it ignores would be lost unnoticed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import msgspec
 
 from .unknown import UNKNOWN
 
-#: Types whose `==` sees all there is to a value.
+#: Types whose `==` compares the value completely.
 _LEAVES: Final = frozenset({str, int, bool, bytes, type(None)})
 
-#: Types whose values may come back as equal ones of another type, unless exactly that is asked.
+#: Types whose values may come back as equal values of another type, unless `exact` is set.
 _NARROWED: Final = (str, int, float, Decimal, bytes, bytearray, memoryview)
 
 _SETS: Final = (set, frozenset)
@@ -37,13 +37,13 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Difference(NamedTuple):
-    """The first part of a value that would not come back the same.
+    """The first part of a value that would come back changed.
 
     Attributes:
-        path: where it stands, as `lines[0].price`.
+        path: its place in the value, such as `lines[0].price`.
         sent: the part as it was given.
         back: the part as it would come back.
-        is_key: whether it is a key of the dict that stands there.
+        is_key: whether the part is a key of the dict at this place.
     """
 
     path: str
@@ -53,14 +53,14 @@ class Difference(NamedTuple):
 
 
 def difference(sent: Any, back: Any, path: str = "", *, exact: bool = False) -> Difference | None:
-    """Return the first difference between a value and what has become of it; None without one.
+    """Return the first difference between a written value and the value read; None if none.
 
     Args:
-        sent: what was written.
-        back: what was read.
-        path: where both stand.
-        exact: whether all types must be the same, the order of dicts, and of times the kind of
-            zone.
+        sent: the value that was written.
+        back: the value that was read.
+        path: the place of both.
+        exact: whether all types must be the same, and the order of dicts, and whether a time's zone
+            has a fixed offset.
     """
     kind: Any = type(sent)
     is_same_type = kind is type(back)
@@ -90,22 +90,22 @@ def difference(sent: Any, back: Any, path: str = "", *, exact: bool = False) -> 
     if isinstance(sent, (datetime, time)):
         return None if _is_same_time(sent, back, exact) else Difference(path, sent, back)
     if kind is Decimal:
-        # As texts, since what is no number equals nothing.
+        # Compared as texts, since NaN equals nothing.
         return None if str(sent) == str(back) else Difference(path, sent, back)
     return None if _is_equal(sent, back) else Difference(path, sent, back)
 
 
 def _is_identical(sent: Any, back: Any, exact: bool) -> bool:
-    """Return True if values of Python's own types are known to be the same, in all types too.
+    """Return True if values of Python's own types are known to be the same, including their types.
 
-    `marshal` writes such values, and no others, with their types and the order of dicts: a quick
-    comparison of what is large. Its version 2 writes no references, which would depend on who
-    else holds a part.
+    `marshal` writes such values, and no others, with their types and the order of dicts, so it
+    compares large values quickly. Its version 2 writes no references, which would depend on other
+    holders of a part.
     """
     try:
         if marshal.dumps(sent, 2) != marshal.dumps(back, 2):
             return False
-        # marshal writes a bytearray as bytes; pickle names its type, or knows nothing of it.
+        # marshal writes a bytearray as bytes; pickle names its type.
         return not exact or b"bytearray" not in pickle.dumps(sent, 2)
     except (TypeError, ValueError, RecursionError):
         return False
@@ -114,7 +114,7 @@ def _is_identical(sent: Any, back: Any, exact: bool) -> bool:
 def _is_equal(sent: Any, back: Any) -> bool:
     try:
         return bool(sent == back)
-    except Exception:  # noqa: BLE001  a comparison may raise anything, as that of Decimal("sNaN")
+    except Exception:  # noqa: BLE001  a comparison may raise anything, like that of Decimal("sNaN")
         return False
 
 
@@ -127,7 +127,7 @@ def _is_same_time(sent: Any, back: Any, exact: bool) -> bool:
         return False
     if sent.tzinfo is None:
         return bool(sent.fold == back.fold)
-    # Of a zone that changes its offset, None; what is left of that does not change it any more.
+    # A zone whose offset changes has no fixed one (None); after JSON, the offset is fixed.
     return not exact or bool(sent.tzinfo.utcoffset(None) == back.tzinfo.utcoffset(None))
 
 
@@ -148,7 +148,8 @@ def _of_dicts(sent: Any, back: Any, path: str, exact: bool) -> Difference | None
 def _of_sets(sent: Any, back: Any, path: str, exact: bool) -> Difference | None:
     if len(sent) != len(back):
         return Difference(path, sent, back)
-    # Found by their JSON: a time that its zone repeats is equal to none of another zone.
+    # Members are matched by their JSON: a time in an hour that its zone repeats equals no time of
+    # another zone.
     by_json = {_encode(one): one for one in back}
     for one in sent:
         other = by_json.get(_encode(one), _MISSING)
@@ -178,7 +179,7 @@ def _of_fields(
 ) -> Difference | None:
     for name in fields:
         one, other = getattr(sent, name, _MISSING), getattr(back, name, _MISSING)
-        # As `difference` does at once, but without a call: there may be very many.
+        # The first check of `difference`, without a call, since there may be very many fields.
         if type(one) in _LEAVES and type(one) is type(other) and one == other:
             continue
         found = difference(one, other, exact=exact)

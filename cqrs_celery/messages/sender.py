@@ -1,6 +1,6 @@
-"""The port behind `.delay()`: what a message needs of whoever can send it.
+"""The port behind `.delay()`: the sender of this process's commands.
 
-The application puts itself here when it is made; a message class knows nothing of Celery.
+The application registers itself here when it is created. Message classes do not depend on Celery.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from ..errors import NotConfigured
 
 
 class Sender(Protocol):
-    """Send commands to whoever handles them."""
+    """A sender of commands to their handlers."""
 
     def send_command(self, command: Any, **options: Any) -> Any:
         """Send a command to its queue.
 
         Args:
-            command: the message.
-            options: Celery's own, as `countdown`, `priority`, `task_id`.
+            command: the command.
+            options: Celery's own options, such as `countdown`, `priority`, `task_id`.
 
         Returns:
             A Celery AsyncResult.
@@ -29,7 +29,7 @@ _current: Sender | None = None
 
 
 def use_sender(sender: Sender | None) -> None:
-    """Make a sender the one that `.delay()` uses in this process; None for nobody."""
+    """Set the sender that `.delay()` uses in this process; None for no sender."""
     global _current
     _current = sender
 
@@ -37,12 +37,15 @@ def use_sender(sender: Sender | None) -> None:
 def current_sender(what: str) -> Sender:
     """Return the process's sender.
 
+    Args:
+        what: names the message in the error.
+
     Raises:
-        NotConfigured: there is none.
+        NotConfigured: there is no sender.
     """
     if _current is None:
         raise NotConfigured(
-            f"{what} was sent, but no CQRS app exists in this process: make one with CQRS(app),"
+            f"{what} was sent, but no CQRS app exists in this process: create one with CQRS(app),"
             " or import the module that does"
         )
     return _current

@@ -1,7 +1,7 @@
-"""Turn messages into JSON and back, with one clear error for whatever can't be read.
+"""Turn messages into JSON and back, with a clear error for each message that can't be read.
 
-What is of a registered version is decoded straight into its class. Old versions take a longer way,
-through upcasters; see `upcasting`.
+A message of a registered version is decoded directly into its class. Old versions go through
+upcasters; see `upcasting`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from .registry import Registered, Registry, Upcaster
 from .registry import registry as default_registry
 from .upcasting import Upcasting
 
-#: Bytes of JSON that a command, a message or an event may have: 16 MiB.
+#: The most bytes of JSON that a command, a message or an event may have: 16 MiB.
 MAX_MESSAGE_BYTES = MOST_BYTES
 
-#: What decodes the data of one version into its class.
+#: A function that decodes the data of one version into its class.
 Reader = Callable[[Any], Any]
 
-#: Those of one kind, by name and version.
+#: The readers of one kind of message, by name and version.
 Readers = dict[tuple[str, int], Reader]
 
 
@@ -55,11 +55,15 @@ class Serializer:
     """Encode and decode messages for one application.
 
     Args:
-        application: put in front of names that have no dot.
-        registry: where message classes are looked up.
-        compression: of what it encodes; None for none. It decodes whatever was compressed.
-        max_bytes: the most bytes of JSON that a message may have before it is compressed, and that
-            a compressed one may become.
+        application: the prefix of names without a dot.
+        registry: the registry of the message classes.
+        compression: how it compresses what it encodes; None for no compression. It decodes
+            compressed data in either case.
+        max_bytes: the most bytes of JSON that a message may have before compression, and that
+            compressed data may expand to.
+
+    Raises:
+        ConfigurationError: the application's name is blank.
     """
 
     def __init__(
@@ -81,7 +85,7 @@ class Serializer:
         self._encoder = msgspec.json.Encoder()
         self._names: dict[type[Any], tuple[str, int]] = {}
         self._upcasting = Upcasting(application, registry)
-        # What reads which kind, name and version straight away, and for which registrations.
+        # The readers by kind, name and version, and the generation of the registry they are for.
         self._readers: defaultdict[str, Readers] = defaultdict(dict)
         self._converters: dict[tuple[str, str, int], Reader] = {}
         self._generation = -1
@@ -91,7 +95,7 @@ class Serializer:
         return str(cls.__registered__.full_name(self.application))
 
     def encode(self, message: Any) -> Encoded:
-        """Return a message as it is stored. Whatever is returned can be decoded, to the same.
+        """Return a message as it is stored; decoding it gives an equal message.
 
         Raises:
             UnwritableMessage: a field holds a value that JSON has no form for, that is not of its
@@ -103,14 +107,14 @@ class Serializer:
         return self.seal(cls, data)
 
     def seal(self, cls: type[Any], data: bytes) -> Encoded:
-        """Return what a codec has written as it is stored: named, and compressed.
+        """Return a codec's output as it is stored: with its name and version, and compressed.
 
         Args:
             cls: the message's class.
             data: its fields, as `Codec.write` returns them.
 
         Raises:
-            UnwritableMessage: it is too large.
+            UnwritableMessage: the message is too large.
         """
         name, version = self._named(cls)
         if len(data) > self.max_bytes:
@@ -118,9 +122,9 @@ class Serializer:
         return Encoded(name, version, compress(data, self.compression))
 
     def to_plain(self, message: Any) -> dict[str, Any]:
-        """Return a message as plain values, the form in which it is a task's argument.
+        """Return a message as plain values, as a task takes it for an argument.
 
-        They are what JSON makes of it, so that a task gets the same with a broker and without.
+        They are the values that JSON gives, so that a task gets the same with and without a broker.
 
         Raises:
             UnwritableMessage: as `encode` does.
@@ -129,7 +133,7 @@ class Serializer:
         return {"type": name, "version": version, "data": msgspec.json.decode(data)}
 
     def read_again(self, cls: type[Any], data: bytes) -> Sequence[Any]:
-        """Return what will be read of an event that a codec has written; see `decode_all`.
+        """Return the events that will be read from a codec's output; see `decode_all`.
 
         Args:
             cls: the event's class.
@@ -154,7 +158,7 @@ class Serializer:
         return UnwritableMessage(
             f"{name}, version {version}, has {len(data):,} bytes of JSON, of which {field!r}"
             f" has {sizes.get(field, 0):,}; accepted: up to {self.max_bytes:,}. Nothing was"
-            " sent or stored. Keep large data elsewhere and send where they are, or raise the"
+            " sent or stored. Keep large data elsewhere and send their location, or raise the"
             " setting cqrs_max_message_bytes, for workers first.",
             name=name,
             version=version,
@@ -165,21 +169,21 @@ class Serializer:
 
         Args:
             kind: command, query, event or message.
-            name: the full name beside the bytes.
-            version: beside the bytes.
+            name: the full name stored with the bytes.
+            version: the version stored with the bytes.
             data: a JSON object.
 
         Raises:
             UnknownMessageType: the name and version are not registered.
             MalformedMessage: the bytes don't fit the type; the text says where.
-            UpcastFailed: an upcaster failed, or made of it none or several.
+            UpcastFailed: an upcaster failed, or returned no message, or several.
         """
         return self._single(kind, name, version, self.decode_all(kind, name, version, data))
 
     def decode_all(
         self, kind: str, name: str, version: int, data: bytes | memoryview
     ) -> Sequence[Any]:
-        """Return the messages that stored bytes hold: one, unless an upcaster makes it others.
+        """Return the messages that stored bytes hold: one, unless an upcaster splits or drops it.
 
         Args and errors are those of `decode`.
         """
@@ -193,17 +197,18 @@ class Serializer:
         except RecursionError as error:
             raise _too_deep_to_read(kind, name, version) from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            # Looked at only now, so that it costs nothing where it is not: no message is a text.
+            # Compressed data are a text, and no message is one. Checking for them only after the
+            # failure costs nothing for data that are not compressed.
             plain = self._expanded(decompress, data, kind, name, version)
             if plain is not data:
                 return self.decode_all(kind, name, version, plain)
             raise _malformed(kind, name, version, error) from error
 
     def readers(self, kind: str) -> Readers:
-        """Return what reads straight away, so far: for who decodes many, one after the other.
+        """Return the known direct readers of a kind, for a caller that decodes many messages.
 
-        What they return is what `decode_all` returns a list of; where one is missing, or raises,
-        that is to be asked. They hold for the registrations of now.
+        A reader returns the single message that `decode_all` returns. If a reader is missing or
+        raises an error, call `decode_all`. The readers are valid until the next registration.
         """
         if self._generation != self.registry.generation:
             self._forget()
@@ -215,7 +220,7 @@ class Serializer:
         self._generation = generation
 
     def _read(self, kind: str, name: str, version: int, data: bytes | memoryview) -> Sequence[Any]:
-        """Decode what nothing is known to read straight away, and find out whether it can be."""
+        """Decode data without a known direct reader; remember the reader if there is one."""
         readers = self._readers[kind]
         found = self.registry.resolve(kind, name, version, self.application)
         data = self._expanded(decompress, data, kind, name, version)
@@ -233,17 +238,17 @@ class Serializer:
     def _expanded(
         self, expansion: Callable[..., Any], data: Any, kind: str, name: str, version: int
     ) -> Any:
-        """Return what is compressed in data, by either way of expanding it.
+        """Return the data expanded by `decompress` or `expand`.
 
         Raises:
-            MalformedMessage: it is larger than a message may be.
+            MalformedMessage: the message is larger than is accepted.
         """
         try:
             return expansion(data, self.max_bytes)
         except ExpandsTooFar as error:
             raise MalformedMessage(
                 f"the {kind} {name!r}, version {version}, is larger than a message may be: {error}."
-                " It was not read. If it is to be, raise the setting cqrs_max_message_bytes here.",
+                " It was not read. To read it, raise the setting cqrs_max_message_bytes here.",
                 name=name,
                 version=version,
             ) from error
@@ -274,12 +279,12 @@ class Serializer:
 
         Args:
             kind: command, query, event or message.
-            plain: what `to_plain` returned, or what JSON made of it.
+            plain: the value that `to_plain` returned, or the same after JSON.
 
         Raises:
             UnknownMessageType: the name and version are not registered.
             MalformedMessage: the values don't fit the type; the text says where.
-            UpcastFailed: an upcaster failed, or made of it none or several.
+            UpcastFailed: an upcaster failed, or returned no message, or several.
         """
         try:
             name, version, data = plain["type"], plain["version"], plain["data"]
@@ -294,7 +299,13 @@ class Serializer:
         return self._single(kind, name, version, self.convert_all(kind, name, version, data))
 
     def convert_all(self, kind: str, name: str, version: int, data: Any) -> Sequence[Any]:
-        """Return the messages whose fields are plain values: one, unless it was upcast to others.
+        """Return the messages that plain values hold: one, unless an upcaster splits or drops it.
+
+        Args:
+            kind: command, query, event or message.
+            name: the full name sent with the values.
+            version: the version sent with the values.
+            data: the fields as plain values, or a text that holds them in compressed form.
 
         Raises:
             UnknownMessageType: the name and version are not registered.

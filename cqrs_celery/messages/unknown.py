@@ -1,4 +1,4 @@
-"""Fields that a message was stored with and that its class does not have."""
+"""Unknown fields: those that a message was stored with but its class does not have."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import Any, Final
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
-#: The attribute of a message that has them.
+#: The attribute of a message that holds them.
 UNKNOWN: Final = "__unknown_fields__"
 
 
 def unknown_fields_of(message: Any) -> Mapping[str, Any]:
-    """Return what a message was stored with that its class has no field for.
+    """Return the fields, by name, that a message was stored with but its class does not have.
 
-    Empty unless the class has `unknown_fields="keep"`. A copy made with other values has none.
+    The result is empty unless the class has `unknown_fields="keep"`. A copy of the message that was
+    made with other values has none.
     """
     found: Mapping[str, Any] = getattr(message, UNKNOWN, _NOTHING)
     return found
 
 
 def with_unknown_fields(message: Any, unknown: Mapping[str, Any]) -> Any:
-    """Attach to a message, whose class keeps them, the fields that it has no name for."""
+    """Return a message with its unknown fields attached; its class must keep them."""
     if unknown:
         vars(message)[UNKNOWN] = MappingProxyType(dict(unknown))
     return message

@@ -1,4 +1,4 @@
-"""Read what older code has stored: lead it, version by version, to the classes of today.
+"""Read messages that older code has stored: upcast them, version by version, to today's classes.
 
     @upcaster("inventory.items_checked_in", 1)
     def place_was_unknown(data: dict[str, Any]) -> dict[str, Any]:
@@ -11,8 +11,8 @@
             EventData("inventory.item_moved", 1, {"place": data["place"]}),
         ]                                                               # [] drops it
 
-What is stored is never changed. An upcaster runs whenever an old one is read; the order in which
-upcasters and classes are registered has no influence.
+Stored data are never changed. An upcaster runs whenever an old message is read. Upcasters and
+classes may be registered in any order.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from .registry import registry as default_registry
 
 F = TypeVar("F", bound=Callable[[dict[str, Any]], Any])
 
-#: What is stored or sent, and so may be old.
+#: The kinds that are stored or sent, and so may be of an old version.
 _KINDS = ("event", "command", "message")
 
 
 class EventData(NamedTuple):
-    """One of the events that an upcaster makes of an old one: what would be stored today.
+    """One of the events that an upcaster makes of an old one, as it would be stored today.
 
     Attributes:
-        name: the event's; without a dot, it is the application's own.
-        version: of the data's shape; it may be an old one itself, with an upcaster of its own.
-        data: its fields, as plain values.
+        name: the event's name; without a dot, it belongs to the application.
+        version: the version of the event's fields; it may itself be an old one that has an
+            upcaster.
+        data: the event's fields, as plain values.
     """
 
     name: str
@@ -53,23 +54,26 @@ def upcaster(
     kind: str = "event",
     registry: Registry = default_registry,
 ) -> Callable[[F], F]:
-    """Declare the function that leads from an old version to later ones.
+    """Declare a function that turns an old version of a message into a later one.
 
-    The function takes the fields as a dict of its own, and returns the next version's, or, for an
-    event, a list of `EventData`: several for a split, none to drop it. It may not depend on
-    anything else: it runs whenever the old version is read.
+    The function takes the fields as a dict, which it may change, and returns those of the next
+    version. For an event, it may instead return a list of `EventData`: several to split the event,
+    none to drop it. It must depend on nothing else, since it runs whenever the old version is read.
 
     Args:
-        name: of what is stored.
-        version: of what is stored.
-        into: names or classes of other events that the function may return. Their subscribers get
-            what is stored under the old name from then on.
+        name: the name under which the message is stored.
+        version: the version under which the message is stored.
+        into: names or classes of other events that the function may return. Their subscribers then
+            also get the events that are stored under the old name.
         kind: event, command or message; a query never leaves its process.
-        registry: where it enters.
+        registry: the registry that the upcaster enters.
+
+    Returns:
+        The decorator, which returns the function unchanged.
 
     Raises:
-        RegistrationError: a name, the version or the kind is not one.
-        DuplicateRegistration: another function upcasts the same.
+        RegistrationError: a name, the version or the kind is not valid.
+        DuplicateRegistration: another function upcasts the same name and version.
     """
     if kind not in _KINDS:
         raise RegistrationError(
@@ -80,8 +84,8 @@ def upcaster(
     names = tuple(_name_of(one) for one in into)
     if names and kind != "event":
         raise RegistrationError(
-            f"@upcaster({name!r}, {version!r}) has into, which is for events: a {kind} is read as"
-            " one of the same name"
+            f"@upcaster({name!r}, {version!r}) has into, which is only for events: a {kind} keeps"
+            " its name"
         )
 
     def declare(function: F) -> F:
@@ -97,11 +101,11 @@ def _name_of(one: Any) -> str:
 
 
 class Upcasting:
-    """Follow upcasters from an old version to classes.
+    """The way of an old version through upcasters to classes.
 
     Args:
-        application: put in front of names that have no dot.
-        registry: has the upcasters and the classes.
+        application: the prefix of names without a dot.
+        registry: the upcasters and the classes.
     """
 
     def __init__(self, application: str, registry: Registry) -> None:
@@ -111,17 +115,17 @@ class Upcasting:
     def follow(
         self, first: Upcaster, name: str, version: int, data: Any
     ) -> list[tuple[Registered, EventData]]:
-        """Return what an old message has become: each with the class that reads it.
+        """Return the messages that an old one has become, each with the class that reads it.
 
         Args:
-            first: reads the message.
-            name: its full name, as stored.
-            version: as stored.
-            data: its fields, which stay as they are.
+            first: the upcaster that reads the message.
+            name: the message's full name, as stored.
+            version: its version, as stored.
+            data: its fields; they are not changed.
 
         Raises:
-            UpcastFailed: a function raised, or returned what it may not.
-            UnknownMessageType: nobody reads what one returned.
+            UpcastFailed: a function raised an error, or returned something that it may not.
+            UnknownMessageType: neither a class nor an upcaster reads what a function returned.
         """
         return self._follow(first, EventData(name, version, data), ())
 
@@ -129,7 +133,7 @@ class Upcasting:
         self, step: Upcaster, old: EventData, past: tuple[tuple[str, int], ...]
     ) -> list[tuple[Registered, EventData]]:
         if old[:2] in past:
-            raise _failed(step, old, "leads back to itself; expected the way to end at a class")
+            raise _failed(step, old, "leads back to itself; expected it to end at a class")
         found: list[tuple[Registered, EventData]] = []
         for one in self._apply(step, old):
             reader = self._registry.resolve(step.kind, one.name, one.version, self._application)
@@ -171,7 +175,7 @@ class Upcasting:
                 raise _failed(
                     step,
                     old,
-                    f"returned {one.name!r}, which is not among what it may: say"
+                    f"returned {one.name!r}, which it does not declare: write"
                     f" @upcaster({step.name!r}, {step.version}, into=({one.name!r},)), so that its"
                     " subscribers get it",
                 )
@@ -179,7 +183,7 @@ class Upcasting:
 
 
 def _copied(value: Any) -> Any:
-    """Return a copy of plain values, all the way down, sooner than `copy.deepcopy` does."""
+    """Return a deep copy of plain values, faster than `copy.deepcopy`."""
     kind = type(value)
     if kind is dict:
         return {name: _copied(one) for name, one in value.items()}

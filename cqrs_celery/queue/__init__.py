@@ -1,6 +1,6 @@
 """The reliable queue on Redis.
 
-A message is in exactly one of: ready, waiting in its sequence, delayed, in flight, dead. Every
-change is one Lua script (`scripts/`), so it happens whole or not at all. This package knows Redis
-only: Celery is the transport's business, events are the event store's.
+A message is in exactly one of five states: ready, waiting in its sequence, delayed, in flight or
+dead. Every change is one Lua script (`scripts/`), so it happens completely or not at all. This
+package knows only Redis: the transport deals with Celery, the event store with events.
 """

@@ -22,17 +22,17 @@ _resume = load("resume")
 
 
 class Administration(VirtualHost):
-    """What is done to whole queues; see `VirtualHost` for the arguments."""
+    """The operations on whole queues; see `VirtualHost` for the arguments."""
 
     def declare(self, queue: str, *, expires_ms: int = 0, ttl_ms: int | None = None) -> None:
-        """Make a queue known, so that it is listed while it is empty.
+        """Declare a queue, so that it is listed even while it is empty.
 
         Args:
             queue: its name.
-            expires_ms: milliseconds after which it is deleted with its messages, if by then it has
-                no consumer and was not declared anew; 0 for never.
-            ttl_ms: milliseconds for which a message may wait in it, whoever publishes it; see
-                `publish`. 0 for no limit; None for what was declared before.
+            expires_ms: milliseconds after which the queue and its messages are deleted if it has no
+                consumer and was not declared again; 0 for never.
+            ttl_ms: milliseconds for which a message may wait in the queue, whoever publishes it;
+                see `publish`. 0 for no limit; None to keep what was declared before.
 
         Raises:
             ValueError: its name would collide with the queue's own keys.
@@ -42,9 +42,13 @@ class Administration(VirtualHost):
         self.without_ttl.pop(queue, None)
 
     def delete_expired(self) -> list[str]:
-        """Delete the unused queues whose time is over, with their messages; returns their names.
+        """Delete the unused queues whose time is over, with their messages.
 
-        A queue is known until its last message is gone: what ends in between, another call resumes.
+        A queue stays declared until its last message is deleted. If the call is interrupted, the
+        next one continues.
+
+        Returns:
+            The names of the deleted queues.
         """
         names = [name.decode() for name in _expired(self.client, self.routing_keys, [self.prefix])]
         gone = [name for name in names if self._purge(name, must_be_expired=True) == 0]
@@ -53,25 +57,36 @@ class Administration(VirtualHost):
         return gone
 
     def _purge(self, queue: str, *, must_be_expired: bool) -> int:
-        """Purge until nothing is left; returns the last answer, below 0 if it may not be."""
+        """Purge until nothing is left; return the last answer, below 0 if purging is refused."""
         while True:
             args = [self.prefix, queue, PURGE_BATCH, int(must_be_expired)]
             if (count := int(_purge(self.client, self.routing_keys, args))) <= 0:
                 return count
 
     def pause(self, queues: Sequence[str]) -> list[str]:
-        """Pause queues: from now on nobody takes anything from them; all of it is kept, in order.
+        """Pause queues: from now on no consumer takes a message from them.
 
-        What consumers hold is theirs to finish, or to give back. A queue need not be known, and
-        stays paused until it is resumed, whatever restarts meanwhile.
+        All their messages are kept, in order. Consumers finish what they hold, or give it back. A
+        queue can be paused before it is declared. It stays paused until it is resumed, whatever is
+        restarted meanwhile.
+
+        Args:
+            queues: their names.
 
         Returns:
-            Those that were not paused before.
+            The queues that were not paused before.
         """
         return self._changed(_pause, queues)
 
     def resume(self, queues: Sequence[str]) -> list[str]:
-        """Let paused queues go on; returns those that were paused."""
+        """Resume paused queues.
+
+        Args:
+            queues: their names.
+
+        Returns:
+            The queues that were paused.
+        """
         return self._changed(_resume, queues)
 
     def _changed(self, script: Script, queues: Sequence[str]) -> list[str]:
@@ -84,7 +99,7 @@ class Administration(VirtualHost):
         return sorted(name.decode() for name in names)
 
     def forget(self, queue: str) -> None:
-        """Make a queue unknown again; its messages stay."""
+        """Undo the declaration of a queue; its messages stay."""
         with self.client.pipeline(transaction=True) as pipe:
             for name in ("queues", "called", "raw"):
                 pipe.srem(self.key(name), queue)
@@ -100,7 +115,7 @@ class Administration(VirtualHost):
         return sorted(name.decode() for name in names)
 
     def purge(self, queue: str) -> int:
-        """Delete a queue's messages except those in flight and dead; returns how many."""
+        """Delete a queue's messages, except those in flight and dead letters; return how many."""
         total = 0
         while count := int(
             _purge(self.client, self.routing_keys, [self.prefix, queue, PURGE_BATCH, 0])
@@ -109,7 +124,7 @@ class Administration(VirtualHost):
         return total
 
     def delete(self, queue: str) -> int:
-        """Purge a queue and forget that it was declared; returns how many messages it had."""
+        """Purge a queue and undo its declaration; return how many messages were deleted."""
         count = self.purge(queue)
         self.forget(queue)
         self.upkeep.forget(queue)
@@ -118,10 +133,10 @@ class Administration(VirtualHost):
         return count
 
     def count(self, queue: str) -> QueueCount:
-        """Count a queue's messages by what they wait for, without going through them."""
+        """Count a queue's messages by what they wait for, without reading each of them."""
         return self.count_all(queue)[0]
 
     def count_all(self, queue: str) -> tuple[QueueCount, SequenceCount]:
-        """Count a queue's messages and its sequences by what they wait for; one round trip."""
+        """Count a queue's messages and sequences by what they wait for, in one round trip."""
         numbers = [int(n) for n in _count(self.client, self.routing_keys, [self.prefix, queue])]
         return QueueCount(*numbers[:6]), SequenceCount(*numbers[6:])

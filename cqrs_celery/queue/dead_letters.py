@@ -1,7 +1,8 @@
-"""Look at dead letters, try them again, let them go.
+"""Look at dead letters, redrive them, discard them.
 
-A letter is a message that was set aside with its reason. In a queue whose policy says so, it holds
-up its sequence until it is done, discarded, or, where the policy says that, past its time.
+A dead letter is a message that was set aside with the reason. If its queue's policy says so, it
+holds up its sequence until it is done, until it is discarded, or, under the policy "discard", until
+its time is over.
 """
 
 from __future__ import annotations
@@ -20,20 +21,24 @@ _redrive = load("redrive")
 _redrive_due = load("redrive_due")
 _discard = load("discard")
 
-#: The letters looked after in one script, so that the server is never blocked for long.
+#: The most letters processed by one script, so that the server is never blocked for long.
 BATCH = 100
 
-#: What became of an order: it is done, there is no such letter, its message is in line or in flight
-#: already, or it is archived and that was not asked for.
+#: What became of a request: it is done; there is no such letter; its message is queued or in flight
+#: already; or the letter is archived, and archived letters were not asked for.
 Answer = Literal["done", "none", "tried", "archived"]
 
 
 class LookedAfter(NamedTuple):
-    """What was done about a letter whose time had come.
+    """What was done about a letter that was due.
 
-    `deed` is "redriven", "archived", "discarded", or "closed": it was archived before, and still
-    holds up its sequence. `waiting` counts the messages behind it; `is_crowded` says that those are
-    more than its queue's policy allows without alarm.
+    Attributes:
+        queue: the letter's queue.
+        id: the letter's id.
+        deed: "redriven", "archived", "discarded", or "closed": it was archived before, and still
+            holds up its sequence.
+        waiting: how many messages wait behind it.
+        is_crowded: True if these are more than its queue's policy allows without an alarm.
     """
 
     queue: str
@@ -58,11 +63,12 @@ class DeadLetters:
         self._keys = [f"{prefix}cq:id"]
 
     def set_policy(self, queue: str, policy: LetterPolicy | None) -> None:
-        """Set what the dead letters of a queue do, from the next one on.
+        """Set what happens to the dead letters of a queue, from the next one on.
 
         Args:
             queue: its name.
-            policy: None: they hold up nothing, and wait for somebody's order.
+            policy: the policy. With None, letters hold up nothing and wait until somebody redrives
+                or discards them.
         """
         key = f"{self._prefix}cq:policy"
         if policy is None:
@@ -71,7 +77,7 @@ class DeadLetters:
             self._redis.hset(key, queue, "|".join(map(str, policy)))
 
     def policy(self, queue: str) -> LetterPolicy | None:
-        """Return what the dead letters of a queue do; None if nothing was said."""
+        """Return the policy for the dead letters of a queue; None if none was set."""
         text = cast("bytes | None", self._redis.hget(f"{self._prefix}cq:policy", queue))
         if text is None:
             return None
@@ -85,12 +91,12 @@ class DeadLetters:
         return sorted(key.decode().removeprefix(prefix) for key in keys)
 
     def all(self, queue: str) -> Iterator[DeadLetter]:
-        """Yield the letters of a queue, in no particular order; each is read as it is asked for."""
+        """Yield the letters of a queue in no particular order; each is read when it is needed."""
         for field, letter in self._redis.hscan_iter(f"{self._prefix}cq:dead:{queue}", count=100):
             yield self._read(queue, int(field), bytes(letter))
 
     def in_order(self, queue: str) -> Iterator[DeadLetter]:
-        """Yield the letters of a queue, the oldest message first, each read when needed."""
+        """Yield the letters of a queue, oldest message first; each is read when it is needed."""
         key = f"{self._prefix}cq:dead:{queue}"
         ids = sorted(self._redis.hkeys(key), key=int)
         for start in range(0, len(ids), BATCH):
@@ -100,7 +106,7 @@ class DeadLetters:
                     yield self._read(queue, int(message_id), letter)
 
     def get(self, queue: str, message_id: int) -> DeadLetter | None:
-        """Return one letter; None if there is no such one."""
+        """Return one letter; None if there is no such letter."""
         letter = self._redis.hget(f"{self._prefix}cq:dead:{queue}", message_id)
         return None if letter is None else self._read(queue, message_id, letter)
 
@@ -121,32 +127,48 @@ class DeadLetters:
         return int(length) - 1 if is_held_up else 0
 
     def due_at_ms(self, letter: DeadLetter) -> int | None:
-        """Return when a letter is looked after next, by Redis's clock; None for never."""
+        """Return when a letter is due next, in milliseconds of Redis's clock; None for never."""
         due = self._redis.zscore(f"{self._prefix}cq:redrive", f"{letter.queue}\x1f{letter.id}")
         return None if due is None else int(due)
 
     def redrive(self, queue: str, message_id: int, *, also_archived: bool = False) -> Answer:
-        """Put a letter's message back in line, with a fresh count of tries.
+        """Queue a letter's message again, with a fresh count of tries.
 
-        A sequence that it holds up goes on from it; any other gets it at its end. The letter stays
-        until the message is done; an archived one begins a new life.
+        If the letter holds up its sequence, the sequence continues with the message; otherwise the
+        message goes to the end of its sequence. The letter stays until the message is done. An
+        archived letter's time starts anew.
 
         Args:
-            queue: whose letter.
-            message_id: the letter's.
-            also_archived: an archived letter is left alone without it.
+            queue: the letter's queue.
+            message_id: the letter's id.
+            also_archived: True to redrive an archived letter too; it is left alone otherwise.
+
+        Returns:
+            What became of the request.
         """
         return self._run(_redrive, queue, message_id, int(also_archived))
 
     def discard(self, queue: str, message_id: int) -> Answer:
-        """Delete a letter with its message for good; a sequence that it held up goes on."""
+        """Delete a letter and its message for good; a sequence that it held up goes on.
+
+        Args:
+            queue: the letter's queue.
+            message_id: the letter's id.
+
+        Returns:
+            What became of the request.
+        """
         return self._run(_discard, queue, message_id)
 
     def redrive_due(self, most: int = BATCH) -> list[LookedAfter]:
-        """Look after the letters whose time has come, those first that came first.
+        """Redrive, archive or delete the letters that are due, those first that were due first.
+
+        Args:
+            most: the most letters to process in this call.
 
         Returns:
-            What was done, at most to so many; call again while it is so many.
+            What was done about each letter. If there are `most` of them, more may be due: call
+            again.
         """
         flat = _redrive_due(self._redis, self._keys, [self._prefix, most])
         return [

@@ -1,6 +1,7 @@
-"""Look at the queues without changing them: what waits, what is held by whom, what is delayed.
+"""Inspect the queues without changing them: what waits, who holds what, what is delayed.
 
-Each look is several commands, so the numbers of a busy server need not agree to the last message.
+Each inspection takes several commands, so on a busy server the numbers may differ by a few
+messages.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ BATCH = 200
 
 
 class QueueInspector:
-    """Looks at the queues of one virtual host, which change nothing.
+    """An inspector of the queues of one virtual host; it changes nothing.
 
     Args:
         queue: the queues.
@@ -46,12 +47,12 @@ class QueueInspector:
         self._redis: Any = queue.client
 
     def now_ms(self) -> int:
-        """Return Redis's clock."""
+        """Return the time by Redis's clock, in milliseconds."""
         seconds, micros = self._redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
     def is_consumed(self, queue: str) -> bool:
-        """Return whether a consumer whose lease lasts takes from a queue; three round trips."""
+        """Return whether a consumer with a valid lease takes from a queue; three round trips."""
         now = self.now_ms()
         names = self._redis.smembers(self._queue.key(f"consuming:{queue}"))
         pipeline = self._redis.pipeline(transaction=False)
@@ -60,7 +61,7 @@ class QueueInspector:
         return any(end is not None and end > now for end in pipeline.execute())
 
     def names(self) -> list[str]:
-        """Return the queues that are declared, or hold something, sorted."""
+        """Return the names of the queues that are declared or hold something, sorted."""
         found = set(self._queue.queues())
         for kind in ("delayed", "dead", "seqs"):
             prefix = self._queue.key(f"{kind}:")
@@ -69,7 +70,7 @@ class QueueInspector:
         return sorted(found)
 
     def subscribers(self) -> list[Subscribed]:
-        """Return who is registered, sorted by queue and name."""
+        """Return the registered subscribers, sorted by queue and name."""
         prefix, found = self._queue.key("topics_of:"), []
         for key in self._redis.scan_iter(match=f"{literally(prefix)}*", count=1000):
             name = key.decode().removeprefix(prefix)
@@ -83,7 +84,7 @@ class QueueInspector:
         return sorted(found, key=lambda one: (one.queue, one.name))
 
     def paused(self) -> frozenset[str]:
-        """Return the paused queues."""
+        """Return the names of the paused queues."""
         return frozenset(self._queue.paused())
 
     def steps(self) -> list[int]:
@@ -102,7 +103,7 @@ class QueueInspector:
     def holdings(self) -> list[Holding]:
         """Return every consumer with what it holds, those first whose lease ends first.
 
-        The cost grows with the consumers and the messages in flight, and with nothing else.
+        The cost grows only with the number of consumers and of messages in flight.
         """
         now, found = self.now_ms(), []
         consumers = self._redis.zrange(self._queue.key("consumers"), 0, -1, withscores=True)
@@ -155,10 +156,10 @@ class QueueInspector:
     def _around(
         self, sequences: Counter[tuple[str, bytes]]
     ) -> tuple[dict[tuple[str, bytes], int], dict[tuple[str, bytes], int]]:
-        """Return the first id of each sequence, and the first one behind what is held of it.
+        """Return the first id of each sequence, and the first id behind its held messages.
 
         Args:
-            sequences: by queue and sequence, how many messages of it are held.
+            sequences: how many messages of each sequence are held, by queue and sequence.
         """
         firsts, behind = {}, {}
         names = list(sequences)
@@ -177,7 +178,7 @@ class QueueInspector:
         return firsts, behind
 
     def _tried(self, held: Sequence[Held]) -> set[int]:
-        """Return the ids of those messages that were delivered before."""
+        """Return the ids of the messages that were delivered before."""
         found: set[int] = set()
         for start in range(0, len(held), BATCH):
             ids = [one.id for one in held[start : start + BATCH]]
@@ -211,15 +212,15 @@ class QueueInspector:
         )
 
     def oldest(self, queue: str, holdings: Sequence[Holding] = ()) -> list[tuple[bytes, bytes]]:
-        """Return payload and body of the messages that are next in line.
+        """Return payload and body of the messages that are next in the queue.
 
         Args:
             queue: its name.
             holdings: what `holdings` returned.
 
         Returns:
-            The one that each priority step has next, the most urgent first; then the oldest of
-            those that wait behind the sequences that are in flight.
+            The next message of each priority step, the most urgent first; then the oldest message
+            that waits behind a sequence in flight.
         """
         found = []
         for step in self.ready_steps(queue):
@@ -237,7 +238,7 @@ class QueueInspector:
             holdings: what `holdings` returned.
 
         Returns:
-            That one message; empty if none of the queue is running.
+            That one message; empty if no message of the queue is running.
         """
         return self._read_lowest(queue, [one.oldest_running for one in holdings])
 
@@ -251,23 +252,23 @@ class QueueInspector:
             holdings: what `holdings` returned.
 
         Returns:
-            That one message; empty if none of the queue is prefetched.
+            That one message; empty if no message of the queue is prefetched.
         """
         return self._read_lowest(queue, [one.oldest_prefetched for one in holdings])
 
     def _read_lowest(
         self, queue: str, ids_by_queue: Iterable[Mapping[str, int]]
     ) -> list[tuple[bytes, bytes]]:
-        # Ids grow in the order of publishing, so one message is read, however many are held.
+        # Ids grow in the order of publishing: one message is read, however many are held.
         ids = [ids[queue] for ids in ids_by_queue if queue in ids]
         return [self._queue.read(min(ids))] if ids else []
 
     def delayed(self, queue: str, most: int | None = None) -> Iterator[Delayed]:
-        """Yield what is delayed in a queue, what is due first first, read a page at a time.
+        """Yield the delayed messages of a queue in the order in which they fall due, in pages.
 
         Args:
             queue: its name.
-            most: yield no more than these; None for all.
+            most: the most messages to yield; None for all.
         """
         now, seen = self.now_ms(), 0
         while (some := BATCH if most is None else min(BATCH, most - seen)) > 0:
@@ -290,7 +291,7 @@ class QueueInspector:
                 return
 
     def _delayed_page(self, queue: str, start: int, most: int) -> list[tuple[bytes, bytes, float]]:
-        """Return some of what is delayed: the member, the id of its message, when it is due."""
+        """Return a page of what is delayed: the member, its message's id, and when it is due."""
         key = self._queue.key(f"delayed:{queue}")
         page = []
         for member, due in self._redis.zrange(key, start, start + most - 1, withscores=True):
@@ -300,17 +301,30 @@ class QueueInspector:
         return page
 
     def ready(self, queue: str, step: int) -> Iterator[bytes]:
-        """Yield the elements of a ready list from its head on; not while it changes."""
+        """Yield the elements of a ready list, beginning at its head.
+
+        If the list changes meanwhile, elements may be skipped or repeated.
+
+        Args:
+            queue: the queue's name.
+            step: the priority step.
+        """
         key = self.ready_key(queue, step)
         start, some = 0, FIRST_READ
         while page := self._redis.lrange(key, -start - some, -start - 1):
             yield from reversed(page)
             start += len(page)
-            # Some may be whole messages, of any size.
+            # An element may be a whole message, of any size.
             some = next_read(len(page), sum(map(len, page)))
 
     def sequence(self, queue: str, sequence: bytes, count: int = BATCH) -> list[bytes]:
-        """Return the ids of the first unsettled messages of a sequence, in its order."""
+        """Return the ids of the first unsettled messages of a sequence, in its order.
+
+        Args:
+            queue: the queue's name.
+            sequence: the sequence's name.
+            count: the most ids to return.
+        """
         key = self._sequence_key(queue, sequence)
         return list(reversed(self._redis.lrange(key, -count, -1)))
 
@@ -320,7 +334,10 @@ class QueueInspector:
     def read_all(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes] | None]:
         """Yield payload and body of each message; None for one that is gone or has expired.
 
-        They are read as they are asked for, so many at a time as fit into a bound in bytes.
+        The messages are read when they are needed, as many at a time as fit into a limit in bytes.
+
+        Args:
+            ids: the messages' ids, in the order of the result.
         """
         now = self.now_ms()
         for start in range(0, len(ids), BATCH):

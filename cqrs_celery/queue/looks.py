@@ -1,4 +1,4 @@
-"""What a look at the queues brings, as frozen values."""
+"""The results of inspecting the queues, as frozen values."""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ import msgspec
 class Delayed(NamedTuple):
     """A message, or a whole sequence, that waits for its time.
 
-    `id` is None for a sequence, whose first message is shown; `due_in_ms` is negative when it is
-    due and nobody has taken from the queue since.
+    Attributes:
+        id: the message's id; None for a sequence, whose first message is shown.
+        queue: its queue.
+        sequence: its sequence; "" for none.
+        priority: its priority step.
+        due_in_ms: milliseconds until it is due; negative if it is due and no consumer has taken
+            from the queue since.
+        payload: the message, or its head if several queues share a body.
+        body: the shared body; empty if there is none.
     """
 
     id: int | None
@@ -27,7 +34,7 @@ class Delayed(NamedTuple):
 
 
 class About(NamedTuple):
-    """What a consumer has said of itself; None where it has not.
+    """What a consumer has said about itself; a value that it has not given is None.
 
     Attributes:
         worker: the node name of its Celery worker.
@@ -35,7 +42,8 @@ class About(NamedTuple):
         pid: its process id there.
         slots: how many deliveries it runs at once.
         batches: the queues of which one delivery holds many messages, each with the most it holds.
-        pauses: whether it takes nothing of a paused queue; one of an older release does not say so.
+        pauses: whether it takes nothing from a paused queue; consumers of older releases do not say
+            so.
     """
 
     worker: str | None = None
@@ -47,21 +55,21 @@ class About(NamedTuple):
 
 
 class Holding(NamedTuple):
-    """A consumer: its queues, what it holds, by queue, and its lease.
+    """A consumer: its queues, its lease, and what it holds of each queue.
 
     Attributes:
         consumer: its name.
-        lease_ms: what is left of its lease, in ms; negative if it has ended and nobody has
-            recovered what it held.
-        queues: the queues it consumes.
+        lease_ms: milliseconds until its lease ends; negative if the lease has ended and nobody has
+            recovered its messages.
+        queues: the queues that it consumes.
         messages: how many messages it holds.
         in_sequences: how many of `messages` are in a sequence.
         running: how many of `messages` it is running; see `cqrs_celery.queue.running`. The others
             are prefetched.
-        oldest_running: the lowest id of what it is running.
-        oldest_prefetched: the lowest id of what it has prefetched.
-        oldest_behind: the lowest id of what waits behind the sequences that it holds.
-        about: what it has said of itself.
+        oldest_running: the lowest id among the messages that it is running.
+        oldest_prefetched: the lowest id among the messages that it has prefetched.
+        oldest_behind: the lowest id among the messages that wait behind its sequences.
+        about: what it has said about itself.
         sequences: how many sequences it holds.
     """
 
@@ -79,26 +87,26 @@ class Holding(NamedTuple):
 
     @property
     def is_live(self) -> bool:
-        """Whether its lease has not ended."""
+        """Whether its lease is still valid."""
         return self.lease_ms > 0
 
     def consumes(self, queue: str) -> bool:
-        """Return whether it takes from a queue, and its lease has not ended."""
+        """Return whether it takes from a queue and its lease is still valid."""
         return self.is_live and queue in self.queues
 
 
 class QueueLook(NamedTuple):
-    """The numbers of a queue's messages, by what they wait for, each message in one of them.
+    """The numbers of a queue's messages, by what they wait for.
 
-    There are two exceptions. A ready sequence counts as 1 in `ready`, since one worker can take it,
-    for the first of its messages; those behind it count in `waiting`. And `in_flight` is the sum of
-    `prefetched` and `running`.
+    Each message counts in one of them. A ready sequence counts as 1 in `ready`, for its first
+    message, since one worker can take it; the messages behind it count in `waiting`. `in_flight` is
+    the sum of `prefetched` and `running`.
 
     Attributes:
         queue: its name.
         ready: what a free worker could take now.
-        waiting: messages behind another one of their sequence, which is ready or in flight.
-        retrying: messages of sequences whose first waits for its time.
+        waiting: messages behind another message of their sequence, which is ready or in flight.
+        retrying: messages of sequences whose first message waits for its time.
         blocked: messages behind a dead letter of their sequence.
         delayed: messages that wait for their time.
         in_flight: messages that consumers hold.
@@ -128,7 +136,11 @@ class Subscribed(NamedTuple):
 
 
 def read_about(text: bytes) -> About:
-    """Return what a consumer has said of itself; what can't be read counts as not said."""
+    """Decode what a consumer has said about itself; an unreadable value counts as not given.
+
+    Args:
+        text: JSON, as the consumer has stored it.
+    """
     try:
         told = msgspec.json.decode(text)
     except msgspec.DecodeError:

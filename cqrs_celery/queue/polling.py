@@ -1,7 +1,7 @@
 """Poll the queues once a second for a consumer that waits for a wake-up.
 
-A wake-up may be lost, and stock producers send none. A poll costs the same however many queues
-there are on the server, and however many of them the consumer has.
+A wake-up may be lost, and producers on Kombu's own transport send none. The cost of a poll depends
+neither on the number of queues on the server nor on the number that the consumer has.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from .reliable_queue import ReliableQueue
 from .scripts import load
 from .values import PRIORITY_STEPS
 
-#: The most queues whose lists are looked at in one poll.
+#: The most queues whose lists one poll examines.
 MOST_QUEUES = 100
 
-#: What follows a queue's name in the name of the list of each priority step, as stock Kombu has it.
+#: The suffix of a queue's list for each priority step, as in stock Kombu.
 _STEP_SUFFIXES = ("", *(f"\x06\x16{step}" for step in PRIORITY_STEPS if step))
 
 _poll = load("poll")
@@ -24,10 +24,10 @@ _poll = load("poll")
 class IdlePoll:
     """The polls of one idle consumer.
 
-    One command looks at the lists of up to `MOST_QUEUES` queues, which are all of them in most
-    setups. A consumer that has more looks at that many in turn. Besides, a script finds what is
-    due, what another consumer was woken for and has not taken, and what stock producers pushed into
-    queues in which they did so before.
+    One command examines the lists of up to `MOST_QUEUES` queues, which are all of them in most
+    setups. If a consumer has more, each poll examines the next `MOST_QUEUES`. In addition, a script
+    finds what is due, what another consumer was woken for and has not taken, and what stock
+    producers pushed into queues that they have used before.
 
     Args:
         queue: the queues.
@@ -41,16 +41,16 @@ class IdlePoll:
         self._place = 0
 
     def may_take(self, queues: Sequence[str]) -> bool:
-        """Return whether a take may bring something; one command, mostly.
+        """Return whether a take may bring something; mostly one command.
 
-        Also True if another consumer's message is due: a take puts it in line.
+        The answer is also True if another consumer's message is due: a take queues it.
 
         Args:
-            queues: all that the consumer takes from, in the same order each time.
+            queues: all queues that the consumer takes from, in the same order each time.
 
         Returns:
-            False if there is nothing; of more than `MOST_QUEUES` queues, a message that a stock
-            producer pushed may be found by a later poll.
+            False if there is nothing. With more than `MOST_QUEUES` queues, a message that a stock
+            producer pushed may be found only by a later poll.
 
         Raises:
             redis.RedisError: as the driver raised it.

@@ -1,14 +1,14 @@
-"""Give back what consumers hold that have ended, in slices, so that no script blocks the server.
+"""Return the messages of ended consumers to their queues, in slices, so that no script runs long.
 
-A consumer that ends passes what it holds to a remainder, in one step (end_consumers.lua). From then
-on nothing that it settles counts. The remainder's messages are read and sorted here, and given back
-in slices, each message in one step with its count of deliveries (recover.lua). The remainder is
-itself a consumer, whose lease nobody renews: if the recovery is broken off, somebody else finds
-that it has ended, and goes on.
+When a consumer ends, one step (end_consumers.lua) moves its messages to a remainder. From then on
+its settlements are ignored. The remainder's messages are read and sorted here, and put back in
+slices; each message and its count of deliveries change in one step (recover.lua). The remainder is
+itself a consumer, whose lease nobody renews: if the recovery is interrupted, another consumer finds
+that the lease has ended, and continues.
 
-Of what a lost consumer held, only what may have been running counts a delivery: of a sequence, the
-first in flight, and of a consumer that runs `slots` messages at once, only what is surely among its
-oldest `slots` deliveries. Nothing that leaves in order counts any.
+If a consumer was lost, a delivery counts only for messages that may have been running: of a
+sequence, the first in flight; if the consumer runs `slots` messages at once, only those that are
+certainly among its oldest `slots` deliveries. If a consumer leaves in order, no delivery counts.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from .scripts import load
 from .values import Recovered
 from .virtual_host import VirtualHost
 
-#: The most messages given back in one script, but for a sequence of which more are held.
+#: The most messages put back by one script, except for a sequence of which more are held.
 SLICE = 500
 
-#: The most consumers ended in one script.
+#: The most consumers ended by one script.
 ENDED_AT_ONCE = 10
 
 #: Keys read in one command.
 READ_AT_ONCE = 500
 
-#: Milliseconds after which a recovery that was broken off may be taken over.
+#: Milliseconds after which another consumer may take over an interrupted recovery.
 REMAINDER_LEASE_MS = 30_000
 
 #: Every message of a remainder counts a delivery.
@@ -47,12 +47,12 @@ _recover = load("recover")
 
 
 class Remainder(NamedTuple):
-    """What an ended consumer held.
+    """The messages of an ended consumer.
 
     Attributes:
-        consumer: whose it was.
-        name: under which it is held now; empty where it held nothing.
-        about: what the consumer has said of itself.
+        consumer: the ended consumer.
+        name: the name under which the messages are held now; empty if there are none.
+        about: what the consumer has said about itself.
     """
 
     consumer: str
@@ -62,15 +62,15 @@ class Remainder(NamedTuple):
 
 @dataclass(slots=True)
 class Unit:
-    """What can be running by itself: a plain message, or what is held of a sequence.
+    """A plain message, or the held messages of one sequence: what can run independently.
 
     Attributes:
-        remainder: the name of what it is held by.
+        remainder: the name of the remainder that holds it.
         queue: its queue.
-        sequence: empty for a plain message.
+        sequence: its sequence; empty for a plain message.
         fences: its messages' ids, each with the number of its delivery.
-        first: the id of the message that stands first.
-        may_have_run: whether it counts a delivery.
+        first: the id of its first message.
+        may_have_run: whether a delivery counts for it.
     """
 
     remainder: str
@@ -82,13 +82,13 @@ class Unit:
 
     @property
     def fence(self) -> int:
-        """The number of the delivery of its first message; 0 if that is not held."""
+        """The number of its first message's delivery; 0 if that message is not held."""
         return self.fences.get(self.first, 0)
 
 
 @dataclass(slots=True)
 class _Delivery:
-    """What a consumer runs in one of its slots: a unit alone, or the batches of a queue."""
+    """The contents of a consumer's slots: a unit alone, or the batches of a queue."""
 
     fence: int
     units: list[Unit]
@@ -97,7 +97,7 @@ class _Delivery:
 
     @property
     def slots(self) -> int:
-        """How many deliveries it amounts to."""
+        """How many deliveries it counts as."""
         return math.ceil(self.count / self.size)
 
 
@@ -108,24 +108,25 @@ def end_and_recover(
     most_tries: int = 0,
     is_leaving: bool = False,
 ) -> list[Recovered]:
-    """End consumers, and give back everything that they hold.
+    """End consumers, and return all their messages to the queues.
 
     Args:
-        queue: where they are consumers.
-        ended: their names, each with the end of its lease as it was seen, in ms of Redis's clock;
-            one that was renewed since is left alone. None for whatever it is.
-        most_tries: a message delivered that often without a settlement becomes a dead letter;
-            0 for no limit.
-        is_leaving: True if they leave in order, so that nothing counts a delivery.
+        queue: the queues that they consume.
+        ended: their names, each with the end of its lease as it was seen, in milliseconds of
+            Redis's clock. A consumer that has renewed its lease since is left alone. None ends the
+            consumer whatever its lease is.
+        most_tries: a message that was delivered this often without a settlement becomes a dead
+            letter; 0 for no limit.
+        is_leaving: True if the consumers leave in order, so that no delivery counts.
 
     Returns:
-        What was recovered from whom, in the order of `ended`.
+        The outcome for each consumer, in the order of `ended`.
 
     Raises:
-        redis.RedisError: as the driver raised it. What is not given back yet is found by whoever
-            recovers what has ended when the lease of the remainder has.
+        redis.RedisError: as the driver raised it. Messages that were not put back yet are recovered
+            when the remainder's lease has ended.
     """
-    # All of them first, so that what one gives back wakes none of the others.
+    # All consumers end first, so that a message of one wakes none of the others.
     remainders = list(_end(queue, list(ended), is_leaving=is_leaving))
     units = [unit for one in remainders if one.name for unit in _units(queue, one)]
     _mark(queue, remainders, units)
@@ -166,11 +167,11 @@ def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def _units(queue: VirtualHost, remainder: Remainder) -> list[Unit]:
-    """Return what a remainder holds, as what can be running by itself."""
+    """Return a remainder's messages, grouped into what can run independently."""
     client: Any = queue.client
     found: dict[tuple[bytes, bytes, int], Unit] = {}
     key = queue.key(f"flight:{remainder.name}")
-    # The same one may come twice.
+    # HSCAN may return an entry twice.
     for message_id, entry in client.hscan_iter(key, count=READ_AT_ONCE):
         fence, _, _, place = entry.split(b"|", 3)
         name, _, sequence = place.partition(b"\x1f")
@@ -186,7 +187,7 @@ def _units(queue: VirtualHost, remainder: Remainder) -> list[Unit]:
 
 
 def _find_firsts(queue: VirtualHost, units: Sequence[Unit]) -> None:
-    # The list, not the numbers, says which one stands first.
+    # The order of the list decides which message is first, not the ids.
     prefix = queue.key("seq:").encode()
     for some in _parts(units, READ_AT_ONCE):
         with queue.client.pipeline(transaction=False) as pipe:
@@ -200,7 +201,7 @@ def _find_firsts(queue: VirtualHost, units: Sequence[Unit]) -> None:
 def _in_order(units: Iterable[Unit]) -> list[Unit]:
     """Return units in the order in which they are put back at the head: the oldest last.
 
-    Sequences come first, since plain messages find their place among others alone.
+    Sequences come first, since a plain message finds its place only among other plain messages.
     """
     return sorted(units, key=lambda unit: (not unit.sequence, -unit.first))
 
@@ -233,7 +234,7 @@ def _give_back(
 
 
 def _mark(queue: VirtualHost, remainders: Iterable[Remainder], units: Sequence[Unit]) -> None:
-    """Mark the units that count a delivery, and note which, if one slice does not hold all."""
+    """Mark the units that a delivery counts for; store the marks if one slice does not hold all."""
     is_whole = sum(len(unit.fences) for unit in units) <= SLICE
     for one in remainders:
         mine = [unit for unit in units if unit.remainder == one.name]
@@ -261,7 +262,7 @@ def _batches_of(about: Mapping[str, Any]) -> dict[bytes, int]:
 
 
 def _tried(queue: VirtualHost, units: Iterable[Unit], about: Mapping[str, Any]) -> set[int]:
-    """Return the first messages of units that a batch may hold and that were delivered before."""
+    """Return the first messages of units that may be in a batch and were delivered before."""
     batches = _batches_of(about)
     ids = [unit.first for unit in units if batches.get(unit.queue, 1) > 1]
     found: set[int] = set()
@@ -273,15 +274,15 @@ def _tried(queue: VirtualHost, units: Iterable[Unit], about: Mapping[str, Any]) 
 
 
 def mark(units: Sequence[Unit], about: Mapping[str, Any], *, tried: set[int]) -> None:
-    """Mark what may have been running: what surely was among the oldest `slots` deliveries.
+    """Mark the units that may have been running: those surely among the oldest `slots` deliveries.
 
-    What was never delivered before goes into a batch with others of its queue, and they are running
-    together or not at all. Behind another one of its sequence (an odd fence) a message is delivered
-    at a time that is not known here, so only where everything fits is it surely among them.
+    A message that was never delivered before goes into a batch with others of its queue; they run
+    together or not at all. A message behind another one of its sequence (an odd fence) is delivered
+    at an unknown time. It is certainly among the oldest deliveries only if all deliveries fit.
 
     Args:
-        units: all that a consumer held.
-        about: what it has said of itself.
+        units: all units that a consumer held.
+        about: what it has said about itself.
         tried: the first messages of units that were delivered before.
     """
     slots = about.get("slots")

@@ -1,10 +1,10 @@
 """Publish, take and settle messages in Redis: the data path.
 
-Each method is one script, so one round trip, and happens whole or not at all, but for those that
-recover what consumers held, and those that read. Redis's clock decides everything that has to do
-with time. Errors of the driver pass through unchanged: whether to repeat is the caller's to know (a
-publish with a publish id may be repeated safely). Queues are administered in `administration`,
-topics are in `topics`.
+Each method is one script: one round trip, done completely or not at all. The exceptions are the
+methods that recover the messages of other consumers, and those that read. All times are by Redis's
+clock. Errors of the driver pass through unchanged: the caller decides whether to repeat the call (a
+publish with a publish id may be repeated safely). The administration of queues is in
+`administration`, topics are in `topics`.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ __all__ = [
     "key_of",
 ]
 
-#: The most messages taken at once for batches, so that the server is never blocked for long.
+#: The most messages that one take brings for batches, so that the server is never blocked for long.
 MOST_IN_BATCHES = 1_000
 
-#: Seconds for which it is remembered that a queue limits no message's time: a limit that another
-#: process declares counts here after that long.
+#: Seconds for which this process remembers that a queue has no limit on a message's waiting time: a
+#: limit that another process declares takes effect here after that long.
 NO_TTL_S = 1.0
 
-#: Queues of which that is remembered at most.
+#: The most queues for which that is remembered.
 NO_TTL_QUEUES = 1_000
 
 #: No queue has batches.
@@ -66,10 +66,10 @@ _consume = load("consume")
 _disown = load("disown")
 _forget_gone = load("forget_gone")
 
-#: The settlements that have a text.
+#: The operations of settlements that have a text.
 _WITH_TEXT = "ld"
 
-#: Reads what is in front of the messages themselves in the answer of settle_and_take.lua.
+#: Decodes the part of settle_and_take.lua's answer that precedes the messages themselves.
 _read_head = msgspec.msgpack.Decoder(
     tuple[
         int,
@@ -84,7 +84,7 @@ _read_head = msgspec.msgpack.Decoder(
     strict=False,
 ).decode
 
-#: Where the count of tries begins of a message that has a dead letter; the scripts have it too.
+#: The first count of tries of a message that has a dead letter; the scripts have the same number.
 _LETTER = 1_000_000
 
 
@@ -121,7 +121,7 @@ class ReliableQueue(Administration, TopicQueues):
 
     Args:
         client: a redis client that returns bytes.
-        prefix: in front of every key; on Redis Cluster it holds the hash tag, as `{shop}.`.
+        prefix: the prefix of every key; on Redis Cluster it holds the hash tag, as in `{shop}.`.
         dedup_ttl_ms: milliseconds for which a publish id is remembered.
     """
 
@@ -137,16 +137,17 @@ class ReliableQueue(Administration, TopicQueues):
         """Store a message on all its queues, or on none; once per publish id.
 
         Args:
-            destinations: one a queue, each with its payload; empty stores nothing.
+            destinations: one per queue, each with its payload; if empty, nothing is stored.
             publish_id: the same for every repetition of one publish; "" never deduplicates.
-            delay_ms: milliseconds before it may be taken; 0 for at once.
-            ttl_ms: milliseconds for which it may wait to be taken, from when it is due; then it is
-                dropped. 0 for no limit but the queue's own, of which the sooner one counts;
-                messages in a sequence have none.
-            body: kept once for all; then each payload is only the head that goes before it.
+            delay_ms: milliseconds before the message may be taken; 0 for at once.
+            ttl_ms: milliseconds for which the message may wait to be taken after it is due; then
+                it is dropped. 0 for no limit of its own. If the queue has a limit too, the shorter
+                one counts. Messages in a sequence have no limit.
+            body: the body that all queues share, stored once; each payload is then only the head in
+                front of it.
 
         Returns:
-            How many messages were stored; 0 if this publish id was seen.
+            How many messages were stored; 0 if this publish id was seen before.
 
         Raises:
             ValueError: a queue's name would collide with the queue's own keys.
@@ -160,8 +161,12 @@ class ReliableQueue(Administration, TopicQueues):
     def publish_many(self, publishes: Sequence[Publish]) -> int:
         """Publish messages in one round trip, each as `publish` does.
 
-        Each is stored on all its queues or on none, but not all of them together: after an error
-        some may have been. Repeat the call then; those with a publish id are not stored twice.
+        Each message is stored on all its queues or on none. The messages together are not atomic:
+        after an error, some may be stored. Repeat the call then; messages with a publish id are not
+        stored twice.
+
+        Args:
+            publishes: the messages; one without destinations is skipped.
 
         Returns:
             How many messages were stored.
@@ -186,7 +191,7 @@ class ReliableQueue(Administration, TopicQueues):
         return args
 
     def _published(self, publish: Publish, answer: Any) -> int:
-        """Return how many messages were stored; remember where no queue has a limit."""
+        """Return how many messages were stored; remember the queues if none has a limit."""
         if not isinstance(answer, list):
             return int(answer)
         count, has_limit = map(int, answer)
@@ -211,22 +216,22 @@ class ReliableQueue(Administration, TopicQueues):
         """Settle what a consumer has finished, then take what is next, in one round trip.
 
         Args:
-            consumer: who asks; it must have beaten with `register`.
+            consumer: the consumer's name; it must have called `beat` with `register`.
             settlements: each counts only if the consumer still holds that delivery.
-            queues: in the order of their turn; they share the deliveries, and what one does not
-                need is left to the others.
-            count: the most deliveries to take; of a sequence only the first message counts. 0
-                only settles.
-            run: the most messages of one sequence; those behind the first must wait for it, and
-                are held so that no round trip lies between them.
+            queues: the queues to take from, in the order of their turn. They share `count`: what
+                one does not need is left to the others.
+            count: the most deliveries to take; of a sequence only the first message counts. With 0,
+                the call only settles.
+            run: the most messages of one sequence. Those behind the first must wait for it; the
+                consumer holds them already, so that no round trip is needed between them.
             batches: the queues of which one delivery holds many messages, each with the most that
-                it holds, those of one sequence included. At most `MOST_IN_BATCHES` are taken of
-                all of them together.
+                it holds, messages of one sequence included. At most `MOST_IN_BATCHES` are taken
+                from all of these queues together.
             was_idle: True if the last take brought nothing.
 
         Returns:
-            What was refused, revoked and taken. Nothing is taken for an unknown consumer, and
-            nothing of a paused queue.
+            What was refused, revoked and taken. Nothing is taken for an unknown consumer or from a
+            paused queue.
         """
         operations = "".join([f"{s.operation}{s.id}.{s.fence}.{s.delay_ms}" for s in settlements])
         args: list[Any] = [self.prefix, consumer, operations, count, run, int(was_idle)]
@@ -237,17 +242,18 @@ class ReliableQueue(Administration, TopicQueues):
         return _exchange_of(*_settle_and_take(self.client, self.routing_keys, args))
 
     def disown(self, consumer: str, taken: Taken, *, origin: str, sequence: str, why: str) -> bool:
-        """Set a bare number aside that lay in a queue, and is the id of another queue's message.
+        """Set aside a bare number that was pushed into a queue and is another queue's message id.
 
         Args:
-            consumer: who has taken it.
+            consumer: the consumer that has taken it.
             taken: the delivery.
-            origin: the queue that the message says it was published to; see `is_queue_name`.
-            sequence: that it says it is in; "" for none.
-            why: JSON text for whoever reads the dead letter.
+            origin: the queue that the message names as its own; see `is_queue_name`.
+            sequence: the sequence that the message names; "" for none.
+            why: the reason, as JSON text, for whoever reads the dead letter.
 
         Returns:
-            False if the message is nowhere else; then the delivery is what it seems to be.
+            False if the message is in no other queue; then it belongs to the queue that it was
+            taken from.
         """
         args = [self.prefix, consumer, taken.id, taken.fence, taken.queue, origin, sequence, why]
         return bool(_disown(self.client, self.routing_keys, args))
@@ -258,7 +264,7 @@ class ReliableQueue(Administration, TopicQueues):
         return {int(key): int(entry.split(b"|", 1)[0]) for key, entry in entries.items()}
 
     def fence_of(self, consumer: str, message_id: int) -> int | None:
-        """Return the fence under which a consumer holds a message; None if it does not."""
+        """Return the fence under which a consumer holds a message; None if it does not hold it."""
         entry = cast(
             "bytes | None", self.client.hget(self.key(f"flight:{consumer}"), str(message_id))
         )
@@ -267,29 +273,32 @@ class ReliableQueue(Administration, TopicQueues):
     def consume(
         self, consumer: str, queues: Sequence[str], *, about: Mapping[str, Any] | None = None
     ) -> None:
-        """Register which queues wake this consumer, and what it is, in place of what was known.
+        """Register the queues that wake a consumer and its description, replacing the earlier ones.
 
-        Nothing happens for a consumer that is unknown, as one whose lease has ended and that was
-        recovered.
+        Nothing happens if the consumer is unknown, for example because its lease has ended and its
+        messages were recovered.
 
         Args:
-            consumer: its name; it has beaten with `register`.
-            queues: theirs.
-            about: plain values. Recovery reads `slots`, how many messages the consumer handles at
-                once (0 or missing: not known, all that it holds), and `batches`, the queues of
-                which it handles many messages as one, each with how many. Any other value is for
-                whoever looks.
+            consumer: its name; it must have called `beat` with `register`.
+            queues: the names of the queues.
+            about: plain values that describe the consumer. Recovery reads `slots`, how many
+                messages the consumer handles at once (0 or missing: unknown, all that it holds),
+                and `batches`, the queues of which it handles many messages as one, each with how
+                many. Any other value is only for display.
         """
         known = msgspec.json.encode({**(about or {}), "format": FORMAT})
         _consume(self.client, self.routing_keys, [self.prefix, consumer, known, *queues])
 
     def beat(self, consumer: str, lease_ms: int, *, register: bool = False) -> Beat:
-        """Renew a consumer's lease, also one that ended and was not recovered yet.
+        """Renew a consumer's lease, even one that has ended, as long as it was not recovered.
 
         Args:
-            consumer: whose lease.
-            lease_ms: milliseconds from now, by Redis's clock.
-            register: start a lease for a consumer that is unknown.
+            consumer: the consumer's name.
+            lease_ms: milliseconds that the lease lasts from now, by Redis's clock.
+            register: True to start a lease if the consumer is unknown.
+
+        Returns:
+            Whether the lease is held, and what else is due in the queues.
         """
         held, *counts = _beat(
             self.client, self.routing_keys, [self.prefix, consumer, lease_ms, int(register)]
@@ -297,11 +306,14 @@ class ReliableQueue(Administration, TopicQueues):
         return Beat(bool(held), *map(int, counts))
 
     def lease_ends(self, *, before_ms: float = math.inf, after_ms: float = 0) -> dict[str, float]:
-        """Return when leases end, in ms of Redis's clock, by consumer, the first to end first.
+        """Return when leases end, by consumer, in milliseconds of Redis's clock.
 
         Args:
-            before_ms: of those that end earlier.
-            after_ms: of those that end later.
+            before_ms: return only leases that end earlier.
+            after_ms: return only leases that end later.
+
+        Returns:
+            The ends, the first to end first.
         """
         client: Any = self.client
         bounds = f"({after_ms:.0f}", f"({before_ms:.0f}" if before_ms < math.inf else "+inf"
@@ -311,17 +323,18 @@ class ReliableQueue(Administration, TopicQueues):
     def recover(
         self, *, most_tries: int = 0, ended: Mapping[str, float | None] | None = None
     ) -> list[Recovered]:
-        """Give back what consumers hold that have ended, in slices; each message once.
+        """Return the messages of ended consumers to their queues, in slices; each message once.
 
         Args:
-            most_tries: a message delivered that often without a settlement becomes a dead letter;
-                0 for no limit.
-            ended: the consumers, each with the end of its lease as it was seen, None for any; one
-                that was renewed since is left alone. None for all whose lease has ended. Then the
-                caller must know that they are dead: after an outage of Redis all leases have ended.
+            most_tries: a message that was delivered this often without a settlement becomes a dead
+                letter; 0 for no limit.
+            ended: the consumers, each with the end of its lease as it was seen, or None for any
+                end. A consumer that has renewed its lease since is left alone. If `ended` itself is
+                None, all consumers whose lease has ended are recovered. The caller must then know
+                that they are dead: after an outage of Redis all leases have ended.
 
         Returns:
-            What was recovered from whom.
+            The outcome for each consumer.
         """
         if ended is None:
             seconds, micros = self.client.time()
@@ -329,11 +342,18 @@ class ReliableQueue(Administration, TopicQueues):
         return recovery.end_and_recover(self, ended.items(), most_tries=most_tries)
 
     def leave(self, consumer: str) -> list[Recovered]:
-        """Give back at once everything that a consumer holds, and forget the consumer."""
+        """Return all messages of a consumer to their queues at once, and forget the consumer.
+
+        Args:
+            consumer: its name.
+
+        Returns:
+            The outcome, as one item.
+        """
         return recovery.end_and_recover(self, [(consumer, None)], is_leaving=True)
 
     def forget_gone(self) -> int:
-        """Forget what is left of consumers that are gone; returns how many they were."""
+        """Delete what is left of consumers that are gone; return how many consumers these were."""
         cursor, total = b"0", 0
         while True:
             cursor, count = _forget_gone(self.client, self.routing_keys, [self.prefix, cursor])

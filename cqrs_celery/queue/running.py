@@ -1,14 +1,14 @@
-"""Tell what a consumer is running from what it has only prefetched.
+"""Tell which messages a consumer is running, and which it has only prefetched.
 
-No worker is asked. It is worked out from the order of delivery, by the rule by which recovery (see
-recovery.py) tells what may have been running when a worker died. Running is what may be among the
-consumer's oldest `slots` deliveries; a batch is one delivery; of a sequence only the first in
-flight can run.
+No worker is asked. The answer follows from the order of delivery, by the rule by which recovery
+(see recovery.py) finds what may have been running when a worker died. A message counts as running
+if it may be among the consumer's oldest `slots` deliveries. A batch is one delivery. Of a sequence,
+only the first message in flight can run.
 
-Recovery must not blame a message wrongly, so it leaves out what is unsure. Here every slot that can
-be in use counts as used, and two things are decided otherwise. A message that was taken behind
-another one of its sequence is delivered at an unknown time: it is placed by when it was taken. Of a
-queue with batches, what exceeds one batch is the next one.
+Recovery must not charge a message wrongly, so it leaves out the doubtful ones. Here every slot that
+can be in use counts as used, and two cases are decided differently. A message that was taken behind
+another one of its sequence is delivered at an unknown time: it is placed by when it was taken. If a
+queue has batches, the messages beyond one batch form the next one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Held(NamedTuple):
         id: its id; ids grow in the order of publishing.
         fence: the number of its delivery; fences grow in the order of delivery.
         queue: the queue it came from.
-        sequence: what it stays in order with; empty for nothing.
+        sequence: the sequence whose order it keeps; empty for none.
     """
 
     id: int
@@ -46,11 +46,13 @@ def running(
 
     Args:
         held: what it holds, in any order.
-        slots: how many deliveries it runs at once; 0 if unknown: everything that can run counts.
+        slots: how many deliveries it runs at once; 0 if unknown: then everything that can run
+            counts.
         batches: the queues of which one delivery holds many messages, each with the most it holds.
-        firsts: of each sequence, by queue and sequence, the id that stands first. Where that is
-            missing or not held, the one that was taken first counts as the first.
-        tried: ids that were delivered before; each is delivered alone, never in a batch.
+        firsts: the id of the first message of each sequence, by queue and sequence. If it is
+            missing or not held, the message that was taken first counts as the first.
+        tried: the ids of messages that were delivered before; each is delivered alone, never in a
+            batch.
     """
     alone: list[list[Held]] = []
     in_batches: defaultdict[str, list[list[Held]]] = defaultdict(list)
@@ -70,7 +72,7 @@ def running(
 
 
 def _units(held: Sequence[Held], firsts: Mapping[tuple[str, bytes], int]) -> Iterator[list[Held]]:
-    """Yield each plain message alone, and what is held of each sequence in its order."""
+    """Yield each plain message alone, and the held messages of each sequence in its order."""
     sequences: defaultdict[tuple[str, bytes], list[Held]] = defaultdict(list)
     for one in held:
         if one.sequence:
@@ -85,7 +87,8 @@ def _units(held: Sequence[Held], firsts: Mapping[tuple[str, bytes], int]) -> Ite
 def _batches(units: list[list[Held]], *, size: int) -> list[list[Held]]:
     """Return the batches of a queue's units, the oldest first.
 
-    What of a sequence no longer fits into a batch waits for the batch, and is left out.
+    The messages of a sequence that no longer fit into a batch wait for the batch; they are left
+    out.
     """
     found: list[list[Held]] = []
     for unit in sorted(units, key=lambda unit: unit[0].fence):

@@ -1,6 +1,6 @@
 """Read messages as they are stored: a payload, and a body that queues may share.
 
-Where a message shares its body, `@`, the body's id and a newline stand in front of its payload.
+If a message shares its body, its payload begins with `@`, the body's id and a newline.
 """
 
 from __future__ import annotations
@@ -9,25 +9,31 @@ from typing import Any
 
 from .names import key_of
 
-#: Bytes of messages that are read in one step, unless a single one is larger; a take has the same.
+#: Bytes of messages that are read in one step, unless a single message is larger. A take has the
+#: same limit.
 MOST_BYTES = 16 * 2**20
 
-#: Messages that are read in the first step, before it is known how large they are, and at most.
+#: How many messages are read in the first step, before their size is known, and how many at most.
 FIRST_READ, MOST_READ = 16, 200
 
 
 def next_read(count: int, size: int) -> int:
-    """Return how many to read in the next step, after so many that had so many bytes."""
+    """Return how many messages to read in the next step.
+
+    Args:
+        count: how many were read in the last step.
+        size: how many bytes these had together.
+    """
     return max(1, min(MOST_READ, MOST_BYTES * count // max(1, size)))
 
 
 def stored(client: Any, prefix: str, message_id: int) -> tuple[bytes, bytes]:
-    """Return a stored message's payload and shared body; empty where there is none.
+    """Return a stored message's payload and shared body; each is empty if there is none.
 
     Args:
         client: a redis client that returns bytes.
-        prefix: in front of every key.
-        message_id: the message's.
+        prefix: the prefix of every key.
+        message_id: the message's id.
     """
     return with_body(client, prefix, client.hget(key_of(prefix, "msg"), str(message_id)) or b"")
 
@@ -37,8 +43,8 @@ def with_body(client: Any, prefix: str, payload: bytes) -> tuple[bytes, bytes]:
 
     Args:
         client: a redis client that returns bytes.
-        prefix: in front of every key.
-        payload: as it is stored.
+        prefix: the prefix of every key.
+        payload: the payload as it is stored.
     """
     if not payload.startswith(b"@"):
         return payload, b""

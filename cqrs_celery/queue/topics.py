@@ -1,4 +1,4 @@
-"""Topics: a message for every subscriber, and who the subscribers are."""
+"""Topics: publish a message to every subscriber, and register the subscribers."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ class TopicQueues(VirtualHost):
         publish_id: str = "",
         capacity: int = 0,
     ) -> int | FullQueue | None:
-        """Give a message to every subscriber of a topic, or to none; once per publish id.
+        """Publish a message to every subscriber of a topic, or to none; once per publish id.
 
         Args:
-            topic: what the subscribers registered for.
-            body: kept once for all of them.
-            message_id: fills the id holes of their heads.
-            root_id: fills the root hole.
-            parent_id: fills the parent hole.
-            sequence: what it must stay in order with; "" for nothing.
+            topic: the topic that the subscribers registered for.
+            body: the message's body; it is stored once for all of them.
+            message_id: the value of the two id fields in each subscriber's head.
+            root_id: the value of the root id field.
+            parent_id: the value of the parent id field.
+            sequence: the sequence whose order the message keeps; "" for none.
             publish_id: the same for every repetition of one publish; "" never deduplicates.
-            capacity: how many messages may wait in each of their queues before this one, those that
-                workers hold not counted; 0 for any number.
+            capacity: how many messages may wait in each of their queues before this one, without
+                those that workers hold; 0 for any number.
 
         Returns:
-            The number of queues it went to; None if this publish id was seen; a queue that is full,
-            and then it went to none.
+            The number of queues that the message went to; None if this publish id was seen before;
+            a full queue if there is one, and then the message went to none.
         """
         args = [self.prefix, publish_id, self.dedup_ttl_ms, topic, body]
         args += [message_id, root_id, parent_id, sequence, capacity]
@@ -65,28 +65,37 @@ class TopicQueues(VirtualHost):
         """Register, or replace, a subscriber of topics; it stays until it is unsubscribed.
 
         Args:
-            subscriber: its name; the task's.
-            topics: what it gets.
-            queue: where it gets it.
-            pieces: the five pieces of a message's head. Between them go the message id, the
-                message id, the root id and the parent id.
+            subscriber: its name, which is the task's name.
+            topics: the topics that it subscribes to.
+            queue: the queue that its messages go to.
+            pieces: the five pieces of a message's head. The gaps between them are filled with the
+                message id, the message id again, the root id and the parent id.
             priority: the priority step of its messages.
-            order: "aggregate": those of one publisher's sequence stay in order; "subscription": all
-                of the queue do; "none".
+            order: "aggregate" keeps the messages of one publisher's sequence in order;
+                "subscription" keeps all messages of the queue in order; "none" keeps no order.
 
         Returns:
             The number of topics that are new to it.
 
         Raises:
-            ValueError: there are not 5 pieces, or the queue's name would collide with its own keys.
+            ValueError: there are not 5 pieces, or the queue's name would collide with the queue's
+                own keys.
         """
         if len(pieces) != 5:
-            raise ValueError(f"a head has 5 pieces around its 4 holes, not {len(pieces)}")
+            raise ValueError(f"a head has 5 pieces around its 4 gaps, not {len(pieces)}")
         args = [self.prefix, subscriber, checked(queue), priority, *pieces, order, *topics]
         return int(_subscribe(self.client, self.routing_keys, args))
 
     def unsubscribe(self, subscriber: str, topics: Iterable[str]) -> int:
-        """Remove a subscriber from topics; returns from how many. What it was sent stays."""
+        """Remove a subscriber from topics; messages that it was sent before stay.
+
+        Args:
+            subscriber: its name.
+            topics: the topics to leave.
+
+        Returns:
+            The number of topics that it had subscribed to.
+        """
         with self.client.pipeline(transaction=True) as pipe:
             for topic in topics:
                 pipe.hdel(self.key(f"routes:{topic}"), subscriber)

@@ -1,4 +1,4 @@
-"""What goes into the queue and what comes out of it, as frozen values."""
+"""The arguments and the results of the queue's operations, as frozen values."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-#: Kombu's default priority steps; a priority counts as the next lower step. 0 is the most urgent.
+#: Kombu's default priority steps; a priority counts as the highest step not above it. 0 is the most
+#: urgent.
 PRIORITY_STEPS = (0, 3, 6, 9)
 
 
 class Destination(NamedTuple):
-    """Where a message goes.
+    """One queue that a message is published to.
 
     Args:
         queue: the queue's name, without prefix.
-        payload: the whole message; only its head where the publish has a shared body.
-        sequence: what it must stay in order with; "" for nothing.
+        payload: the whole message; only its head if the publish has a shared body.
+        sequence: the sequence whose order the message keeps; "" for none.
         priority: the priority step; 0 is taken first.
     """
 
@@ -27,7 +28,7 @@ class Destination(NamedTuple):
 
 
 class Publish(NamedTuple):
-    """One message on its way into the queue; see `ReliableQueue.publish` for its parts."""
+    """One message to publish; `ReliableQueue.publish` describes its fields."""
 
     destinations: Sequence[Destination]
     publish_id: str = ""
@@ -37,19 +38,32 @@ class Publish(NamedTuple):
 
 
 class FullQueue(NamedTuple):
-    """A queue that had no room for a message, and how many messages wait there at least."""
+    """A queue that refused a message because it was full.
+
+    Attributes:
+        queue: its name.
+        found: how many messages wait there, at least.
+    """
 
     queue: str
     found: int
 
 
 class Taken(NamedTuple):
-    """One delivery: a message that this consumer holds until it settles it.
+    """One delivery: a message that a consumer holds until it settles it.
 
-    `fence` grows with every take: a settlement counts only with the fence of its own delivery.
-    `tries` counts the deliveries before this one that ended without a settlement. `body` is empty
-    unless several queues share it. `has_letter` says that it was put in line again from a dead
-    letter. `take` is the same for all that one take has brought.
+    Attributes:
+        id: the message's id.
+        fence: the number of the delivery. It grows with every take, and a settlement counts only
+            with the fence of its own delivery.
+        queue: the queue that the message was taken from.
+        sequence: the sequence that the message is in; "" for none.
+        priority: its priority step.
+        tries: the earlier deliveries that ended without a settlement.
+        payload: the message, or its head if several queues share the body.
+        body: the shared body; empty unless several queues share it.
+        has_letter: True if the message was redriven from a dead letter.
+        take: a number that all messages of one take have in common.
     """
 
     id: int
@@ -65,7 +79,15 @@ class Taken(NamedTuple):
 
 
 class Settlement(NamedTuple):
-    """How one delivery ends; made by the functions below."""
+    """How one delivery ended; made by the functions below.
+
+    Attributes:
+        operation: the letter of the operation.
+        id: the message's id.
+        fence: the number of the delivery.
+        delay_ms: milliseconds until the message is delivered again.
+        text: the new payload, or the reason for the dead letter.
+    """
 
     operation: str
     id: int
@@ -75,39 +97,60 @@ class Settlement(NamedTuple):
 
 
 def ack(id: int, fence: int) -> Settlement:
-    """Return the settlement of a message that is done."""
+    """Return the settlement that removes a message, since it is done.
+
+    Args:
+        id: the message.
+        fence: the number of its delivery.
+    """
     return Settlement("a", id, fence)
 
 
 def give_back(id: int, fence: int) -> Settlement:
-    """Return a message that was not started to its place; no delivery is counted."""
+    """Return the settlement that puts an unstarted message back in its place.
+
+    The delivery is not counted.
+
+    Args:
+        id: the message.
+        fence: the number of its delivery.
+    """
     return Settlement("n", id, fence)
 
 
 def requeue(id: int, fence: int) -> Settlement:
-    """Return a message that was started to its place; the delivery is counted."""
+    """Return the settlement that puts a started message back in its place.
+
+    The delivery is counted.
+
+    Args:
+        id: the message.
+        fence: the number of its delivery.
+    """
     return Settlement("r", id, fence)
 
 
 def later(id: int, fence: int, delay_ms: int, payload: str | bytes = "") -> Settlement:
-    """Deliver the message again after a delay; what is behind it in its sequence waits.
+    """Return the settlement that delivers a message again after a delay.
+
+    The messages behind it in its sequence wait for it.
 
     Args:
         id: the message.
-        fence: of its delivery.
-        delay_ms: milliseconds by Redis's clock, from now.
+        fence: the number of its delivery.
+        delay_ms: milliseconds from now, by Redis's clock.
         payload: replaces the stored payload and the shared body; "" keeps them.
     """
     return Settlement("l", id, fence, delay_ms, payload)
 
 
 def bury(id: int, fence: int, why: str) -> Settlement:
-    """Make the message a dead letter.
+    """Return the settlement that makes a message a dead letter.
 
     Args:
         id: the message.
-        fence: of its delivery.
-        why: JSON text for whoever reads the letter.
+        fence: the number of its delivery.
+        why: the reason, as JSON text, for whoever reads the letter.
     """
     return Settlement("d", id, fence, 0, why)
 
@@ -118,11 +161,13 @@ class Exchange:
 
     Attributes:
         is_known: False if this consumer's lease ended and its messages were recovered.
-        refused: ids whose settlement counted nothing, since the consumer no longer held them.
-        revoked: ids taken back because an earlier message of their sequence went back.
-        due_in_ms: milliseconds until something delayed is due; None if nothing is.
-        taken: the new deliveries; those of one sequence in its order.
-        paused: the queues that are paused, also those that were not asked.
+        refused: the ids of messages that the consumer no longer held; their settlements were
+            ignored.
+        revoked: the ids of messages that the queue took back, since an earlier message of their
+            sequence went back.
+        due_in_ms: milliseconds until the next delayed message is due; None if none is delayed.
+        taken: the new deliveries; those of one sequence are in its order.
+        paused: all paused queues, including those that were not asked for.
     """
 
     is_known: bool
@@ -136,9 +181,12 @@ class Exchange:
 class Beat(NamedTuple):
     """The answer to a heartbeat.
 
-    `is_held` says whether the lease is, `first_end_ms` when the first of all leases ends, `now_ms`
-    Redis's clock, `expired_queues` how many unused queues have outlived their time, `letters_due`
-    how many dead letters must be looked after.
+    Attributes:
+        is_held: whether the consumer still has its lease.
+        first_end_ms: when the first of all leases ends, in milliseconds of Redis's clock.
+        now_ms: Redis's clock, in milliseconds.
+        expired_queues: how many unused queues have outlived their time.
+        letters_due: how many dead letters must be looked after.
     """
 
     is_held: bool
@@ -149,7 +197,13 @@ class Beat(NamedTuple):
 
 
 class Recovered(NamedTuple):
-    """What was taken back from one consumer."""
+    """The outcome of recovering one consumer.
+
+    Attributes:
+        consumer: its name.
+        messages: how many messages were taken back from it.
+        dead_letters: how many of these became dead letters.
+    """
 
     consumer: str
     messages: int
@@ -157,11 +211,15 @@ class Recovered(NamedTuple):
 
 
 class QueueCount(NamedTuple):
-    """Count a queue's messages by what they wait for.
+    """The numbers of a queue's messages, by what they wait for.
 
-    `ready` counts what a free worker could take now (a sequence counts once); `in_sequences` all
-    messages of running sequences; `retrying` those of sequences whose head waits for its time;
-    `blocked` those of sequences behind a dead letter, it included.
+    Attributes:
+        ready: what a free worker could take now; a sequence counts once.
+        in_sequences: all messages of running sequences.
+        retrying: the messages of sequences whose first message waits for its time.
+        blocked: the messages of sequences behind a dead letter, the dead letter included.
+        delayed: messages that wait for their time.
+        dead: dead letters.
     """
 
     ready: int
@@ -176,9 +234,9 @@ class SequenceCount(NamedTuple):
     """The numbers of a queue's sequences, by what they wait for.
 
     Attributes:
-        going: those that are ready or held.
-        retrying: those whose first message waits for its time.
-        blocked: those behind a dead letter.
+        going: sequences that are ready or held.
+        retrying: sequences whose first message waits for its time.
+        blocked: sequences behind a dead letter.
     """
 
     going: int
@@ -187,22 +245,22 @@ class SequenceCount(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """A message set aside, whole, with the reason.
+    """A message that was set aside unchanged, with the reason.
 
     Attributes:
-        id: the message's.
-        queue: where it was to be handled.
-        sequence: that it is in; "" for none.
+        id: the message's id.
+        queue: the queue that it was to be handled from.
+        sequence: the sequence that it is in; "" for none.
         priority: its priority step.
-        first_died_at_ms: when it became a letter, by Redis's clock.
-        died_at_ms: when it last did, after a redrive.
-        times: how often it did.
-        tries: deliveries since the last redrive that ended without a settlement.
-        state: "dead"; "tried", its message is in line or in flight; or "archived", its time is
-            over.
-        why: JSON text of whoever set it aside.
-        payload: the message, or its head where several queues share a body.
-        body: the shared body; else empty.
+        first_died_at_ms: when it first became a dead letter, in milliseconds of Redis's clock.
+        died_at_ms: when it last became one, after a redrive.
+        times: how often it became one.
+        tries: the deliveries since the last redrive that ended without a settlement.
+        state: "dead"; "tried" if its message is queued again or in flight; or "archived" if its
+            time is over.
+        why: the reason, as JSON text of whoever set it aside.
+        payload: the message, or its head if several queues share a body.
+        body: the shared body; empty if there is none.
     """
 
     id: int
@@ -220,15 +278,16 @@ class DeadLetter(NamedTuple):
 
 
 class LetterPolicy(NamedTuple):
-    """What the dead letters of a queue do.
+    """What happens to the dead letters of a queue.
 
     Attributes:
-        kind: "block": a letter holds up its sequence, and is archived past its time; "discard": it
-            holds it up, and is deleted past its time; "continue": it holds up nothing.
-        first_redrive_ms: milliseconds after which it is tried again by itself; doubled each time.
-        most_redrive_ms: the most milliseconds between two tries.
-        life_ms: milliseconds for which it is tried again.
-        crowd: how many messages may wait behind it without alarm.
+        kind: "block": a letter holds up its sequence, and is archived when its time is over;
+            "discard": it holds up its sequence, and is deleted when its time is over; "continue":
+            it holds up nothing.
+        first_redrive_ms: milliseconds until the first automatic redrive; doubled each time.
+        most_redrive_ms: the most milliseconds between two redrives.
+        life_ms: milliseconds for which the letter is redriven.
+        crowd: how many messages may wait behind the letter without an alarm.
     """
 
     kind: str = "block"
@@ -239,5 +298,10 @@ class LetterPolicy(NamedTuple):
 
 
 def priority_step(priority: int, steps: Sequence[int] = PRIORITY_STEPS) -> int:
-    """Return the step that a priority counts as: the highest one not above it."""
+    """Return the step that a priority counts as: the highest one that is not above it.
+
+    Args:
+        priority: a message's priority; 0 is the most urgent.
+        steps: the steps, ascending.
+    """
     return max((step for step in steps if step <= priority), default=steps[0])

@@ -12,7 +12,7 @@ from .names import key_of
 from .stored import FIRST_READ, next_read, stored, with_body
 from .upkeep import Upkeep
 
-#: Milliseconds for which a publish id is remembered. Longer than any client repeats a publish.
+#: Milliseconds for which a publish id is remembered. No client repeats a publish for longer.
 DEDUP_TTL_MS = 120_000
 
 
@@ -21,7 +21,7 @@ class VirtualHost:
 
     Args:
         client: a redis client that returns bytes.
-        prefix: in front of every key; on Redis Cluster it holds the hash tag, as `{shop}.`.
+        prefix: the prefix of every key; on Redis Cluster it holds the hash tag, as in `{shop}.`.
         dedup_ttl_ms: milliseconds for which a publish id is remembered.
     """
 
@@ -31,13 +31,14 @@ class VirtualHost:
         self.client = client
         self.prefix = prefix
         self.dedup_ttl_ms = dedup_ttl_ms
-        #: `KEYS` of every script: they route it to the slot of the queues
+        #: `KEYS` of every script; they route it to the queues' slot
         self.routing_keys = [f"{prefix}cq:id"]
-        #: queues that limit no message's time, each with the monotonic time until which that counts
+        #: queues without a limit on how long a message may wait, each with the monotonic time until
+        #: which this is taken as known
         self.without_ttl: dict[str, float] = {}
-        #: What was set aside.
+        #: The dead letters of these queues.
         self.letters = DeadLetters(client, prefix=prefix)
-        #: The form of the keys, and the counts of what stands in sequences.
+        #: The format of the keys, and the counts of the messages in sequences.
         self.upkeep = Upkeep(client, prefix=prefix)
 
     def key(self, name: str) -> str:
@@ -45,13 +46,16 @@ class VirtualHost:
         return key_of(self.prefix, name)
 
     def read(self, message_id: int) -> tuple[bytes, bytes]:
-        """Return a stored message's payload and shared body; empty where there is none."""
+        """Return a stored message's payload and shared body; each is empty if there is none."""
         return stored(self.client, self.prefix, message_id)
 
     def read_many(self, message_ids: Sequence[int | bytes]) -> Iterator[tuple[bytes, bytes] | None]:
         """Yield payload and shared body of each message; None for one that is not stored.
 
-        They are read as they are asked for, about `MOST_BYTES` in one step.
+        The messages are read when they are needed, about `MOST_BYTES` in one step.
+
+        Args:
+            message_ids: the messages' ids, in the order of the result.
         """
         client: Any = self.client
         start, some = 0, FIRST_READ

@@ -31,6 +31,9 @@ class HandlerSession(Session):
 
     _place = "handler"
 
+    #: Whether something was committed: events, or rows that were written through `connection`.
+    has_committed = False
+
     def commit(
         self, *, command: CommandRecord | None = None, lease: Lease | None = None
     ) -> Committed | None:
@@ -76,7 +79,9 @@ class HandlerSession(Session):
             CQRSError: as `Session.commit` does.
         """
         self._check_added()
+        has_rows = self._transaction is not None
         committed = super().commit(command=command, lease=lease)
+        self.has_committed = has_rows or committed is not None
         self.close()
         return committed
 

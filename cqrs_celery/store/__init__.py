@@ -1,1 +1,1 @@
-"""The ports to what keeps events, and the values that pass through them. No I/O of its own."""
+"""The ports of event stores, and the values that pass through them. No I/O of its own."""

@@ -1,4 +1,4 @@
-"""What a store can do in addition to its port, declared in one value.
+"""The capabilities of a store in addition to its port, declared in one value.
 
     class MyStore:
         @property
@@ -12,12 +12,12 @@ Each part is the object that does it, typed by its port, so a wrapper forwards t
         def capabilities(self) -> Capabilities:
             return capabilities_of(self.store)
 
-A part then goes past the wrapper, to the store in it. If a wrapper does one of them itself, it
-replaces that part: `replace(capabilities_of(self.store), histories=self)`, with `dataclasses`'
-`replace`.
+Calls of a part then bypass the wrapper and go to the inner store. If a wrapper implements a part
+itself, it replaces that part: `replace(capabilities_of(self.store), histories=self)`, with
+`replace` of `dataclasses`.
 
-A store that declares nothing can do what it has methods for: those that the ports name. That is
-looked up here, and nowhere else.
+A store that declares nothing has the capabilities whose port's methods it has. This module alone
+looks them up.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ _NAME: Final = "capabilities"
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What an event store can do in addition to the port EventStore.
+    """The abilities of an event store in addition to the port EventStore.
 
     Attributes:
         subscriptions: registers the subscribers to whom each append delivers; None if an append
             delivers to nobody.
         relayed: has the outbox from which a relay delivers; None if there is no relay.
-        delivers: whether events reach their subscribers by means of the store's own.
-        transactions: commits rows of the application's own with the events.
-        enclosing: says whether a transaction is open in this thread, and whether handlers are
+        delivers: whether the store delivers events to their subscribers by its own means.
+        transactions: commits the application's own rows together with the events.
+        enclosing: reports whether a transaction is open in this thread, and whether handlers are
             called in one.
         snapshots: keeps snapshots where the events are.
-        histories: reads the columns of a stream that a replay needs, and no others.
+        histories: reads only the columns of a stream that a replay needs.
         replica: may read from a replica.
         tables: has tables in a SQL database.
-        is_in_process: whether the events are in this process alone, so that locks may be, too.
-        where: names the place of the events in messages, without credentials; empty for the name of
-            the store's class.
+        is_in_process: whether the events are in this process only, so that locks may be, too.
+        where: names the place of the events in messages, without credentials; if empty, messages
+            name the store's class.
     """
 
     subscriptions: Subscriptions | None = None
@@ -85,29 +85,29 @@ class Capabilities:
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotCapabilities:
-    """What a snapshot store can do in addition to the port SnapshotStore.
+    """The abilities of a snapshot store in addition to the port SnapshotStore.
 
     Attributes:
-        with_newer: reads a snapshot and the events behind it in one step.
+        with_newer: reads a snapshot and the events after it in one step.
     """
 
     with_newer: SnapshotsBesideEvents | None = None
 
 
 def capabilities_of(store: EventStore) -> Capabilities:
-    """Return what an event store declares that it can do; without that, what it has methods for.
+    """Return an event store's declared capabilities; if it declares none, those its methods show.
 
     Raises:
-        InvalidSetting: what it declares is no Capabilities.
+        InvalidSetting: the declared value is not a Capabilities.
     """
     return _declared(store, Capabilities, setting="store") or _undeclared(store)
 
 
 def capabilities_of_snapshots(store: SnapshotStore) -> SnapshotCapabilities:
-    """Return what a snapshot store declares; without that, what it has methods for.
+    """Return a snapshot store's declared capabilities; if it declares none, those its methods show.
 
     Raises:
-        InvalidSetting: what it declares is no SnapshotCapabilities.
+        InvalidSetting: the declared value is not a SnapshotCapabilities.
     """
     declared = _declared(store, SnapshotCapabilities, setting="snapshots")
     if declared is not None:
@@ -116,15 +116,15 @@ def capabilities_of_snapshots(store: SnapshotStore) -> SnapshotCapabilities:
 
 
 def place_of(store: EventStore) -> str:
-    """Return what names an event store's place in messages."""
+    """Return the name of an event store's place, for messages."""
     return capabilities_of(store).where or type(store).__name__
 
 
 def check_capabilities(store: EventStore) -> None:
-    """Check that what a store declares is so: each part has the methods of its port.
+    """Check a store's declaration: each part must have the methods of its port.
 
     Raises:
-        InvalidSetting: one has not; the text says which.
+        InvalidSetting: a part lacks a method; the text names both.
     """
     declared = capabilities_of(store)
     for field in fields(Capabilities):
@@ -140,7 +140,7 @@ def check_capabilities(store: EventStore) -> None:
             )
 
 
-#: What the ports of the capabilities have, by which a store shows them that declares none.
+#: The methods of each capability's port; a store that declares nothing is recognised by them.
 _METHODS: Final[dict[str, tuple[str, ...]]] = {
     "subscriptions": ("register", "unregister"),
     "relayed": ("outbox", "leadership"),
@@ -154,7 +154,7 @@ _METHODS: Final[dict[str, tuple[str, ...]]] = {
 
 
 def _declared(store: object, kind: type[C], *, setting: str) -> C | None:
-    """Return what a store declares, also by a wrapper's `__getattr__`; None if it does not."""
+    """Return what a store declares, directly or by a wrapper's `__getattr__`; None if nothing."""
     try:
         declared = attrgetter(_NAME)(store)
     except AttributeError as error:
@@ -172,7 +172,7 @@ def _declared(store: object, kind: type[C], *, setting: str) -> C | None:
 
 
 def _undeclared(store: EventStore) -> Capabilities:
-    """Return what a store can do that declares nothing."""
+    """Return the capabilities of a store that declares none."""
     parts = {name: _if_has(store, *methods) for name, methods in _METHODS.items()}
     if parts["relayed"] is not None and parts["relayed"].outbox is None:
         parts["relayed"] = None
@@ -186,7 +186,7 @@ def _undeclared(store: EventStore) -> Capabilities:
 
 
 def _if_has(store: Any, *names: str) -> Any:
-    """Return a store that has attributes of these names, also by `__getattr__`; else None."""
+    """Return a store if it has attributes of these names, also by `__getattr__`; else None."""
     try:
         attrgetter(*names)(store)
     except AttributeError:

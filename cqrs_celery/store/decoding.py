@@ -1,6 +1,6 @@
-"""Turn events as stored into the typed events that aggregates and subscribers get.
+"""Turn stored events into the typed events that aggregates and subscribers get.
 
-A stored event is one typed event, unless an upcaster has made it several, or none.
+A stored event becomes one typed event, unless an upcaster splits it into several or drops it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ..messages.serializer import Serializer
 from .events import HistoricRow, RecordedEvent, RecordedPart, StoredEvent
 from .stream import StreamName
 
-#: What a RecordedEvent has in addition to the event, in the order of its attributes.
+#: The facts of a RecordedEvent, in addition to the event, in the order of its attributes.
 Facts = tuple[str, str, str, str, int, int, datetime, Metadata]
 
 
 class DroppedEvent(NamedTuple):
-    """A stand-in for a stored event that an upcaster has dropped: its version is taken."""
+    """A stand-in for a stored event that an upcaster has dropped; its version stays taken."""
 
     aggregate_id: str
     version: int
@@ -30,13 +30,13 @@ class DroppedEvent(NamedTuple):
 
 
 class ReplayedEvent(msgspec.Struct, frozen=True, gc=False):
-    """An event of which only what changes its aggregate was read.
+    """An event of which only the columns that a replay needs were read.
 
     Attributes:
-        event: the typed event; None for one that an upcaster has dropped, whose version is taken.
-        aggregate_id: whose it is.
+        event: the typed event; None if an upcaster has dropped it, but its version stays taken.
+        aggregate_id: the id of its aggregate.
         version: its place in the aggregate's stream, from 1.
-        part: which of several it is, from 1, that an upcaster has made of one stored event.
+        part: its number, from 1, if an upcaster has split the stored event.
     """
 
     event: Any
@@ -83,12 +83,12 @@ def recorded_events(
     """Yield stored events, decoded, with the facts of their recording.
 
     Yields:
-        In their order: one typed event a stored one; several with the same version and position
-        where it was split, a `DroppedEvent` where it was dropped.
+        In their order: one typed event for each stored one. If an upcaster split a stored event,
+        several with the same version and position; if it dropped one, a `DroppedEvent`.
 
     Raises:
         UnknownMessageType: a name and version are not registered.
-        MalformedMessage: data do not fit their type.
+        MalformedMessage: an event's data do not fit its type.
         UpcastFailed: an upcaster failed. All carry a note that says where the event is stored.
     """
     readers = serializer.readers("event")
@@ -105,7 +105,7 @@ def recorded_events(
                 yield from _several(stored, messages)
                 continue
             message = messages[0]
-        # The same as `with_facts` makes of one, which most are.
+        # As `with_facts` does for a single event, which most are.
         application, aggregate_type, aggregate_id = stored.stream
         yield RecordedEvent(
             message,

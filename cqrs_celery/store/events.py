@@ -1,7 +1,7 @@
 """Events on their way into a store and out of it.
 
-Those of which thousands are made at a time are msgspec structs: a frozen dataclass takes ten times
-as long to make.
+The values that are created by the thousand are msgspec structs: creating a frozen dataclass takes
+ten times as long.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class NewEvent(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         event_id: unique; the same whenever the append is repeated.
         type: the event's full registered name.
-        type_version: of the content's shape.
+        type_version: the version of the event's type.
         timestamp: when it was recorded, UTC.
         data: the event's fields as a JSON object.
-        metadata: where it came from.
+        metadata: correlation and causation.
     """
 
     event_id: str
@@ -43,10 +43,10 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
     """An event as a store holds it.
 
     Attributes:
-        stream: whose it is.
+        stream: the stream that holds it.
         version: its place in the stream, from 1.
         global_position: its place in the store; a SQL store may leave numbers out.
-        event: what was appended.
+        event: the event that was appended.
     """
 
     stream: StreamName
@@ -55,22 +55,22 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
     event: NewEvent
 
 
-#: The header in which the message of an event that is retried keeps the event's position.
+#: The header that keeps an event's position when the event's message is retried.
 POSITION_HEADER: Final = "cqrs_position"
 
-#: An event of a stream that somebody knows: its version, and its id.
+#: An event that a reader already knows: its version and its id.
 KnownEvent = tuple[int, str]
 
-#: What a replay needs of an event: version, type, the type's version, data.
+#: The columns of an event that a replay needs: version, type, the type's version, data.
 HistoricRow = tuple[int, str, int, bytes]
 
 
 class History(NamedTuple):
-    """What a replay needs of a stream's events.
+    """The part of a stream's events that a replay needs.
 
     Attributes:
         events: oldest first.
-        last_id: the id of the last one; empty without one, or where it could not be told.
+        last_id: the id of the last event; empty if there is no event, or the id is not known.
     """
 
     events: Sequence[HistoricRow]
@@ -82,10 +82,10 @@ class RecordedEvent(msgspec.Struct, Generic[E], frozen=True, gc=False):
 
     Attributes:
         event: the typed event.
-        event_id: unique.
-        application: that recorded it.
-        aggregate_type: of the aggregate that recorded it.
-        aggregate_id: of the aggregate that recorded it.
+        event_id: the event's unique id.
+        application: the application that recorded it.
+        aggregate_type: the type of the aggregate that recorded it.
+        aggregate_id: the id of the aggregate that recorded it.
         version: its place in the aggregate's stream, from 1.
         global_position: its place in the store; a SQL store may leave numbers out.
         timestamp: when it was recorded, UTC.
@@ -109,15 +109,15 @@ class RecordedEvent(msgspec.Struct, Generic[E], frozen=True, gc=False):
 
     @property
     def part(self) -> int:
-        """Which of the events it is, from 1, that an upcaster has made of one stored event.
+        """The number of this event, from 1, among those that an upcaster made of one stored event.
 
-        They have the same event id, version and position; 1 for all others.
+        These events share event id, version and position. An event that was not split is number 1.
         """
         return 1
 
     @property
     def parts(self) -> int:
-        """Of how many events that an upcaster has made of one stored event it is one."""
+        """How many events an upcaster has made of the stored event; 1 if it was not split."""
         return 1
 
 
@@ -129,12 +129,12 @@ class RecordedPart(RecordedEvent[E], Generic[E], frozen=True, gc=False):
 
     @property
     def part(self) -> int:
-        """Which of them it is, from 1."""
+        """The number of this event among the parts, from 1."""
         return self._part
 
     @property
     def parts(self) -> int:
-        """How many there are."""
+        """The number of parts."""
         return self._parts
 
 
@@ -144,7 +144,7 @@ class StreamAppend:
 
     Attributes:
         stream: the stream.
-        expected_version: its version before the append; or NO_STREAM, or ANY_VERSION.
+        expected_version: the stream's version before the append; or NO_STREAM, or ANY_VERSION.
         events: oldest first; at least one.
     """
 
@@ -154,7 +154,7 @@ class StreamAppend:
 
 
 class Lease(NamedTuple):
-    """A worker's hold on the message it is working on; an append under a lost lease is refused."""
+    """A worker's lease on its current message; an append under a lost lease is refused."""
 
     consumer: str
     message_id: int
@@ -167,8 +167,8 @@ class CommandRecord:
 
     Attributes:
         command_id: the command's id.
-        outcome: JSON text kept with it, and handed to whoever repeats the command.
-        ttl_s: seconds for which it is remembered.
+        outcome: JSON text, recorded with it and returned when the command is repeated.
+        ttl_s: seconds for which the command is remembered.
     """
 
     command_id: str
@@ -179,7 +179,7 @@ class CommandRecord:
 class CommandOutcome(NamedTuple):
     """The record of a command that has committed: its last event's position, and its outcome.
 
-    The position is 0 if it committed rows of its own and no event.
+    The position is 0 if the command committed rows of its own and no event.
     """
 
     position: int
@@ -189,8 +189,8 @@ class CommandOutcome(NamedTuple):
 class Committed(NamedTuple):
     """The end of a commit.
 
-    `position` is the global position of its last event; `versions` has the version of each
-    stream after it, in the order of the append.
+    `position` is the global position of the commit's last event. `versions` holds the version of
+    each stream after the commit, in the order of the append.
     """
 
     position: int
@@ -198,15 +198,15 @@ class Committed(NamedTuple):
 
 
 class DeadLetterPolicy(NamedTuple):
-    """What becomes of a subscriber's events that keep failing.
+    """The policy for a subscriber's events that keep failing.
 
     Attributes:
-        kind: "block": a dead letter holds up its sequence; "continue": it does not; "discard": it
-            does, until it is deleted past its time.
-        first_redrive_s: seconds until it is tried again by itself; doubled each time.
-        most_redrive_s: the most seconds between two tries.
-        ttl_s: seconds for which it is tried again.
-        crowd: how many events may wait behind it without alarm.
+        kind: "block": a dead letter blocks its sequence; "continue": it does not; "discard": it
+            blocks its sequence until its time is over and it is deleted.
+        first_redrive_s: seconds until the first automatic retry; doubled for each further one.
+        most_redrive_s: the most seconds between two retries.
+        ttl_s: seconds for which it is retried.
+        crowd: how many events may wait behind it before the log raises an alarm.
     """
 
     kind: str = "block"
@@ -219,17 +219,17 @@ class DeadLetterPolicy(NamedTuple):
 class Subscriber(NamedTuple):
     """A durable registration: which events go to which task on which queue.
 
-    It stays until it is unregistered: what is committed while no worker runs arrives later.
+    It stays until it is unregistered: events that are committed while no worker runs arrive later.
 
     Attributes:
-        name: the task's.
+        name: the name of the task.
         topics: full event names.
-        queue: where its messages go.
-        head: the task message's head in five pieces, between which go the event id, the event id,
-            the root id and the parent id.
-        order: "aggregate": an aggregate's events stay in order; "subscription": all of the queue's
-            do; "none".
-        dead_letters: what its dead letters do; the same for all subscribers of a queue.
+        queue: the queue of its messages.
+        head: the head of the task's message in five pieces; between them go the event id, the event
+            id again, the root id and the parent id.
+        order: "aggregate" keeps the events of each aggregate in order, "subscription" all events of
+            the queue; "none" keeps no order.
+        dead_letters: the policy for its dead letters; the same for all subscribers of a queue.
     """
 
     name: str
@@ -241,15 +241,15 @@ class Subscriber(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A place in a store's order: a position, and the id of the event there.
+    """A place in a store's order: a position, and the id of the event at that position.
 
-    A position alone does not tell that a store went back to an earlier state, and on from there.
-    The id is empty in front of the first event, and where an earlier version did not keep it.
+    A position alone would not reveal that a store went back to an earlier state and went on from
+    there. The id is empty before the first event, and if an earlier release did not keep it.
     """
 
     position: int
     event_id: str = ""
 
 
-#: In front of the first event.
+#: The place before the first event.
 START: Final = Place(0)

@@ -1,4 +1,4 @@
-"""Read a store's events whole, in pages, so that no single question is for too much."""
+"""Read all of a store's events, in pages, so that no single query returns too much."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from .events import StoredEvent
 
-#: Events read at once, where somebody wants all there are.
+#: Events in a page.
 PAGE: Final = 1000
 
 
@@ -15,15 +15,15 @@ class ReadPage(Protocol):
     """A store's `read_all`, with a limit."""
 
     def __call__(self, *, after_position: int, limit: int) -> Sequence[StoredEvent]:
-        """Return the events behind a position, a number of them at most."""
+        """Return the events after a position, at most `limit` of them."""
 
 
 def read_to_the_end(read_page: ReadPage, after_position: int) -> list[StoredEvent]:
-    """Return all events behind a position, up to the store's end.
+    """Return all events after a position, up to the store's end.
 
     Args:
-        read_page: reads some of them; an empty page is the end.
-        after_position: the first one returned is the next event behind this position.
+        read_page: reads a page of events; an empty page is the end.
+        after_position: the position after which to begin.
     """
     found: list[StoredEvent] = []
     while page := read_page(after_position=after_position, limit=PAGE):

@@ -1,15 +1,15 @@
 """The ports of stores: of events, of snapshots, of cached states.
 
-Any object that has a port's methods may be used as one. What an event store can do in addition, it
-declares by the value of its property `capabilities` (see `capabilities`), whose parts are typed by
-the further ports here and in `relay_ports`:
+Any object with the methods of a port may be used as one. An event store declares what it can do in
+addition by its property `capabilities` (see the module `capabilities`). The parts of that value are
+typed by the further ports here and in `relay_ports`:
 
     class MyStore:
         @property
         def capabilities(self) -> Capabilities:
             return Capabilities(transactions=self)
 
-A wrapper around a store forwards that value, and loses nothing of what the store can do:
+A wrapper around a store forwards that value, and so keeps all that the store can do:
 
     class Logged:
         @property
@@ -38,20 +38,23 @@ from .stream import StreamName
 
 
 class Subscriptions(Protocol):
-    """The register of who gets which events. A store that delivers within its append has one."""
+    """The register of subscribers. A store that delivers within its append has one."""
 
     def register(self, subscriber: Subscriber) -> int:
         """Register a subscriber, or replace it; it stays until it is unregistered.
 
         Returns:
-            The number of topics that are new to it.
+            The number of topics that are new for this subscriber.
 
         Raises:
             StoreUnavailable: the server does not answer.
         """
 
     def unregister(self, name: str, topics: Sequence[str]) -> int:
-        """Remove a subscriber from topics; what it was sent stays. Returns from how many.
+        """Remove a subscriber from topics; messages already sent to it stay.
+
+        Returns:
+            The number of topics that it was removed from.
 
         Raises:
             StoreUnavailable: the server does not answer.
@@ -61,16 +64,16 @@ class Subscriptions(Protocol):
 class EventStore(Protocol):
     """A store of events: atomic appends, and reads of one stream and of everything, in order.
 
-    An event that was appended is delivered to every subscriber; the engine sees to that. Among its
-    `capabilities` the store declares how: by `subscriptions`, if it delivers within its append; by
-    `relayed`, if a relay delivers; by `delivers`, if it has means of its own. A store that declares
-    no capabilities at all may have the methods and attributes themselves: `register` and
-    `unregister`; `outbox` and `leadership`; `delivers = True`. A store that delivers in no way is
-    refused where there are subscribers.
+    Each appended event is delivered to every subscriber; the engine ensures this. The store's
+    `capabilities` declare how: by `subscriptions`, if it delivers within its append; by `relayed`,
+    if a relay delivers; by `delivers`, if it has its own means. A store that declares no
+    capabilities may have the methods and attributes themselves: `register` and `unregister`;
+    `outbox` and `leadership`; `delivers = True`. A store that does not deliver at all is refused if
+    there are subscribers.
 
     Positions increase in the order in which events may be read. In memory and in Redis they have no
     gaps; in a SQL database an append that was refused or rolled back may leave numbers out. No
-    store gives an event before one that may still come in front of it.
+    store returns an event while another event may still be committed before it.
     """
 
     def append(
@@ -82,12 +85,12 @@ class EventStore(Protocol):
     ) -> Committed:
         """Append events to their streams, all or none, each stream at its expected version.
 
-        A repeated append of the same events (the first reply was lost) returns what the first did.
+        If the same events are appended again, as after a lost reply, it returns the first result.
 
         Args:
-            appends: one a stream; each stream once.
-            command: recorded with the events, refused if it was recorded before.
-            lease: the worker's hold on its message; refused if it was lost.
+            appends: one append for each stream.
+            command: recorded with the events; the append is refused if it was recorded before.
+            lease: the worker's lease on its message; the append is refused if the lease was lost.
 
         Returns:
             The position of the last event and the streams' versions.
@@ -97,7 +100,7 @@ class EventStore(Protocol):
             DuplicateCommand: the command has committed before; nothing was written.
             LeaseLost: the worker no longer holds its message; nothing was written.
             StoreUnavailable: the server does not answer; the append may or may not have happened.
-            ValueError: there are no appends, one has no events, or a stream is there twice.
+            ValueError: there are no appends, an append has no events, or two are for one stream.
             InvalidText: an id or a name has a NUL, or half of a surrogate pair.
         """
 
@@ -107,9 +110,9 @@ class EventStore(Protocol):
         """Return a stream's events in order.
 
         Args:
-            stream: whose events.
-            after_version: the first one returned is the next version.
-            limit: the most to return; None for all.
+            stream: the stream to read.
+            after_version: the version after which to begin; 0 for the first event.
+            limit: the most events to return; None for all.
 
         Returns:
             Oldest first; empty if the stream is new or ends there.
@@ -125,20 +128,20 @@ class EventStore(Protocol):
         """Return the store's events in the order of their positions.
 
         Args:
-            after_position: the first one returned is the next event behind this position.
-            limit: the most to return; None for all, however many: for a store that is large, give
-                one, and go on behind the last position until a page is empty.
+            after_position: the position after which to begin; 0 for the first event.
+            limit: the most events to return; None for all, however many. If the store is large,
+                give a limit, and continue after the last position until a page is empty.
 
         Returns:
-            Oldest first, and none left out; empty at the end, which is in front of the first event
-            before which another one may still come.
+            Oldest first, with none left out; empty at the end. Reading stops before the first gap
+            that an open transaction may still fill.
 
         Raises:
             StoreUnavailable: the server does not answer.
         """
 
     def find_command(self, command_id: str) -> CommandOutcome | None:
-        """Return what a command recorded when it committed; None if it did not.
+        """Return the outcome that a command recorded when it committed; None if it did not commit.
 
         Raises:
             InvalidText: the id has a NUL, or half of a surrogate pair.
@@ -152,7 +155,7 @@ class EventStore(Protocol):
 class StoreTransaction(Protocol):
     """An open transaction in a store's database, for rows of the application's own."""
 
-    #: The library's connection to the database; its user must not end the transaction.
+    #: The database library's connection; code that uses it must not end the transaction.
     connection: Any
 
     def append(
@@ -164,11 +167,12 @@ class StoreTransaction(Protocol):
     ) -> Committed:
         """Append events and commit them together with the rows, or roll back both.
 
-        Raises as `EventStore.append` does.
+        Raises:
+            CQRSError, ValueError: as `EventStore.append` does.
         """
 
     def commit(self, *, command: CommandRecord | None = None, lease: Lease | None = None) -> None:
-        """Commit the rows alone, with the command that they carry out, or roll them back.
+        """Commit only the rows, with the command that wrote them, or roll them back.
 
         Raises:
             DuplicateCommand: the command has committed before; nothing was written.
@@ -177,7 +181,7 @@ class StoreTransaction(Protocol):
         """
 
     def rollback(self) -> None:
-        """Roll back what was not committed; a second call does nothing."""
+        """Roll back what was not committed. Calling it again has no effect."""
 
 
 class TransactionalStore(Protocol):
@@ -198,8 +202,8 @@ class EnclosingStore(TransactionalStore, Protocol):
 
     Attributes:
         encloses_handlers: whether a handler that takes the session is called in a transaction.
-        is_in_transaction: whether what this thread reads may never be committed; then it is not
-            cached.
+        is_in_transaction: whether a transaction is open in this thread. What is read then may never
+            be committed, so it is not cached.
     """
 
     encloses_handlers: bool
@@ -209,7 +213,7 @@ class EnclosingStore(TransactionalStore, Protocol):
         """Whether a transaction is open in this thread."""
 
     def begin(self, *, is_enclosing: bool = False) -> StoreTransaction:
-        """Begin a transaction, or take part in the one that is open.
+        """Begin a transaction, or join the one that is open.
 
         Args:
             is_enclosing: whether a handler is called in it; then it can be rolled back by itself.
@@ -220,9 +224,9 @@ class EnclosingStore(TransactionalStore, Protocol):
 
 
 class SnapshotStore(Protocol):
-    """A store of the newest snapshot of each stream. What it loses, or is late with, costs time.
+    """A store of the newest snapshot of each stream. A lost or late snapshot only costs time.
 
-    What it can do in addition, it declares by a property `capabilities`, a `SnapshotCapabilities`.
+    It declares what it can do in addition by a property `capabilities`, a `SnapshotCapabilities`.
     """
 
     def find(self, stream: StreamName) -> Snapshot | None:
@@ -233,20 +237,21 @@ class SnapshotStore(Protocol):
         """
 
     def put(self, snapshot: Snapshot) -> bool:
-        """Keep a snapshot in place of the stream's last one, unless that is newer.
+        """Keep a snapshot in place of the stream's previous one, unless that is newer.
 
-        One of another schema version is replaced whatever its version; of the same, unless it is of
-        a later version. A store may refuse a snapshot of a stream that has no events.
+        A snapshot of another schema version is always replaced; of the same schema version, it is
+        replaced unless it is of a later version of the stream. A store may refuse a snapshot of a
+        stream that has no events.
 
         Returns:
-            Whether it is kept.
+            Whether the snapshot was kept.
 
         Raises:
-            StoreUnavailable: the server does not answer; it may or may not be kept.
+            StoreUnavailable: the server does not answer; the snapshot may or may not be kept.
         """
 
     def remove(self, stream: StreamName) -> bool:
-        """Delete a stream's snapshot; returns whether there was one.
+        """Delete a stream's snapshot; return whether there was one.
 
         Raises:
             StoreUnavailable: the server does not answer.
@@ -261,19 +266,19 @@ class SnapshotStore(Protocol):
 
 
 class SnapshotsBesideEvents(SnapshotStore, Protocol):
-    """A snapshot store that can read a snapshot and the events behind it in one step."""
+    """A snapshot store that can read a snapshot and the events after it in one step."""
 
     def find_with_newer(
         self, stream: StreamName, schema_version: int
     ) -> tuple[Snapshot | None, Sequence[StoredEvent]]:
-        """Return a stream's snapshot and the events behind it, in one round trip.
+        """Return a stream's snapshot and the events after it, in one round trip.
 
         Args:
-            stream: whose.
-            schema_version: of the snapshot; one of another version is none.
+            stream: the stream.
+            schema_version: the accepted schema version; any other snapshot counts as none.
 
         Returns:
-            The snapshot, and the events from its version on, oldest first; without a snapshot, None
+            The snapshot, and the events after its version, oldest first. Without a snapshot, None
             and all events.
 
         Raises:
@@ -294,13 +299,13 @@ class HistoryStore(Protocol):
         """Return the version, type, type's version and data of a stream's events.
 
         Args:
-            stream: whose events.
-            known: events that the reader has already, oldest first; what is returned begins behind
-                the last one.
+            stream: the stream to read.
+            known: events that the reader already has, oldest first; the result begins after the
+                last.
 
         Returns:
-            The events; without any, if the stream is new or ends there. None if the stream does not
-            have every known event: then the reader knows another stream than this one.
+            A History; it is empty if the stream is new or ends there. None if the stream lacks one
+            of the known events: then the reader's state is of another history than this.
 
         Raises:
             StoreUnavailable: the server does not answer.
@@ -315,24 +320,24 @@ class SnapshottingStore(Protocol):
 
 
 class StateCache(Protocol):
-    """A cache of states, as bytes; whatever is put there may be gone at any time."""
+    """A cache of states, as bytes; an entry may disappear at any time."""
 
     def get(self, stream: StreamName) -> bytes | None:
-        """Return a stream's state, or None if it is gone; its time to live begins anew.
+        """Return a stream's state, or None if it is gone; the read restarts its time to live.
 
         Raises:
             StoreUnavailable: the server does not answer.
         """
 
     def put(self, stream: StreamName, state: bytes) -> None:
-        """Keep a stream's state in place of its last one.
+        """Keep a stream's state in place of its previous one.
 
         Raises:
             StoreUnavailable: the server does not answer.
         """
 
     def remove(self, stream: StreamName) -> None:
-        """Forget a stream's state; without one, do nothing.
+        """Remove a stream's state; do nothing if there is none.
 
         Raises:
             StoreUnavailable: the server does not answer.

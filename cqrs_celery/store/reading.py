@@ -1,7 +1,7 @@
-"""Tell reads that a replica may answer from those that the primary must.
+"""Distinguish reads that a replica may answer from reads that the primary must answer.
 
-A store that has a replica asks `replica_may_answer` before each read for which it would do. Whoever
-decides by what was read finds out afterwards whether a replica had a part in it:
+A store that has a replica calls `replica_may_answer` before each read that the replica could
+answer. Code that decides by what it has read can find out afterwards whether a replica was used:
 
     with Reads() as reads:
         ...
@@ -9,8 +9,8 @@ decides by what was read finds out afterwards whether a replica had a part in it
         with Reads(from_primary=True):
             ...
 
-What runs in the block counts, in this thread, task or greenlet, and in threads that take its
-context with them, as those of asyncio do.
+All reads in the block count: those in this thread, task or greenlet, and those in threads that take
+its context with them, as asyncio's do.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _current: ContextVar[Reads | None] = ContextVar("cqrs_reads", default=None)
 
 
 class Reads:
-    """The reads of one block of code. Used once.
+    """The reads of one block of code. Each instance is used once.
 
     Args:
-        from_primary: whether the primary must answer all of them; so it must inside such a block.
+        from_primary: whether the primary must answer all of them; True applies to inner blocks too.
 
     Attributes:
         from_primary: whether the primary must answer them.
-        used_replica: whether a replica was asked in the block, or in one inside it.
+        used_replica: whether a replica was asked in this block or an inner one.
     """
 
     __slots__ = ("_outer", "_token", "from_primary", "used_replica")
@@ -55,7 +55,7 @@ class Reads:
 
 
 def replica_may_answer() -> bool:
-    """Return whether a replica may answer the next read; if so, note that it is asked."""
+    """Return whether a replica may answer the next read; if so, note that a replica is used."""
     reads = _current.get()
     if reads is None:
         return True

@@ -1,6 +1,6 @@
-"""What every store refuses, in the same words: stale versions, repeated commands, odd appends.
+"""The refusals of every store, in the same words: stale versions, repeated commands, odd appends.
 
-Nothing here reads a store. An engine finds out what is the case and asks here for the error.
+Nothing here reads a store. An engine finds out what is wrong, and gets the error here.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from ..errors import (
 from .events import CommandOutcome, CommandRecord, Lease, StreamAppend
 from .stream import NO_STREAM, StreamName
 
-#: Characters of a text that an error shows, at most.
+#: The most characters of a text that an error shows.
 SHOWN: Final = 100
 
 
 class ClaimLost(Exception):
-    """Another relay has claimed to be the active one since, or the broker is another one."""
+    """Another relay has become the active one since, or the broker is another one."""
 
 
 def check_appends(appends: Sequence[StreamAppend]) -> None:
-    """Check that an append writes something, to each stream once, under ids that can be kept.
+    """Check that an append writes events, to each stream once, under ids that can be stored.
 
     Raises:
-        ValueError: there is no append, one is without events, or a stream is there twice.
+        ValueError: there are no appends, an append has no events, or two are for one stream.
         InvalidText: an id or a name can't be kept by every store.
     """
     if not appends:
@@ -49,7 +49,7 @@ def check_appends(appends: Sequence[StreamAppend]) -> None:
                 " its events"
             )
         streams.add(append.stream)
-        # All together, since each look costs more than what is looked at.
+        # All texts are checked as one, since the cost of a check hardly depends on the length.
         texts = [*append.stream]
         for event in append.events:
             texts += event.event_id, event.type, *astuple(event.metadata)
@@ -59,10 +59,10 @@ def check_appends(appends: Sequence[StreamAppend]) -> None:
 
 
 def check_command(command: CommandRecord | None) -> None:
-    """Check that a command can be recorded by every store.
+    """Check that every store can record a command.
 
     Raises:
-        InvalidText: its id or its outcome can't be.
+        InvalidText: its id or its outcome can't be kept by every store.
     """
     if command is not None:
         check_text(command.command_id, "the command's id")
@@ -70,10 +70,10 @@ def check_command(command: CommandRecord | None) -> None:
 
 
 def check_stream(stream: StreamName) -> None:
-    """Check that there can be such a stream.
+    """Check that every store can keep a stream's name.
 
     Raises:
-        InvalidText: its name can't be kept by every store.
+        InvalidText: a part of the name can't be kept by every store.
     """
     if not _is_kept("".join(stream)):
         for text in stream:
@@ -85,7 +85,7 @@ def check_text(text: str, what: str) -> None:
 
     Args:
         text: an id, or another text.
-        what: it is, for the error: "the command's id".
+        what: names the text in the error, such as "the command's id".
 
     Raises:
         InvalidText: it has a NUL, or half of a surrogate pair.
@@ -125,9 +125,9 @@ def version_conflict(stream: StreamName, *, expected: int, found: int) -> Concur
 def stale_version(stream: StreamName, *, expected: int, found: int) -> StaleVersion:
     """Return the error for an aggregate that is not at the version that the caller expects."""
     return StaleVersion(
-        f"{stream} is at version {found}, and expected_version is {expected}: it was chosen by what"
-        " is no longer there, or by mistake. Repeating the command can't help, and nothing was"
-        " written. Look at the aggregate again, and decide anew.",
+        f"{stream} is at version {found}, but expected_version is {expected}: the aggregate has"
+        " changed since that version was chosen, or the number is wrong. Nothing was written, and"
+        " repeating the command can't help. Look at the aggregate again and decide anew.",
         stream=str(stream),
         expected=expected,
         found=found,
@@ -135,10 +135,10 @@ def stale_version(stream: StreamName, *, expected: int, found: int) -> StaleVers
 
 
 def exists_already(stream: StreamName, *, found: int) -> AggregateExists:
-    """Return the error for an aggregate that was made though it exists, without a look."""
+    """Return the error for an existing aggregate that was added as new, without looking for it."""
     return AggregateExists(
-        f"{stream} exists already, at version {found}, and was made and added as a new one by who"
-        " has not looked. Nothing was written, and repeating the command can't help. Look first:"
+        f"{stream} exists already, at version {found}, but was added as a new aggregate without"
+        " looking for it. Nothing was written, and repeating the command can't help. Look first:"
         f" session.find({stream.aggregate_type}, {stream.aggregate_id!r}) returns it, or None.",
         stream=str(stream),
         expected=NO_STREAM,
@@ -150,7 +150,7 @@ def command_repeated(command_id: str, outcome: CommandOutcome) -> DuplicateComma
     """Return the error for a command that has committed before."""
     return DuplicateCommand(
         f"the command {command_id} has committed before, at position {outcome.position}. Nothing"
-        " was written. Take the outcome that it then recorded: it is in this error.",
+        " was written. This error carries the outcome that was recorded then.",
         command_id=command_id,
         position=outcome.position,
         outcome=outcome.outcome,
@@ -160,8 +160,9 @@ def command_repeated(command_id: str, outcome: CommandOutcome) -> DuplicateComma
 def lock_timeout(stream: StreamName, *, holder: str, waited_s: float) -> LockTimeout:
     """Return the error for a lock that somebody else held for too long."""
     return LockTimeout(
-        f"{stream} is locked by {holder}, and was so for the {waited_s:g} s that this command"
-        " waited; it was not carried out. Repeat it, or let its handler wait longer (lock_wait_s).",
+        f"{stream} is locked by {holder}, and stayed locked for the {waited_s:g} s that this"
+        " command waited. The command was not carried out. Repeat it, or raise its handler's"
+        " lock_wait_s.",
         aggregate=str(stream),
         holder=holder,
         waited_s=waited_s,

@@ -10,26 +10,27 @@ from typing import Any, NamedTuple, Protocol
 from .events import Lease, Place, StoredEvent, Subscriber
 from .stream import StreamName
 
-#: Tells whether a worker still holds its message.
+#: Returns whether a worker still holds its message.
 LeaseCheck = Callable[[Lease], bool]
 
 
 class Pending(NamedTuple):
-    """How many events stand behind a position, and when the oldest of them was recorded."""
+    """The number of events after a position, and the time when the oldest of them was recorded."""
 
     events: int
     oldest_at: datetime | None
 
 
 class Led(NamedTuple):
-    """Who leads an application's relays.
+    """The leader of an application's relays.
 
     Attributes:
         leader: host and process.
-        broker_id: the id of the broker that it relays to; empty if that has none, or none is known.
-        broker: names it in messages, without credentials.
+        broker_id: the id of the broker that it relays to; empty if the broker has none, or it is
+            not known.
+        broker: names the broker in messages, without credentials.
         until_ms: when the lease ends, in milliseconds of the database's clock.
-        is_live: whether it has not ended yet.
+        is_live: whether the lease has not ended yet.
     """
 
     leader: str
@@ -47,57 +48,62 @@ class Outbox(Protocol):
 
     @property
     def store_id(self) -> str:
-        """What tells the store from all others."""
+        """The id that distinguishes this store from all others."""
 
     def read_behind(self, place: Place, limit: int) -> Sequence[StoredEvent]:
-        """Return the events behind a place, in order, from the primary.
+        """Return the events after a place, in order, from the primary.
 
         Args:
-            place: where the reader has come to.
-            limit: the most to return.
+            place: the place of the last event that was read.
+            limit: the most events to return.
 
         Raises:
-            StoreWentBack: the store has another event there, or none.
+            StoreWentBack: the store has another event at that place, or none.
         """
 
     def has(self, place: Place) -> bool:
-        """Return whether the store has the event of a place there."""
+        """Return whether the store has the place's event at the place's position."""
 
     def place_before(self, position: int) -> Place:
-        """Return the place of the last event in front of a position; `START` without one."""
+        """Return the place of the last event before a position; `START` if there is none."""
 
     def last_position(self) -> int:
         """Return the position of the last event; 0 if there is none."""
 
     def pending(self, after_position: int) -> Pending:
-        """Return what stands behind a position."""
+        """Return the number of events after a position, and when the oldest was recorded."""
 
     def subscribers(self, application: str, broker_id: str = "") -> list[Subscriber]:
-        """Return the subscribers of an application, and of those that have the same broker.
+        """Return the subscribers of an application, and of applications that use the same broker.
 
         Args:
-            application: whose.
-            broker_id: the broker; empty for the application's own alone.
+            application: the application.
+            broker_id: the broker's id; empty for the application's own subscribers only.
         """
 
     def register(self, application: str, subscriber: Subscriber) -> None:
-        """Remember a subscriber of an application, in place of what was known under its name."""
+        """Register a subscriber of an application, or replace the one of its name."""
 
     def unregister(self, application: str, name: str, topics: Sequence[str]) -> int:
-        """Remove a subscriber from topics, altogether if none is left; returns from how many."""
+        """Remove a subscriber from topics; with its last topic, the subscriber itself is removed.
+
+        Returns:
+            The number of topics that it was removed from.
+        """
 
 
 class Leadership(Protocol):
-    """One process's claim to be the active relay of an application; not for several threads.
+    """A process's claim to be the active relay of an application; not safe for several threads.
 
     Every method raises StoreUnavailable if the server does not answer.
 
     Attributes:
-        token: tells the present claim from all others; empty without one.
-        broker_id: the broker that is relayed to; empty if it has no id.
-        former_broker_id: the one before it, if what that had is to be given again; empty if not.
+        token: identifies the present claim; empty without a claim.
+        broker_id: the id of the broker that is relayed to; empty if it has none.
+        former_broker_id: the id of the broker before it, if its events must be sent again; else
+            empty.
         is_first: whether no relay of this application has been active before.
-        seen: who led when `claim` looked last; None if nobody ever had.
+        seen: the leader that `claim` found last; None if there has never been one.
     """
 
     token: str
@@ -107,44 +113,58 @@ class Leadership(Protocol):
     seen: Led | None
 
     def led(self) -> Led | None:
-        """Return who leads, or led last; None if nobody ever did."""
+        """Return the present leader, or else the last; None if there has never been one."""
 
     def leader_of_another(self, broker_id: str) -> tuple[str, str] | None:
-        """Return who relays to a broker for another application: the leader and the application.
+        """Return who relays to a broker for another application now.
 
-        None if none leads there now.
+        Args:
+            broker_id: the id of the broker.
+
+        Returns:
+            The leader and that application; None if there is none now.
         """
 
     def claim(self, broker_id: str, next_number: Callable[[], int] = ...) -> bool:
-        """Become the active relay if there is none; returns whether this one is it now.
+        """Claim to be the active relay, if there is none; return whether this one is active now.
 
         Args:
-            broker_id: the broker that is relayed to; empty if it has no id.
-            next_number: returns a number that is higher than that of each claim before; without it,
-                claims can be told apart by the database alone.
+            broker_id: the id of the broker that is relayed to; empty if it has none.
+            next_number: returns a number above that of every earlier claim; without it, only the
+                database can tell claims apart.
         """
 
     def holds(self) -> bool:
-        """Return whether the claim still holds; the lease is renewed now and then."""
+        """Return whether the claim still holds; the lease is renewed from time to time."""
 
     def release(self) -> None:
-        """Let another one lead at once; a second time does nothing."""
+        """Give up the claim, so that another relay can lead at once.
+
+        Calling it again has no effect.
+        """
 
     def checkpoint(self) -> Place | None:
-        """Return up to where all is known to be handled, or sent; None if no relay has ever run."""
+        """Return the place up to which all events are known to be handled, or sent.
+
+        Returns:
+            The place; None if no relay has ever run.
+        """
 
     def checkpoints(self) -> list[Place]:
         """Return the checkpoints of this application and of those with its broker, lowest first."""
 
     def save_checkpoint(self, place: Place) -> bool:
-        """Remember the checkpoint while the claim holds and the store has the event there.
+        """Save the checkpoint if the claim holds and the store has the event at that place.
+
+        Args:
+            place: the place up to which all events are handled, or sent.
 
         Returns:
-            Whether it was written.
+            Whether it was saved.
         """
 
     def note_new_broker_id(self) -> None:
-        """Note the broker's new id for the applications that had its former one."""
+        """Save the broker's new id for the applications that had its former one."""
 
 
 class RelayedStore(Protocol):
@@ -152,7 +172,7 @@ class RelayedStore(Protocol):
 
     Attributes:
         on_commit: called after each commit with events, to wake the relay; the application sets it.
-        lease_check: tells whether a lease is held; the application sets it if it is None.
+        lease_check: returns whether a lease is held; the application sets it if it is None.
     """
 
     on_commit: Callable[[], object] | None
@@ -160,29 +180,30 @@ class RelayedStore(Protocol):
 
     @property
     def where(self) -> str:
-        """Names the database in errors, without credentials."""
+        """The database's name in errors, without credentials."""
 
     @property
     def outbox(self) -> Outbox:
-        """What the relay reads."""
+        """The outbox that the relay reads."""
 
     def leadership(self, application: str, *, broker: str) -> Leadership:
-        """Return what makes a process's relay the active one of an application.
+        """Return this process's claim to relay an application's events.
 
         Args:
-            application: whose relay.
-            broker: names what it relays to, without credentials.
+            application: the application.
+            broker: names the broker in messages, without credentials.
         """
 
     def limited(self, limit_s: float | None) -> AbstractContextManager[None]:
-        """Return a block in which this thread waits no longer for an answer; None for no limit.
+        """Return a context in which this thread waits no longer than a limit for an answer.
 
         Args:
-            limit_s: seconds; a store whose driver has limits of its own may ignore it.
+            limit_s: seconds; None for no limit. A store whose driver has its own limits may ignore
+                it.
         """
 
     def forget_expired_commands(self) -> int:
-        """Delete a batch of commands that have expired; returns how many, 0 if none is left."""
+        """Delete a batch of expired commands; return how many were deleted, 0 if none is left."""
 
     def close(self) -> None:
         """Release all connections. The store stays usable and reconnects on demand."""
@@ -192,20 +213,20 @@ class ReplicatedStore(Protocol):
     """An event store that may read streams from a replica, which may lag behind."""
 
     def read_from_primary(self, *streams: StreamName) -> None:
-        """Read streams from no replica for a while: it may not know them in their newest state."""
+        """Read these streams from the primary for a while, since a replica may lag behind."""
 
     def check_replica(self) -> None:
-        """Check that the replica, if there is one, is one of the store's database.
+        """Check that the replica, if there is one, is a replica of the store's database.
 
         Raises:
-            InvalidSetting: it is another database, or one that has no tables of a store.
+            InvalidSetting: it is another database, or one without the store's tables.
             SchemaError: the tables of the store's own database are missing.
             StoreUnavailable: a server does not answer.
         """
 
 
 class SqlTablesStore(RelayedStore, Protocol):
-    """An event store in tables of a SQL database, which commands of the CLI look after."""
+    """An event store in tables of a SQL database, which the CLI's schema commands maintain."""
 
     @property
     def engine(self) -> Any:

@@ -13,9 +13,9 @@ class Snapshot:
     """The state of an aggregate at a version of its stream.
 
     Attributes:
-        stream: whose it is.
-        version: how many of its events are in it.
-        schema_version: the class's `snapshot_version` by which it was taken.
+        stream: the aggregate's stream.
+        version: the stream's version that the state includes.
+        schema_version: the class's `snapshot_version` when the snapshot was taken.
         taken_at: when it was taken, UTC.
         data: the state, as UTF-8 text.
     """
@@ -27,5 +27,5 @@ class Snapshot:
     data: bytes
 
     def is_superseded_by(self, other: Snapshot) -> bool:
-        """Return whether another snapshot of the same stream takes the place of this one."""
+        """Return whether another snapshot of the same stream replaces this one."""
         return other.schema_version != self.schema_version or other.version >= self.version

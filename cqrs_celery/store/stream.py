@@ -1,10 +1,10 @@
-"""Name a stream and say at which version it is expected to be."""
+"""The name of a stream, and the special values of its expected version."""
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-#: No version is expected: append behind whatever is there.
+#: No version is expected: append after whatever is there.
 ANY_VERSION: Final = -1
 
 #: The stream is expected to be new.
@@ -23,7 +23,10 @@ class StreamName(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The whole identity as one text; it can be split again, since only the id is free."""
+        """The stream's full identity as one text.
+
+        `from_key` can split it, since only the id may contain a colon.
+        """
         return f"{self.application}:{self.aggregate_type}:{self.aggregate_id}"
 
     @classmethod

@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast, overload
 
 import celery
 from celery import _state, states
@@ -27,6 +27,7 @@ from celery.result import EagerResult
 from celery.signals import task_prerun
 
 from ..app.cqrs import CQRS
+from ..app.providing import Made, replacement
 from ..dispatch.command_task import CommandTask
 from ..dispatch.definitions import definitions
 from ..dispatch.in_process import put_off
@@ -40,6 +41,7 @@ from ..store.decoding import recorded_events
 from ..store.events import StoredEvent
 from .comparing import are_same, read_again
 
+T = TypeVar("T")
 X = TypeVar("X", bound=BaseException)
 
 #: Celery's settings that let everything happen at once.
@@ -159,6 +161,30 @@ class Scenario:
     def __init__(self, cqrs: InMemoryCQRS) -> None:
         self.cqrs = cqrs
         self._words: list[str] = []
+
+    @overload
+    def providing(self, cls: Callable[..., Any], value: Any, /) -> Scenario: ...
+    @overload
+    def providing(
+        self, cls: Callable[..., T], /, *, factory: Callable[..., Made[T]]
+    ) -> Scenario: ...
+    def providing(
+        self,
+        cls: Callable[..., T],
+        value: Any = None,
+        /,
+        *,
+        factory: Callable[..., Made[T]] | None = None,
+    ) -> Scenario:
+        """Give handlers a value wherever they ask for a type, from now on; see `CQRS.overriding`.
+
+        Args:
+            cls: the type.
+            value: what every handling is given, and nobody closes.
+            factory: makes a value for each handling, in place of one value.
+        """
+        self.cqrs.providers.override(replacement(cls, value, factory))
+        return self
 
     def given(self, cls: type[Aggregate], id: str, *history: Event) -> Scenario:
         """Record events as an aggregate's past; no subscription gets them.

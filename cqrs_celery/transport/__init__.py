@@ -1,10 +1,10 @@
-"""Kombu's face of the reliable queue.
+"""The Kombu transport of the reliable queue.
 
     broker_transport = "cqrs_celery.transport:Transport"     # with a plain redis:// URL
     broker_url = "reliable-redis://localhost:6379/0"         # or by scheme, once this is imported
 
 With TLS the scheme is reliable-rediss, with Sentinel reliable-sentinel. Importing this package
-makes them known to Kombu. What is promised is the queue's doing; here it is translated into
+registers the schemes with Kombu. The queue keeps the guarantees; this package translates it into
 channels, acknowledgements and an event loop.
 """
 
@@ -18,7 +18,7 @@ from .transport import SCHEMES, SentinelTransport, Transport
 
 __all__ = ["TRANSPORT", "Channel", "SentinelTransport", "Transport"]
 
-#: What `broker_transport` must be.
+#: The value of the setting `broker_transport`.
 TRANSPORT = "cqrs_celery.transport:Transport"
 
 for _stock, _ours in SCHEMES.items():

@@ -1,8 +1,8 @@
 """Translate Kombu's channel into operations of the reliable queue: taking and delivering.
 
-Taken from Kombu by inheritance: connection parameters, exchanges and bindings, fanout by pub/sub.
-Everything that has to do with queues goes to `queue`, by one script each. The other parts of a
-channel are its base classes: `publishing`, `declaring`, `consuming`, `settling`, `waking`.
+Connection parameters, exchanges, bindings and fanout by pub/sub are inherited from Kombu. Every
+operation on a queue goes to `queue`, as one script. The other parts of a channel are its base
+classes: `publishing`, `declaring`, `consuming`, `settling`, `waking`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Channel(SettlingChannel, WakingChannel):
 
     @property
     def is_woken(self) -> bool:
-        """Whether it has waited for a wake-up, and one came."""
+        """Whether it has waited for a wake-up and received one."""
         return self.polling.is_idle and self.polling.should_take
 
     @property
@@ -69,10 +69,10 @@ class Channel(SettlingChannel, WakingChannel):
         return self._is_loop and self.qos.is_half_full
 
     def turn(self, *, is_loop: bool) -> int:
-        """Settle and take if it is time, deliver what is ready.
+        """Settle and take if that is due, then deliver what is ready.
 
         Args:
-            is_loop: True if an event loop turns; without one, one message is delivered at a time.
+            is_loop: True if an event loop calls; without one, one message is delivered at a time.
 
         Returns:
             The number of messages delivered.
@@ -97,7 +97,7 @@ class Channel(SettlingChannel, WakingChannel):
         return self._deliver_ready(sys.maxsize if is_loop else 1)
 
     def _peek(self, now: float) -> bool:
-        """Look, where that is enough, whether anything is ready; True if nothing is."""
+        """Poll the queues in place of an exchange, if that is enough; True if all are empty."""
         if not self.polling.is_peek_enough(settled_at=self.consumer.deliveries.settled_at, now=now):
             return False
         has_seen = self._idle_poll.may_take(self.active_queues)
@@ -105,7 +105,7 @@ class Channel(SettlingChannel, WakingChannel):
         return not has_seen
 
     def _update_queue_cycle(self) -> None:
-        """Do nothing: `_turn_of_queues` has the order, and Kombu's own copies it for each queue."""
+        """Do nothing: `_turn_of_queues` has the order; Kombu's method copies it for each queue."""
 
     def _turn_of_queues(self) -> list[str]:
         queues: list[str] = self.active_queues
@@ -141,8 +141,8 @@ class Channel(SettlingChannel, WakingChannel):
             finally:
                 consumer.is_delivering = False
             if taken.tries and consumer.deliveries.settled_at is not None:
-                # One of those that came back may kill the worker. What is done is told of first, or
-                # it would be charged in place of that one.
+                # A redelivered message may kill the worker. Finished messages are settled first, or
+                # the delivery would be charged to one of them.
                 consumer.flush()
         return delivered
 
@@ -162,13 +162,13 @@ class Channel(SettlingChannel, WakingChannel):
         return True
 
     def _is_of_another_queue(self, message: dict[str, Any], taken: Taken, tag: str) -> bool:
-        """Return whether a delivery is a number that lay in a list, and a message's elsewhere."""
+        """Return whether a delivery is a bare number from a list: another queue's message id."""
         info = message["properties"]["delivery_info"]
         origin = info.get("routing_key")
-        # By the default exchange, it is the queue's name.
+        # With the default exchange, the routing key is the queue's name.
         if origin == taken.queue or info.get("exchange") or taken.sequence:
             return False
-        # Anybody may have written it: what can name no queue is nowhere else.
+        # The value is untrusted: a message is in no other queue if this can't name one.
         if not is_queue_name(origin):
             return False
         error = f"it is the id of a message of the queue {printable(origin, NAME_CHARACTERS)}"
@@ -187,7 +187,7 @@ class Channel(SettlingChannel, WakingChannel):
         return is_number
 
     def _merge(self, message: dict[str, Any], taken: Taken, tag: str, task: bytes) -> str:
-        """Put others that its task takes at once into a message; returns its delivery tag."""
+        """Merge other messages that its task takes at once into a message; return the tag."""
         batch = f"batch-{tag}"
         others = self.consumer.deliveries.collect_batch(
             taken,
@@ -213,7 +213,7 @@ class Channel(SettlingChannel, WakingChannel):
             return None
 
     def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
-        # What is ready of other queues is their consumers'.
+        # Ready messages of other queues belong to the consumers of those queues.
         while True:
             taken = self.consumer.deliveries.next_ready(queue)
             if taken is None:
@@ -226,7 +226,16 @@ class Channel(SettlingChannel, WakingChannel):
                 return message
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
-        """Take one message by hand; None if there is none."""
+        """Take one message without consuming the queue.
+
+        Args:
+            queue: the queue's name.
+            no_ack: True to settle the message at once.
+            kwargs: the other arguments of Kombu's method.
+
+        Returns:
+            The message; None if there is none.
+        """
         message = super().basic_get(queue, no_ack=no_ack, **kwargs)
         if message is not None and no_ack:
             self.consumer.deliveries.ack(message.delivery_tag)

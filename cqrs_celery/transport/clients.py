@@ -1,4 +1,4 @@
-"""Give others a client to the broker's own Redis, by the transport's own connection parameters."""
+"""Make clients of the broker's Redis, with the transport's own connection parameters."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from redis.retry import Retry
 from ..transport import eviction
 from .redis_errors import Client
 
-#: Connections at most that one process's client opens: one a thread.
+#: The most connections that one process's client opens: one per thread.
 MAX_CONNECTIONS = 1_000
 
-#: How often an operation is repeated when its connection broke; for operations that bear it.
+#: How often an operation whose connection broke is repeated; for operations that bear repetition.
 RETRIES = 3
 
 
 class BrokerClient:
-    """Return a redis client to a broker's database when called; a new one after a fork.
+    """A callable that returns a redis client of a broker's database; a new one after a fork.
 
-    URL, TLS, credentials, Sentinel and sockets are as the transport would have them. The client
-    repeats an operation whose connection broke, so what runs on it must bear repetition.
+    URL, TLS, credentials, Sentinel and sockets are those of the transport. The client repeats an
+    operation whose connection broke, so only operations that may be repeated may run on it.
 
     Args:
         connect: returns a Kombu connection to the broker, not yet connected.
         socket_timeout_s: seconds to wait for an answer, and for a connection; None for the
             transport's own.
-        retries: how often an operation is repeated; 0 for one that is repeated elsewhere.
+        retries: how often an operation is repeated; 0 if the caller repeats it.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class BrokerClient:
     def _new_client(self) -> redis.Redis:
         connection = self._connect()
         if self._socket_timeout_s is not None:
-            # For all that the channel does, which asks the server as soon as it is made.
+            # Set before the channel exists: it queries the server as soon as it is made.
             connection.transport_options = {
                 **(connection.transport_options or {}),
                 "socket_timeout": self._socket_timeout_s,
@@ -79,7 +79,11 @@ class BrokerClient:
 
 
 def client_on(pool: Any) -> Client:
-    """Return a client on a pool that a channel has made for it alone; `close` disconnects both."""
+    """Return a client on a pool of its own; `close` disconnects the pool too.
+
+    Args:
+        pool: a connection pool that a channel has made for this client alone.
+    """
     return Client(
         connection_pool=pool,
         credential_provider=pool.connection_kwargs.get("credential_provider"),

@@ -1,9 +1,8 @@
-"""Bound how long a connection may take to be made, and each answer on it.
+"""Limit the time to make a connection, and the time to wait for each answer on it.
 
-A firewall that has lost a connection's state swallows everything and says nothing: whoever waits
-without a bound waits forever. A connection that is being made is given up soon, since the next
-attempt may be the one that gets through; an answer on one that works may take longer, as a busy
-server does.
+A firewall that has lost a connection's state drops everything without a reply: without a limit, the
+wait lasts forever. An attempt to connect is given up soon, since the next one may succeed. An
+answer on a working connection may take longer, since the server may be busy.
 """
 
 from __future__ import annotations
@@ -12,23 +11,23 @@ import threading
 import weakref
 from typing import Any
 
-#: Seconds to wait for an answer where `socket_timeout` is not set.
+#: Seconds to wait for an answer if `socket_timeout` is not set.
 ANSWER_S = 5.0
 
-#: Seconds that each step of making a connection may take where `socket_connect_timeout` is not set:
-#: to reach the server, and each of its answers until the connection can be used.
+#: Seconds that each step of making a connection may take if `socket_connect_timeout` is not set: to
+#: reach the server, and for each of its answers until the connection can be used.
 CONNECT_S = 2.0
 
 
 def bounded(params: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a connection pool, with a bound on each wait.
+    """Return the parameters of a connection pool with a limit on each wait.
 
     Args:
-        params: as Kombu has made them; what is set is kept.
+        params: the parameters that Kombu made; a limit that is set is kept.
     """
     if params.get("socket_timeout") is None:
         params["socket_timeout"] = ANSWER_S
-    # A socket file has none.
+    # A socket file has no connect timeout.
     if params.get("socket_connect_timeout", CONNECT_S) is None:
         params["socket_connect_timeout"] = CONNECT_S
     connection_class = params["connection_class"]
@@ -44,7 +43,7 @@ _pools_lock = threading.Lock()
 
 
 def watch(pool: Any) -> None:
-    """Remember a pool, for `drop_idle`."""
+    """Register a pool for `drop_idle`."""
     with _pools_lock:
         _pools.add(pool)
 
@@ -52,7 +51,8 @@ def watch(pool: Any) -> None:
 def drop_idle() -> None:
     """Close every connection of this process's channels that is not in use.
 
-    Where one has died without a word, so have others, and each would cost the wait for an answer.
+    If one connection has died silently, others probably have too, and each of them would cost the
+    full wait for an answer.
     """
     with _pools_lock:
         pools = list(_pools)
@@ -61,10 +61,10 @@ def drop_idle() -> None:
 
 
 class QuickToConnect:
-    """A connection whose TLS handshake and first answers are waited for no longer than itself.
+    """A mix-in for redis-py's connections: the connect timeout covers the handshake too.
 
-    redis-py knows one bound for the socket to connect, and waits for what follows (TLS, HELLO,
-    AUTH, SELECT) as long as for any other answer. A mix-in for a connection class of redis-py.
+    redis-py limits the time for the socket to connect, but waits for what follows (TLS, HELLO,
+    AUTH, SELECT) as long as for any other answer.
     """
 
     _sock: Any
@@ -81,7 +81,7 @@ class QuickToConnect:
             self.socket_timeout = answer_s
 
     def connect_check_health(self, *args: Any, **options: Any) -> None:
-        """Connect, if it is not connected, and make the connection usable."""
+        """Connect if the connection is not open, and make it usable."""
         is_connected = self._sock is not None
         super().connect_check_health(*args, **options)  # type: ignore[misc]
         if not is_connected:
@@ -89,5 +89,5 @@ class QuickToConnect:
 
 
 def shorter(one: float | None, other: float | None) -> float | None:
-    """Return the shorter of two waits; None is an endless one."""
+    """Return the shorter of two waits in seconds; None is an endless wait."""
     return min((seconds for seconds in (one, other) if seconds is not None), default=None)

@@ -1,4 +1,4 @@
-"""Consume from queues: the part of a channel that has a consumer of the reliable queue."""
+"""Consume from queues: the part of a channel that owns a consumer of the reliable queue."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from .options import OPTIONS, TEXT_OPTIONS
 
 
 class ConsumingChannel(DeclaringChannel):
-    """A channel that consumes from queues, by one leased consumer.
+    """A channel that consumes from queues by one leased consumer.
 
     Transport options, in addition to those of Kombu's Redis transport that concern connections:
         lease_s: seconds after which a dead worker's messages come back (30).
-        max_deliveries: a message that came back unfinished that often becomes a dead letter (10).
-        max_run: messages of one sequence that a consumer holds ready behind the first (20).
+        max_deliveries: a message that came back unfinished this often becomes a dead letter (10).
+        max_run: the most messages of one sequence that a consumer holds, the first included (20).
         dedup_ttl_s: seconds for which the id of a publish is remembered (120).
-        lock_folder: where processes of this host find each other's locks (see `process_locks`).
+        lock_folder: the folder where processes of this host find each other's locks (see
+            `process_locks`).
         max_expanded_bytes: bytes up to which a body that Celery compressed is expanded (64 MiB).
     """
 
@@ -43,7 +44,7 @@ class ConsumingChannel(DeclaringChannel):
     max_expanded_bytes = 64 * 2**20
 
     from_transport_options = (
-        # Acknowledgements are the queue's business: there is nothing to emulate.
+        # The queue itself handles acknowledgements: there is nothing to emulate.
         *(name for name in stock.Channel.from_transport_options if name != "ack_emulation"),
         *OPTIONS,
         *TEXT_OPTIONS,
@@ -51,10 +52,10 @@ class ConsumingChannel(DeclaringChannel):
 
     def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
         self._no_ack_queues: set[str] = set()
-        #: True while the queue has to be told which queues are consumed now
+        #: True while the server has not been told which queues are consumed now
         self._must_tell = False
         self.polling = PollSchedule()
-        #: `active_queues`, until a consumer comes or goes
+        #: `active_queues`, kept until a consumer is added or cancelled
         self._known_queues: list[str] | None = None
         super().__init__(connection, *args, **kwargs)
 
@@ -84,14 +85,21 @@ class ConsumingChannel(DeclaringChannel):
 
     @property
     def active_queues(self) -> list[str]:
-        """The queues that it takes from, each once, in the order in which that began."""
-        # Each turn asks more than once, and Kombu goes through all of them each time.
+        """The queues that it takes from, each once, in the order in which it began to."""
+        # Each turn asks more than once, and Kombu iterates over all of them each time.
         if self._known_queues is None:
             self._known_queues = super().active_queues
         return self._known_queues
 
     def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
-        """Consume from a queue; its messages are taken at the next turns of the loop."""
+        """Consume from a queue; its messages are taken at the next turns of the loop.
+
+        Args:
+            queue: the queue's name.
+            no_ack: True to settle each message when it is delivered.
+            args: the other arguments of Kombu's method.
+            kwargs: its other keyword arguments; without `nowait`, the server is told at once.
+        """
         self._known_queues = None
         result = super().basic_consume(queue, no_ack, *args, **kwargs)
         self._known_queues = None
@@ -100,7 +108,7 @@ class ConsumingChannel(DeclaringChannel):
         self.polling.should_take = True
         if queue not in self.active_fanout_queues:
             self._must_tell = True
-        # Kombu comes here for each queue, and waits for an answer only at the last one.
+        # Kombu calls this for each queue, and waits for an answer only at the last one.
         if not kwargs.get("nowait"):
             self._tell_queue()
         self._in_listen = None
@@ -134,21 +142,21 @@ class ConsumingChannel(DeclaringChannel):
             connection.cycle.turn_soon()
 
     def release(self) -> None:
-        """Give back what is not running; the consumer stays until the rest is done."""
+        """Give back what is not running; the consumer stays until all running tasks are done."""
         if self._has_consumer:
             self.consumer.close(running=_running_tags())
 
     def close(self) -> None:
-        """Close the channel; tasks that run on are settled through the consumer."""
+        """Close the channel; tasks that still run are settled through the consumer."""
         super().close()
-        # Kombu does so itself only for a channel that has delivered something.
+        # Kombu calls `release` itself only for a channel that has delivered something.
         self.release()
         if "queue" in self.__dict__:
             self.queue.client.close()
 
 
 def _running_tags() -> set[str]:
-    """Return the tags of deliveries that a Celery worker in this process is running."""
+    """Return the tags of the deliveries that a Celery worker in this process is running."""
     state = sys.modules.get("celery.worker.state")
     if state is None:
         return set()

@@ -10,10 +10,10 @@ from .publishing import PublishingChannel
 
 
 class DeclaringChannel(PublishingChannel):
-    """A channel that administers queues: what is theirs is in `queue`, bindings are Kombu's."""
+    """A channel that administers queues: their data is in `queue`, bindings are Kombu's."""
 
     def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
-        #: how many messages a task takes at once, by what the queues were declared with
+        #: how many messages a task takes at once, from the queues' declarations
         self.batches = BatchSizes()
         super().__init__(connection, *args, **kwargs)
 
@@ -21,7 +21,7 @@ class DeclaringChannel(PublishingChannel):
         super()._new_queue(queue, auto_delete, **kwargs)
         arguments = kwargs.get("arguments") or {}
         self.batches.declare(queue, int(arguments.get(envelope.BATCH_ARGUMENT) or 1))
-        # A sender declares its queue without knowing what others have declared of it.
+        # A sender declares its queue without knowing what others have declared for it.
         ttl = arguments.get("x-message-ttl")
         self.queue.declare(
             queue,
@@ -32,7 +32,7 @@ class DeclaringChannel(PublishingChannel):
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         super()._queue_bind(exchange, routing_key, pattern, queue)
         if queue in self._fanout_queues:
-            # What it gets comes by pub/sub: it is none of the queues that hold messages.
+            # Its messages come by pub/sub: it is not one of the queues that hold messages.
             self.queue.forget(queue)
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
@@ -44,7 +44,7 @@ class DeclaringChannel(PublishingChannel):
     def _delete(
         self, queue: str, exchange: str, routing_key: str, pattern: str, *args: Any, **kwargs: Any
     ) -> None:
-        # Not stock's: it drops the list of ids, and what they name would stay for ever.
+        # Not stock Kombu's: that drops the list of ids, and the messages would stay forever.
         self.auto_delete_queues.discard(queue)
         member = self.sep.join([routing_key or "", pattern or "", queue])
         with self.conn_or_acquire(client=kwargs.get("client")) as client:

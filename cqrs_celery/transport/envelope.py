@@ -1,8 +1,8 @@
-"""How a Kombu message lies in the queue: its head as one line of JSON, then the body as it is.
+"""The format of a Kombu message in the queue: its head as one line of JSON, then the plain body.
 
-The body is neither escaped nor base64-encoded, so it costs its own size, and the event store can
-put a head in front of a body that several queues share. A whole stock message, as other producers
-push it, is read too.
+The body is neither escaped nor base64-encoded. So it takes no more space than its own size, and the
+event store can put a head in front of a body that several queues share. A complete stock message,
+as other producers push it, can be read too.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from kombu.utils.json import JSONEncoder, loads
 from ..nesting import READ_LEVELS, is_too_deep
 from ..queue.values import Taken
 
-#: The header that names what a message must stay in order with; see DESIGN's "sequence".
+#: The header that names the sequence whose order a message keeps.
 SEQUENCE_HEADER = "cqrs_sequence"
 
-#: The delivery info that says who holds a message: consumer, message id, fence.
+#: The key in the delivery info for who holds a message: consumer, message id, fence.
 LEASE = "cqrs_lease"
 
-#: The delivery info that says until when, by `elapsed_s` of this machine, nobody else can have the
-#: message; later, Redis must be asked.
+#: The key in the delivery info for the time, by this machine's `elapsed_s`, until which no other
+#: consumer can have the message. After it, Redis must be asked.
 HELD_UNTIL = "cqrs_held_until"
 
-#: The delivery info that says from which queue a message came.
+#: The key in the delivery info for the queue that a message came from.
 QUEUE = "queue"
 
-#: Where a message's due time is kept once the queue has waited for it.
+#: The header that keeps a message's due time once the queue has waited for it.
 WAITED_HEADER = "cqrs_eta"
 
-#: The argument of a queue's declaration that says how many messages a task of it takes at most.
+#: The argument of a queue's declaration for the most messages that one of its tasks takes.
 BATCH_ARGUMENT = "x-cqrs-batch"
 
-#: What goes before and after a recorded event to make the body of a Celery task.
+#: The text before and after a recorded event in the body of a Celery task.
 BODY = ("[[", '],{},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]')
 
 #: A head's parts, in the order in which they are written.
@@ -46,26 +46,26 @@ _HEAD = ("content-encoding", "content-type", "properties", "headers")
 #: Kombu's encoder, made once and without spaces.
 _encode = JSONEncoder(separators=(",", ":")).encode
 
-#: In JSON that has a value of a type that JSON does not know, as Kombu writes it.
+#: A mark in JSON that contains a value of a type that JSON does not know, as Kombu writes it.
 _TYPED = b"__type__"
 
 
-#: Bytes that a head may have, which Celery writes in some hundreds; a stock message's own holds its
-#: body, so it may have any number.
+#: The most bytes that a head may have; Celery's heads have a few hundred. A stock message's head
+#: contains its body, so it has no limit.
 _HEAD_BYTES = 1 << 20
 
-#: Of an error's text, how much is kept: it may quote the head.
+#: The characters of an error's text that are kept: it may quote the head.
 _ERROR_CHARACTERS = 1000
 
 #: Headers and properties that hold a task's id.
 _IDS = frozenset({"id", "root_id", "parent_id", "group", "correlation_id"})
 
-#: How a body may be encoded in the queue, by Kombu's names; `None` is as it is.
+#: The encodings that a body may have in the queue, by Kombu's names; `None` is the plain body.
 _BODY_ENCODINGS = (None, "base64")
 
 
 class _Properties(msgspec.Struct):
-    """What Kombu and Celery use of a message's properties, and of which types."""
+    """The properties of a message that Kombu and Celery use, and their types."""
 
     correlation_id: str | None = None
     reply_to: str | None = None
@@ -74,44 +74,55 @@ class _Properties(msgspec.Struct):
 
 
 class UnreadableEnvelope(ValueError):
-    """What lies in the queue is no message."""
+    """An entry of the queue is not a readable message."""
 
 
 def head_of(message: dict[str, Any]) -> str:
-    """Return a message's head as one line of JSON."""
+    """Return a message's head as one line of JSON.
+
+    Args:
+        message: the message, as Kombu makes it.
+    """
     return str(_encode({name: message.get(name) for name in _HEAD}))
 
 
 def body_of(message: dict[str, Any]) -> bytes:
-    """Return a message's body as bytes."""
+    """Return a message's body as bytes.
+
+    Args:
+        message: the message, as Kombu makes it.
+    """
     body = message["body"]
     return body.encode() if isinstance(body, str) else body or b""
 
 
 def read_json(text: bytes) -> Any:
-    """Return what JSON says, as Kombu would read it, in a quarter of the time.
+    """Decode JSON with Kombu's result, in a quarter of Kombu's time.
+
+    Args:
+        text: the JSON.
 
     Raises:
-        ValueError: it is no JSON, is nested too deep, or holds a value that its type can't be made
-            of.
+        ValueError: the text is not JSON, is nested too deeply, or contains a value that can't be
+            converted to the type it names.
     """
     if _TYPED not in text:
         try:
             return msgspec.json.decode(text)
         except (msgspec.DecodeError, RecursionError):
-            # Stricter than Kombu: NaN, for one, is no JSON.
+            # msgspec is stricter than Kombu: it rejects NaN, for example.
             pass
     try:
         return loads(text)
     except (ValueError, MemoryError):
         raise
     except Exception as error:
-        # Of a decoder of one of the types that Kombu knows, or that somebody has registered.
+        # From the decoder of a type that Kombu knows, or that an application has registered.
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def joined(head: str, body: bytes) -> bytes:
-    """Return a message as the queue keeps it: head, newline, body."""
+    """Return a message as the queue stores it: head, newline, body."""
     return head.encode() + b"\n" + body
 
 
@@ -119,8 +130,9 @@ def split(payload: bytes, shared: bytes) -> tuple[bytes, bytes]:
     """Return a stored message's head and body.
 
     Args:
-        payload: the message's own: all of it, its head, or nothing.
-        shared: what it shares with the same message in other queues: nothing, its body, or all.
+        payload: the message's own part: all of it, its head, or nothing.
+        shared: the part that it shares with the same message in other queues: nothing, its body,
+            or all of it.
     """
     head, _, body = (payload or shared).partition(b"\n")
     return head, (shared or body) if payload else body
@@ -131,22 +143,22 @@ def decode(taken: Taken, tag: str, consumer: str, *, held_until: float = 0.0) ->
 
     Args:
         taken: the delivery.
-        tag: becomes its delivery tag.
-        consumer: holds it.
-        held_until: time of `elapsed_s` until which it surely does.
+        tag: the message's delivery tag.
+        consumer: the name of the consumer that holds it.
+        held_until: the time of `elapsed_s` until which the consumer is certain to hold it.
 
     Raises:
-        UnreadableEnvelope: its head is not a message's head, or its body is not encoded as it
+        UnreadableEnvelope: the head is not a message's head, or the body is not encoded as the head
             says; the text says what is wrong.
     """
     head, body = split(taken.payload, taken.body)
     try:
         message = _read_head(head)
-        # A stock message has its body inside; then nothing follows the head, and nothing waited.
+        # A stock message contains its body: nothing follows the head, and the queue did not wait.
         is_stock = "body" in message
         message.setdefault("body", body)
         if message["properties"].get("body_encoding"):
-            # Kombu would stumble over it while it makes the message, where nobody expects that.
+            # Otherwise Kombu would fail while it makes the message, where nothing handles that.
             base64.b64decode(message["body"])
     except ValueError as error:
         raise UnreadableEnvelope(
@@ -157,7 +169,7 @@ def decode(taken: Taken, tag: str, consumer: str, *, held_until: float = 0.0) ->
     info = properties["delivery_info"]
     info["redelivered"] = taken.tries > 0 or taken.has_letter
     if info["redelivered"]:
-        # Where Kombu's Redis transport says it too.
+        # Kombu's Redis transport sets this header too.
         headers["redelivered"] = True
     info[QUEUE] = taken.queue
     info[LEASE] = (consumer, taken.id, taken.fence)
@@ -171,10 +183,10 @@ def decode(taken: Taken, tag: str, consumer: str, *, held_until: float = 0.0) ->
 
 
 def _read_head(head: bytes) -> dict[str, Any]:
-    """Return a head's parts, each of the type that Kombu takes for granted.
+    """Return a head's parts, each of the type that Kombu expects.
 
     Raises:
-        ValueError: it is no JSON, or a part has another type.
+        ValueError: the head is not JSON, or a part has another type.
     """
     if is_too_deep(head):
         raise ValueError(f"it is nested deeper than {READ_LEVELS} levels")
@@ -194,7 +206,7 @@ def _read_head(head: bytes) -> dict[str, Any]:
 
 
 def _write_out_ids(message: dict[str, Any]) -> None:
-    """Make texts of the ids that a sender gave as UUIDs, which Kombu's JSON keeps as such."""
+    """Convert ids that a sender gave as UUIDs, which Kombu's JSON keeps as such, to text."""
     for part in (message.get("headers"), message.get("properties")):
         if type(part) is dict:
             for name in _IDS & part.keys():
@@ -212,9 +224,9 @@ def _check_parts(message: dict[str, Any]) -> None:
     if type(properties) is not dict:
         raise ValueError(f"its properties are no object, but {type(properties).__name__}")
     if type(properties.get("correlation_id")) is int:
-        # As Celery sends it of a task whose id is a number.
+        # Celery sends a number if the task's id is one.
         properties["correlation_id"] = str(properties["correlation_id"])
-    # Validated beside, not decoded into: what else there is belongs to others, and is kept.
+    # Only validated: the other properties belong to others, and are kept.
     if msgspec.convert(properties, _Properties).body_encoding not in _BODY_ENCODINGS:
         found = properties["body_encoding"]
         raise ValueError(f"its body_encoding is {found!r}; accepted: none, or 'base64'")
@@ -229,10 +241,13 @@ def _check_parts(message: dict[str, Any]) -> None:
 
 
 def check_broadcast(message: Any) -> None:
-    """Check what came by pub/sub, where nothing is kept: for remote control, for events.
+    """Check a message that came by pub/sub, for remote control or events; none of these is stored.
+
+    Args:
+        message: the decoded JSON.
 
     Raises:
-        ValueError: Kombu could make no message of it.
+        ValueError: Kombu could not make a message of it.
     """
     if type(message) is not dict:
         raise ValueError(f"an object was expected, not {type(message).__name__}")
@@ -245,7 +260,7 @@ def check_broadcast(message: Any) -> None:
 
 
 def task_of(taken: Taken) -> str:
-    """Return "name[id]" of a delivery's task, for a log; "" if it is none or can't be read."""
+    """Return "name[id]" of a delivery's task for the log; "" if it is no task or unreadable."""
     try:
         headers = read_json(split(taken.payload, taken.body)[0])["headers"]
         return f"{headers['task']}[{headers['id']}]"

@@ -1,8 +1,8 @@
-"""Check that Redis deletes nothing by itself: what it evicts is gone, and nobody gets an error.
+"""Check that Redis does not evict keys: evicted data is lost, and nobody gets an error.
 
-With a limit to its memory and any policy but noeviction, a full server deletes messages and events
-to make room, or the ids by which a repeated publish or command is known. With noeviction it refuses
-to publish, and keeps everything.
+If its memory is limited, a full server with any policy but noeviction deletes messages, events, or
+the ids by which a repeated publish or command is recognised. With noeviction it refuses to publish,
+and keeps everything.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ logger = logging.getLogger(__name__)
 #: The policy that deletes nothing.
 NOEVICTION = "noeviction"
 
-#: Returns for INFO and for CONFIG GET whether the user may run it; nil before Redis 7.0, which
-#: can't be asked. A command that is refused would stand in the server's ACL LOG.
+#: Returns whether the user may run INFO and CONFIG GET; nil before Redis 7.0, which can't be asked.
+#: Trying a forbidden command would leave an entry in the server's ACL LOG.
 _MAY_TELL = """
 local may = redis.acl_check_cmd
 return may and {may('INFO', 'memory') and 1 or 0, may('CONFIG', 'GET', 'maxmemory*') and 1 or 0}
 """
 
-#: The servers of which this process has been warned, or need not be.
+#: The servers that this process has checked.
 _looked_at: set[str] = set()
 
-#: What this process's workers have said of which servers, with the policy: said once, however often
-#: they connect anew.
+#: The warnings that this process's workers have logged, by server and policy: each is logged once,
+#: however often they reconnect.
 _said: set[tuple[str, str]] = set()
 
 #: Whether a worker has begun to consume in this process.
@@ -59,7 +59,7 @@ def memory_of(client: redis.Redis) -> Memory | None:
     """Return what a server does when its memory is full; None if it does not tell.
 
     Args:
-        client: its client. A user who may not read the configuration may read INFO, as a rule.
+        client: its client. A user who may not read the configuration can usually read INFO.
     """
     any_client: Any = client
     ways = (
@@ -81,7 +81,7 @@ def memory_of(client: redis.Redis) -> Memory | None:
 
 
 def _allowed(client: Any) -> list[int]:
-    """Return for INFO and for CONFIG GET whether it is worth a try."""
+    """Return whether INFO, and whether CONFIG GET, should be tried; 0 stands for no."""
     try:
         return client.eval(_MAY_TELL, 0) or [1, 1]
     except ResponseError:
@@ -100,15 +100,16 @@ def _texts(found: dict[Any, Any]) -> dict[str, str]:
 def check_worker(client: redis.Redis, where: str) -> None:
     """End a worker that begins to consume from a server that deletes messages.
 
-    One that has consumed before, and comes to such a server by a failover, says so and goes on:
-    there is no other to go to.
+    If the worker has consumed before, and reaches such a server by a failover, it logs the danger
+    and goes on: there is no other server.
 
     Args:
         client: the server's client.
-        where: names it, without credentials.
+        where: the server's address, without credentials.
 
     Raises:
-        SystemExit: it does; the line in the log says what to change.
+        SystemExit: the server deletes messages when its memory is full; the log says what to
+            change.
     """
     global _has_consumed
     _looked_at.add(where)
@@ -147,11 +148,11 @@ def _is_news(where: str, policy: str) -> bool:
 
 
 def warn_sender(client: redis.Redis, where: str) -> None:
-    """Warn once a process that what it sends, or stores, may be deleted by the server.
+    """Log once per process and server that the server may delete what is sent or stored there.
 
     Args:
         client: the server's client. Whatever it answers, nothing fails.
-        where: names it, without credentials.
+        where: the server's address, without credentials.
     """
     if where in _looked_at:
         return
@@ -159,7 +160,7 @@ def warn_sender(client: redis.Redis, where: str) -> None:
     try:
         memory = memory_of(client)
     except (redis.RedisError, OSError):
-        # It is asked anew by the next one who connects.
+        # The next connection asks again.
         _looked_at.discard(where)
         return
     if memory is not None and memory.evicts and memory.limit:
@@ -167,7 +168,12 @@ def warn_sender(client: redis.Redis, where: str) -> None:
 
 
 def refusal(memory: Memory, where: str) -> InvalidSetting:
-    """Return the error that says what a server would do, and what to set."""
+    """Return the error that says what the server would do, and what to set.
+
+    Args:
+        memory: what the server does when its memory is full.
+        where: the server's address, without credentials.
+    """
     return InvalidSetting(
         f"the server {where} has the maxmemory-policy {memory.policy} and a maxmemory of"
         f" {memory.limit} bytes: when that is full, it deletes messages, events, or the ids that"

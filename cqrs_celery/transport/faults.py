@@ -1,4 +1,4 @@
-"""Log the errors of a thread that must go on: each once in full, then by its count."""
+"""Log the errors of a thread that must continue: each once in full, then by its count."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import redis
 class Faults:
     """The errors of one thread's steps, by step and kind.
 
-    The first of a kind is logged with its traceback, unless it says that the server does not
-    answer; then the second, fourth, eighth, … in one line with the count. No method raises, not
-    even if logging does.
+    The first error of a kind is logged with its traceback, unless it means that the server does not
+    answer. After that the second, fourth, eighth, … are logged in one line with the count. No
+    method raises, even if logging fails.
 
     Args:
-        logger: gets them.
-        of: whose steps they are; part of each line.
-        away: errors that say that a server does not answer.
+        logger: the logger to write to.
+        of: the owner of the steps; part of each line.
+        away: the errors that mean that a server does not answer.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class Faults:
         """Log that a step failed.
 
         Args:
-            step: what was tried, as it follows "could not".
-            error: what it raised.
+            step: what was tried, worded to follow "could not".
+            error: the error that it raised.
         """
         kind = step, type(error)
         count = self._counts[kind] = self._counts.get(kind, 0) + 1
@@ -63,7 +63,11 @@ class Faults:
         return bool(self._counts)
 
     def clear(self, step: str) -> None:
-        """Note that a step succeeded; logged if it had failed before."""
+        """Note that a step succeeded; log it if the step had failed before.
+
+        Args:
+            step: what was tried, as it was given to `note`.
+        """
         if not self._counts:
             return
         failed = [kind for kind in self._counts if kind[0] == step]

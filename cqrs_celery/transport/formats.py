@@ -1,4 +1,4 @@
-"""Refuse queues whose keys a later release has given a form that this one does not know."""
+"""Refuse queues whose keys have a format that only a later release knows."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ..queue.upkeep import FORMAT
 
 
 def check_format(client: Any, prefix: str, *, where: str) -> None:
-    """Check that the form of the keys is one that this release knows; one round trip.
+    """Check that this release knows the format of the keys; one round trip.
 
     Args:
         client: a redis client.
-        prefix: in front of every key.
-        where: names the broker in the error, without credentials.
+        prefix: the prefix of every key.
+        where: the broker's address for the error, without credentials.
 
     Raises:
-        UnsupportedFormat: it is of a later release.
+        UnsupportedFormat: the format is that of a later release.
     """
     found = int(client.get(key_of(prefix, "format")) or 1)
     if found > FORMAT:
@@ -26,11 +26,11 @@ def check_format(client: Any, prefix: str, *, where: str) -> None:
 
 
 def unsupported(found: int, where: str = "the broker") -> str:
-    """Return a text about a form of the keys that is not known.
+    """Return the text of the error about an unknown format of the keys.
 
     Args:
-        found: its number.
-        where: names the broker.
+        found: the format's number.
+        where: the broker's address, without credentials.
     """
     return (
         f"the queues at {where} are in format {found}, and this release of cqrs-celery knows"

@@ -1,4 +1,4 @@
-"""A message as Celery gets it: its JSON is read in a quarter of Kombu's time, its size bounded."""
+"""A message as Celery gets it: JSON is decoded in a quarter of Kombu's time, sizes are limited."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..transport import envelope
 
 _JSON = "application/json"
 
-#: Of Kombu's compressions, those that can be expanded up to a bound.
+#: The compressions of Kombu's that can be expanded up to a limit.
 _BOUNDED: Final[Mapping[str, Callable[[], Any]]] = {
     "application/x-gzip": zlib.decompressobj,
     "application/x-bz2": bz2.BZ2Decompressor,
@@ -28,14 +28,14 @@ _BOUNDED: Final[Mapping[str, Callable[[], Any]]] = {
 
 
 class BodyExpandsTooFar(ValueError):
-    """A compressed body holds more than is accepted; it was not expanded any further."""
+    """A compressed body holds more than is accepted; its expansion was stopped."""
 
 
 class Message(virtual.Message):
-    """A delivered message; what it refuses and how it fails is Kombu's.
+    """A delivered message; what it refuses, and its errors, are those of Kombu's class.
 
-    Beyond that, a body that was compressed by Celery, and holds more than its channel's
-    `max_expanded_bytes`, can't be decoded.
+    In addition, it can't be decoded if Celery compressed its body and the body holds more than the
+    channel's `max_expanded_bytes`.
     """
 
     def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
@@ -43,13 +43,13 @@ class Message(virtual.Message):
             try:
                 _check_expanded(payload, channel)
             except BodyExpandsTooFar:
-                # Where Kombu keeps what it finds; it expands nothing then.
+                # Kombu keeps its own errors here; with one, it expands nothing.
                 self.errors = [sys.exc_info()]
         super().__init__(payload, channel=channel, **options)
 
     def _decode(self) -> Any:
-        # Where JSON is not in `accept`, or somebody has registered a decoder of their own for it,
-        # Kombu decides; so it does what to raise about a body that is no JSON.
+        # Kombu decodes if JSON is not in `accept`, or if the application has registered its own
+        # decoder. It also decides what to raise if the body is not JSON.
         is_bytes_of_json = self.content_type == _JSON and isinstance(self.body, bytes) and self.body
         if is_bytes_of_json and _JSON in (self.accept or ()) and _is_kombus_own():
             with contextlib.suppress(ValueError):
@@ -58,14 +58,14 @@ class Message(virtual.Message):
 
 
 def _check_expanded(payload: Any, channel: Any) -> None:
-    """Check how much a compressed body holds, if that can be told without expanding all of it.
+    """Check the size of a compressed body, if its format can be expanded in part.
 
     Raises:
-        BodyExpandsTooFar: it holds more than is accepted.
+        BodyExpandsTooFar: the body holds more than is accepted.
     """
     compression, most = payload["headers"]["compression"], int(channel.max_expanded_bytes)
     is_too_far = False
-    # What can't be decoded at all, Kombu will say.
+    # If the body can't be decoded at all, Kombu will raise.
     with contextlib.suppress(ValueError, TypeError, EOFError, OSError, zlib.error, lzma.LZMAError):
         name = _aliases.get(compression, compression)
         expander = _BOUNDED.get(name) if name in _decoders else None

@@ -1,4 +1,4 @@
-"""Check the transport options: a wrong one is said before anything connects, not in the middle."""
+"""Check the transport options before anything connects, so that a wrong one is reported early."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kombu.transport import redis as stock
 from ..errors import InvalidSetting
 from ..whole_numbers import is_whole
 
-#: The setting that has them in Celery's configuration.
+#: The Celery setting that contains the options.
 SETTING = "broker_transport_options"
 
-#: Our options, each with the least value that it accepts and whether it is a whole number.
+#: Our numeric options, each with its least value and whether it must be a whole number.
 OPTIONS: Mapping[str, tuple[float, bool]] = {
     "lease_s": (0.5, False),
     "max_deliveries": (1, True),
@@ -27,8 +27,8 @@ OPTIONS: Mapping[str, tuple[float, bool]] = {
 #: Our options that are text.
 TEXT_OPTIONS = frozenset({"lock_folder"})
 
-#: What Kombu reads of the transport options: its channels, its loop, and its connection when it
-#: connects and publishes again.
+#: The transport options that Kombu reads: in its channels, in its loop, and in its connection when
+#: it connects or publishes again.
 KOMBU_OPTIONS = frozenset(
     (
         *stock.SentinelChannel.from_transport_options,
@@ -46,12 +46,12 @@ KOMBU_OPTIONS = frozenset(
     )
 )
 
-#: How alike an unknown option must be to a known one to be taken for a slip of the pen.
+#: How similar an unknown option must be to a known one to count as misspelt, from 0 to 1.
 _LIKENESS = 0.8
 
 
 class _Accepted(NamedTuple):
-    """What an option of Kombu's accepts, in words and as a test."""
+    """The values that an option accepts, in words and as a test."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -82,8 +82,8 @@ _FOLDER = _Accepted(
 )
 _DICT_OR_NONE = _Accepted("a dict, or None", lambda v: v is None or isinstance(v, Mapping))
 
-#: Text options of ours, and options of Kombu's that would fail later, with an error that does not
-#: name them.
+#: Our text options, and Kombu's options whose wrong values would otherwise fail later, with an
+#: error that does not name the option.
 _TESTED: Mapping[str, _Accepted] = {
     "lock_folder": _FOLDER,
     "queue_order_strategy": _Accepted(
@@ -115,12 +115,12 @@ def check_options(options: Any) -> None:
     """Check `broker_transport_options`.
 
     Args:
-        options: as they are set. One that is unknown and like no known one is passed over, since
-            others may read it.
+        options: the options as they are set. An unknown option that resembles no known one is
+            ignored, since other code may read it.
 
     Raises:
-        InvalidSetting: they are no dict; or one has a value that is not accepted, or seems to be
-            misspelt.
+        InvalidSetting: the options are not a dict, an option has a value that is not accepted, or
+            an option seems to be misspelt.
     """
     check_is_dict(options)
     for name, value in options.items():
@@ -134,10 +134,13 @@ def check_options(options: Any) -> None:
 
 
 def check_is_dict(options: Any) -> None:
-    """Check that the transport options are a dict at all, which Celery takes for granted.
+    """Check that the transport options are a dict, as Celery assumes.
+
+    Args:
+        options: the options as they are set.
 
     Raises:
-        InvalidSetting: they are not.
+        InvalidSetting: they are not a dict.
     """
     if not isinstance(options, Mapping):
         raise InvalidSetting(

@@ -1,7 +1,7 @@
-"""A message on its way out: encoded when it is published, routed when it is sent.
+"""An outgoing message: it is encoded when it is published, and routed when it is sent.
 
-Outside of a batch both happen at once. In a batch the bindings are read once for all its messages,
-when it is sent, instead of once a message.
+Outside of a batch, both happen at once. For a batch, the bindings are read once, when it is sent,
+instead of once per message.
 """
 
 from __future__ import annotations
@@ -14,7 +14,19 @@ from ..transport import envelope
 
 
 class Outgoing(NamedTuple):
-    """One encoded message."""
+    """One encoded message.
+
+    Attributes:
+        exchange: the exchange's name; "" for the default one.
+        routing_key: the routing key.
+        headers: the message's headers.
+        head: its head, as one line of JSON.
+        body: its body.
+        publish_id: the same for every repetition of this publish.
+        priority: its priority step.
+        delay_ms: milliseconds before it may be taken.
+        expiration_ms: milliseconds for which it may wait, by its own limit; 0 for no limit.
+    """
 
     exchange: str
     routing_key: str
@@ -24,19 +36,19 @@ class Outgoing(NamedTuple):
     publish_id: str
     priority: int
     delay_ms: int
-    #: milliseconds that the message itself allows; 0 for any time
+    #: milliseconds for which the message may wait, by its own limit; 0 for no limit
     expiration_ms: int
 
     @property
     def payload(self) -> bytes:
-        """The whole message as the queue keeps it."""
+        """The whole message as the queue stores it."""
         return envelope.joined(self.head, self.body)
 
     def to(self, queues: Iterable[str]) -> Publish:
-        """Return the publish that puts it on these queues.
+        """Return the publish that stores the message on these queues.
 
         Args:
-            queues: their names; with several of them the message is kept once.
+            queues: their names; if there are several, the message is stored once.
         """
         names = list(queues)
         is_shared = len(names) > 1

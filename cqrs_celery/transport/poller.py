@@ -1,4 +1,4 @@
-"""Turn the loop of all channels of a connection: exchange with the queue, listen for wake-ups."""
+"""Drive all channels of a connection: exchange with the queue, listen for wake-ups."""
 
 from __future__ import annotations
 
@@ -20,19 +20,23 @@ logger = logging.getLogger(__name__)
 
 
 class Poller(stock.MultiChannelPoller):
-    """Poll what stock polls for fanout, and take from the queues on each turn."""
+    """A poller that listens as Kombu's own does for fanout, and takes from the queues each turn."""
 
-    #: Kombu's event loop, where one turns.
+    #: Kombu's event loop; None without one.
     hub: Any = None
-    #: A pipe that makes it turn: `call_soon` does not, from a callback of the turn itself.
+    #: A pipe that makes the loop turn again; `call_soon` does not if it is called during a turn.
     _pipe: Waker | None = None
-    #: True while something listens to the pipe: the event loop, or `get`.
+    #: True while the event loop, or `get`, listens to the pipe.
     _is_listening = False
-    #: Monotonic time of the next turn that a timer will make.
+    #: Monotonic time of the next turn that a timer will start.
     _alarm_at = 0.0
 
     def use_hub(self, hub: Any) -> None:
-        """Turn with an event loop."""
+        """Use an event loop from now on.
+
+        Args:
+            hub: Kombu's event loop.
+        """
         self.hub = hub
         self._close_pipe()
         end = self._open_pipe()
@@ -40,7 +44,7 @@ class Poller(stock.MultiChannelPoller):
         hub.add_reader(end, self._on_pipe, end)
 
     def _open_pipe(self) -> int:
-        """Make the pipe; returns the end to read from."""
+        """Make the pipe; return the end to read from."""
         self._pipe = Waker()
         return self._pipe.reading_end
 
@@ -49,7 +53,7 @@ class Poller(stock.MultiChannelPoller):
             self._pipe.hear()
 
     def turn_soon(self) -> None:
-        """Make the event loop turn, or `get`; from any thread, and from within a turn."""
+        """Make the event loop, or `get`, turn soon; callable from any thread, and in a turn."""
         # Another thread may close the connection, and with it the pipe.
         pipe = self._pipe
         if pipe is not None and self._is_listening and not pipe.has_rung:
@@ -76,20 +80,21 @@ class Poller(stock.MultiChannelPoller):
         self.poller = poller
 
     def maybe_restore_messages(self) -> None:
-        """Do nothing: there is no visibility timeout, leases take its place."""
+        """Do nothing: leases take the place of a visibility timeout."""
 
     def maybe_refresh_binding_expiry(self) -> None:
         """Keep alive the bindings of queues that expire.
 
         Raises:
-            OSError, redis.RedisError: the server does not answer. Kombu's own would keep silent,
-                and as a timer make the event loop wait again and again before its turn could fail.
+            OSError, redis.RedisError: the server does not answer. Kombu's own method ignores this;
+                called by a timer, it would make the event loop wait repeatedly before a turn could
+                fail.
         """
         for channel in list(self._channels):
             try:
                 channel.maybe_refresh_binding_expiry()
             except channel.ResponseError:
-                # Such as that of a full server, where taking and settling go on.
+                # For example from a full server, on which taking and settling still work.
                 logger.warning(
                     "bindings of consumer %s not refreshed, tries again",
                     channel.consumer.name,
@@ -97,12 +102,12 @@ class Poller(stock.MultiChannelPoller):
                 )
 
     def maybe_check_subclient_health(self) -> None:
-        """Give up connections on which redis-py misses answers; see `check_subscription` too."""
+        """Drop connections on which redis-py misses answers; see also `check_subscription`."""
         for channel in list(self._channels):
             channel.check_pongs()
 
     def on_poll_start(self) -> int:
-        """Exchange with the queue for every channel; returns the number of deliveries."""
+        """Exchange with the queue for every channel; return the number of deliveries."""
         delivered = 0
         for channel in list(self._channels):
             if channel.is_listening:
@@ -114,27 +119,27 @@ class Poller(stock.MultiChannelPoller):
         return delivered
 
     def _turn_again(self, *, has_delivered: bool) -> None:
-        """See to the loop's next turn: at once, when the next exchange is due, or by itself."""
+        """Schedule the loop's next turn: at once, or when the next exchange is due."""
         now = time.monotonic()
         due_at = min((channel.due_at() for channel in self._channels), default=math.inf)
-        # After a delivery too: a pool may have to send it to a child, at its own next turn.
+        # After a delivery too: the pool may send it to a child only at the next turn.
         if has_delivered or due_at <= now:
             self.turn_soon()
         elif due_at < now + POLL_S and not now < self._alarm_at <= due_at:
             self._alarm_at = due_at
             self.hub.call_later(due_at - now, self.turn_soon)
-            # The loop has set its mind on a wait before it came here, and must think again.
+            # The loop had chosen how long to wait before it came here, and must choose again.
             self.turn_soon()
 
     def on_readable(self, fileno: int) -> Any:
-        """Read what came by pub/sub; unlike a list, it never holds a task message."""
+        """Read what came by pub/sub; it never contains a task message, unlike a list."""
         entry = self._fd_to_chan.get(fileno)
         if entry is None:
             return None
         channel, kind = entry
         result = channel.handlers[kind]()
         if self.hub is not None and channel.is_woken:
-            # At once: what the loop does until its next turn would come before the message.
+            # At once: otherwise the loop does its other work first.
             channel.turn(is_loop=True)
         return result
 
@@ -142,19 +147,19 @@ class Poller(stock.MultiChannelPoller):
         """Deliver one message, or wait for one (`drain_events` without an event loop).
 
         Raises:
-            Empty: nothing came in the time; Kombu asks again where it has time left.
+            Empty: nothing came within the timeout; Kombu asks again if it has time left.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         self._in_protected_read = True
         if self._pipe is None:
             self.poller.register(self._open_pipe(), READ)
         try:
-            # No event loop's timer does it here.
+            # Without an event loop, no timer does this.
             self.maybe_refresh_binding_expiry()
             while True:
                 if self.on_poll_start():
                     return
-                # Before the look at what is due: what another thread settles from now on is heard.
+                # Set before the wait is computed: a settlement by another thread ends it early.
                 self._is_listening = True
                 now = time.monotonic()
                 wait_s = min([POLL_S, *(c.due_at() - now for c in self._channels)])
@@ -179,7 +184,7 @@ class Poller(stock.MultiChannelPoller):
                     return
         finally:
             self._in_protected_read = False
-            # An event loop listens on, also where Celery has asked for a reply before it turns.
+            # An event loop still listens, even if Celery has asked for a reply before it turns.
             self._is_listening = self.hub is not None
             while self.after_read:
                 self.after_read.pop()()

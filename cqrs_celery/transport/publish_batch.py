@@ -13,30 +13,30 @@ from .outgoing import Outgoing
 
 
 class Publishes(Protocol):
-    """What a batch needs of its channel."""
+    """The part of a channel that a batch uses."""
 
     def basic_publish(
         self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
     ) -> Any:
-        """Publish a message, or add it to the batch that is given as `_publish_batch`."""
+        """Publish a message, or add it to the batch in the argument `_publish_batch`."""
 
     def queues_of(self, exchange: str, routing_key: str) -> list[str]:
-        """Return the names of the queues that an exchange and a routing key name."""
+        """Return the names of the queues that an exchange and routing key lead to."""
 
     def routed(self, outgoing: Outgoing, queues: list[str]) -> Publish | None:
         """Return the publish of a message; None if there is nothing left to publish."""
 
     def conn_or_acquire(self) -> AbstractContextManager[Any]:
-        """Return a connection to the server for the time of a block."""
+        """Return a context manager that yields a client of the server."""
 
 
 class PublishBatch:
     """One batch of a producer.
 
     Args:
-        channel: routes its messages.
-        queue: gets them.
-        max_size: messages after which they are sent without waiting for the end.
+        channel: the channel that routes its messages.
+        queue: the queues that the messages are published to.
+        max_size: the number of messages at which they are sent, before the end of the batch.
     """
 
     def __init__(self, channel: Publishes, queue: ReliableQueue, max_size: int) -> None:
@@ -48,15 +48,20 @@ class PublishBatch:
         self._is_over = False
 
     def publish(self, message: dict[str, Any], **kwargs: Any) -> Any:
-        """Encode a message, and keep it until the batch is sent."""
+        """Encode a message, and keep it until the batch is sent.
+
+        Raises:
+            RuntimeError: the batch has ended.
+            BatchPublishError: the batch was full, and the broker did not answer.
+        """
         self._check_open()
         return self.channel.basic_publish(message, _publish_batch=self, **kwargs)
 
     def add(self, outgoing: Outgoing | str, *broadcast: str) -> None:
-        """Keep an encoded message; sends all when there are enough.
+        """Keep an encoded message; send all messages when the batch is full.
 
         Args:
-            outgoing: the message; for a fanout, as Kombu's own channel says it, "publish".
+            outgoing: the message. For a fanout, Kombu's own channel passes the command "publish".
             broadcast: a fanout's topic and payload.
         """
         if isinstance(outgoing, str):
@@ -68,10 +73,11 @@ class PublishBatch:
             self.flush()
 
     def flush(self) -> None:
-        """Send what was collected.
+        """Send the collected messages.
 
         Raises:
-            BatchPublishError: the broker did not answer; some of it may have arrived.
+            BatchPublishError: the broker did not answer; some messages may have arrived.
+            RuntimeError: the batch has ended.
         """
         self._check_open()
         collected, self._collected = self._collected, []
@@ -89,7 +95,7 @@ class PublishBatch:
             ) from error
 
     def _routed(self, collected: list[Outgoing]) -> list[Publish]:
-        """Route the messages by the bindings of now, which are read once."""
+        """Route the messages by the present bindings, which are read once."""
         routes: dict[tuple[str, str], list[str]] = {}
         publishes = []
         for outgoing in collected:
@@ -109,7 +115,7 @@ class PublishBatch:
             pipe.execute()
 
     def discard(self) -> None:
-        """Forget what was collected and not sent."""
+        """Drop the messages that were collected and not sent, and end the batch."""
         self._collected.clear()
         self._broadcasts.clear()
         self._is_over = True

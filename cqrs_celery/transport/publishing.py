@@ -1,4 +1,4 @@
-"""Publish on the reliable queue, one script a message: the half of a channel that senders need."""
+"""Publish to the reliable queue, one script per message: the part of a channel that senders use."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _PUBLISH_ID = "publish_id"
 
 
 class PublishingChannel(stock.Channel):
-    """Put messages on every queue that their exchange and routing key name, or on none."""
+    """A channel that publishes to all queues of an exchange and routing key, or to none."""
 
     dedup_ttl_s = DEDUP_TTL_MS / 1000
-    #: Bodies lie in the queue as they are.
+    #: Bodies are stored without encoding.
     body_encoding = None
     supports_batch_publish = True
 
@@ -45,7 +45,7 @@ class PublishingChannel(stock.Channel):
 
     @cached_property
     def queue(self) -> ReliableQueue:
-        """The queues of this virtual host, for publishing and looking."""
+        """The queues of this virtual host, for publishing and inspection."""
         queue = self._new_queue_client()
         eviction.warn_sender(queue.client, self.connection.client.as_uri())
         return queue
@@ -53,11 +53,11 @@ class PublishingChannel(stock.Channel):
     def _new_queue_client(self, *, most_wait_s: float | None = None) -> ReliableQueue:
         pool = self._get_pool()
         for name in ("socket_timeout", "socket_connect_timeout"):
-            # A socket file knows no time to connect.
+            # A socket file has no connect timeout.
             if name in pool.connection_kwargs and most_wait_s is not None:
                 wait_s = pool.connection_kwargs[name]
                 pool.connection_kwargs[name] = shorter(wait_s, most_wait_s)
-        # A take that was repeated unseen would hold messages that nobody knows of.
+        # If redis-py repeated a take, the first one would hold messages that nobody knows of.
         pool.connection_kwargs["retry"] = Retry(NoBackoff(), 0)
         return ReliableQueue(
             client_on(pool),
@@ -66,7 +66,7 @@ class PublishingChannel(stock.Channel):
         )
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
-        # Kombu's own commands, its pub/sub connection among them, would wait without a bound.
+        # Kombu's own commands, and its pub/sub connection, would wait without a limit.
         return bounded(super()._connparams(asynchronous))
 
     def _get_pool(self, asynchronous: bool = False) -> Any:
@@ -75,7 +75,7 @@ class PublishingChannel(stock.Channel):
         return pool
 
     def _get_client(self) -> Any:
-        """Return what makes the clients for Kombu's own commands, such as those for bindings."""
+        """Return the factory of clients for Kombu's own commands, such as those for bindings."""
         super()._get_client()
         if self.global_keyprefix:
             return partial(PrefixingClient, global_keyprefix=self.global_keyprefix)
@@ -83,7 +83,13 @@ class PublishingChannel(stock.Channel):
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
-        """Yield a client for one operation; Kombu makes a new one each time, which costs more."""
+        """Yield a client for one operation.
+
+        One client is kept; Kombu's own method makes a new one each time, which costs more.
+
+        Args:
+            client: the client to yield; None for the kept one.
+        """
         if client is None:
             if self._kept_client is None or self._kept_client.connection_pool is not self.pool:
                 self._kept_client = self._create_client()
@@ -99,7 +105,7 @@ class PublishingChannel(stock.Channel):
         headers: dict[str, Any] | None = None,
         properties: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Make a message, with an id that stays when Kombu repeats the publish."""
+        """Make a message with a publish id, which stays the same when Kombu repeats the publish."""
         if properties is not None:
             properties.setdefault(_PUBLISH_ID, uuid4().hex)
         return super().prepare_message(  # type: ignore[no-any-return]
@@ -109,7 +115,18 @@ class PublishingChannel(stock.Channel):
     def basic_publish(
         self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
     ) -> Any:
-        """Put a message on every queue that its exchange and routing key name, or on none."""
+        """Publish a message to every queue of an exchange and routing key, or to none.
+
+        Args:
+            message: the message, as `prepare_message` made it.
+            exchange: the exchange's name; "" for the default one.
+            routing_key: the routing key.
+            kwargs: the other arguments of Kombu's method.
+
+        Raises:
+            ValueError: a queue's name would collide with the queue's own keys.
+            redis.RedisError: as the driver raised it; a repetition is stored only once.
+        """
         batch: PublishBatch | None = kwargs.pop("_publish_batch", None)
         if exchange and self.typeof(exchange).type == "fanout":
             return super().basic_publish(
@@ -123,11 +140,15 @@ class PublishingChannel(stock.Channel):
             self._send(outgoing, self.queues_of(exchange, routing_key))
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
-        """Return what collects the publishes inside `Producer.batch`."""
+        """Return the batch that collects the publishes inside `Producer.batch`.
+
+        Args:
+            max_size: the number of messages at which the batch is sent.
+        """
         return PublishBatch(self, self.queue, max_size)
 
     def queues_of(self, exchange: str, routing_key: str) -> list[str]:
-        """Return the names of the queues that an exchange and a routing key name, each once."""
+        """Return the names of the queues that an exchange and routing key lead to, each once."""
         return [name for name in dict.fromkeys(self._lookup(exchange, routing_key)) if name]
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
@@ -136,7 +157,7 @@ class PublishingChannel(stock.Channel):
     def _encoded(self, message: dict[str, Any], exchange: str, routing_key: str) -> Outgoing:
         properties = dict(message["properties"])
         publish_id = properties.pop(_PUBLISH_ID, "")
-        # AMQP's property, by the sender's clock: for those who look at the queue.
+        # AMQP's property, by the sender's clock, for those who inspect the queue.
         properties.setdefault("timestamp", int(time.time()))
         headers = message.get("headers") or {}
         return Outgoing(
@@ -157,7 +178,17 @@ class PublishingChannel(stock.Channel):
             self.queue.publish(**publish._asdict())
 
     def routed(self, outgoing: Outgoing, queues: list[str]) -> Publish | None:
-        """Return the publish of a message; None if it was a retry and has its place already."""
+        """Return the publish of a message.
+
+        A retry is put in the place of the message that it retries at once.
+
+        Args:
+            outgoing: the message.
+            queues: the queues that it goes to.
+
+        Returns:
+            The publish; None if the message was a retry, which is stored already.
+        """
         retried = retried_delivery(outgoing.headers, queues)
         if retried is not None:
             self._hand_over(retried, outgoing)
@@ -165,7 +196,7 @@ class PublishingChannel(stock.Channel):
         return outgoing.to(queues)
 
     def _hand_over(self, delivery: Delivery, outgoing: Outgoing) -> None:
-        """Put a task's retry in the place of the message that it runs for."""
+        """Put a task's retry in the place of the message that the task runs for."""
         settlement = later(
             delivery.message_id, delivery.fence, outgoing.delay_ms, payload=outgoing.payload
         )
@@ -179,7 +210,11 @@ class PublishingChannel(stock.Channel):
 
 
 def delay_ms(eta: Any) -> int:
-    """Return how long a message must wait, by its sender's clock; 0 for not at all."""
+    """Return how many milliseconds a message must wait, by its sender's clock; 0 for none.
+
+    Args:
+        eta: the time in ISO 8601, UTC if it names no zone. Anything else means no wait.
+    """
     if not isinstance(eta, str):
         return 0
     try:

@@ -1,4 +1,4 @@
-"""Count what a channel has delivered, and turn acknowledgements into settlements."""
+"""Count a channel's deliveries, and turn acknowledgements into settlements."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kombu.transport import virtual
 
 from .consumer.lease import LeasedConsumer
 
-#: Messages taken at a time where the consumer sets no limit and an event loop delivers them.
+#: Messages taken at a time if the consumer sets no limit and an event loop delivers them.
 UNLIMITED = 100
 
 #: The attribute of a message that says why it will be rejected, for its dead letter.
@@ -16,7 +16,7 @@ REASON = "dead_letter_reason"
 
 
 class Settles(Protocol):
-    """What a channel's QoS needs of it."""
+    """The part of a channel that its QoS uses."""
 
     @property
     def consumer(self) -> LeasedConsumer:
@@ -29,7 +29,7 @@ class Settles(Protocol):
 class QoS(virtual.QoS):
     """A channel's prefetch count; settlements go to the deliveries of the channel's consumer.
 
-    A settlement that the queue refuses, since the lease was lost, still returns its credit.
+    If the queue refuses a settlement because the lease was lost, the credit is still returned.
     """
 
     channel: Settles
@@ -38,12 +38,13 @@ class QoS(virtual.QoS):
         """Return how many messages may be taken now.
 
         Args:
-            is_loop: True if an event loop delivers; without one, messages go one at a time.
+            is_loop: True if an event loop delivers; without one, messages are delivered one at a
+                time.
         """
         if not self.can_consume():
             return 0
         if "can_consume" in vars(self):
-            # Celery's --disable-prefetch: whether a second one may follow is not ours to know.
+            # Celery's --disable-prefetch: only Celery knows whether a second message may follow.
             return 1
         if self.prefetch_count:
             return int(self.prefetch_count) - len(self._delivered)
@@ -51,15 +52,15 @@ class QoS(virtual.QoS):
 
     @property
     def is_half_full(self) -> bool:
-        """Whether more than half of what may be delivered is, so that a worker has enough to do."""
+        """Whether over half of the prefetch count is used, so that a worker has enough to do."""
         return bool(self.prefetch_count) and len(self._delivered) * 2 > self.prefetch_count
 
     def can_consume(self) -> bool:
-        """Return whether another message may be delivered; Celery replaces this method."""
+        """Return whether another message may be delivered; Celery may replace this method."""
         return not self.prefetch_count or len(self._delivered) < self.prefetch_count
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Count a delivered message."""
+        """Count a message as delivered."""
         self._delivered[delivery_tag] = message
 
     def ack(self, delivery_tag: str) -> None:
@@ -72,7 +73,12 @@ class QoS(virtual.QoS):
         return self._delivered.pop(delivery_tag, None) is not None
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Put a message back to its place, or make it a dead letter."""
+        """Put a message back in its place, or make it a dead letter.
+
+        Args:
+            delivery_tag: the delivery's.
+            requeue: True to put the message back.
+        """
         message = self._delivered.pop(delivery_tag, None)
         if message is None:
             return
@@ -93,6 +99,6 @@ class QoS(virtual.QoS):
         return []
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """End the channel's hold at its close, or at the process's exit."""
+        """Give back what is not running, when the channel closes or the process exits."""
         self._on_collect.cancel()
         self.channel.release()

@@ -1,8 +1,8 @@
-"""What a refusal of the server means: try again elsewhere, try again later, or give up.
+"""Translate the server's refusals: try again elsewhere, try again later, or give up.
 
-A server that is a replica, is loading, or has lost its master answers with an error of its own. To
-whoever uses the connection that is the same as no answer, and Kombu and Celery know what to do
-with that: connect again, to whichever server is the right one by then.
+A server that is a replica, is loading, or has lost its master answers with an error. To the user of
+the connection this means the same as no answer, which Kombu and Celery can handle: they connect
+again, to whichever server is the right one by then.
 """
 
 from __future__ import annotations
@@ -23,23 +23,27 @@ AWAY = frozenset({
     "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "UNBLOCKED",
 })  # fmt: skip
 
-#: How often, and how many seconds apart, a server is asked again that runs somebody's long script.
+#: How often, and at what interval in seconds, a server that runs a long script is asked again.
 BUSY_RETRIES, BUSY_DELAY_S = 20, 0.25
 
-#: The code of an error, at its beginning, or where Redis 6.2 puts that of an error in a script.
+#: The code of an error: at its beginning, or where Redis 6.2 puts the code of a script's error.
 _CODE = re.compile(r"^([A-Z]+)\b|: -?([A-Z]{3,})\b|@user_script: \d+: -?([A-Z]{3,})\b")
 
 
-#: What a node of Redis Cluster says of a script that comes to a key which is on another one.
+#: What a node of Redis Cluster answers if a script uses a key of another node.
 _NON_LOCAL = "non local key"
 
 
 class ServerUnable(redis.ConnectionError):
-    """A server answered, but can't serve: a replica, loading, cut off, or without these keys."""
+    """The server answered but can't serve: it is a replica, loading, cut off, or lacks the keys."""
 
 
 def translated(error: ResponseError) -> Exception:
-    """Return the error that a refusal amounts to; the refusal itself if it is no more than one."""
+    """Return the error that a refusal means to the caller; the refusal itself if it means no other.
+
+    Args:
+        error: the refusal, as the driver raised it.
+    """
     text = str(error)
     if isinstance(error, AskError) or _NON_LOCAL in text:
         return ServerUnable(_elsewhere(error))
@@ -53,7 +57,7 @@ def translated(error: ResponseError) -> Exception:
 
 
 def _elsewhere(error: ResponseError) -> str:
-    """Explain that a node of Redis Cluster has not, or not all of, the queue's keys."""
+    """Explain that a node of Redis Cluster lacks some or all of the queue's keys."""
     if isinstance(error, MovedError):
         other = f"{error.host}:{error.port}"
         return (
@@ -73,14 +77,14 @@ def _elsewhere(error: ResponseError) -> str:
 
 
 class Translating(redis.Redis):
-    """A client whose errors mean what they amount to; a mix-in for other classes of clients."""
+    """A client whose errors are translated; also a mix-in for other classes of clients."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Run a command as redis-py does.
 
         Raises:
             ServerUnable: the server can't serve now.
-            OutOfMemoryError: it has reached its maxmemory.
+            OutOfMemoryError: the server has reached its maxmemory.
             redis.RedisError: as the driver raised it.
         """
         for number in range(BUSY_RETRIES + 1):
@@ -107,7 +111,7 @@ class PrefixingClient(Translating, stock.PrefixedStrictRedis):
     """A client for Kombu's own commands.
 
     Args:
-        global_keyprefix: what it puts in front of the keys.
+        global_keyprefix: the prefix that it adds to the keys.
     """
 
     def __init__(self, *args: Any, global_keyprefix: str, **options: Any) -> None:
@@ -117,7 +121,7 @@ class PrefixingClient(Translating, stock.PrefixedStrictRedis):
 
 
 class _Pipeline(redis.client.Pipeline):
-    """A pipeline whose errors mean what they amount to, as those of its client do."""
+    """A pipeline whose errors are translated, as those of its client are."""
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Run the commands as redis-py does, and return their answers.
@@ -137,13 +141,13 @@ class _Pipeline(redis.client.Pipeline):
 
 
 class Client(Translating):
-    """A client whose errors mean what they amount to, on a pool of its own."""
+    """A client whose errors are translated, on a pool of its own."""
 
     def close(self) -> None:
         """Close its connections that are not in use; it may be used again."""
         super().close()
-        # redis-py leaves a pool that it was given open, with its sockets, until it is garbage. What
-        # another thread is using belongs to that thread.
+        # redis-py leaves a pool that it was given, and its sockets, open until it is collected. A
+        # connection that another thread is using belongs to that thread.
         self.connection_pool.disconnect(inuse_connections=False)
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> _Pipeline:
@@ -156,9 +160,9 @@ class Client(Translating):
         return super()._run(*args, **options)
 
     def _run_script(self, *args: Any) -> Any:
-        """Run a script without what redis-py does around a command: a third of a call's time.
+        """Run a script without redis-py's work around a command, which takes a third of the time.
 
-        It is repeated as the connection says; the answer needs no translation.
+        The connection decides how often it is repeated; the answer needs no translation.
         """
         if self.connection is not None:
             return super().execute_command(*args)
@@ -181,7 +185,7 @@ class Client(Translating):
 
 
 def packed(args: Sequence[Any]) -> bytes:
-    """Return a command as it goes over the wire.
+    """Return a command in the protocol's encoding.
 
     Args:
         args: its parts: bytes, text, or numbers.

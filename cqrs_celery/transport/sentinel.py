@@ -21,14 +21,14 @@ class SentinelChannel(Channel, stock.SentinelChannel):
         *stock.SentinelChannel.from_transport_options,
     )
 
-    #: As `transport_options` has them; None for those of the server's own connections.
+    #: As in `transport_options`; None for the options of the server's own connections.
     sentinel_kwargs: dict[str, Any] | None = None
 
     def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
         self.sentinel_kwargs = self._bounded_sentinel_kwargs(asynchronous)
         client = self.connection.client
         alternates = client.alt
-        # Kombu picks the sentinels among the alternates by its own scheme.
+        # Kombu finds the sentinels among the alternates by its own scheme.
         client.alt = [url.removeprefix("reliable-") for url in alternates]
         try:
             return super()._sentinel_managed_pool(asynchronous)
@@ -36,13 +36,13 @@ class SentinelChannel(Channel, stock.SentinelChannel):
             client.alt = alternates
 
     def _bounded_sentinel_kwargs(self, asynchronous: bool) -> dict[str, Any]:
-        """Return options by which a Sentinel that says nothing is given up, as a server is.
+        """Return options with a limit on the wait for a Sentinel that does not answer.
 
-        redis-py would ask it ten times, ever longer apart; whoever connects asks again, or another
-        one. What is set in `sentinel_kwargs` is kept.
+        redis-py would ask it ten times, at growing intervals. The caller connects again instead, or
+        asks another Sentinel. Options that are set in `sentinel_kwargs` are kept.
         """
         options = dict(self.sentinel_kwargs or {})
-        # Where nothing is set, redis-py takes these from the server's own connections.
+        # If nothing is set, redis-py takes these from the server's own connections.
         of_server = {} if options else self._connparams(asynchronous)
         for name in ("socket_timeout", "socket_connect_timeout"):
             options.setdefault(name, shorter(of_server.get(name), CONNECT_S))
@@ -50,6 +50,6 @@ class SentinelChannel(Channel, stock.SentinelChannel):
             if name.startswith("socket_"):
                 options.setdefault(name, value)
         if not options.keys() & {"retry", "retry_on_timeout", "retry_on_error"}:
-            # At once where a connection was closed that it had left idle.
+            # One immediate retry, for an idle connection that the Sentinel has closed.
             options["retry"] = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
         return options

@@ -1,4 +1,4 @@
-"""The transports that Kombu asks for: stock Redis connections, our channels and our loop."""
+"""The transports that Kombu loads: stock Redis connections with our channels and our loop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .options import check_options
 from .poller import Poller
 from .sentinel import SentinelChannel
 
-#: URL schemes of Kombu's own, each with ours.
+#: Kombu's URL schemes, each with ours.
 SCHEMES = {
     "redis": "reliable-redis",
     "rediss": "reliable-rediss",
@@ -33,13 +33,13 @@ SCHEMES = {
 class Transport(stock.Transport):
     """A connection to the reliable queue on Redis or Valkey.
 
-    It calls itself redis, which is what switches on fanout events, gossip and
-    `worker_disable_prefetch` in Celery.
+    Its driver type is redis, which enables fanout events, gossip and `worker_disable_prefetch` in
+    Celery.
     """
 
     Channel = Channel
 
-    #: A batch repeated by Kombu stores nothing twice: every publish has its id.
+    #: If Kombu repeats a batch, nothing is stored twice: every publish has its id.
     supports_batch_publish = True
 
     # A server that is a replica or cut off: connect again, to the right one.
@@ -48,19 +48,19 @@ class Transport(stock.Transport):
         exceptions.ReadOnlyError,
         exceptions.MasterDownError,
         exceptions.ClusterDownError,
-        # A node of Redis Cluster that has not, or no more, the keys; MOVED is one of them.
+        # A node of Redis Cluster that does not have the keys, or no longer; MOVED is one of them.
         exceptions.AskError,
         exceptions.TryAgainError,
     )
 
-    #: True once the connection has seen that it knows the form of the keys.
+    #: True once the connection has checked that it knows the format of the keys.
     _is_checked = False
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         check_options(client.transport_options)
         _keep_ours_on_failover(client)
         if _is_tls(client) and not client.ssl:
-            # Kombu knows one scheme that means TLS; under another one it would talk plain text.
+            # Kombu knows only one scheme for TLS; with another one it would connect without TLS.
             client.ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
         _refuse_plain_text(client)
         super().__init__(client, **kwargs)
@@ -74,7 +74,8 @@ class Transport(stock.Transport):
         """Return a new channel, connected.
 
         Raises:
-            UnsupportedFormat: the queues are of a later release. A worker ends with it.
+            UnsupportedFormat: the queues have the format of a later release. A worker ends with
+                this error.
         """
         used = len(self._used_channel_ids)
         try:
@@ -82,7 +83,7 @@ class Transport(stock.Transport):
             self._check_format(channel)
             return channel
         except BaseException:
-            # Kombu would count it as used: an outage of some hours would use them up.
+            # Kombu would keep the channel's id as used: an outage of some hours would use up all.
             del self._used_channel_ids[used:]
             raise
 
@@ -90,7 +91,7 @@ class Transport(stock.Transport):
         if self._is_checked:
             return
         try:
-            # Where Kombu has just passed on to another URL, it has taken this transport's own away.
+            # The client's URL, since Kombu has cleared the transport's own if it has just switched.
             where = channel.connection.client.as_uri()
             check_format(channel.client, channel.global_keyprefix, where=where)
         except BaseException:
@@ -99,7 +100,12 @@ class Transport(stock.Transport):
         self._is_checked = True
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """Turn with Kombu's event loop, at least once every `POLL_S`."""
+        """Use Kombu's event loop, and make it turn at least once every `POLL_S` seconds.
+
+        Args:
+            connection: Kombu's connection.
+            loop: its event loop.
+        """
         super().register_with_event_loop(connection, loop)
         self.cycle.use_hub(loop)
         loop.call_repeatedly(POLL_S, self.cycle.turn_soon)
@@ -113,15 +119,16 @@ class SentinelTransport(Transport):
 
 
 def _is_tls(client: Any) -> bool:
-    # Kombu has taken the URL apart by now: of its scheme, the transport's name is what is left, and
-    # nothing where `broker_transport` gave that name. Then `broker_use_ssl` must say it.
+    # Kombu has parsed the URL by now, and of its scheme only the transport's name is left. If
+    # `broker_transport` gave that name, nothing is left: then `broker_use_ssl` must request TLS.
     return client.transport_cls in ("rediss", SCHEMES["rediss"])
 
 
 def _refuse_plain_text(client: Any) -> None:
-    """Refuse to talk plain text where the application's URL says TLS.
+    """Refuse a connection without TLS if the application's URL requests TLS.
 
-    Beside `broker_transport` Kombu drops the scheme of the URL, and with it the wish for TLS.
+    If `broker_transport` is set, Kombu drops the scheme of the URL, and with it the request for
+    TLS.
     """
     state = sys.modules.get("celery._state")
     if client.ssl or state is None:
@@ -132,8 +139,8 @@ def _refuse_plain_text(client: Any) -> None:
             parts = urlsplit(url)
             if parts.scheme == "rediss" and parts.hostname == client.hostname:
                 raise InvalidSetting(
-                    "the broker's URL begins with rediss://, but beside broker_transport Kombu"
-                    " would talk plain text. Begin it with reliable-rediss:// and leave"
+                    "the broker's URL begins with rediss://, but with broker_transport set, Kombu"
+                    " would connect without TLS. Begin the URL with reliable-rediss:// and leave"
                     " broker_transport out, or set broker_use_ssl.",
                     setting="broker_url",
                     accepted="reliable-rediss://, or rediss:// with broker_use_ssl",
@@ -141,10 +148,10 @@ def _refuse_plain_text(client: Any) -> None:
 
 
 def _keep_ours_on_failover(client: Any) -> None:
-    """Make the alternates of a failover list name our schemes.
+    """Replace the schemes of a failover list's alternates by ours.
 
-    `broker_transport` counts for the first URL alone: a switch to a redis:// one would go on with
-    Kombu's own transport, which does not find what is in flight here.
+    `broker_transport` applies only to the first URL: after a switch to a redis:// URL, Kombu's own
+    transport would be used, which does not find the messages in flight here.
     """
     alternates = client.alt or []
     ours = [_our_url(url) for url in alternates]

@@ -1,4 +1,4 @@
-"""A pipe that wakes an event loop from any thread, and may be closed meanwhile."""
+"""A pipe that wakes an event loop from any thread, and may be closed at any time."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import threading
 
 
 class Waker:
-    """A pipe whose reading end becomes readable when somebody rings.
+    """A pipe whose reading end becomes readable when `ring` is called.
 
-    Any thread may ring, at any time, also from a signal handler or a finalizer: no method waits for
-    another. Once `close` was called nothing is written, so that a file which gets the same number
-    afterwards stays as it is.
+    Any thread may ring at any time, even in a signal handler or a finalizer: no method waits for
+    another. Once `close` was called, nothing is written: the descriptor's number may belong to
+    another file by then.
     """
 
     __slots__ = ("_ends", "_is_closed", "_lock", "has_rung")
 
     def __init__(self) -> None:
-        #: True from a ring until the next `hear`; one more byte would say nothing
+        #: True from a ring until the next `hear`; a second byte is not needed
         self.has_rung = False
         self._is_closed = False
         self._lock = threading.Lock()
@@ -28,13 +28,13 @@ class Waker:
 
     @property
     def reading_end(self) -> int:
-        """The descriptor to poll; whoever polls it forgets it before `close`."""
+        """The descriptor to poll; stop polling it before `close`."""
         return self._ends[0]
 
     def ring(self) -> None:
         """Make the reading end readable."""
-        # Where the lock is taken, another thread is ringing, or hearing, and a turn follows that;
-        # or closing.
+        # If the lock is taken, another thread is closing, or it is ringing or hearing, and a turn
+        # follows that.
         if self.has_rung or not self._lock.acquire(blocking=False):
             return
         try:
@@ -46,21 +46,21 @@ class Waker:
             self._release()
 
     def hear(self) -> None:
-        """Empty the pipe. The caller's turn must follow: what rings from now on rings again."""
+        """Empty the pipe; the caller must turn after it, since a later ring writes again."""
         if not self._lock.acquire(blocking=False):
-            # A ring is under way: the pipe stays readable, and is heard once more.
+            # A ring is under way: the pipe stays readable, and `hear` is called again.
             return
         try:
             if not self._is_closed:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._ends[0], 4096)
-                # Last: whoever found it set and did not write has the turn that follows.
+                # Last: a ring that found it set, and did not write, is covered by the next turn.
                 self.has_rung = False
         finally:
             self._release()
 
     def close(self) -> None:
-        """Close the pipe, at the end of a ring that is under way."""
+        """Close the pipe; if a ring is under way, the pipe is closed when the ring ends."""
         self._is_closed = True
         self._close_if_free()
 
@@ -70,7 +70,7 @@ class Waker:
             self._close_if_free()
 
     def _close_if_free(self) -> None:
-        # Never released: the ends are closed once.
+        # The lock is never released, so that the ends are closed once.
         if self._lock.acquire(blocking=False):
             for end in self._ends:
                 os.close(end)

@@ -1,4 +1,4 @@
-"""Listen for wake-ups and broadcasts: the part of a channel that has a pub/sub connection."""
+"""Listen for wake-ups and broadcasts: the part of a channel that owns a pub/sub connection."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from .consuming import ConsumingChannel
 
 logger = logging.getLogger(__name__)
 
-#: Seconds without a word by pub/sub after which the server is asked for one.
+#: Seconds of silence on the pub/sub connection after which it is pinged.
 QUIET_S = 10.0
 
-#: Seconds in which it must come.
+#: Seconds to wait for the answer to that ping.
 PONG_S = 3.0
 
-#: What comes in place of a queue's name by the channel of wake-ups when queues were paused.
+#: The wake-up that reports paused queues, in place of a queue's name.
 PAUSED = b"\x1fpaused"
 
 
 class WakingChannel(ConsumingChannel):
-    """A channel that is woken by pub/sub when a queue has something for it.
+    """A channel that is woken by pub/sub when a queue has a message for it.
 
-    What Kombu broadcasts, for remote control and events, comes by the same connection.
+    Kombu's broadcasts, for remote control and events, come by the same connection.
     """
 
     def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
-        #: monotonic time at which anything came by pub/sub, or was first to come
+        #: monotonic time of the last message by pub/sub, or of the subscription
         self._heard_at = 0.0
-        #: monotonic time of the ping on the pub/sub connection that is not answered
+        #: monotonic time of the unanswered ping on the pub/sub connection; None without one
         self._pinged_at: float | None = None
         super().__init__(connection, *args, **kwargs)
 
     def check_subscription(self) -> None:
-        """Ask for a sign of life where pub/sub has long been silent, and connect anew without one.
+        """Ping a pub/sub connection that has long been silent; reconnect if it does not answer.
 
-        A connection that has died without a word looks like one on which nothing happens.
+        A connection that has died silently looks like one on which nothing happens.
         """
         now = time.monotonic()
         interval_s = self.health_check_interval
@@ -55,7 +55,7 @@ class WakingChannel(ConsumingChannel):
             self._give_up_subscription("a ping")
 
     def check_pongs(self) -> None:
-        """Connect anew where redis-py has missed the answers to as many pings as Kombu allows."""
+        """Reconnect if redis-py has missed the answers to as many pings as Kombu allows."""
         client = self.__dict__.get("subclient")
         if client is None:
             return
@@ -88,7 +88,7 @@ class WakingChannel(ConsumingChannel):
 
     @property
     def _wake_channel(self) -> str:
-        # A client with a key prefix puts it in front by itself.
+        # A client with a key prefix adds it by itself.
         return f"cq:wake:{self.consumer.name}"
 
     def _receive_one(self, client: Any) -> Any:
@@ -102,7 +102,7 @@ class WakingChannel(ConsumingChannel):
             return None
         kind, name = stock.bytes_to_str(response[0]), stock.bytes_to_str(response[1])
         if kind in ("subscribe", "message") and "cq:wake:" in str(name):
-            # At the confirmation too: what was published before it has woken nobody.
+            # At the confirmation too: a message published before it has woken nobody.
             self.polling.should_take = True
             if response[2] == PAUSED or (kind == "subscribe" and self.consumer.deliveries):
                 self.consumer.ask_paused()
@@ -113,7 +113,7 @@ class WakingChannel(ConsumingChannel):
         payload = self._handle_message(client, response)
         kind = stock.bytes_to_str(payload["type"])
         if not kind.endswith("message") or not payload["data"]:
-            # Kombu's own returns from `drain_events` when a subscription is confirmed, too.
+            # Kombu's own method also returns from `drain_events` when a subscription is confirmed.
             return kind.endswith("subscribe")
         name = stock.bytes_to_str(payload["channel"])
         if name[0] == "/":

@@ -1,1 +1,1 @@
-"""What runs inside a Celery worker: task and request classes, bootsteps, relay and schedules."""
+"""The parts that run inside a Celery worker: consumer, requests, bootsteps and the relay."""

@@ -1,9 +1,9 @@
-"""The worker's consumer: what can't become a task becomes a dead letter, not an acknowledgement.
+"""The worker's consumer: a message that can't become a task becomes a dead letter.
 
-Celery acknowledges, and so deletes, a message whose body it can't decode, and ends the worker on a
-body of another shape. Here each is set aside, whole, with its reason. Of such a message Celery logs
-the body and all headers, a command's contents among them; here the log names the message, and its
-contents stay in it.
+Celery acknowledges, and so deletes, a message whose body it can't decode; a body of an unexpected
+shape ends its worker. This consumer sets each such message aside, complete and with the reason.
+Celery also logs the body and all headers, including a command's contents. This consumer logs only
+the message's name; the contents stay in the dead letter.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ logger = logging.getLogger(__name__)
 
 
 class Consumer(CeleryConsumer):
-    """A consumer that consumes as Celery's does, and loses nothing."""
+    """Celery's consumer, except that it loses no message."""
 
     def on_decode_error(self, message: Message, exc: BaseException) -> None:
         """Set aside a message whose body can't be decoded."""
         self._set_aside(message, "undecodable body", exc)
 
     def on_unknown_message(self, body: Any, message: Message) -> None:
-        """Set aside a message that is no task message."""
+        """Set aside a message that is not a task message."""
         setattr(message, REASON, {"reason": "no task message"})
-        logger.warning("%s is no task message, and was rejected", _named(message))
+        logger.warning("%s is not a task message, and was rejected", _named(message))
         self._reject(message, None)
 
     def on_unknown_task(self, body: Any, message: Message, exc: BaseException) -> None:
-        """Set aside a message whose task nobody registered here."""
+        """Set aside a message whose task is not registered in this worker."""
         headers = message.headers or {}
-        # Celery's first protocol has them in the body.
+        # Celery's first protocol has the task's name and id in the body.
         facts = headers if "task" in headers else message.payload
         name, task_id = facts["task"], facts["id"]
         setattr(message, REASON, {"reason": "unknown task", "task": name})
         logger.error(
-            "%s was rejected: no task %s is registered in this worker. Import the module that has"
-            " it, or let a worker that has it consume the queue",
+            "%s was rejected: no task %s is registered in this worker. Import the module that"
+            " defines it, or let another worker that has it consume the queue",
             _named(message),
             printable(str(name), NAME_CHARACTERS),
         )
@@ -68,10 +68,10 @@ class Consumer(CeleryConsumer):
         signals.task_unknown.send(sender=self, message=message, exc=exc, name=name, id=task_id)
 
     def on_invalid_task(self, body: Any, message: Message, exc: BaseException) -> None:
-        """Set aside a message that its task can't take."""
+        """Set aside a message that its task can't accept."""
         setattr(message, REASON, {"reason": "invalid task message", "error": str(exc)})
         logger.error(
-            "%s was rejected: its task can't take it (%s)",
+            "%s was rejected: its task can't accept it (%s)",
             _named(message),
             type(exc).__name__,
             extra={"error": type(exc).__name__},
@@ -79,7 +79,7 @@ class Consumer(CeleryConsumer):
         self._reject(message, exc)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], Any]:
-        """Return what handles a message, and sets aside what Celery itself would stumble over."""
+        """Return the handler of messages; it sets aside those that Celery's handler fails on."""
         on_task_received = super().create_task_handler(*args, **kwargs)
 
         def on_message(message: Message) -> Any:
@@ -101,7 +101,7 @@ class Consumer(CeleryConsumer):
 
 
 def _named(message: Message) -> str:
-    """Return which message it is, for a log: its task, and the queue that it came from."""
+    """Return a message's name for a log: its task, and the queue that it came from."""
     headers, info = message.headers or {}, message.delivery_info or {}
     task = f"{headers.get('task')}[{headers.get('id')}]"
     queue = str(info.get("queue") or info.get("routing_key"))

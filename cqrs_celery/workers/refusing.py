@@ -1,7 +1,7 @@
-"""End a worker that can't work as it is configured, by one line that says what to do.
+"""End a worker that can't work as configured, with one log line that names the remedy.
 
-Celery ends a worker on an error that a step raises, too, but with a traceback of a hundred lines.
-What a signal's receiver raises, it logs, and goes on.
+If a step raises an error, Celery ends the worker too, but with a traceback of a hundred lines. If a
+signal's receiver raises one, Celery logs it and continues.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def ending_the_worker() -> Iterator[None]:
-    """Turn an error that the user has to correct into a line in the log, and the worker's end.
+    """Log an error that the user has to correct as one line, and end the worker.
 
     Raises:
-        SystemExit: the program is put together wrongly, or the event store has no tables.
+        SystemExit: the configuration is wrong, or the event store has no tables.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""Register the application's subscriptions when a worker starts, before it takes anything.
+"""Register the application's subscriptions when a worker starts, before it takes any message.
 
-A registration is durable: what is committed while no worker runs arrives later. It holds the head
-of the subscriber's task message, with holes for the ids, so that the event store can make each
-message by joining texts. During a rolling deploy, the last worker's registration wins.
+A registration is durable: events that are committed while no worker runs arrive later. It holds the
+head of the subscriber's task message, with placeholders for the ids, so that the event store can
+build each message by joining texts. During a rolling deploy, the last worker's registration wins.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from .refusing import ending_the_worker
 
 logger = logging.getLogger(__name__)
 
-#: What it does, as its failures are logged.
+#: The step's name in the log of its failures: "could not …".
 STEP: Final = "register its subscriptions"
 
-#: Seconds between two tries, while the store is away.
+#: Seconds between two attempts while the store does not answer.
 RETRY_S: Final = 1.0
 
-#: Seconds between two looks meanwhile at whether the worker is to stop.
+#: Seconds between two checks, while waiting, whether the worker should stop.
 LOOK_S: Final = 0.1
 
-#: Stand for what the event store puts into a head; no JSON text holds them by chance.
+#: Placeholders for the ids that the event store inserts; no JSON text contains them by chance.
 _ID, _ROOT, _PARENT = "\x00id\x00", "\x00root\x00", "\x00parent\x00"
 
 
 class RegistrationStep(bootsteps.StartStopStep):
-    """The step that registers after each connection: the server may be a new one."""
+    """The step that registers after each connection, since the server may be a new one."""
 
     requires = ("celery.worker.consumer.connection:Connection",)
     name = "cqrs-registration"
@@ -52,15 +52,16 @@ class RegistrationStep(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Register every subscription of the worker's application.
 
-        A store in a database of its own that does not answer is waited for here: it is no fault of
-        the broker's, of which Celery would speak, and connecting to that anew could not help.
+        If the store has its own database and that does not answer, this method waits for it.
+        Raising an error would make Celery report a fault of the broker and reconnect to the broker,
+        which could not help.
 
         Raises:
-            ConnectionError: the broker's own Redis is the store, and does not answer; the worker
-                connects anew, and this is done again.
-            SystemExit: a handler asks for what is not there, or the event store has no tables, or
-                its URL is wrong. A signal's receiver, at an earlier time, could not end the worker.
-                Or the worker was told to stop meanwhile.
+            ConnectionError: the store is in the broker's Redis, which does not answer; the worker
+                reconnects, and calls this again.
+            SystemExit: a handler needs something that does not exist, the event store has no
+                tables, or its URL is wrong; a signal's receiver, which runs earlier, could not end
+                the worker. Or the worker was told to stop.
         """
         with ending_the_worker():
             self._start(parent)
@@ -84,20 +85,20 @@ class RegistrationStep(bootsteps.StartStopStep):
                 error,
                 extra={"why": str(error)},
             )
-            # To Celery, any other error is one that no worker outlives.
+            # Any other error would make Celery end the worker.
             raise ConnectionError(str(error)) from error
 
     def _register_and_wait(
         self, runtime: Runtime, subscriptions: Subscriptions, relay: RelayParts
     ) -> None:
-        """Register as soon as store and queue answer.
+        """Register as soon as the store and the queue answer.
 
         Raises:
-            InvalidSetting: at the worker's start, a URL is wrong.
+            InvalidSetting: a URL is wrong; only at the worker's start.
             SystemExit: the worker was told to stop.
         """
         faults = Faults(logger, of="the worker", away=StoreUnavailable)
-        # What worked before may be away in any manner, as a database that is being restored.
+        # A store that worked before may fail in any way, such as a database that is being restored.
         is_checked = relay.is_registered.is_set()
         while True:
             try:
@@ -109,7 +110,7 @@ class RegistrationStep(bootsteps.StartStopStep):
                     raise InvalidSetting(
                         str(error),
                         setting="cqrs_event_store",
-                        accepted="the URL of a database that there is",
+                        accepted="the URL of an existing database",
                     ) from error
                 faults.note(STEP, error)
                 _pause()
@@ -138,12 +139,14 @@ class RegistrationStep(bootsteps.StartStopStep):
 
 
 def _check_database(relay: RelayParts) -> None:
-    """Check that the store's database has its tables, and that its replica is one.
+    """Check that the store's database has its tables, and that the replica is one of it.
+
+    A replica that does not answer is logged: a worker can work without it.
 
     Raises:
-        InvalidSetting: the replica is none.
+        InvalidSetting: the replica is not a replica of the store's database.
         SchemaError: the tables are missing.
-        StoreUnavailable: the database does not answer. Without the replica, a worker can work.
+        StoreUnavailable: the database does not answer.
     """
     logger.debug("the store's id is %s", relay.outbox.store_id)
     if relay.replica is None:
@@ -157,7 +160,7 @@ def _check_database(relay: RelayParts) -> None:
 
 
 def _pause() -> None:
-    """Wait a moment before the next try.
+    """Wait `RETRY_S` before the next attempt.
 
     Raises:
         SystemExit: the worker was told to stop.
@@ -169,18 +172,18 @@ def _pause() -> None:
 
 
 def subscriber_of(definition: Definition, runtime: Runtime) -> Subscriber:
-    """Return what the event store must know of a subscription's function.
+    """Return the registration of a subscription's function, as the event store keeps it.
 
     Raises:
-        InvalidSetting: its task has an option that a message made by the store can't have, or its
-            dead letters live longer than it is remembered what it has committed.
+        InvalidSetting: its task has an option that a message built by the store can't have, or its
+            dead letters live longer than the ids of committed commands are remembered.
     """
     task = task_of(runtime.app, definition)
     for option in ("expires", "compression"):
         if getattr(task, option, None):
             raise InvalidSetting(
                 f"the task {task.name} has {option} = {getattr(task, option)!r}; accepted: none,"
-                " since the event store makes its messages by joining texts",
+                " since the event store builds its messages by joining texts",
                 setting=option,
                 accepted="none",
             )
@@ -188,8 +191,8 @@ def subscriber_of(definition: Definition, runtime: Runtime) -> Subscriber:
     if policy.ttl_s > runtime.command_id_ttl_s:
         raise InvalidSetting(
             f"the subscription {task.home_queue} has dead_letter_ttl_s = {policy.ttl_s}; accepted:"
-            f" up to cqrs_command_id_ttl_s = {runtime.command_id_ttl_s}, for which what its"
-            " functions committed is remembered",
+            f" up to cqrs_command_id_ttl_s = {runtime.command_id_ttl_s}, the time for which the"
+            " commits of its functions are remembered",
             setting="dead_letter_ttl_s",
             accepted=f"up to {runtime.command_id_ttl_s}",
         )
@@ -213,7 +216,7 @@ def _policy(definition: Definition, default: DeadLetterPolicy) -> DeadLetterPoli
 
 
 def _head(task: Any) -> tuple[str, str, str, str, str]:
-    """Return the head of a task's message in five pieces around its four holes."""
+    """Return the head of a task's message in five pieces around its four placeholders."""
     app = task.app
     task_id = f"{_ID}:{task.name}"
     message = app.amqp.as_task_v2(
@@ -230,7 +233,7 @@ def _head(task: Any) -> tuple[str, str, str, str, str]:
         "priority": task.priority or 0,
     }
     properties["correlation_id"] = task_id
-    # The ids stand in the order of the holes: id, id, root, parent.
+    # The ids come in the order of the placeholders: id, id, root, parent.
     headers = dict(message.headers)
     first = {name: headers.pop(name) for name in ("id", "root_id", "parent_id")}
     text = envelope.head_of(

@@ -1,19 +1,20 @@
-"""Bring committed events from a SQL store to their subscribers' queues.
+"""Send committed events from a SQL store to their subscribers' queues.
 
-Every worker has a relay; one of them is active, by a lease in the database, the others stand by
-until that ends. It reads in the order of positions, so nothing is given before what stands in front
-of it, and gives each batch in one step together with its own position. It waits to be woken by
-whoever commits, and also looks by itself now and then.
+Every worker has a relay. One relay is active, by a lease in the database; the others stand by until
+the lease ends. The active relay reads events in the order of their positions, so no event is sent
+before an earlier one. It sends each batch in one step together with the batch's position. Commits
+wake it, and it also polls from time to time.
 
-What can go wrong, and what it does:
+Failures, and how the relay handles them:
 
-- the database or the queue does not answer: it tries again.
-- the relay itself is frozen, or cut off: another one takes over when its lease has ended. What the
-  former one gives then counts nothing; with a broker that is not the reliable queue, what it has in
-  its hands is sent twice.
-- the queue has lost its data, or is another one: it says so, registers all subscribers again, and
-  gives once more what is not known to be handled.
-- the store has gone back, as after the restoring of a backup: it says so, and does the same.
+- The database or the queue does not answer: the relay tries again.
+- The relay itself is frozen or cut off: another one takes over when the lease has ended. Events
+  that the former one still sends are ignored. If the broker is not the reliable queue, the batch
+  that it was sending is sent twice.
+- The queue has lost its data, or is another one: the relay logs it, registers all subscribers
+  again, and sends again all events that are not known to be handled.
+- The store has gone back, such as after a backup was restored: the relay logs it, and does the
+  same.
 """
 
 from __future__ import annotations
@@ -37,37 +38,37 @@ from .refusing import ending_the_worker
 
 logger = logging.getLogger(__name__)
 
-#: What it does, as its failures are logged.
-STEP: Final = "give events to their subscribers"
+#: The step's name in the log of its failures: "could not …".
+STEP: Final = "send events to their subscribers"
 
-#: Events given in one step.
+#: The most events sent in one step.
 BATCH: Final = 100
 
-#: Seconds between two tries to become the active one.
+#: Seconds between two attempts to become the active relay.
 STANDBY_S: Final = 1.0
 
-#: Seconds between two log lines of a relay that stands by for another broker than its own.
+#: Seconds between two log lines of a standby relay whose broker is not the active relay's.
 CONFLICT_SAID_S: Final = 60.0
 
-#: Seconds before the next try when something does not answer.
+#: Seconds before the next attempt if the database or the queue does not answer.
 RETRY_S: Final = 0.5
 
-#: Seconds between two looks at whether the queue has lost its data.
+#: Seconds between two checks whether the queue has lost its data.
 LOOK_S: Final = 1.0
 
-#: Seconds between two notes of what is handled, for when that happens.
+#: Seconds between two checkpoints, from which the relay goes on if the queue has lost its data.
 NOTE_S: Final = 10.0
 
-#: Seconds after which a relay that has become the active one notes it for the first time.
+#: Seconds between becoming active and the first checkpoint.
 FIRST_NOTE_S: Final = 1.0
 
 #: Seconds between two deletions of expired commands; a full batch is followed by the next at once.
 CLEAN_S: Final = 60.0
 
-#: Seconds for which the relay waits for an answer of the database, of which it asks little.
+#: The most seconds to wait for an answer of the database; the relay's queries are small.
 ANSWER_S: Final = 5.0
 
-#: Seconds that a worker waits at its end for the relay to come to a stop.
+#: The most seconds that a stopping worker waits for the relay to end.
 STOP_S: Final = 5.0
 
 
@@ -75,9 +76,9 @@ class Relay:
     """A relay of committed events; `run` returns when it was told to stop.
 
     Args:
-        parts: outbox and destination.
-        batch: events given in one step.
-        note_s: seconds between two notes of what is handled.
+        parts: the outbox, the destination and the leadership.
+        batch: the most events to send in one step.
+        note_s: seconds between two checkpoints.
     """
 
     def __init__(self, parts: RelayParts, *, batch: int = BATCH, note_s: float = NOTE_S) -> None:
@@ -91,9 +92,10 @@ class Relay:
         self._stop = threading.Event()
         self._faults = Faults(logger, of=f"the relay of {self._store.where}", away=CQRSError)
         self._noted = START
-        # The last event that this one has given, whatever the destination remembers.
+        # The last event that this relay has sent, whatever the destination remembers.
         self._given = START
-        # When the lease of another broker's relay ended as it was first seen, and when to say so.
+        # A relay of another broker: the end of its lease when seen, and the time after which to
+        # log it.
         self._conflict: tuple[int, float] | None = None
         self._clean_at = 0.0
 
@@ -107,9 +109,9 @@ class Relay:
         return self._stop.is_set()
 
     def run(self) -> None:
-        """Relay, whenever no other relay does, until told to stop.
+        """Send events whenever no other relay is active; return when told to stop.
 
-        The process's subscribers must be registered.
+        The process's subscribers must be registered before.
         """
         with self._store.limited(ANSWER_S):
             self._run()
@@ -131,12 +133,12 @@ class Relay:
                     self._release()
             except ClaimLost:
                 self._stop.wait(RETRY_S)
-            except Exception as error:  # noqa: BLE001  it is the last one that could go on
+            except Exception as error:  # noqa: BLE001  the relay must go on after any error
                 self._say_down(error)
                 self._stop.wait(RETRY_S)
 
     def _stand_by(self, broker_id: str) -> None:
-        """Wait for the next try; log if the active relay's broker is, and stays, another one."""
+        """Wait for the next attempt; log if the active relay's broker stays another one."""
         led, now = self._leadership.seen, time.monotonic()
         if led is None or not leads_elsewhere(led, broker_id):
             self._conflict = None
@@ -145,22 +147,22 @@ class Relay:
         elif now > self._conflict[1] and led.until_ms != self._conflict[0]:
             self._conflict = led.until_ms, now + CONFLICT_SAID_S
             logger.error("%s", self._parts.broker_conflict(led), extra={"store": self._store.where})
-        # Two that have claimed at the same moment shall not do so again.
+        # A random time, so that two relays that claimed at the same moment do not do so again.
         self._stop.wait(STANDBY_S * random.uniform(0.5, 1))  # noqa: S311
 
     def _release(self) -> None:
         try:
             self._leadership.release()
         except CQRSError as error:
-            logger.debug("the relay's lease ends by itself: %s", error)
+            logger.debug("the relay's lease was not released and expires by itself: %s", error)
 
     def _relay(self) -> None:
         place: Place | None = None
         looked_at = time.monotonic()
-        # Soon after the beginning, too: the one before may have ended long after its last note.
+        # The first checkpoint comes soon: the former relay may have ended long after its last one.
         noted_at = looked_at - self._note_s + min(FIRST_NOTE_S, self._note_s)
         while not self._stop.is_set() and self._leadership.holds():
-            # Only who leads may say where to go on: hence one step a turn.
+            # Only the leader may decide where to go on, so `holds` is checked before each step.
             if place is None:
                 place = self.begin()
                 continue
@@ -174,7 +176,7 @@ class Relay:
                 last = events[-1]
                 place = self._given = Place(last.global_position, last.event.event_id)
                 if found != place.position:
-                    # Another relay was quicker, or data were lost.
+                    # Another relay has sent these events, or the queue has lost its data.
                     place = None
                     continue
             now = time.monotonic()
@@ -187,9 +189,9 @@ class Relay:
                 noted_at = now
                 self._note(place)
             if now >= self._clean_at:
-                # Noted before: if it fails, events do not wait for it again and again.
+                # Set before the deletion: if that fails, events do not wait for it again at once.
                 self._clean_at = now + CLEAN_S
-                # A batch a turn: events do not wait for it.
+                # One batch per turn, so that events do not wait for the deletion.
                 if self._store.forget_expired_commands():
                     self._clean_at = now
             self._faults.clear(STEP)
@@ -197,14 +199,14 @@ class Relay:
                 self._wait(bool(events))
 
     def _wait(self, had_events: bool) -> None:
-        # Commits come in groups: what came meanwhile is looked for before the next sleep.
+        # Commits come in groups, so the relay reads once more before it waits.
         if not had_events:
             self._destination.wait(WAIT_S)
 
     def begin(self) -> Place:
-        """See to what was lost, and return the place behind which to go on.
+        """Repair what the queue or the store has lost, and return the place after which to go on.
 
-        Only for who leads: what any other relay gives counts nothing afterwards.
+        Only the leader may call it. Events that any other relay sends afterwards are ignored.
 
         Raises:
             ClaimLost: another relay leads, or the broker has lost its data since the claim.
@@ -214,11 +216,11 @@ class Relay:
         checkpoints = [place for place in leadership.checkpoints() if self._outbox.has(place)]
         noted = checkpoints[0] if checkpoints else START
         place = self._destination.take_over(leadership.token, broker_id=leadership.broker_id)
-        # An application that has joined another one's broker is behind that.
+        # An application that has joined another one's broker may have a lower checkpoint.
         is_behind = bool(checkpoints) and noted.position < checkpoints[-1].position
         if place is None or leadership.former_broker_id or is_behind:
             place = self._begin_anew(noted, is_known=bool(checkpoints))
-        # Where the store itself remembers how far all was sent, that went back with it.
+        # If the store itself remembers the last event sent, that went back with the store.
         given = place if self._destination.has_leases else self._given
         for known in (place, given):
             if not self._outbox.has(known):
@@ -228,12 +230,12 @@ class Relay:
         return place
 
     def _begin_anew(self, noted: Place, *, is_known: bool) -> Place:
-        """Give everything to the queue that is not known to be handled; returns where to begin."""
+        """Register all subscribers again; return the place after which to send all events again."""
         leadership = self._leadership
         if is_known:
             logger.log(
                 logging.INFO if leadership.is_first else logging.ERROR,
-                "the queue has lost its data, or is another one; events are given to their"
+                "the queue has lost its data, or is another one; events are sent to their"
                 " subscribers again from position %d on",
                 noted.position + 1,
                 extra={"store": self._store.where, "from_position": noted.position + 1},
@@ -247,15 +249,15 @@ class Relay:
         return place
 
     def _go_back(self, lost: Place, noted: Place) -> Place:
-        """Go on from what is known to be handled, since the store no longer has what was given."""
-        # What the pools and the reader know is of the state that was lost.
+        """Go on from the checkpoint, since the store no longer has an event that was sent."""
+        # The pools and the reader hold information about the state that was lost.
         self._store.close()
         last = self._outbox.last_position()
         logger.error(
-            "the store went back: it has no event %s at position %d any more, its last is at %d, as"
-            " after a backup was restored or a replica promoted that lagged; events are given to"
-            " their subscribers again from position %d on",
-            lost.event_id or "(of an earlier version)",
+            "the store went back: it has no event %s at position %d any more, and its last event is"
+            " at %d. A backup may have been restored, or a lagging replica promoted. Events are"
+            " sent to their subscribers again from position %d on",
+            lost.event_id or "(sent by an earlier release)",
             lost.position,
             last,
             noted.position + 1,
@@ -282,12 +284,12 @@ class Relay:
         return bool(self._destination.is_at(leadership.token, place.position, leadership.broker_id))
 
     def _note(self, place: Place) -> None:
-        """Note up to where everything is handled, for when the queue loses its data."""
+        """Save a checkpoint: the place up to which everything is handled."""
         if not self._destination.has_leases:
             return
         lowest = self._destination.lowest_unhandled()
         if not self._is_at(place):
-            # What looked handled may have been lost.
+            # Events that seem to be handled may have been lost.
             return
         if lowest is not None and lowest <= place.position:
             if lowest - 1 <= self._noted.position:
@@ -303,8 +305,8 @@ class Relay:
 class RelayStep(bootsteps.StartStopStep):
     """The step that runs a relay in a thread of the main process, if the store needs one.
 
-    After the pool, whose processes are forked before the thread is there; it begins when the
-    worker has registered its subscriptions.
+    It starts after the pool, so that the pool's processes are forked before the thread exists. The
+    relay begins when the worker has registered its subscriptions.
     """
 
     requires = ("celery.worker.components:Pool",)
@@ -316,11 +318,11 @@ class RelayStep(bootsteps.StartStopStep):
         self._thread: threading.Thread | None = None
 
     def start(self, parent: Any) -> None:
-        """Start it.
+        """Start the relay.
 
         Raises:
-            SystemExit: the application is put together wrongly, or its relays give its events to
-                another broker (BrokerConflict); it is logged, and the worker ends.
+            SystemExit: the configuration is wrong, or the application's relays send its events to
+                another broker (BrokerConflict); the error is logged, and the worker ends.
         """
         with ending_the_worker():
             runtime_of(parent.app)
@@ -332,8 +334,8 @@ class RelayStep(bootsteps.StartStopStep):
             try:
                 parts.check_broker()
             except StoreError as error:
-                # The relay itself says so, and waits.
-                logger.debug("the relay's broker not checked: %s", error)
+                # The relay itself logs the error and waits.
+                logger.debug("the relay's broker was not checked: %s", error)
         self._relay = Relay(parts)
         self._thread = threading.Thread(
             target=self._run, args=(self._relay, parts), name="cqrs-relay", daemon=True
@@ -346,11 +348,11 @@ class RelayStep(bootsteps.StartStopStep):
                 relay.run()
 
     def stop(self, parent: Any) -> None:
-        """Stop it, and wait for it."""
+        """Stop the relay, and wait for its end."""
         if self._relay is not None and self._thread is not None:
             self._relay.stop()
             self._thread.join(STOP_S)
 
     def terminate(self, parent: Any) -> None:
-        """Stop it, too."""
+        """Stop the relay when the worker is terminated."""
         self.stop(parent)

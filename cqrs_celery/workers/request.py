@@ -1,11 +1,13 @@
 """The request of a handler's task, in the worker's main process: every outcome is one settlement.
 
-- success, and a command's exception, that of an event that can't be written too: done
-- a subscription's exception, what can't be read, a hard time limit: a dead letter with its reason
-- a lost child: back to its place, and a dead letter when that has happened too often
-- the store away: once more, later
-- the lease lost: done, as far as it is still to be settled here. What is held behind it in its
-  sequence waits until the queue has said whether it is held
+- Success, and an exception of a command, also of one whose event can't be written: done.
+- An exception of a subscription, an unreadable message, a hard time limit: a dead letter with its
+  reason.
+- A lost child process: the message goes back to its place, and becomes a dead letter if that has
+  happened too often.
+- The store does not answer: the message is tried again later.
+- The lease is lost: done, if it is still to be settled here. Held messages after it in its sequence
+  wait until the queue has answered whether it is still held.
 """
 
 from __future__ import annotations
@@ -27,27 +29,28 @@ from ..transport.consumer.event_batch import BATCH_HEADER
 from ..transport.qos import REASON
 from .waiting import waiting_messages
 
-#: How many times larger a body may be than the message in it: Kombu escapes what is not ASCII.
+#: How many times larger a body may be than the message in it; Kombu escapes non-ASCII characters.
 BODY_TO_MESSAGE = 4
 
-#: Seconds to wait before a message is tried again whose store did not answer; none is counted.
+#: Seconds until a message is tried again if its store did not answer; it does not count as a retry.
 STORE_AWAY_DELAY_S = 1.0
 
 
 class Request(CeleryRequest):
-    """A request that loses nothing."""
+    """Celery's request, except that it loses no message."""
 
     acknowledged: bool
-    #: Whether putting the message back could not help.
+    #: Whether the message must become a dead letter, since putting it back could not help.
     _must_bury = False
-    #: Seconds after which to try again, where the fault is not the message's; 0 for none.
+    #: Seconds after which to try again if the fault is not the message's; 0 for no such retry.
     _again_in_s = 0.0
 
     def __init__(self, message: Any, **options: Any) -> None:
-        """Take a message whose body is arguments, keyword arguments and the rest.
+        """Accept a message whose body is arguments, keyword arguments and options.
 
         Raises:
-            InvalidTaskError: it is something else; in the child it would pass for the task's error.
+            InvalidTaskError: the body has another form, or is too large. In the child process, this
+                would be taken for an error of the task.
         """
         super().__init__(message, **options)
         self._check_size(message)
@@ -60,21 +63,21 @@ class Request(CeleryRequest):
             raise InvalidTaskError("a body was expected as [arguments, keyword arguments, options]")
 
     def _check_size(self, message: Any) -> None:
-        # Several events in one message are each of them small enough, and were checked when made.
+        # A batch may be larger: each of its events was checked when it was written.
         if BATCH_HEADER in self._request_dict or not message.body:
             return
         most = BODY_TO_MESSAGE * runtime_of(self._app).serializer.max_bytes
         if len(message.body) > most:
             raise InvalidTaskError(
                 f"its body has {len(message.body):,} bytes; accepted: up to {most:,}, which is"
-                f" {BODY_TO_MESSAGE} times cqrs_max_message_bytes. If it is to be handled, raise"
-                " that setting, then redrive this letter"
+                f" {BODY_TO_MESSAGE} times cqrs_max_message_bytes. To have it handled, raise that"
+                " setting, then redrive this letter"
             )
 
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> Any:
-        """Note why the message will be a dead letter, if it will, and settle as Celery would."""
+        """Record the reason if the message becomes a dead letter, and settle it as Celery does."""
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc
@@ -94,7 +97,7 @@ class Request(CeleryRequest):
         try:
             return super().on_failure(exc_info, send_failed_event, return_ok)
         except Exception as lost:
-            # Celery settles the message, then writes the result.
+            # Celery settles the message first, then writes the result.
             if not self.acknowledged:
                 raise
             log_lost_result(self.name, self.id, lost)
@@ -106,7 +109,7 @@ class Request(CeleryRequest):
         super().on_timeout(soft, timeout)
 
     def reject(self, requeue: bool = False) -> None:
-        """Put the message back, or set it aside for good where putting it back can't help."""
+        """Put the message back; if that can't help, make it a dead letter."""
         later = getattr(self._message.channel, "basic_later", None)
         if self._again_in_s and later is not None and not self.acknowledged:
             later(self._message.delivery_tag, self._again_in_s)

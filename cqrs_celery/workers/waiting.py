@@ -1,6 +1,6 @@
-"""Log what messages wait for while their event store is away: a line now and then, with a count.
+"""Log that messages wait while their event store does not answer: a few lines, with a count.
 
-Each of them is tried again every second, and there may be thousands.
+Each message is tried again every second, and there may be thousands.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from ..transport.faults import Faults
 
 logger = logging.getLogger(__name__)
 
-#: What could not be done, as it is logged.
+#: The step's name in the log of its failures: "could not …".
 STEP: Final = "handle a message"
 
-#: Seconds without a failure after which a message that was handled says that the store is back.
+#: Seconds without a failure after which the next handled message logs that the store is back.
 QUIET_S: Final = 5.0
 
 
 class WaitingMessages:
-    """The messages of this process that were put back since their store did not answer.
+    """The messages of this process that were put back because their store did not answer.
 
-    Safe for threads. No method raises.
+    Safe for threads. No method raises an error.
 
     Args:
-        clock: seconds that only grow.
+        clock: returns seconds that never decrease.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,25 +40,25 @@ class WaitingMessages:
 
     @property
     def are_there(self) -> bool:
-        """Whether one was put back, and it was not logged yet that the store is back."""
+        """Whether a message was put back and the store's return has not been logged yet."""
         return self._faults.are_there
 
     def note(self, why: str) -> None:
-        """Log that a message was put back; the second, fourth, eighth, … time with the count.
+        """Log that a message was put back: the first, second, fourth, … time, with the count.
 
         Args:
-            why: what the store's error said.
+            why: the text of the store's error.
         """
         with self._lock:
             self._failed_at = self._clock()
             self._faults.note(STEP, StoreUnavailable(why))
 
     def note_handled(self) -> None:
-        """Log that the store is back, once it has not failed for a while."""
+        """Log that the store is back, if it has not failed for `QUIET_S`."""
         with self._lock:
             if self._clock() - self._failed_at > QUIET_S:
                 self._faults.clear(STEP)
 
 
-#: Those of this process.
+#: The waiting messages of this process.
 waiting_messages: Final = WaitingMessages()

@@ -229,10 +229,10 @@ def test_a_dry_run_changes_nothing(app: celery.Celery, deed: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["retry"], "say which to retry"),
-        (["discard", "--yes"], "say which to discard"),
-        (["retry", "99", "--yes"], "no dead letter 99 fits; nothing was done"),
-        (["discard", "--all", "--json"], "--json can't ask"),
+        (["retry"], "choose what to retry"),
+        (["discard", "--yes"], "choose what to discard"),
+        (["retry", "99", "--yes"], "no dead letter 99 is chosen; nothing was done"),
+        (["discard", "--all", "--json"], "--json can't ask for confirmation"),
         (["show", "99"], "there is no dead letter 99"),
     ],
 )
@@ -271,7 +271,7 @@ def test_an_archived_letter_is_retried_only_where_that_is_said(app: celery.Celer
     (archived,) = json_of(app, "list", "--archived")
     assert (archived["id"], archived["next_try_at"]) == (letter.id, None)
     # when it is retried, then that must be said
-    assert "say --archived" in run_cli(app, "retry", str(letter.id), "--yes").output
+    assert "use --archived" in run_cli(app, "retry", str(letter.id), "--yes").output
     (done,) = json_of(app, "retry", "--archived", str(letter.id), "--yes")
     assert done["outcome"] == "done"
 

@@ -269,7 +269,7 @@ def test_only_the_named_queues_are_moved_and_an_unknown_one_is_refused(
 def test_a_direction_must_be_said(apps: tuple[celery.Celery, celery.Celery]) -> None:
     result = run_cli(apps[1], "move-queues", "--yes")
     assert result.exit_code == 2
-    assert "say --from-stock or --to-stock" in result.output
+    assert "use --from-stock or --to-stock" in result.output
 
 
 # ---------------------------------------------------------------- to stock

@@ -32,7 +32,7 @@ def test_each_subscriber_gets_the_body_behind_its_own_head(queue: QueueCase) -> 
     queue.subscribe("mail.send", ["placed"], queue="mail", pieces="<|||>")
     # when something is published
     assert publish(queue) == 2
-    # then each has its head, its holes filled
+    # then each has its head, its gaps filled
     taken = queue.worker("anna", "stock", "mail").take()
     assert [(one.queue, one.payload, one.body) for one in taken] == [
         ("stock", b"a(m)b(m)c(r)d(p)e", b"body"), ("mail", b"<m|m|r|p>", b"body"),

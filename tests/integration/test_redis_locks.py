@@ -151,7 +151,7 @@ def test_a_holder_past_its_time_harms_nobody_and_says_so(
         client.set(KEY, "the next one")
     # when it ends, then the next one's lock stays
     assert client.get(KEY) == b"the next one"
-    assert caplog.messages == [f"lock of {BOLT} expired before its end, after {EXPIRE_S} s"]
+    assert caplog.messages == [f"lock of {BOLT} expired after {EXPIRE_S} s, before it was released"]
 
 
 def test_an_exception_in_the_block_gives_the_lock_back(locks: RedisLocks) -> None:
@@ -186,7 +186,7 @@ def test_a_lock_whose_server_is_away_says_so_and_one_lost_on_the_way_does_no_har
     # given a holder; when the server goes away, then its block ends as it would have
     with caplog.at_level(logging.WARNING), locks.hold(BOLT, wait_s=0):
         fresh_redis_node.kill()
-    assert f"lock of {BOLT} not released, it will expire within" in caplog.text
+    assert f"lock of {BOLT} was not released, and expires within" in caplog.text
     # and the next one is told
     with pytest.raises(StoreUnavailable, match=r"could not lock Item-bolt.*does not answer"):
         locks.hold(BOLT, wait_s=1).__enter__()

@@ -195,7 +195,7 @@ def test_one_that_can_not_be_rebuilt_is_named_and_the_others_are_taken(shop, cli
 def test_snapshots_are_deleted(shop, client: Any) -> None:
     fill(shop, 3, 12, SHOP_SNAPSHOTS="commit")
     assert client.hlen(KEY) == 3
-    assert "say --yes" in shop(*cqrs("drop", "--json"), code=2).stderr
+    assert "use --yes" in shop(*cqrs("drop", "--json"), code=2).stderr
     shop(*cqrs("drop"), code=1)
     assert client.hlen(KEY) == 3
     done = shop(*cqrs("drop", "--yes", "--json"))

@@ -307,7 +307,7 @@ def test_two_methods_for_one_event_in_one_class_are_refused_and_both_are_named()
 
 
 def test_applies_wants_event_types():
-    with pytest.raises(RegistrationError, match="names no event"):
+    with pytest.raises(RegistrationError, match="was given no event"):
         applies()
     with pytest.raises(RegistrationError, match="expected event classes"):
         applies(int)  # type: ignore[type-var]
@@ -366,7 +366,7 @@ def test_two_classes_of_one_type_are_refused_and_both_are_named():
         r"the aggregate type 'Ledger' is claimed by " + here.format("Ledger")
         + " and by " + here.format("Book") + ": their aggregates would share streams\\. Give one of"
         r" them another name: class Book\(…, name='…'\)\. If both are meant to read the same"
-        r" streams, say so: class Book\(…, alias_of=Ledger\)",
+        r" streams, declare it: class Book\(…, alias_of=Ledger\)",
         str(refused.value),
     )  # fmt: skip
 
@@ -399,7 +399,7 @@ def test_a_class_may_share_anothers_streams_if_it_says_so():
     ({"alias_of": Item, "name": "Another"}, "the type 'Another'"),
 ])  # fmt: skip
 def test_an_alias_of_no_aggregate_or_under_another_name_is_refused(options, found):
-    with pytest.raises(RegistrationError, match=f"{found}.*expected a class of aggregates"):
+    with pytest.raises(RegistrationError, match=f"{found}.*expected an aggregate class"):
         type("Alias", (Aggregate,), {}, **options)
 
 
@@ -515,7 +515,7 @@ def test_a_class_that_needs_more_than_an_id_is_refused_and_named():
         def __init__(self, id: str, name: str) -> None:
             super().__init__(id)
 
-    with pytest.raises(AggregateNotConstructible, match=r"Demanding .*from an id alone.*'name'"):
+    with pytest.raises(AggregateNotConstructible, match=r"Demanding .*from just an id.*'name'"):
         build(Demanding, "42")
 
 

@@ -316,7 +316,7 @@ def test_one_of_the_two_methods_is_not_enough():
         def to_snapshot(self) -> int:
             return 1
 
-    with pytest.raises(RegistrationError, match="to_snapshot without from_snapshot"):
+    with pytest.raises(RegistrationError, match="to_snapshot, but not from_snapshot"):
         capture(Half("1"))
 
 

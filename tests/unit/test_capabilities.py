@@ -248,7 +248,7 @@ def test_the_cli_looks_after_the_tables_of_the_store_in_a_wrapper(sql: SqlEventS
         assert done.exit_code == 0, done.output
     refused = run(Narrow(sql), "schema", "check")
     assert refused.exit_code == 2
-    assert "is in no SQL database, and has no tables: Narrow" in refused.output
+    assert "is not in a SQL database, and has no tables: Narrow" in refused.output
 
 
 def test_a_wrapper_replaces_what_it_does_itself(sql: SqlEventStore) -> None:

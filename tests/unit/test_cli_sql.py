@@ -73,7 +73,7 @@ def test_what_looks_after_the_tables_needs_no_broker_and_asks_nothing_of_it(
 @pytest.mark.parametrize(
     ("arguments", "output"),
     [
-        (("schema", "check"), "is in no SQL database, and has no tables: MemoryEventStore"),
+        (("schema", "check"), "is not in a SQL database, and has no tables: MemoryEventStore"),
         (("commands", "purge"), "and forgets them itself: MemoryEventStore"),
     ],
 )

@@ -50,7 +50,7 @@ def test_the_time_it_is_due_becomes_its_eta() -> None:
     "payload", [b"", b"text", b"[]", b'{"properties": 1}\n', b'{"headers": 1}']
 )
 def test_what_has_no_readable_head_is_refused(payload: bytes) -> None:
-    with pytest.raises(ValueError, match=r"Expecting value|is no JSON object"):
+    with pytest.raises(ValueError, match=r"Expecting value|is not a JSON object"):
         stock_message(payload, b"", queue="orders")
 
 

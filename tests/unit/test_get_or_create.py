@@ -249,7 +249,7 @@ def test_what_is_made_must_be_what_was_asked_for(
 
 def test_a_class_that_takes_more_than_an_id_is_refused() -> None:
     cqrs = CQRS(Celery("jars", set_as_current=False), store=MemoryEventStore())
-    with pytest.raises(AggregateNotConstructible, match="can't be built from an id alone"):
+    with pytest.raises(AggregateNotConstructible, match="can't be built from just an id"):
         cqrs.session().get_or_create(Bottle, "1")
 
 

@@ -1035,7 +1035,7 @@ def test_a_command_without_cqrs_app_raises_at_once() -> None:
         cwd=REPOSITORY, capture_output=True, text=True, timeout=30, check=True,
     )  # fmt: skip
     # then the error says what is missing
-    assert "Ring was sent, but no CQRS app exists in this process: make one" in run.stdout
+    assert "Ring was sent, but no CQRS app exists in this process: create one" in run.stdout
 
 
 def test_a_handler_without_cqrs_app_raises_at_once() -> None:

@@ -78,6 +78,22 @@ def test_a_message_is_registered_under_its_class_name_and_version_one():
     )
 
 
+def test_a_base_class_with_its_result_registers_nothing():
+    # given
+    known = {entry.cls for entry in registry.subclasses(Message)}
+
+    # when
+    class AnsweredCommand(Command[int], name="messages.answered_command"):
+        pass
+
+    class AnsweredQuery(Query[list[str]], name="messages.answered_query"):
+        pass
+
+    # then
+    found = {entry.cls for entry in registry.subclasses(Message)}
+    assert found - known == {AnsweredCommand, AnsweredQuery}
+
+
 def test_a_name_without_a_dot_belongs_to_the_application_that_uses_it():
     assert MessagesItemCreated.__registered__.full_name("shop") == "shop.MessagesItemCreated"
     assert MessagesCheckInItems.__registered__.full_name("shop") == "messages.check_in_items"
@@ -212,7 +228,7 @@ def test_an_aggregate_and_its_key_go_together(options, expected):
 
 
 def test_only_a_command_is_for_an_aggregate():
-    with pytest.raises(RegistrationError, match="only a command is for one"):
+    with pytest.raises(RegistrationError, match="only a command may have both"):
 
         class MessagesEventForAggregate(Event, aggregate=dict, key="id"):
             id: str
@@ -247,7 +263,7 @@ def test_subclasses_of_a_base_are_found():
         (
             "omit_defaults",
             True,
-            "what is left out would be read as another value once a default changes",
+            "a value that was left out would be read as another one once the default changes",
         ),
         ("tag", True, "its name says what it is"),
         ("tag_field", "kind", "its name says what it is"),

@@ -239,7 +239,7 @@ def test_a_message_has_no_facts_of_recording() -> None:
 
 
 def test_a_message_may_have_a_key_and_no_aggregate() -> None:
-    with pytest.raises(RegistrationError, match="a message that is published may have a key alone"):
+    with pytest.raises(RegistrationError, match="both; a published message may have a key"):
 
         class Misprinted(Message, name="press.misprinted", aggregate=Shelf, key="id"):
             id: str

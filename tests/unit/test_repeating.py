@@ -172,8 +172,8 @@ def test_what_is_made_anew_without_a_look_though_it_exists_is_refused_at_once(
     # then nothing is repeated, and the error says what to do
     assert seen.runs == 1
     assert str(refused.value) == (
-        "PackedBasket-it exists already, at version 1, and was made and added as a new one by who"
-        " has not looked. Nothing was written, and repeating the command can't help. Look first:"
+        "PackedBasket-it exists already, at version 1, but was added as a new aggregate without"
+        " looking for it. Nothing was written, and repeating the command can't help. Look first:"
         " session.find(PackedBasket, 'it') returns it, or None."
     )
     error = refused.value

@@ -318,7 +318,10 @@ def test_an_upcaster_that_is_declared_again_replaces_the_first():
         ({"name": "x", "version": 0}, "whole number from 1"),
         ({"name": "x", "version": 1, "kind": "thing"}, "accepted: event, command, message"),
         ({"name": "x", "version": 1, "kind": "query"}, "accepted: event, command, message"),
-        ({"name": "x", "version": 1, "kind": "command", "into": ("y",)}, "which is for events"),
+        (
+            {"name": "x", "version": 1, "kind": "command", "into": ("y",)},
+            "which is only for events",
+        ),
         ({"name": "x", "version": 1, "into": (5,)}, "has the name 5"),
     ],
 )

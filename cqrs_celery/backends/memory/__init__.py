@@ -1,1 +1,1 @@
-"""The engine that keeps everything in this process: for tests, and for trying things out."""
+"""The engine that keeps everything in this process, for tests and experiments."""

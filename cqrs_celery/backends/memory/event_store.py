@@ -1,7 +1,7 @@
-"""Keep events in this process, with everything that the port promises but durability.
+"""Keep events in this process, with all promises of the port except durability.
 
-A commit happens under one lock, so commits are whole and positions gapless. There are no queues
-here: a lease counts as held, and delivery is whatever `on_commit` does.
+A commit happens under one lock, so commits are atomic and positions have no gaps. There are no
+queues here: every lease counts as held, and delivery is what `on_commit` does.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from .snapshot_store import MemorySnapshotStore
 
 
 class MemoryEventStore:
-    """An EventStore whose events live as long as it does. Safe for threads.
+    """An EventStore whose events exist as long as the object does. Safe for threads.
 
     Args:
-        on_commit: called with a commit's events after it, outside the lock, in the thread that
-            committed. What it raises reaches that thread, though the commit stands.
-        clock: gives seconds, and never goes back.
+        on_commit: called after each commit with its events, outside the lock, in the thread that
+            committed. An error that it raises reaches that thread, but the commit stands.
+        clock: returns seconds that never decrease.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class MemoryEventStore:
 
     @property
     def delivers(self) -> bool:
-        """Whether a commit's events are given to anybody."""
+        """Whether a commit's events are passed to a function."""
         return self._on_commit is not None
 
     def append(
@@ -110,13 +110,13 @@ class MemoryEventStore:
             return self._events[after_position:end]
 
     def find_command(self, command_id: str) -> CommandOutcome | None:
-        """Return what a command recorded when it committed; see `EventStore.find_command`."""
+        """Return the outcome of a committed command; see `EventStore.find_command`."""
         check_text(command_id, "the command's id")
         with self._lock:
             return self._outcome(command_id)
 
     def snapshots(self) -> MemorySnapshotStore:
-        """Return the store of the streams' snapshots, which lives as long as this one."""
+        """Return the store of the streams' snapshots, which exists as long as this store."""
         return self._snapshots
 
     def close(self) -> None:

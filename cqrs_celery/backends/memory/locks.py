@@ -1,4 +1,4 @@
-"""Keep locks of aggregates in this process, among its threads."""
+"""Keep locks of aggregates in this process, for its threads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...store.stream import StreamName
 
 
 class _Lock:
-    """One aggregate's lock, for as long as anybody holds it or waits for it."""
+    """The lock of one aggregate; it exists while a thread holds it or waits for it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -30,8 +30,12 @@ class MemoryLocks:
     def hold(self, stream: StreamName, *, wait_s: float) -> Iterator[None]:
         """Hold an aggregate's lock while the block runs.
 
+        Args:
+            stream: the aggregate's stream.
+            wait_s: the most seconds to wait for the lock.
+
         Raises:
-            LockTimeout: another thread held it all the time.
+            LockTimeout: another thread held the lock all that time.
         """
         with self._guard:
             entry = self._locks.setdefault(stream, _Lock())

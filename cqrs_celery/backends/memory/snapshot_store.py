@@ -11,7 +11,7 @@ from ...store.stream import StreamName
 
 
 class MemorySnapshotStore:
-    """A SnapshotStore whose snapshots live as long as it does. Safe for threads."""
+    """A SnapshotStore whose snapshots exist as long as the object does. Safe for threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

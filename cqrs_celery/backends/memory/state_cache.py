@@ -16,8 +16,8 @@ class MemoryStateCache:
 
     Args:
         size: the most states that it keeps.
-        ttl_s: seconds for which one is kept that nobody asks for.
-        clock: gives seconds, and never goes back.
+        ttl_s: seconds for which a state is kept after it was last used.
+        clock: returns seconds that never decrease.
     """
 
     def __init__(
@@ -32,11 +32,11 @@ class MemoryStateCache:
             return len(self._states)
 
     def get(self, stream: StreamName) -> bytes | None:
-        """Return a stream's state, which lives on from now; see `StateCache.get`."""
+        """Return a stream's state, and restart its time to live; see `StateCache.get`."""
         with self._lock:
             state = self._states.get(stream)
             if state is not None:
-                # TTLCache counts from the last write alone.
+                # TTLCache counts only from the last write.
                 self._states[stream] = state
             return state
 
@@ -46,6 +46,6 @@ class MemoryStateCache:
             self._states[stream] = state
 
     def remove(self, stream: StreamName) -> None:
-        """Forget a stream's state; see `StateCache.remove`."""
+        """Remove a stream's state; see `StateCache.remove`."""
         with self._lock:
             self._states.pop(stream, None)

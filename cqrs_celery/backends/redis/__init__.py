@@ -1,1 +1,1 @@
-"""Keep events in Redis, in the broker's own database: commit and delivery are one step."""
+"""The engine that keeps events in the broker's own Redis: commit and delivery are one step."""

@@ -1,8 +1,7 @@
-"""Call a function in the background, without whoever asks for it waiting for anything.
+"""Call a function in the background; the caller that requests it never waits.
 
-A commit wakes the relay this way. No set of socket timeouts would bound the wake-up itself: a name
-is resolved without any, each step of a handshake has its own, and Sentinel may have to be asked
-first.
+A commit wakes the relay this way. Socket timeouts would not bound the wake-up: resolving a name has
+none, each step of a handshake has its own, and Sentinel may have to be asked first.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Final
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after a failure in which requests are dropped.
+#: Seconds after a failure during which requests are dropped.
 REST_S: Final = 5.0
 
 #: Seconds without a request after which the thread ends; the next request starts another.
@@ -24,15 +23,15 @@ IDLE_S: Final = 10.0
 
 
 class BackgroundCall:
-    """A function that a thread of its own calls soon after each request.
+    """A function that a separate thread calls soon after each request.
 
-    One call answers all requests that were made before it began. Usable from several threads, and
-    from processes forked from this one.
+    One call answers all requests that were made before it began. Several threads, and processes
+    forked from this one, may use it.
 
     Args:
-        function: is called; what it raises is logged at level debug.
-        name: the thread's.
-        rest_s: seconds after a failure in which requests are dropped.
+        function: the function to call; its errors are logged at level debug.
+        name: the thread's name.
+        rest_s: seconds after a failure during which requests are dropped.
         idle_s: seconds without a request after which the thread ends.
     """
 
@@ -51,10 +50,10 @@ class BackgroundCall:
         self._caller: _Caller | None = None
 
     def request(self) -> None:
-        """Ask for a call. It returns at once and raises nothing."""
+        """Request a call. This method returns at once and raises no error."""
         caller = self._caller
         if caller is None or caller.pid != os.getpid():
-            # Another process's lock may have been held by one of its threads at the fork.
+            # At the fork, a thread of the parent process may have held the old caller's lock.
             caller = self._caller = _Caller(self._function, self._name, self._rest_s, self._idle_s)
         caller.request()
 
@@ -71,13 +70,13 @@ class _Caller:
         self._rest_s = rest_s
         self._idle_s = idle_s
         self._changed = threading.Condition()
-        #: True from a request until the call begins that answers it
+        #: True from a request until the call that answers it begins
         self._is_asked = False
         self._is_running = False
         self._rests_until = 0.0
 
     def request(self) -> None:
-        # Read without the lock: the flag falls before the call begins that answers it.
+        # Read without the lock: the flag is cleared before the call that answers it begins.
         if self._is_asked or time.monotonic() < self._rests_until:
             return
         with self._changed:
@@ -88,7 +87,7 @@ class _Caller:
             try:
                 threading.Thread(target=self._run, name=self._name, daemon=True).start()
             except RuntimeError as error:
-                # No more threads, or the interpreter ends.
+                # There can be no more threads, or the interpreter is ending.
                 self._is_asked = False
                 self._fail(error)
             else:
@@ -98,11 +97,11 @@ class _Caller:
         while self._wait():
             try:
                 self._function()
-            except Exception as error:  # noqa: BLE001  whoever asked has gone on
+            except Exception as error:  # noqa: BLE001  the caller does not wait for it
                 self._fail(error)
 
     def _wait(self) -> bool:
-        """Wait for a request; returns False if none came, and the thread is to end."""
+        """Wait for a request; return False if none came and the thread must end."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_asked, self._idle_s)
             self._is_running = self._is_asked
@@ -111,4 +110,4 @@ class _Caller:
 
     def _fail(self, error: Exception) -> None:
         self._rests_until = time.monotonic() + self._rest_s
-        logger.debug("%s failed, not tried again for %g s: %s", self._name, self._rest_s, error)
+        logger.debug("%s failed, no new attempt for %g s: %s", self._name, self._rest_s, error)

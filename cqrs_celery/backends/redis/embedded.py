@@ -1,21 +1,21 @@
-"""Run a Redis or Valkey server of one's own, for development, demonstrations and tests.
+"""Run a private Redis or Valkey server, for development, demonstrations and tests.
 
     with embedded_redis(".data/redis") as server:
         app.conf.broker_url = server.url
 
     with redis_or_embedded("redis://localhost:6379/0", ".data/redis"):
-        ...                     # whoever uses that URL finds a server there
+        ...                     # any process that uses that URL finds a server there
 
-The server listens on 127.0.0.1 alone, and keeps its data in its folder, in an append-only file that
-is forced to the disk every second. Its files can be read by its user alone. It asks for a password:
-`embedded_redis` makes one, which is in `url` and in the folder; `redis_or_embedded` takes that of
-the URL. Where the URL has none, there is none, since others come by the same URL.
+The server listens only on 127.0.0.1. It keeps its data in its folder, in an append-only file that
+is forced to the disk every second. Only its user can read its files. It requires a password:
+`embedded_redis` generates one, which is in `url` and in the folder; `redis_or_embedded` takes the
+URL's. If the URL has no password, the server requires none, since others use the same URL.
 
-It ends with the process that started it, also when that one is killed with -9; its data are there
-at the next start.
+The server ends with the process that started it, even if that is killed with -9. Its data are
+available again at the next start.
 
-A folder is one server's: a second start in it waits for a moment, since the first server may be
-ending, and is refused then.
+A folder belongs to one server. A second start in it waits for a moment, since the first server may
+be ending, and is then refused.
 """
 
 from __future__ import annotations
@@ -42,40 +42,40 @@ from ...errors import ConfigurationError
 from .server_binary import find_server_binary
 from .server_folder import SECRETS, own_folder, password_of
 
-#: The server's settings beside port, folder and address.
+#: The server's settings, in addition to port, folder and address.
 SETTINGS: Final = {"save": "", "appendonly": "yes", "appendfsync": "everysec"}
 
-#: Seconds that a server has to answer after its start, or to load its data and go on.
+#: The most seconds that a server may take to start, or to load its data.
 START_S: Final = 60.0
 
 #: Seconds to wait for another server in the same folder to end.
 LOCK_S: Final = 5.0
 
-#: Seconds between two looks at what is waited for.
+#: Seconds between two checks while waiting.
 LOOK_S: Final = 0.02
 
-#: How often another free port is tried where somebody else was quicker.
+#: How often a free port is tried if another process takes it first.
 PORT_ATTEMPTS: Final = 3
 
-#: The program that keeps the server for as long as this process lives.
+#: The program that runs the server as long as this process exists.
 GUARDIAN: Final = Path(__file__).with_name("guardian.py")
 
-#: Hosts for which a server of one's own can stand in.
+#: The hosts in a URL for which an embedded server can stand in.
 LOOPBACK: Final = ("localhost", "127.0.0.1")
 
-#: Servers that run for this process; kept here, they end when closed or with the process.
+#: The servers of this process; as they are kept here, they end when closed or with the process.
 _running: set[EmbeddedRedis] = set()
 
 
 class EmbeddedRedis:
-    """A running server that this process has started; `embedded_redis` makes it.
+    """A running server that this process has started by `embedded_redis`.
 
     Attributes:
-        directory: where its data and its log are.
-        port: where it listens.
+        directory: the folder of its data and its log.
+        port: the port on which it listens.
         pid: its process id.
-        binary: the program that it runs.
-        password: what it asks for; empty if nothing.
+        binary: the path of its program.
+        password: the password that it requires; empty if it requires none.
     """
 
     def __init__(
@@ -99,12 +99,15 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """The URL of its database 0, with its password; `repr` of the server shows it without."""
+        """The URL of the server's database 0, including the password; its `repr` has none."""
         user = f":{quote(self.password, safe='')}@" if self.password else ""
         return f"redis://{user}127.0.0.1:{self.port}/0"
 
     def close(self) -> None:
-        """Stop the server, its data complete; a second time does nothing, nor does it in a fork."""
+        """Stop the server, with its data complete.
+
+        Calling it again, or in a forked process, has no effect.
+        """
         if os.getpid() != self._owner:
             return
         _running.discard(self)
@@ -127,12 +130,12 @@ class EmbeddedRedis:
 
 
 def embedded_redis(directory: str | Path, *, port: int = 0) -> EmbeddedRedis:
-    """Start a server in a folder, and return once it answers, its data loaded.
+    """Start a server in a folder; return when it answers and has loaded its data.
 
     Args:
-        directory: where its data are kept; made if it is missing. The files that the server makes
-            can be read by their user alone, its password among them.
-        port: where it listens; 0 for a free one.
+        directory: the folder of its data; it is created if it is missing. Only the user can read
+            the files that the server creates, including its password.
+        port: the port on which it listens; 0 for a free one.
 
     Returns:
         The server. Leaving its `with` block, `close()`, and the end of this process stop it.
@@ -140,7 +143,7 @@ def embedded_redis(directory: str | Path, *, port: int = 0) -> EmbeddedRedis:
     Raises:
         MissingDependency: there is no server program on this machine.
         ConfigurationError: another server runs in the folder, the port is taken, or the server
-            did not start; the text has its last words.
+            did not start; the text has the last lines of its output.
     """
     folder = Path(directory)
     deadline = time.monotonic() + LOCK_S
@@ -150,34 +153,34 @@ def embedded_redis(directory: str | Path, *, port: int = 0) -> EmbeddedRedis:
             return server
         if time.monotonic() > deadline:
             raise ConfigurationError(
-                f"another embedded server runs in {folder}: a folder is one server's. Use that"
-                " one's URL, stop it, or name another folder."
+                f"another embedded server runs in {folder}: a folder belongs to one server. Use"
+                " that server's URL, stop it, or choose another folder."
             )
         time.sleep(LOOK_S)
 
 
 @contextmanager
 def redis_or_embedded(url: str, directory: str | Path) -> Iterator[EmbeddedRedis | None]:
-    """Make sure that a server answers at a URL: the one that is there, or one of one's own.
+    """Make sure that a server answers at a URL: an existing one, or else an embedded one.
 
-    The embedded server stands in at the URL's own port, so every process with the same
-    configuration finds it, and nothing has to be passed on. Of several that come at once, one
-    starts it and the others use it; it ends with the one that started it.
+    The embedded server listens on the URL's own port, so every process with the same configuration
+    finds it, and nothing has to be passed on. If several processes come at once, one starts the
+    server and the others use it. It ends with the process that started it.
 
     Args:
-        url: where the application looks for its server; its `broker_url`, as a rule. An embedded
-            server asks for its password, and for none if it has none.
-        directory: where an embedded server keeps its data.
+        url: the URL of the application's server, usually its `broker_url`. An embedded server
+            requires the URL's password; if it has none, the server requires none.
+        directory: the folder of an embedded server's data.
 
     Yields:
-        The embedded server; None where a server was there, which is left alone.
+        The embedded server; None if a server already answered, which is left alone.
 
     Raises:
-        MissingDependency: nothing answers, and there is no server program on this machine.
-        ConfigurationError: nothing answers at a URL that an embedded server can't stand in for, or
-            it did not start.
+        MissingDependency: no server answers, and there is no server program on this machine.
+        ConfigurationError: no server answers, and an embedded one can't stand in at this URL or did
+            not start.
     """
-    # The transport's own scheme is a plain one to redis-py.
+    # Without the prefix of the transport's own scheme, redis-py knows the URL.
     server = _join_or_start(url.removeprefix("reliable-"), Path(directory))
     try:
         yield server
@@ -194,7 +197,7 @@ def _join_or_start(url: str, directory: Path) -> EmbeddedRedis | None:
                 directory, _port_of(url), password=str(_parts(url).get("password") or "")
             )
         except ConfigurationError:
-            if is_reachable(url):  # somebody else was quicker
+            if is_reachable(url):  # another process has started one meanwhile
                 return None
             raise
         if server is not None:
@@ -202,7 +205,7 @@ def _join_or_start(url: str, directory: Path) -> EmbeddedRedis | None:
         if time.monotonic() > deadline:
             raise ConfigurationError(
                 f"another embedded server runs in {directory}, but not at {_address(url)}: a folder"
-                " is one server's. Stop that one, or name another folder."
+                " belongs to one server. Stop that server, or choose another folder."
             )
         time.sleep(LOOK_S)
     return None
@@ -226,24 +229,24 @@ def is_reachable(url: str) -> bool:
 
 
 def _port_of(url: str) -> int:
-    """Return the port at which an embedded server is to stand in for a URL's.
+    """Return the port on which an embedded server can stand in at a URL.
 
     Raises:
-        ConfigurationError: it can't.
+        ConfigurationError: an embedded server can't stand in at this URL.
     """
     found = _parts(url)
     is_plain = url.startswith("redis://") and not found.get("username")
     if not is_plain or found.get("host", "localhost") not in LOOPBACK:
         raise ConfigurationError(
-            f"no Redis or Valkey server answers at {_address(url)}, and an embedded one stands in"
-            " for redis://localhost:<port>/<database>, or with :<password>@ in front of the host,"
-            " only, without user and TLS. Start the server, or correct the URL."
+            f"no Redis or Valkey server answers at {_address(url)}, and an embedded one can only"
+            " stand in for redis://localhost:<port>/<database>, or with :<password>@ before the"
+            " host, without user and TLS. Start the server, or correct the URL."
         )
     return int(found.get("port", 6379))
 
 
 def _address(url: str) -> str:
-    """Return the part of a URL that may be shown."""
+    """Return the part of a URL that may be shown, without credentials."""
     found = _parts(url)
     return str(found.get("path") or f"{found.get('host', 'localhost')}:{found.get('port', 6379)}")
 
@@ -253,12 +256,13 @@ def _parts(url: str) -> dict[str, Any]:
 
 
 def _start(directory: Path, port: int, *, password: str | None) -> EmbeddedRedis | None:
-    """Start a server; returns None where another one has the folder.
+    """Start a server; return None if another server uses the folder.
 
     Args:
         directory: its folder.
-        port: where it listens; 0 for a free one.
-        password: what it asks for; "" for nothing, None for that of the folder, which is made.
+        port: the port on which it listens; 0 for a free one.
+        password: the password that it requires; "" for none, None for the folder's, which is
+            generated if it is missing.
     """
     binary = find_server_binary()
     directory = own_folder(directory)
@@ -288,13 +292,13 @@ def _start(directory: Path, port: int, *, password: str | None) -> EmbeddedRedis
 def _spawn(
     directory: Path, log: Path, binary: str, port: int, *, is_secret: bool
 ) -> subprocess.Popen[str]:
-    # Everybody may read a command line: the password comes from the file.
+    # Any user can read a command line, so the password comes from the file.
     command = [binary, *([str(directory / SECRETS)] if is_secret else [])]
     command += ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory)]
     for setting, value in SETTINGS.items():
         command += [f"--{setting}", value]
-    # A session of its own: Ctrl-C is for the program that uses the server, which then closes it.
-    return subprocess.Popen(  # noqa: S603  nothing of it comes from outside
+    # A separate session, so that Ctrl-C reaches only the program that uses (and closes) the server.
+    return subprocess.Popen(  # noqa: S603  no argument comes from outside
         [
             *(sys.executable, "-I", "-S", str(GUARDIAN)),
             *(str(os.getpid()), str(directory / "server.lock"), str(log)),
@@ -308,7 +312,7 @@ def _spawn(
 
 
 def _becomes_ready(process: subprocess.Popen[str], port: int, pid: int, password: str) -> bool:
-    """Wait until the server answers; returns False if it has ended, or takes too long."""
+    """Wait until the server answers; return False if it has ended or takes too long."""
     deadline = time.monotonic() + START_S
     client = redis.Redis(
         host="127.0.0.1",
@@ -321,7 +325,7 @@ def _becomes_ready(process: subprocess.Popen[str], port: int, pid: int, password
         while process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(redis.RedisError):
                 info = client.info()
-                # Another server may have the port; ours then ends by itself.
+                # Another server may use the port; ours then ends by itself.
                 if info["process_id"] == pid and not info["loading"]:
                     return True
             time.sleep(LOOK_S)

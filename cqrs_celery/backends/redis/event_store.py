@@ -1,8 +1,8 @@
-"""Append and read events in Redis. An append is atomic, and delivers.
+"""Append and read events in Redis. An append is atomic and includes delivery.
 
-One script checks the command, the lease and every expected version, writes every event of every
-stream, and puts each on the queue of every matching subscription: one round trip. Positions have
-no gap: they are the length of a list.
+In one round trip, a script checks the command, the lease and every expected version, writes the
+events of all streams, and puts each on the queue of every matching subscription. Positions have no
+gaps, since they are the length of a list.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ from .snapshot_store import RedisSnapshotStore
 _append = load("append", __package__ + ".scripts")
 _read_all = load("read_all", __package__ + ".scripts")
 
-#: What goes before and after an event to make the body that its subscribers get.
+#: The texts before and after an event in the body that its subscribers get.
 Body = tuple[str, str]
 
 
 class RedisEventStore:
-    """Keep events in one Redis database, under one key prefix.
+    """An EventStore in one Redis database, under one key prefix.
 
     Args:
-        client: returns a redis client that gives bytes; asked once per operation, so that it may
-            differ from process to process.
-        prefix: in front of every key; the broker's own, so that delivery is part of the append.
-        body: what goes before and after an event in the body that its subscribers get.
+        client: returns a redis client that returns bytes; called once per operation, so that each
+            process may have its own.
+        prefix: the prefix of every key; it is the broker's, so that an append can deliver.
+        body: the texts before and after an event in the body that its subscribers get.
         where: names the server in errors, without credentials.
     """
 
@@ -80,7 +80,7 @@ class RedisEventStore:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the store can do in addition to the port: each append delivers."""
+        """What the store can do in addition to the port; each append delivers."""
         return Capabilities(subscriptions=self, snapshots=self)
 
     def append(
@@ -161,7 +161,7 @@ class RedisEventStore:
         ]
 
     def find_command(self, command_id: str) -> CommandOutcome | None:
-        """Return what a command recorded when it committed; see `EventStore.find_command`."""
+        """Return the outcome of a committed command; see `EventStore.find_command`."""
         check_text(command_id, "the command's id")
         with self._reach(f"look up the command {command_id}"):
             value = self._client().get(f"{self._prefix}cq:command:{command_id}")
@@ -171,14 +171,14 @@ class RedisEventStore:
         return CommandOutcome(int(numbers.partition(",")[0]), outcome)
 
     def register(self, subscriber: Subscriber) -> int:
-        """Register a subscriber, with what its failing events do to their sequence.
+        """Register a subscriber, and the policy for its dead letters.
 
         Args:
-            subscriber: replaces what was registered under its name, also for topics that it has
-                no longer.
+            subscriber: replaces the one registered under its name, including topics that it no
+                longer has.
 
         Returns:
-            The number of topics that are new to it.
+            The number of topics that are new for this subscriber.
 
         Raises:
             StoreUnavailable: the server does not answer.
@@ -195,7 +195,10 @@ class RedisEventStore:
             )
 
     def unregister(self, name: str, topics: Sequence[str]) -> int:
-        """Remove a subscriber from topics; what it was sent stays. Returns from how many.
+        """Remove a subscriber from topics; messages already sent to it stay.
+
+        Returns:
+            The number of topics that it was removed from.
 
         Raises:
             StoreUnavailable: the server does not answer.
@@ -224,5 +227,5 @@ def _policy(policy: DeadLetterPolicy) -> LetterPolicy:
 
 
 def inside_json(text: str) -> str:
-    """Return a text as it stands between the quotes of a JSON string."""
+    """Return a text as it is written between the quotes of a JSON string."""
     return json.dumps(text)[1:-1]

@@ -1,17 +1,17 @@
-"""Run a server for as long as the process that wants it lives.
+"""Run a server as long as the process that uses it exists.
 
     python guardian.py <its process id> <lock file> <log file> <server> <arguments> …
 
-A program of its own, which imports nothing of the package. It is the server's parent, so the
-server's process id can't come to mean another process while it is watched. It says one line:
-`pid <number>`, `locked` when another server has the lock file, or `error <why>`.
+This is a separate program that imports nothing from the package. It is the server's parent, so the
+server's process id can't be reused for another process while this one watches it. It prints one
+line: `pid <number>`, `locked` if another server has the lock file, or `error <reason>`.
 
-That the other process has ended, kill -9 included, is told by the end of this one's standard input,
-a pipe that only the other one writes to; and, where a fork of it still holds that pipe, by our
-parent's process id. The server is then asked to end (SIGTERM: it completes its append-only file).
+The end of its standard input shows that the using process has ended, even by kill -9: the input is
+a pipe that only that process writes to. If a fork still holds the pipe, a changed parent process id
+shows it. The server is then told to end by SIGTERM, so that it completes its append-only file.
 
-The lock on the lock file is the server's too: it lasts as long as the server, even where this
-program was killed.
+The server inherits the lock on the lock file. So the lock lasts as long as the server, even if this
+program is killed.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ import sys
 import threading
 from types import FrameType
 
-#: Seconds between two looks at the parent's process id.
+#: Seconds between two checks of the parent's process id.
 LOOK_S = 0.5
 
-#: Seconds that the server has to end by itself.
+#: The most seconds that the server may take to end by itself.
 STOP_S = 10.0
 
 
 def run(parent: int, lock_path: str, log_path: str, command: list[str]) -> None:
-    """Run the server until it, or the parent process, ends; its files are its user's alone."""
+    """Run the server until it or the parent process ends; only its user can read its files."""
     os.umask(0o077)
     lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -43,8 +43,8 @@ def run(parent: int, lock_path: str, log_path: str, command: list[str]) -> None:
         say("locked")
         return
     try:
-        with open(log_path, "ab") as log:  # noqa: PTH123  pathlib takes half of the start's time
-            server = subprocess.Popen(  # noqa: S603  the command is our own starter's
+        with open(log_path, "ab") as log:  # noqa: PTH123  pathlib would double the starting time
+            server = subprocess.Popen(  # noqa: S603  the command comes from our own starter
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[lock]
             )
     except OSError as error:
@@ -59,9 +59,9 @@ def run(parent: int, lock_path: str, log_path: str, command: list[str]) -> None:
 
 
 def say(line: str) -> None:
-    """Tell the parent; if it has ended already, nobody listens."""
+    """Print a line for the parent; ignore the error if that has ended already."""
     with contextlib.suppress(OSError):
-        print(line, flush=True)  # noqa: T201  it is what the parent reads
+        print(line, flush=True)  # noqa: T201  the parent reads it
 
 
 def stop_with_parent(server: subprocess.Popen[bytes], parent: int) -> None:
@@ -74,7 +74,7 @@ def stop_with_parent(server: subprocess.Popen[bytes], parent: int) -> None:
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
-    """Ask the server to end, and kill it if it does not."""
+    """Tell the server to end, and kill it if it does not."""
     server.terminate()
     try:
         server.wait(STOP_S)
@@ -84,7 +84,7 @@ def stop(server: subprocess.Popen[bytes]) -> None:
 
 
 def end(number: int, frame: FrameType | None) -> None:
-    """Leave, by way of `finally`."""
+    """End the program, and run `finally` blocks."""
     sys.exit(0)
 
 

@@ -1,10 +1,10 @@
-"""Keep locks of aggregates in Redis, by python-redis-lock: among all processes on all hosts.
+"""Keep locks of aggregates in Redis, by python-redis-lock, for all processes on all hosts.
 
     <prefix>cq:lock:<stream>         STRING  its holder; expires
-    <prefix>cq:lock-signal:<stream>  LIST    wakes one that waits; expires
+    <prefix>cq:lock-signal:<stream>  LIST    wakes one waiter; expires
 
-A lock costs three round trips. It expires after `EXPIRE_S`, also in the middle of a handler; there
-is no fencing token. So it spares work, and promises nothing.
+A lock costs three round trips. It expires after `EXPIRE_S`, even while a handler runs, and has no
+fencing token. So it saves work, but guarantees nothing.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from ...store.stream import StreamName
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which a dead holder's lock is free again, and a slow one's too. Whole ones: the
-#: library cuts off the rest.
+#: Seconds after which the lock of a dead or slow holder is free again. A whole number, since the
+#: library cuts off fractions.
 EXPIRE_S = 10
 
-#: Seconds for which a waiter blocks before it looks again: a lock that expires wakes nobody.
+#: Seconds for which a waiter blocks before it checks again; an expiring lock wakes no waiter.
 LOOK_S = 1.0
 
-# It tells of each acquisition at INFO, and of each attempt in vain at WARNING: here, everyday life.
+# The library logs each acquisition at INFO, and each failed attempt at WARNING; both are normal.
 if redis_lock.logger_for_acquire.level == logging.NOTSET:
     redis_lock.logger_for_acquire.setLevel(logging.ERROR)
 
 
 class _Lock(redis_lock.Lock):  # type: ignore[misc]
-    """One use of a lock, under a key of ours, with a wait that ends when it should.
+    """One use of a lock, under our key, with a wait that ends in time.
 
-    The library's own wait begins anew whenever another waiter was quicker, takes whole seconds
-    only, and none that is longer than the lock lives.
+    The library's own wait starts again whenever another waiter is faster, accepts only whole
+    seconds, and can't be longer than the lock's time to live.
     """
 
     def __init__(self, client: redis.Redis, prefix: str, name: str, *, expire_s: int) -> None:
@@ -54,13 +54,13 @@ class _Lock(redis_lock.Lock):  # type: ignore[misc]
         self._signal = f"{prefix}cq:lock-signal:{name}"
 
     def wait(self, seconds: float) -> bool:
-        """Acquire the lock within so many seconds; says whether it was."""
+        """Acquire the lock within a number of seconds; return whether it was acquired."""
         deadline = time.monotonic() + seconds
         while not self._is_acquired():
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return False
-            # 0 would block for ever.
+            # A timeout of 0 would block forever.
             self._client.blpop([self._signal], timeout=max(min(left_s, LOOK_S), 0.01))
         return True
 
@@ -73,12 +73,12 @@ class _Lock(redis_lock.Lock):  # type: ignore[misc]
 
 
 class RedisLocks:
-    """Give locks that exclude whoever uses the same Redis database and prefix.
+    """Locks that exclude all users of the same Redis database and prefix from each other.
 
     Args:
-        client: returns a redis client that gives bytes, with a socket timeout that is longer than
-            `LOOK_S`; asked once per lock, so that it may differ from process to process.
-        prefix: in front of every key; on Redis Cluster it holds the hash tag.
+        client: returns a redis client that returns bytes, with a socket timeout longer than
+            `LOOK_S`; called once per lock, so that each process may have its own.
+        prefix: the prefix of every key; on Redis Cluster it contains the hash tag.
         where: names the server in errors, without credentials.
         expire_s: seconds after which a lock is free again; a whole number from 1.
     """
@@ -100,8 +100,12 @@ class RedisLocks:
     def hold(self, stream: StreamName, *, wait_s: float) -> Iterator[None]:
         """Hold an aggregate's lock while the block runs, or until it expires.
 
+        Args:
+            stream: the aggregate's stream.
+            wait_s: the most seconds to wait for the lock.
+
         Raises:
-            LockTimeout: somebody else held it all the time.
+            LockTimeout: somebody else held the lock all that time.
             StoreUnavailable: the server does not answer.
         """
         lock, holder = None, None
@@ -118,19 +122,19 @@ class RedisLocks:
             self._release(lock, stream)
 
     def _release(self, lock: _Lock, stream: StreamName) -> None:
-        """Give a lock back. What was done under it stands, whatever comes of that."""
+        """Release a lock. If that fails, it is logged: the work done under the lock stands."""
         try:
             lock.release()
         except redis_lock.NotAcquired:
             logger.warning(
-                "lock of %s expired before its end, after %s s",
+                "lock of %s expired after %s s, before it was released",
                 stream,
                 self._expire_s,
                 extra={"stream": str(stream), "expire_s": self._expire_s},
             )
         except redis.RedisError as error:
             logger.warning(
-                "lock of %s not released, it will expire within %s s: %s",
+                "lock of %s was not released, and expires within %s s: %s",
                 stream,
                 self._expire_s,
                 error,

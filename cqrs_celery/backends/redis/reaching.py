@@ -12,14 +12,14 @@ from ...errors import StoreUnavailable
 
 @contextmanager
 def reaching(where: str, what: str) -> Iterator[None]:
-    """Turn the driver's errors into ours.
+    """Turn the driver's errors into the package's.
 
     Args:
         where: names the server, without credentials.
-        what: is being done: "read Order-42".
+        what: the operation, as it follows "could not": "read Order-42".
 
     Raises:
-        StoreUnavailable: the server does not answer, or takes no more.
+        StoreUnavailable: the server does not answer, or has reached its maxmemory.
     """
     try:
         yield

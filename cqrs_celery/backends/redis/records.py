@@ -1,4 +1,4 @@
-"""Write events as a stream's list holds them, and read them again."""
+"""Write events in the form that a stream's list holds, and read them again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...store.stream import StreamName
 
 
 class _Record(msgspec.Struct):
-    """An event as a stream's list holds it."""
+    """An event in the form that a stream's list holds."""
 
     event_id: str
     type: str
@@ -40,7 +40,7 @@ _decode = msgspec.json.Decoder(_Record).decode
 
 
 def record_of(event: NewEvent) -> bytes:
-    """Return an event as JSON, without the first brace: what else is in it is put in front."""
+    """Return an event as JSON without its first brace; the script prepends the other fields."""
     record = _NewRecord(
         event.event_id,
         event.type,

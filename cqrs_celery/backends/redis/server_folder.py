@@ -1,4 +1,4 @@
-"""The folder of an embedded server: its data and its password, which are its user's alone."""
+"""The folder of an embedded server: its data and its password, which only its user can read."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Final
 
 from ...errors import ConfigurationError
 
-#: The file in a server's folder that has its password, as a line of its configuration.
+#: The file in a server's folder that holds its password, as a line of its configuration.
 SECRETS: Final = "password.conf"
 
-#: The line of that file.
+#: The beginning of that line.
 _REQUIRED: Final = "requirepass "
 
-#: What of a server's folder an earlier release has made readable for others.
+#: The files that an earlier release has made readable for other users.
 _FILES: Final = ("appendonlydir", "appendonlydir/*", "server.log", "server.lock", "*.rdb", "*.aof")
 
 
 def own_folder(directory: Path) -> Path:
-    """Return the folder, resolved; what is in it of a server is its user's alone.
+    """Return the resolved folder, created if missing; make a server's files in it private.
 
-    A folder that was there before keeps its mode: it may hold more than a server's data.
+    An existing folder keeps its mode, since it may hold more than a server's data.
     """
     parent = directory.parent
     parent.mkdir(parents=True, exist_ok=True)
@@ -39,15 +39,15 @@ def own_folder(directory: Path) -> Path:
 
 
 def password_of(directory: Path, wanted: str | None) -> str:
-    """Return the password of a folder's server, which is in a file that its user alone can read.
+    """Return the password of a folder's server; it is kept in a file that only its user can read.
 
     Args:
         directory: the folder.
-        wanted: what it is to be; "" for none, None for what the folder has. If that has none, one
-            is made.
+        wanted: the wanted password; "" for none, None for the folder's, which is generated if it is
+            missing.
 
     Raises:
-        ConfigurationError: it can't be written into a server's configuration.
+        ConfigurationError: the password can't be written into a server's configuration.
     """
     if wanted == "":
         return ""
@@ -67,7 +67,7 @@ def password_of(directory: Path, wanted: str | None) -> str:
     with os.fdopen(descriptor, "w") as file:
         file.write(f'{_REQUIRED}"{password}"\n')
     if wanted is None and not found:
-        # Of several that come at once, the first one's is everybody's.
+        # If several processes come at once, all use the first one's password.
         with contextlib.suppress(FileExistsError):
             path.hardlink_to(draft)
         if found := _read_password(path):
@@ -78,7 +78,7 @@ def password_of(directory: Path, wanted: str | None) -> str:
 
 
 def _read_password(path: Path) -> str:
-    """Return what a file says; empty if there is none, or others can read or have written it."""
+    """Return a file's password; empty if there is none, or other users can read or own the file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:

@@ -1,4 +1,4 @@
-"""Keep snapshots in Redis, one hash an aggregate type.
+"""Keep snapshots in Redis, in one hash for each aggregate type.
 
 <prefix>cq:snapshots:<application>:<aggregate type>  HASH  id -> the newest snapshot
 """
@@ -26,7 +26,7 @@ _read = load("read_from_snapshot", __package__ + ".scripts")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _US: Final = timedelta(microseconds=1)
 
-#: Ids that one look into a hash gives, about.
+#: The approximate number of ids that one scan of a hash returns.
 PAGE: Final = 500
 
 
@@ -34,8 +34,8 @@ class RedisSnapshotStore:
     """A SnapshotStore in one Redis database, under one key prefix.
 
     Args:
-        client: returns a redis client that gives bytes; asked once per operation.
-        prefix: in front of every key; on Redis Cluster it holds the hash tag.
+        client: returns a redis client that returns bytes; called once per operation.
+        prefix: the prefix of every key; on Redis Cluster it contains the hash tag.
         where: names the server in errors, without credentials.
     """
 
@@ -64,7 +64,7 @@ class RedisSnapshotStore:
     def find_with_newer(
         self, stream: StreamName, schema_version: int
     ) -> tuple[Snapshot | None, Sequence[StoredEvent]]:
-        """Return a snapshot and the events behind it; see `SnapshotsBesideEvents`."""
+        """Return a snapshot and the events after it; see `SnapshotsBesideEvents`."""
         check_stream(stream)
         with reaching(self._where, f"read {stream} from its snapshot on"):
             found, *records = _read(
@@ -117,7 +117,7 @@ class RedisSnapshotStore:
             cursor, found = cast("tuple[int, dict[bytes, bytes]]", answer)
             for aggregate_id in found.keys() - seen:
                 yield StreamName(application, aggregate_type, aggregate_id.decode())
-            # A hash that changes meanwhile may give an id twice.
+            # The scan of a hash that changes meanwhile may return an id twice.
             seen.update(found)
             if not cursor:
                 return

@@ -18,9 +18,9 @@ class RedisStateCache:
     """A StateCache in one Redis database, under one key prefix.
 
     Args:
-        client: returns a redis client that gives bytes; asked once per operation.
-        prefix: in front of every key; on Redis Cluster it holds the hash tag.
-        ttl_s: seconds for which a state is kept that nobody asks for.
+        client: returns a redis client that returns bytes; called once per operation.
+        prefix: the prefix of every key; on Redis Cluster it contains the hash tag.
+        ttl_s: seconds for which a state is kept after it was last used.
         where: names the server in errors, without credentials.
     """
 
@@ -38,7 +38,7 @@ class RedisStateCache:
         self._where = where
 
     def get(self, stream: StreamName) -> bytes | None:
-        """Return a stream's state, which lives on from now; see `StateCache.get`."""
+        """Return a stream's state, and restart its time to live; see `StateCache.get`."""
         with reaching(self._where, f"look for {stream} in the cache"):
             return cast("bytes | None", self._client().getex(self._key(stream), px=self._ttl_ms))
 
@@ -48,7 +48,7 @@ class RedisStateCache:
             self._client().set(self._key(stream), state, px=self._ttl_ms)
 
     def remove(self, stream: StreamName) -> None:
-        """Forget a stream's state; see `StateCache.remove`."""
+        """Remove a stream's state; see `StateCache.remove`."""
         with reaching(self._where, f"remove {stream} from the cache"):
             self._client().delete(self._key(stream))
 

@@ -1,7 +1,7 @@
-"""Publish to topics of the broker: one step to every subscriber's queue, or to none.
+"""Publish to topics of the broker: in one step to every subscriber's queue, or to none.
 
-What waits for room asks again and again, and each time the look and the publish are one script: a
-queue never gets more than its capacity allows, however many publishers there are.
+A publisher that waits for space tries again repeatedly. Each attempt checks the capacity and
+publishes in one script, so a queue never exceeds its capacity, however many publishers there are.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ...errors import PublishFailed, QueueFull
 from ...queue.reliable_queue import ReliableQueue
 from ...queue.values import FullQueue
 
-#: Seconds between two looks for room: the first, and the longest; doubled each time, at random
-#: shorter, so that many that wait don't ask at once.
+#: Seconds between two attempts: the first and the longest pause. It doubles each time, shortened at
+#: random so that many waiting publishers don't try at once.
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.005, 0.25
 
-#: What Kombu's retries take of Celery's `task_publish_retry_policy`.
+#: The keys of Celery's `task_publish_retry_policy` that Kombu's retries accept.
 _POLICY = ("max_retries", "interval_start", "interval_step", "interval_max")
 
 
@@ -30,8 +30,8 @@ class Topics:
     """The topics of one virtual host, for publishing.
 
     Args:
-        client: returns a redis client that repeats nothing by itself; asked once per publish.
-        prefix: in front of every key.
+        client: returns a redis client without retries of its own; called once per publish.
+        prefix: the prefix of every key.
         dedup_ttl_ms: milliseconds for which a message's id is remembered.
         retry_policy: Celery's `task_publish_retry_policy`; None to try once.
         where: names the broker in errors, without credentials.
@@ -65,24 +65,25 @@ class Topics:
         capacity: int,
         timeout_s: float,
     ) -> int | None:
-        """Give a message to every subscriber of a topic, or to none; once per message id.
+        """Send a message to every subscriber of a topic, or to none; once per message id.
 
         Args:
-            topic: what the subscribers registered for.
-            body: kept once for all of them.
-            message_id: unique, as it stands inside a JSON string; so are the next two.
-            root_id: of what began it.
-            parent_id: of what causes it; "" for nothing.
-            sequence: what it must stay in order with; "" for nothing.
+            topic: the topic that the subscribers registered for.
+            body: the message's body, stored once for all of them.
+            message_id: the unique id, as written inside a JSON string; so are the next two.
+            root_id: the id of the message that began the trace.
+            parent_id: the id of the message that causes this one; "" for none.
+            sequence: the sequence in which it stays in order; "" for none.
             capacity: how many messages may wait in each queue before it; 0 for any number.
-            timeout_s: seconds to wait for room; 0 looks once.
+            timeout_s: seconds to wait for space; 0 tries once.
 
         Returns:
-            The number of queues it went to; None if its id was seen.
+            The number of queues that it was sent to; None if its id was published before.
 
         Raises:
-            QueueFull: there was no room in time; nothing was published.
-            PublishFailed: the broker does not answer; whether it was published is unknown.
+            QueueFull: there was no space in time; nothing was published.
+            PublishFailed: the broker does not answer, and the message may or may not be published;
+                or the broker has no memory left.
         """
 
         def publish() -> int | FullQueue | None:
@@ -123,8 +124,8 @@ class Topics:
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise PublishFailed(
                 f"{topic} [{message_id}] was not published: {self._where} does not answer"
-                f" ({' '.join(str(error).split())}), asked {self._policy.get('max_retries', 0)}"
-                " times more. Start it, or correct broker_url; then publish again with the same"
+                f" ({' '.join(str(error).split())}), after {self._policy.get('max_retries', 0)}"
+                " retries. Start it, or correct broker_url; then publish again with the same"
                 " message_id.",
                 message_id=message_id,
                 repeat_with={"message_id": message_id},
@@ -137,7 +138,7 @@ def _queue_full(
     return QueueFull(
         f"{topic} [{message_id}] was not published: in the queue {full.queue}, {full.found}"
         f" messages wait, expected fewer than {capacity} within {timeout_s:g} s. Nobody got it."
-        " Start more workers for that queue, wait longer, or allow more.",
+        " Start more workers for that queue, wait longer, or raise the capacity.",
         message_id=message_id,
         repeat_with={"message_id": message_id},
         queue=full.queue,

@@ -1,16 +1,16 @@
 """Find the oldest event that some subscriber has not handled, without reading the whole backlog.
 
-Bodies have increasing numbers, and so have the positions of events in them, but where the relay
-went back: what it gives again has higher numbers, and only those count. What is handled stays
-handled, so each number is looked at once: a look goes on where the last one ended. Where to begin,
-the first look finds by passes over all that is there, a slice a time.
+Bodies have increasing numbers, and their events have increasing positions. The exception is a relay
+that went back: the events that it sends again have higher numbers, and only those count. A handled
+event stays handled, so each number is examined once: a search continues where the last one ended.
+The first search finds where to begin by passes over all bodies, one slice at a time.
 
-Where several stores give to the same queues, a position alone does not tell whose it is. Then each
-relay remembers how far it had come at which number: what it had given by then is handled when
-everything up to that number is, whoever gave it.
+If several stores send to the same queues, a position alone does not show which store it belongs to.
+Each relay then remembers its position together with the highest number at that time. The events
+that it had sent by then are handled when everything up to that number is, whichever store sent it.
 
-A message that is retried no longer shares the body: it counts under a number of its own, which is
-not lower, and its position is in its head.
+A message that is retried no longer shares its body: it has its own number, which is not lower, and
+its position is in its head.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ import redis
 
 from ...store.events import POSITION_HEADER
 
-#: Seconds that a look may take.
+#: The most seconds that a search may take.
 LOOK_S: Final = 0.25
 
-#: Numbers looked at in one round trip.
+#: The numbers examined in one round trip.
 SLICE: Final = 1_000
 
-#: How many places a relay remembers. Of more, one between the nearest two is forgotten.
+#: The most places that a relay remembers. Above that, the one with the nearest neighbours goes.
 MOST_PLACES: Final = 500
 
-#: How an event's body begins, and where its position is.
+#: The beginning of an event's body, with its position.
 _POSITION: Final = re.compile(rb'[\[{",:]*"stream":"(?:[^"\\]|\\.)*","position":(\d+)')
 
-#: Where its position is in the head of an event that is retried. No text in JSON can look so.
+#: The position in the head of a retried event. No text inside the JSON can match it.
 _RETRIED: Final = re.compile(rb'"%s": ?(\d+)' % POSITION_HEADER.encode())
 
 
 class OldestUnhandled:
-    """A cursor over the bodies that some message still needs; not for several threads.
+    """A cursor over the bodies that some message still needs; not safe for several threads.
 
     Args:
-        client: returns a redis client that gives bytes.
+        client: returns a redis client that returns bytes.
         key: returns the key of a name.
-        look_s: seconds that a look may take.
+        look_s: the most seconds that a search may take.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class OldestUnhandled:
         self.reset()
 
     def reset(self, *, after: int = 0) -> None:
-        """Begin anew, as where the server may have lost data.
+        """Begin anew, such as after the server may have lost data.
 
         Args:
-            after: the number of the last body of before the relay went back.
+            after: the number of the last body before the relay went back.
         """
         self._after = after
         self._server = ""
-        # No event before this number is unhandled; None until the pass over all is done.
+        # No event before this number is unhandled; None until both passes are done.
         self._next: int | None = None
         self._reread = 0
         self._cursor = 0
@@ -80,15 +80,15 @@ class OldestUnhandled:
 
     @property
     def first_number(self) -> int:
-        """The number before which the last look has found no event that is not handled."""
+        """The number before which the last search found no unhandled event."""
         return self._next or 0
 
     def look(self) -> int | None:
-        """Return the position of the oldest event that is not handled.
+        """Return the position of the oldest unhandled event.
 
         Returns:
-            A position in front of which everything is handled: that of the oldest one, or, where
-            the look did not come so far, one before it. None if there is none.
+            A position before which everything is handled: that of the oldest unhandled event, or a
+            lower one if the search did not get that far. None if all events are handled.
 
         Raises:
             redis.RedisError: the server does not answer.
@@ -96,24 +96,24 @@ class OldestUnhandled:
         client: Any = self._client()
         server = _server_of(client)
         if not server or server != self._server:
-            # Another server, or one that was started anew, may have less than it had.
+            # Another server, or one that was restarted, may have lost data.
             self.reset(after=self._after)
             self._server = server
-        # Where that can't be told, each look goes over all.
+        # If the server can't be identified, each search covers all numbers.
         deadline = time.monotonic() + (self._look_s if server else math.inf)
         last = int(client.get(self._key("id")) or 0)
         if not self._lowest:
-            # What comes later has a higher number.
+            # Later messages have higher numbers.
             self._lowest = last + 1
         if self._next is None and not self._pass(client, deadline):
             return self._position
         return self._go_on(client, last, deadline)
 
     def _pass(self, client: Any, deadline: float) -> bool:
-        """Go over all that is there; returns whether that is done.
+        """Scan all bodies, then all retried ones again; return whether both passes are done.
 
-        A message that is retried meanwhile changes its place once, perhaps to one that was passed:
-        so those that are retried are gone over once more.
+        A message that is retried meanwhile changes its place once, perhaps to one that was already
+        scanned. The second pass finds those.
         """
         while True:
             pattern = "0*" if self._is_second_pass else None
@@ -134,7 +134,7 @@ class OldestUnhandled:
         while cast(int, self._next) <= last:
             first = cast(int, self._next)
             numbers = range(first, min(first + SLICE, last + 1))
-            # At one moment, since a message that is retried moves from the one to the other.
+            # Both in one command, since a retried message moves from one field to the other.
             needed = client.hmget(self._key("refs"), [*numbers, *(f"0{n}" for n in numbers)])
             counts = zip(numbers, needed[: len(numbers)], needed[len(numbers) :], strict=True)
             for number, is_shared, is_retried in counts:
@@ -142,7 +142,7 @@ class OldestUnhandled:
                     continue
                 body = client.hget(self._key("body"), number) if is_shared else b""
                 if body is None and self._reread != number:
-                    # Handled just now, or retried.
+                    # The message was handled just now, or is retried.
                     self._next = self._reread = number
                     break
                 found = _POSITION.match(body or b"")
@@ -151,7 +151,7 @@ class OldestUnhandled:
                 if found:
                     self._next, self._position = number, int(found[1])
                     return self._position
-                # A message that is no event, or one that was handled just now.
+                # The message is not an event, or was handled just now.
             else:
                 self._next = first + len(numbers)
             if time.monotonic() > deadline:
@@ -160,17 +160,17 @@ class OldestUnhandled:
 
 
 class PlacesGiven:
-    """How far one store's events had been given, when the numbers of messages had come how far."""
+    """One store's positions, each with the highest message number at the time it was reached."""
 
     def __init__(self) -> None:
         self._places: list[tuple[int, int]] = []
 
     def forget(self) -> None:
-        """Begin anew, as where the relay goes back."""
+        """Forget all places, such as after the relay went back."""
         self._places.clear()
 
     def remember(self, position: int, last_number: int) -> None:
-        """Remember that everything up to a position has numbers up to this one."""
+        """Remember that all events up to a position have numbers up to `last_number`."""
         if self._places and self._places[-1][0] == position:
             return
         self._places.append((position, last_number))
@@ -180,10 +180,10 @@ class PlacesGiven:
             del self._places[min(inner, key=lambda i: numbers[i + 1] - numbers[i - 1])]
 
     def handled_before(self, number: int) -> int:
-        """Return up to which position everything is handled, if all before a number is.
+        """Return the position up to which everything is handled, if all before a number is.
 
         Args:
-            number: what was asked for last, or a higher one.
+            number: the number of the last call, or a higher one.
 
         Returns:
             The position; 0 if none is known.
@@ -196,13 +196,13 @@ class PlacesGiven:
 
 
 def _retried_position(payload: bytes) -> re.Match[bytes] | None:
-    """Return where the position is in a retried event's payload; None if it is another message."""
+    """Return the match of the position in a retried event's payload; None for another message."""
     _, head, *_ = [*payload.split(b"\n", 2), b""]
     return _RETRIED.search(head)
 
 
 def _server_of(client: Any) -> str:
-    """Return what tells a server's process from any other; empty if it may not be asked."""
+    """Return the unique id of a server's process; empty if the user may not ask for it."""
     try:
         return str(client.info("server").get("run_id", ""))
     except redis.ResponseError:

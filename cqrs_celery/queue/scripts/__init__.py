@@ -1,7 +1,8 @@
-"""Load a package's Lua scripts: one operation a file, shared pieces in files that begin with `_`.
+"""Load a package's Lua scripts: one operation per file, shared pieces in files that begin with `_`.
 
-The first line of a script, `--!include _a _b`, names the pieces that stand in front of it. A script
-runs by its hash; a server that does not know it (restarted, failed over) gets its text once more.
+The first line of a script, `--!include _a _b`, names the pieces that are put in front of it. A
+script runs by its hash. If the server does not know the hash, as after a restart or a failover, it
+gets the text again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ _HOME = "cqrs_celery.queue.scripts"
 
 
 class Script:
-    """One Lua operation, run by its hash, and loaded where the server does not know it."""
+    """One Lua operation, run by its hash, and loaded if the server does not know it.
+
+    Args:
+        name: the script's name, for `repr`.
+        text: its source.
+    """
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
@@ -30,11 +36,11 @@ class Script:
 
         Args:
             client: the connection to run on.
-            keys: `KEYS`; they route the script to its slot on Redis Cluster.
-            args: `ARGV`.
+            keys: the script's `KEYS`; they route it to its slot on Redis Cluster.
+            args: the script's `ARGV`.
 
         Returns:
-            What the script's header says.
+            The result that the script's header describes.
 
         Raises:
             redis.RedisError: as the driver raised it.
@@ -45,9 +51,9 @@ class Script:
             return client.eval(self.text, len(keys), *keys, *args)
 
     def call_many(self, client: redis.Redis, keys: list[str], calls: list[list[Any]]) -> list[Any]:
-        """Run the script once for each list of arguments, in one round trip and in order.
+        """Run the script once for each list of arguments, in order and in one round trip.
 
-        Where the server does not know it, none has run, and all are run again.
+        If the server does not know the script, no call has run, and all are sent again.
 
         Args:
             client: the connection to run on.
@@ -58,7 +64,7 @@ class Script:
             What each call returned.
 
         Raises:
-            redis.RedisError: the first that a call raised; other calls may have run.
+            redis.RedisError: the first error of any call; other calls may have run.
         """
         for is_known in (False, True):
             with client.pipeline(transaction=False) as pipe:
@@ -79,7 +85,7 @@ class Script:
 
 @cache
 def load(name: str, package: str = _HOME) -> Script:
-    """Read a script with the pieces that it includes in front of it.
+    """Load a script, with the pieces that it includes in front of it.
 
     Args:
         name: the file's name without `.lua`.
@@ -89,7 +95,7 @@ def load(name: str, package: str = _HOME) -> Script:
     first, _, _ = text.partition("\n")
     pieces = first[len(_INCLUDE) :].split() if first.startswith(_INCLUDE) else []
     shared = [files(_HOME).joinpath(f"{piece}.lua").read_text(encoding="utf-8") for piece in pieces]
-    # Each piece surrounds what follows it. A closure finds a local of a function around its own at
-    # once; for a local of its own function, Lua goes through all that closures use already.
+    # Each piece encloses what follows it. Lua resolves a local of an enclosing function directly;
+    # for a local of the same function it searches all locals that closures use already.
     whole = "\nreturn (function()\n".join([*shared, text])
     return Script(name, whole + "\nend)()" * len(shared))

@@ -1,1 +1,1 @@
-"""What the transport changes in Celery's worker, where one runs in the process."""
+"""The transport's changes to Celery's worker, if one runs in this process."""

@@ -1,7 +1,7 @@
 """Show a task the time that it waited for, as `request.eta`.
 
-The queue has waited for it, so a worker must not find it in the message: it would wait a second
-time. Once Celery's worker has read the message, it is put where the task finds it.
+The queue has already waited for that time. If the worker found it in the message, it would wait a
+second time. So it is put into the request only after Celery's worker has read the message.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ...transport import envelope
 
 
 def show_etas() -> None:
-    """Do so in this process's worker; nothing happens where Celery is not imported."""
+    """Show them in this process's worker; nothing happens if Celery is not imported."""
     signals = sys.modules.get("celery.signals")
     if signals is not None:
         signals.task_received.connect(_show)
@@ -22,5 +22,5 @@ def show_etas() -> None:
 def _show(request: Any = None, **_: Any) -> None:
     waited = request.request_dict.get(envelope.WAITED_HEADER)
     if waited:
-        # The worker's own decision, `request.eta`, was made from the message before this.
+        # The worker has computed its own `request.eta` from the message before this.
         request.request_dict.setdefault("eta", waited)

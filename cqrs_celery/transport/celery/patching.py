@@ -1,7 +1,7 @@
-"""Change methods of Celery's, once each, and check beforehand that what is changed is there.
+"""Change methods of Celery, each once, and check first that they exist.
 
-Agents that measure applications wrap the same methods, before or after. So a change is noted on the
-class that has the method, under a name of our own: `__wrapped__` is on anybody's wrapper.
+Monitoring agents wrap the same methods, before or after. So a change is noted on the class that has
+the method, under a name of our own: any wrapper has a `__wrapped__`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import kombu
 
 from ...errors import UnsupportedCelery
 
-#: The versions of Celery and Kombu that have what is changed here; pyproject.toml says the same.
+#: The versions of Celery and Kombu that these changes fit; pyproject.toml says the same.
 SUPPORTED = "celery>=5.7,<5.8 and kombu>=5.7,<5.8"
 
-#: Where a class keeps the names of its methods that were changed here.
+#: The attribute of a class that holds the names of its methods that were changed here.
 _MARK = "__cqrs_celery_patches__"
 
 
 class Needed(NamedTuple):
-    """A name of Celery's or Kombu's that is changed or used.
+    """A name in Celery or Kombu that is changed or used.
 
     Attributes:
-        module: where it is; what is not imported in this process is not checked.
-        name: of a class, or of a method or an attribute: "Request.on_retry".
-        parameters: what a method is called with; None for an attribute, which any method of the
-            class may set.
+        module: the module that has it; a module that this process has not imported is not checked.
+        name: the name of a class, or of its method or attribute, as in "Request.on_retry".
+        parameters: the parameters that a method is called with; None for an attribute, which any
+            method of the class may set.
     """
 
     module: str
@@ -44,7 +44,7 @@ class Needed(NamedTuple):
         return f"{self.module}.{self.name}({', '.join(self.parameters)})"
 
     def is_there(self) -> bool:
-        """Return whether it is there as it is needed; True where its module is not imported."""
+        """Return whether it exists in the needed form; True if its module is not imported."""
         module = sys.modules.get(self.module)
         if module is None:
             return True
@@ -58,22 +58,25 @@ class Needed(NamedTuple):
 
 
 def methods(module: str, owner: str, **parameters: Sequence[str]) -> Iterator[Needed]:
-    """Return methods of a class, each with what it is called with, in addition to `self`."""
+    """Yield methods of a class, each with the parameters that it is called with besides `self`."""
     for name, names in parameters.items():
         yield Needed(module, f"{owner}.{name}", tuple(names))
 
 
 def attributes(module: str, owner: str, *names: str) -> Iterator[Needed]:
-    """Return attributes of a class or of its instances."""
+    """Yield attributes of a class or of its instances."""
     for name in names:
         yield Needed(module, f"{owner}.{name}")
 
 
 def check(needed: Iterable[Needed]) -> None:
-    """Check that all that is changed or used is there.
+    """Check that everything that is changed or used exists.
+
+    Args:
+        needed: the names to check.
 
     Raises:
-        UnsupportedCelery: something is not, in the version that is installed.
+        UnsupportedCelery: the installed version lacks one of them.
     """
     missing = tuple(str(one) for one in needed if not one.is_there())
     if missing:
@@ -94,8 +97,8 @@ def wrap(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
 
     Args:
         owner: the class.
-        name: the method's.
-        wrapper: takes the method as it is, others' wrappers included; returns what replaces it.
+        name: the method's name.
+        wrapper: gets the present method, with any wrappers of others; returns its replacement.
     """
     if mark(owner, name):
         original = getattr(owner, name)
@@ -103,7 +106,7 @@ def wrap(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
 
 
 def mark(owner: Any, name: str) -> bool:
-    """Note that a method is changed; returns False if it was before."""
+    """Note that a method is changed; return False if that was noted before."""
     known = vars(owner).get(_MARK, frozenset())
     if name in known:
         return False
@@ -129,7 +132,7 @@ def _takes(function: Any, names: Sequence[str]) -> bool:
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
-        # Written in C, as an agent's wrapper may be: its caller knows best.
+        # It is written in C, as an agent's wrapper may be: assume that it fits.
         return True
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         return True

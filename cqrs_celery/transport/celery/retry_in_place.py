@@ -1,8 +1,8 @@
-"""Recognise a task's retry, so that it takes the place of the message that the task is running for.
+"""Recognise a task's retry, so that it takes the place of the message that the task runs for.
 
-Celery publishes a retry as a new message, and then acknowledges the old one: in between, both are
-there, and in a sequence the new one stands behind what must come after it. Here the publish puts
-the new payload in the old message's place, in one step; the later acknowledgement counts nothing.
+Celery publishes a retry as a new message, and then acknowledges the old one. In between, both
+exist, and in a sequence the new message is behind the ones that must come after it. Here the
+publish replaces the old message's payload, in one step; the later acknowledgement is ignored.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from ...transport import envelope
 
 
 class Delivery(NamedTuple):
-    """The delivery that a task runs for."""
+    """The delivery that a task runs for.
+
+    Attributes:
+        consumer: the name of the consumer that holds it.
+        message_id: the message's id.
+        fence: the number of the delivery.
+    """
 
     consumer: str
     message_id: int
@@ -22,11 +28,11 @@ class Delivery(NamedTuple):
 
 
 def retried_delivery(headers: dict[str, Any], queues: list[str]) -> Delivery | None:
-    """Return the delivery that a message being published is the retry of; None if it is none.
+    """Return the delivery that an outgoing message retries; None if it is not a retry.
 
     Args:
-        headers: the message's.
-        queues: where it is going; a retry to another queue is a message of its own.
+        headers: the message's headers.
+        queues: the queues that it goes to; a retry to another queue is a new message.
     """
     state = sys.modules.get("celery._state")
     task = state.get_current_worker_task() if state else None

@@ -1,9 +1,9 @@
-"""Let `celery inspect` show what waits in Redis for its time, and which queues are paused.
+"""Make `celery inspect` show the delayed tasks in Redis, and which queues are paused.
 
-With other brokers a worker holds such tasks itself and lists its own; here they wait in the queue.
-So a worker adds to its own those of the queues that it consumes; several workers list the same.
-A paused queue has the argument `x-paused` in `inspect active_queues`, as Flower's page of a worker
-shows it.
+With other brokers a worker holds delayed tasks itself and lists its own; here they wait in the
+queue. So a worker also lists the delayed tasks of the queues that it consumes; several workers may
+list the same ones. A paused queue has the argument `x-paused` in `inspect active_queues`, which
+Flower's page of a worker shows too.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from ...queue.stored import MOST_BYTES
 from ...transport import envelope
 from ..celery import patching
 
-#: The most that a worker lists of what waits in one queue; of all queues, at most `MOST_BYTES`.
+#: The most delayed tasks that a worker lists of one queue; of all queues together, it lists at most
+#: `MOST_BYTES` of messages.
 MOST = 1_000
 
-#: What Celery calls the priority of a task that waits in a worker's timer.
+#: The priority that Celery shows for a task that waits in a worker's timer.
 _TIMER_PRIORITY = 6
 
-#: What is changed here.
+#: The names in Celery that are changed here.
 NEEDED = tuple(patching.attributes("celery.worker.control", "Panel", "data"))
 
 
 def show_delayed() -> None:
-    """Do so in this process's worker; nothing happens where there is none, and the second time.
+    """Show them in this process's worker; without a worker, and the second time, do nothing.
 
     Raises:
-        UnsupportedCelery: Celery keeps its commands elsewhere.
+        UnsupportedCelery: the installed Celery keeps its remote-control commands elsewhere.
     """
     control = sys.modules.get("celery.worker.control")
     if control is None:

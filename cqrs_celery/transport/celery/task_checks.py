@@ -1,4 +1,4 @@
-"""The types that Celery's worker takes for granted in a task's message, checked beforehand."""
+"""Check the types that Celery's worker assumes in a task's message, before the worker sees it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kombu.exceptions import KombuError
 
 from ...nesting import READ_LEVELS, is_too_deep
 
-#: The content type of JSON, by which a body's checks differ.
+#: The content type of JSON, whose bodies are checked more closely.
 JSON = "application/json"
 
-#: Years ahead for which a message may want a worker to wait. Python's timers end with an error, and
-#: Celery's with its worker, at some three hundred.
+#: The most years that a message may make a worker wait. With about three hundred years, Python's
+#: timers raise an error, and Celery's timer ends the worker.
 _YEARS_AHEAD = 100
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
@@ -25,7 +25,7 @@ _Signatures = list[dict[str, Any]]
 
 
 class _Options(msgspec.Struct):
-    """The types of what follows a task, in its body or, by the rules of Celery, in its headers."""
+    """The types of a task's options, in its body or, by Celery's rules, in its headers."""
 
     callbacks: _Signatures | None = None
     errbacks: _Signatures | None = None
@@ -57,7 +57,7 @@ class _Headers(_Options, kw_only=True):
 
 
 class _OldBody(_Headers, kw_only=True):
-    """The types of a body in the first protocol, which holds what later became headers."""
+    """The types of a body in the first protocol, which contains what later became headers."""
 
     args: list[Any] | None = None
     kwargs: dict[str, Any] | None = None
@@ -65,7 +65,7 @@ class _OldBody(_Headers, kw_only=True):
     utc: bool | None = None
 
 
-#: What Celery calls and keeps on a task's request, over which it writes a message's headers.
+#: Names that Celery uses on a task's request; the message's headers would overwrite them.
 _RESERVED = frozenset(
     (
         "as_execution_options", "clear", "execution_options", "get", "update",
@@ -77,18 +77,21 @@ _RESERVED = frozenset(
 #: Headers that hold an id.
 _IDS = frozenset(("id", "root_id", "parent_id", "group"))
 
-#: Headers that are only shown.
+#: Headers that are only displayed.
 _REPRESENTATIONS = frozenset(("argsrepr", "kwargsrepr", "origin"))
 
 
 def check_task(message: Any) -> None:
-    """Check what a worker got, as far as it claims to be a task.
+    """Check a message that claims to be a task.
 
-    What can't be decoded, and what is no task, is left for Celery to find.
+    A message that can't be decoded, or is no task, is left to Celery.
+
+    Args:
+        message: Kombu's message.
 
     Raises:
-        ValueError: a part has another type than Celery takes for granted; the text says which.
-        InvalidTaskError: so do the arguments, the keyword arguments or the options.
+        ValueError: a part has another type than Celery assumes; the text says which.
+        InvalidTaskError: the arguments, the keyword arguments or the options have another type.
     """
     headers, is_json = message.headers, message.content_type == JSON
     if is_json and message.body and is_too_deep(_as_bytes(message.body)):
@@ -119,12 +122,12 @@ def _check_headers(headers: dict[str, Any], types: type[_Headers]) -> None:
     try:
         found = msgspec.convert(headers, types)
     except msgspec.ValidationError:
-        # Once more, with what Celery's own worker takes all the same.
+        # Try again, after converting what Celery's own worker accepts in other types.
         _write_out(headers)
         found = msgspec.convert(headers, types)
     names = f"{found.task}{found.id}{found.root_id}{found.parent_id}{found.group}{found.shadow}"
     if not names.isascii():
-        # Half a character is text to JSON, and can't be written anywhere.
+        # Half of a surrogate pair is valid in JSON, but can't be encoded.
         names.encode()
     if found.eta and found.eta[:4].isdecimal():
         last = datetime.now(UTC).year + _YEARS_AHEAD
@@ -133,10 +136,10 @@ def _check_headers(headers: dict[str, Any], types: type[_Headers]) -> None:
 
 
 def _write_out(headers: dict[str, Any]) -> None:
-    """Make what Celery accepts of other types what the rest of the worker takes for granted.
+    """Convert values that Celery accepts in other types to those that the rest of it assumes.
 
-    An id, or the name of a group, may be a whole number, whether to ignore the result anything that
-    is true or not, and what arguments look like anything at all.
+    An id, or the name of a group, may be an integer; `ignore_result` may be any true or false
+    value; the representations of arguments may have any type.
     """
     for name in _IDS & headers.keys():
         if type(headers[name]) is int:
@@ -149,10 +152,10 @@ def _write_out(headers: dict[str, Any]) -> None:
 
 
 def _move_reserved(headers: dict[str, Any]) -> None:
-    """Keep the sender's headers that have names of a task's request apart from it.
+    """Move the sender's headers that would overwrite names of a task's request.
 
-    Celery's request finds the sender's headers in its `headers`; these are there too, but hide
-    none of its methods.
+    They stay available in the request's `headers`, as Celery's sender headers are, but replace none
+    of its methods.
     """
     taken = _RESERVED & headers.keys()
     if taken:
@@ -172,7 +175,7 @@ def _refuse_reserved(body: dict[str, Any]) -> None:
 
 def _check_body(args: Any, kwargs: Any, options: Any, *, is_json: bool) -> None:
     if options == _NO_OPTIONS and type(args) is list and type(kwargs) is dict:
-        # As nearly every sender writes it.
+        # Nearly every sender writes it this way.
         return
     if not (
         isinstance(args, list | tuple)
@@ -180,7 +183,7 @@ def _check_body(args: Any, kwargs: Any, options: Any, *, is_json: bool) -> None:
         and isinstance(options, dict | None)
     ):
         raise InvalidTaskError("a body was expected as [arguments, keyword arguments, options]")
-    # What other serializers make may be of types that stand for these.
+    # Other serializers may produce equivalent types.
     if not options or not is_json:
         return
     try:
@@ -190,7 +193,7 @@ def _check_body(args: Any, kwargs: Any, options: Any, *, is_json: bool) -> None:
     if not options.keys() <= _OPTIONS:
         from celery.app.task import Context
 
-        # Celery writes the options over the request; its id, for one, is not theirs to say.
+        # Celery overwrites the request with the options; they must not change its id, for example.
         taken = [name for name in options.keys() - _OPTIONS if hasattr(Context, name)]
         if taken:
             raise InvalidTaskError(f"its body has options that are not the sender's: {taken}")
@@ -198,5 +201,5 @@ def _check_body(args: Any, kwargs: Any, options: Any, *, is_json: bool) -> None:
 
 _OPTIONS = frozenset(_Options.__struct_fields__)
 
-#: What Celery sends where nothing follows a task.
+#: The options that Celery sends if a task has none.
 _NO_OPTIONS = dict.fromkeys(_Options.__struct_fields__)

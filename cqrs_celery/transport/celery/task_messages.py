@@ -1,9 +1,9 @@
-"""Keep a worker alive whatever its messages hold: what is no task message becomes a dead letter.
+"""Keep a worker alive whatever its messages contain: a malformed message becomes a dead letter.
 
-Celery takes the types of a message's parts for granted: one of another type ends the worker, and
-every worker that gets it after that, or is acknowledged and gone. Here, each message is checked
-before Celery sees it, and what Celery stumbles over all the same is set aside with its reason.
-Errors that are not the message's fault, of a connection or of memory, stay what they are.
+Celery assumes the types of a message's parts. A part of another type ends the worker, and every
+worker that gets the message after that; or the message is acknowledged and lost. Here, each message
+is checked before Celery sees it. A message that makes Celery fail all the same is set aside with
+the reason. Errors that are not the message's fault, of a connection or of memory, are not changed.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from .task_checks import JSON, check_task
 
 logger = logging.getLogger(__name__)
 
-#: Of an error's text, how much a dead letter keeps: it may quote the whole message.
+#: The characters of an error's text that a dead letter keeps: it may quote the whole message.
 ERROR_CHARACTERS = 2000
 
-#: The pools that run tasks in this process, beside its event loop, and ask before each begins.
+#: The pools that run tasks in this process, next to its event loop, and ask before a task begins.
 ASKING_POOLS = tuple(f"celery.concurrency.{name}" for name in ("thread", "gevent", "eventlet"))
 
 #: Arguments of Celery's tracer: task, id, request, body, content type, content encoding.
@@ -38,18 +38,18 @@ _TRACED = 6
 
 
 def set_aside(message: Any, reason: str, error: BaseException, errors: tuple[Any, ...]) -> None:
-    """Make a dead letter of a delivered message, which is logged with its reason.
+    """Make a delivered message a dead letter, and log the reason.
 
     Args:
-        message: Kombu's, not settled.
-        reason: in words, unless the message has one already.
-        error: what happened.
-        errors: those of the connection, which are only logged: the message comes again.
+        message: Kombu's message, not settled yet.
+        reason: the reason in words; a reason that the message has already takes precedence.
+        error: the error that happened.
+        errors: the connection's errors; they are only logged, since the message is redelivered.
     """
     why = getattr(message, REASON, None) or {"reason": reason}
     text = f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS]
     setattr(message, REASON, {**why, "error": text})
-    # The reliable queue keeps a dead letter of it, and logs that; what others do is theirs.
+    # The reliable queue stores it as a dead letter, and logs that; other transports may not.
     if not is_ours(message.channel):
         logger.error(
             "message rejected: %s, task %s of queue %s: %s",
@@ -70,18 +70,20 @@ def _task_of(message: Any) -> str:
 
 
 def is_elsewhere(error: BaseException, errors: tuple[Any, ...]) -> bool:
-    """Return whether an error is not a message's fault, but a connection's, memory's, a signal's.
+    """Return whether an error was caused by a connection, by memory or by a signal.
+
+    Such an error is not the message's fault.
 
     Args:
-        error: what was raised while a message was delivered.
-        errors: those of the worker's connection.
+        error: the error that was raised while a message was delivered.
+        errors: the errors of the worker's connection.
     """
     kinds = (*errors, redis.RedisError, OperationalError, MemoryError)
     return isinstance(error, kinds) or _is_of_signal(error)
 
 
 def _is_of_signal(error: BaseException) -> bool:
-    """Return whether an error was raised by a signal's handler, in the midst of whatever ran.
+    """Return whether a signal handler raised an error, which then came out of the running code.
 
     Celery's handler of a cold shutdown raises one in the pools that can't end a task.
     """
@@ -91,7 +93,11 @@ def _is_of_signal(error: BaseException) -> bool:
 
 
 def keeping_alive(original: Any) -> Any:
-    """Wrap `Consumer.create_task_handler`: no message ends the worker."""
+    """Wrap `Consumer.create_task_handler`, so that no message ends the worker.
+
+    Args:
+        original: the method.
+    """
 
     def create_task_handler(consumer: Any, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         on_task_received = original(consumer, *args, **kwargs)
@@ -123,7 +129,11 @@ def keeping_alive(original: Any) -> Any:
 
 
 def with_reason(reason: str) -> Callable[[Any], Any]:
-    """Return what wraps a `Consumer.on_…_task`: the dead letter that it makes has a reason."""
+    """Return a wrapper for a `Consumer.on_…_task`, so that its dead letter has a reason.
+
+    Args:
+        reason: the reason in words.
+    """
 
     def wrap(original: Any) -> Any:
         def on_rejected(consumer: Any, body: Any, message: Any, *errors: Any) -> Any:
@@ -139,7 +149,11 @@ def with_reason(reason: str) -> Callable[[Any], Any]:
 
 
 def keeping_undecodable(original: Any) -> Any:
-    """Wrap `Consumer.on_decode_error`, which acknowledges: a dead letter instead."""
+    """Wrap `Consumer.on_decode_error`, which acknowledges, so that it makes a dead letter instead.
+
+    Args:
+        original: the method.
+    """
 
     def on_decode_error(consumer: Any, message: Any, exc: Any) -> Any:
         if not is_ours(message.channel):
@@ -150,14 +164,17 @@ def keeping_undecodable(original: Any) -> Any:
 
 
 def handing_over(original: Any) -> Any:
-    """Wrap `BasePool.apply_async`: a task's body is read once, and no error around it is lost.
+    """Wrap `BasePool.apply_async`, so that a body is decoded once and no error around it is lost.
 
-    Celery's worker has read the body when it hands a task to its pool, and the task's request holds
-    what it has read; its tracer, given bytes, would read it again.
+    Celery's worker has decoded the body when it passes a task to its pool, and the task's request
+    holds the result. The tracer would decode the bytes again.
 
-    The tracer lets an error before the task's own through. In a child process the pool catches it;
-    in this process it would end the worker, or leave the message in a thread's hands for ever: here
-    it is the task's failure.
+    The tracer does not catch an error that happens before the task's function runs. In a child
+    process, the pool catches it. In this process, it would end the worker, or the message would
+    never be settled. Here it counts as the task's failure.
+
+    Args:
+        original: the method.
     """
 
     def apply_async(pool: Any, target: Any, args: Any = None, *more: Any, **options: Any) -> Any:
@@ -177,7 +194,7 @@ def _check_in_hand(pool: Any, request: Any, message: Any) -> None:
     """Check that a task's message has not gone back while it waited in the worker.
 
     Raises:
-        TaskRevokedError: it has; Celery's worker then gives the pool nothing.
+        TaskRevokedError: it has gone back; Celery's worker then passes nothing to the pool.
     """
     if not hasattr(message.channel, "may_hand_over"):
         return
@@ -188,7 +205,7 @@ def _check_in_hand(pool: Any, request: Any, message: Any) -> None:
 
 
 def forget_request(request: Any) -> None:
-    """Make Celery's worker forget a request that does not begin, since its message went back."""
+    """Make Celery's worker forget a request that is not begun, since its message went back."""
     logger.info("task %s not begun: its message went back", request, extra={"task": str(request)})
     state = sys.modules.get("celery.worker.state")
     if state is not None:
@@ -196,7 +213,7 @@ def forget_request(request: Any) -> None:
 
 
 def _as_read(args: Any, message: Any) -> Any:
-    """Return a tracer's arguments with the body as it was read, where they hold it as it came."""
+    """Return a tracer's arguments with the decoded body in place of the bytes, if they hold it."""
     if type(args) is tuple and len(args) == _TRACED and args[3] is message.body:
         name, task_id, request, _, content_type, _ = args
         if content_type == JSON:
@@ -205,7 +222,13 @@ def _as_read(args: Any, message: Any) -> Any:
 
 
 def log_lost_result(name: str, task_id: str, error: Exception) -> None:
-    """Log that a task was run, and the result backend did not take its result."""
+    """Log that a task has run, but the result backend did not accept its result.
+
+    Args:
+        name: the task's name.
+        task_id: its id.
+        error: the result backend's error.
+    """
     logger.error(
         "the result of %s[%s] is lost: the result backend did not take it (%s). What the task has"
         " committed stands, and its message is settled; whoever waits in get() waits until a"

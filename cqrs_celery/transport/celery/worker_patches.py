@@ -1,21 +1,22 @@
-"""Teach Celery's worker, where one runs in this process, what the transport needs it to do.
+"""Patch Celery's worker, if one runs in this process, with what the transport needs.
 
-When a connection is lost, what was not started goes back to the queue, and what runs, runs on. So
-the worker must know which is which, and forget the former:
+When a connection is lost, messages whose tasks have not started go back to the queue, and running
+tasks go on. So the worker must distinguish them, and forget those that have not started:
 
-- A pool of threads forgets what waits in its executor's line. Celery tells its pool to (`flush`),
-  and its prefork pool does, but its pool of threads does nothing.
-- A prefork pool, before it forgets, hears which of its children have begun with what they got.
-- A thread or a greenlet asks before it begins: what went back while it was on its way is not begun.
-- They forget before the connection is closed, and with it all given back that has not begun; Celery
-  tells them afterwards, and what they begin in between would run twice.
-- While it waits between two attempts to connect, which Celery makes ever rarer, up to 30 seconds
-  apart, others are made in silence: a server that is back is found within a second or two.
-- A heartbeat that can't be sent is not sent: Celery would try again, for ever, and its event loop
-  would stand still for as long as the server is away.
+- A pool of threads forgets what waits in its executor's queue. Celery calls the pool's `flush` for
+  this; the prefork pool implements it, but the pool of threads does nothing.
+- A prefork pool, before it forgets, reads which of its children have begun.
+- A thread or a greenlet asks before it begins a task: if the message went back meanwhile, the task
+  is not begun.
+- The pools forget before the connection is closed, which gives back all that has not begun. Celery
+  tells them only afterwards, and a task begun in between would run twice.
+- Celery waits ever longer between two attempts to connect, up to 30 seconds. Meanwhile further
+  attempts are made without logging: a server that is back is found within a second or two.
+- A heartbeat that can't be sent is dropped. Celery would try again forever, and its event loop
+  would be blocked for as long as the server is away.
 - A task that has ended is settled at once, not at the loop's next turn, which may never come.
-- A task that ended with a retry is settled with doubt: its retry may have taken its message's
-  place, and then what stands behind it in its sequence is no longer this worker's.
+- A task that ended with a retry is settled as unsure: the retry may have taken its message's place,
+  and then the messages behind it in its sequence no longer belong to this worker.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ from .patching import attributes, methods
 
 logger = logging.getLogger(__name__)
 
-#: Seconds at most that a child process may take to say that it has begun.
+#: The most seconds to wait for a child process to report that it has begun.
 CHILD_BEGINS_S = 0.5
 
-#: Seconds between an attempt to connect and the next one that is made while Celery waits. Less than
-#: the second after which Celery's wait asks again.
+#: Seconds between two attempts to connect while Celery waits. Less than the second after which
+#: Celery's wait calls again.
 ATTEMPT_EVERY_S = 0.9
 
-#: Milliseconds after which it is looked at anew which children have not said so.
+#: Milliseconds between two checks for children that have not reported.
 _LOOK_MS = 50
 
 _REQUEST = "celery.worker.request"
@@ -52,7 +53,8 @@ _CONSUMER = "celery.worker.consumer.consumer"
 _CHILDREN = "celery.concurrency.asynpool"
 _HEART = "celery.worker.heartbeat"
 
-#: All that is changed here, and what the changes use; and what the coroutines of a task are given.
+#: All names in Celery that are changed here, that the changes use, or that give a task's coroutines
+#: their request.
 NEEDED = (
     *attributes("celery._state", "_task_stack", "push", "pop", "top"),
     *attributes("celery._state", "_tls", "current_app"),
@@ -108,19 +110,19 @@ NEEDED = (
 
 
 def teach_celery(**_: Any) -> None:
-    """Teach what is imported; nothing happens where no worker runs, and the second time.
+    """Patch the modules that are imported; without a worker, and the second time, do nothing.
 
     Raises:
-        UnsupportedCelery: what would be changed is not there. A worker ends with it, as it connects
-            to its broker.
+        UnsupportedCelery: a name that would be changed does not exist. A worker ends with this
+            error when it connects to its broker.
     """
     signals = sys.modules.get("celery.signals")
     if signals is not None:
-        # A worker asks its transport what it can do before it imports its pool: once more, then.
+        # A worker loads its transport before it imports its pool: patch again after that.
         signals.celeryd_after_setup.connect(teach_celery)
     patching.check(NEEDED)
     threads = sys.modules.get("celery.concurrency.thread")
-    # A version of Celery that has learned it keeps its own.
+    # A version of Celery that implements `flush` keeps its own.
     if threads is not None and "flush" not in vars(threads.TaskPool):
         threads.TaskPool.flush = _forget_unstarted
     for name in task_messages.ASKING_POOLS:
@@ -146,7 +148,7 @@ def teach_celery(**_: Any) -> None:
 
 
 def _guard_messages(consumer: Any) -> None:
-    """Make whatever comes in a message a task's run, or a dead letter: never a worker's end."""
+    """Make sure that a message leads to a task's run or a dead letter, never to a worker's end."""
     patching.wrap(consumer, "create_task_handler", task_messages.keeping_alive)
     patching.wrap(consumer, "on_decode_error", task_messages.keeping_undecodable)
     patching.wrap(consumer, "on_unknown_message", task_messages.with_reason("no task message"))
@@ -158,7 +160,7 @@ def _guard_messages(consumer: Any) -> None:
 
 
 def _forget_unstarted(pool: Any) -> None:
-    # As `ThreadPoolExecutor.shutdown(cancel_futures=True)` does it, without the end.
+    # Like `ThreadPoolExecutor.shutdown(cancel_futures=True)`, without the shutdown.
     line = pool.executor._work_queue
     while True:
         try:
@@ -170,15 +172,16 @@ def _forget_unstarted(pool: Any) -> None:
 
 
 def _ending_at_once(original: Any) -> Any:
-    """Wrap what a cold shutdown does to running tasks: where they run in the worker, that ends.
+    """Wrap `Consumer.cancel_active_requests`, so that a cold shutdown ends the worker at once.
 
-    Celery does it in a signal's handler. Pools that can't end a task raise an error there, which
-    comes out of whatever the main thread is doing: in a solo worker that is the task. And gevent's
-    ends it as failed. Either way its message would count as done.
+    This applies if tasks run in the worker's own process. Celery cancels them in a signal handler.
+    Pools that can't end a task raise an error there, which comes out of the main thread's code: in
+    a solo worker, that is the task. The gevent pool ends the task as failed. In both cases the
+    message would count as done.
     """
 
     def cancel_active_requests(consumer: Any) -> Any:
-        # Without a connection nothing is settled anyway, whoever's broker it is.
+        # Without a connection nothing is settled, whatever the broker is.
         uses_ours = consumer.connection is None or is_connected_to_ours(consumer)
         if not uses_ours or type(consumer.pool).__module__ == "celery.concurrency.prefork":
             return original(consumer)
@@ -191,7 +194,7 @@ def _ending_at_once(original: Any) -> Any:
 
 
 class NotBegun(Exception):
-    """Report to a pool that a task is not to be begun with: its message went back to the queue."""
+    """A task must not begin: its message went back to the queue. Raised to its pool."""
 
 
 def _asking(original: Any) -> Any:
@@ -209,7 +212,7 @@ def _asking(original: Any) -> Any:
         def accept(*facts: Any) -> Any:
             if not request.message.channel.begin(request.message.delivery_tag):
                 task_messages.forget_request(request)
-                # A greenlet ends in silence with this one; a thread's future keeps any.
+                # A greenlet ends silently with GreenletExit; a thread's future keeps any error.
                 raise getattr(sys.modules.get("greenlet"), "GreenletExit", NotBegun)
             return accept_callback(*facts)
 
@@ -229,13 +232,15 @@ def _hearing(original: Any) -> Any:
 
 
 def hear_children(pool: Any) -> None:
-    """Wait until each child process that was sent a task has said that it has begun, or for long.
+    """Wait until each child process that was sent a task has reported that it has begun.
+
+    The wait ends after `CHILD_BEGINS_S` seconds in any case.
 
     Args:
         pool: a prefork pool that belongs to an event loop, which does not turn meanwhile.
     """
     deadline = time.monotonic() + CHILD_BEGINS_S
-    # Not select(): it knows no descriptor above 1,023.
+    # Not select(): it accepts no descriptor above 1,023.
     poll = select.poll()
     for fileno in tuple(pool._fileno_to_outq):
         poll.register(fileno, select.POLLIN)
@@ -244,10 +249,10 @@ def hear_children(pool: Any) -> None:
     ):
         for fileno, event in poll.poll(_LOOK_MS):
             if event & select.POLLIN:
-                # What a child says is read as the event loop reads it.
+                # A child's report is read as the event loop reads it.
                 pool.handle_result_event(fileno)
             else:
-                # It has ended, and says no more.
+                # The child has ended, and reports nothing more.
                 poll.unregister(fileno)
 
 
@@ -257,7 +262,7 @@ def _forgetting(original: Any) -> Any:
         if uses_ours and consumer.pool and consumer.pool.flush:
             consumer.pool.flush()
         if uses_ours:
-            # Kombu's commands, and the dispatcher of events, have connections of their own.
+            # Kombu's commands and the event dispatcher have connections of their own.
             drop_idle()
         return original(consumer, exc)
 
@@ -265,16 +270,16 @@ def _forgetting(original: Any) -> Any:
 
 
 class Connected(Exception):
-    """An attempt in between has connected: there is nothing more to wait for."""
+    """An additional attempt has connected: the wait is over."""
 
 
 class _Attempts:
-    """Attempts to connect that are made while Celery waits for its next one.
+    """Additional attempts to connect, while Celery waits for its next one.
 
     Args:
         attempt: connects, or raises Kombu's `OperationalError`.
         failed: called after an attempt that failed.
-        callback: what Celery wants to be called, every second that it waits.
+        callback: Celery's own callback, called every second while it waits.
     """
 
     def __init__(
@@ -289,10 +294,10 @@ class _Attempts:
         self._next_at: float | None = None
 
     def __call__(self) -> None:
-        """Make an attempt if it is time.
+        """Make an attempt if one is due.
 
         Raises:
-            Connected: it went well.
+            Connected: the attempt succeeded.
         """
         if self._callback is not None:
             self._callback()
@@ -303,7 +308,7 @@ class _Attempts:
                 self._failed()
             else:
                 raise Connected
-        # The first call is made right after an attempt of Celery's.
+        # The first call comes right after one of Celery's own attempts.
         self._next_at = time.monotonic() + ATTEMPT_EVERY_S
 
 
@@ -317,7 +322,7 @@ def _trying_often(original: Any) -> Any:
             ensure(max_retries=0)
 
         def ensure_connection(*args: Any, **options: Any) -> Any:
-            # In a failover list, each attempt that failed makes it another server's turn.
+            # In a failover list, each failed attempt switches to the next server.
             switch, callback = connection.maybe_switch_next, options.get("callback")
             options["callback"] = _Attempts(attempt, switch, callback)
             try:
@@ -350,7 +355,7 @@ def _leads_to_ours(connection: Any) -> bool:
 def _acknowledging(original: Any) -> Any:
     def acknowledge(request: Any) -> None:
         if not request.acknowledged and is_ours(request.message.channel):
-            # Celery's own puts it off until the event loop's next turn.
+            # Celery's own method postpones it to the event loop's next turn.
             request._on_ack = request.message.ack_log_error
         original(request)
 

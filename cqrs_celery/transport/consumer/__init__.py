@@ -1,4 +1,4 @@
-"""What one consumer of the reliable queue does: take, deliver, settle, renew its lease, recover.
+"""One consumer of the reliable queue: take, deliver, settle, renew the lease, recover.
 
-Kombu's channels are translated elsewhere in `transport`; nothing here knows Celery.
+The translation of Kombu's channels is elsewhere in `transport`; nothing here depends on Celery.
 """

@@ -1,9 +1,9 @@
-"""How many messages to take at once for tasks that take many.
+"""Choose how many messages to take at once for tasks that take many.
 
-A queue's declaration says how many a task of it takes at most. Not all that is taken fits together:
-what was delivered before is handled alone, and other tasks may have the same queue. So the number
-is halved when messages had to be given back, and doubled, up to the declared one, when a delivery
-was full.
+A queue's declaration names the most messages that one of its tasks takes. Not all messages that are
+taken fit together: redelivered ones are handled alone, and other tasks may use the same queue. So
+the number is halved if messages had to be given back. If a delivery was full, it is doubled, up to
+the declared number.
 """
 
 from __future__ import annotations
@@ -25,17 +25,22 @@ class BatchSizes:
         self.present: Mapping[str, int] = MappingProxyType(self._present)
 
     def declare(self, queue: str, size: int) -> None:
-        """Note how many messages a task of a queue takes at most; 1 is no batch."""
+        """Note the most messages that a queue's task takes; 1 means that it takes no batches."""
         if size > 1:
             self._declared[queue] = self._present[queue] = min(size, MOST_IN_BATCHES)
 
     def note_delivered(self, queue: str, messages: int) -> None:
-        """Learn how many messages that may go together a delivery has held."""
+        """Note how many messages a delivery contained.
+
+        Args:
+            queue: the queue's name.
+            messages: how many messages were merged.
+        """
         present = self._present.get(queue, 0)
         if 0 < present <= messages:
             self._present[queue] = min(2 * present, self._declared[queue])
 
     def note_returned(self, queues: Iterable[str]) -> None:
-        """Learn that messages of these queues were taken, and did not fit."""
+        """Note that messages of these queues were taken, but did not fit, and were given back."""
         for queue in self._present.keys() & set(queues):
             self._present[queue] = max(1, self._present[queue] // 2)

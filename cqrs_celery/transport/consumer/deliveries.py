@@ -1,7 +1,8 @@
-"""What one consumer has taken, delivered, begun with, settled and not told the queue of yet.
+"""Track the messages that one consumer has taken, delivered, begun and settled.
 
-Nothing here talks to the queue. The consumer carries what is settled to it, and its answers back.
-Any thread may call anything: tasks end in threads of a pool, the lease has a thread of its own.
+Nothing here accesses the queue: the consumer sends the settlements, and passes the answers back.
+Every method may be called from any thread: tasks end in threads of a pool, and the lease has a
+thread of its own.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ def tag_of(taken: Taken) -> str:
 
 
 class Deliveries(HeldDeliveries):
-    """The messages that one consumer has taken, and what became of them.
+    """The messages that one consumer has taken, and their states.
 
     Args:
-        max_deliveries: a message that came back unfinished that often becomes a dead letter.
-        on_settled: called when something was settled.
+        max_deliveries: a message that came back unfinished this often becomes a dead letter.
+        on_settled: called when a delivery was settled.
     """
 
     @property
     def ready(self) -> int:
-        """How many messages wait to be delivered."""
+        """The number of messages that can be delivered now."""
         return len(self._ready)
 
     @property
     def waits(self) -> bool:
-        """Whether anything is to be delivered that was not yet, now or when its turn comes."""
+        """Whether any message is still to be delivered, now or when its turn comes."""
         return bool(self._runs or self._ready)
 
     # ------------------------------------------------------------ delivering
@@ -59,18 +60,19 @@ class Deliveries(HeldDeliveries):
     def collect_batch(
         self, first: Taken, fits: Callable[[Taken], bool], most: int, *, batch: str
     ) -> list[Taken]:
-        """Make one delivery of a message and others that are ready, or stand behind one of them.
+        """Join a held message and others, ready or behind one of them, into one delivery.
 
-        Of a sequence, only messages that follow each other go along.
+        Of a sequence, only messages that follow each other are joined.
 
         Args:
             first: the message, held already.
-            fits: returns whether another one may go along.
-            most: how many at most.
-            batch: the tag of the delivery, if there are any others.
+            fits: returns whether another message may be joined.
+            most: the most other messages.
+            batch: the tag of the delivery, if there are other messages.
 
         Returns:
-            The others, those of one sequence in its order; without any, nothing has changed.
+            The other messages, those of one sequence in its order. If it is empty, nothing has
+            changed.
         """
         found: list[Taken] = []
         with self._lock:
@@ -91,9 +93,13 @@ class Deliveries(HeldDeliveries):
         return found
 
     def begin(self, tag: str) -> bool:
-        """Return whether a delivery may be begun with; from then on, it counts as running.
+        """Return whether a delivery may begin; from then on, it counts as running.
 
-        False where its message went back while it waited in the worker: others have it.
+        The answer is False if its message went back while it waited in the worker: another consumer
+        may have it.
+
+        Args:
+            tag: the delivery's.
         """
         with self._lock:
             if tag in self._returned:
@@ -102,11 +108,11 @@ class Deliveries(HeldDeliveries):
             return True
 
     def hand_over(self, tag: str, *, is_begun: bool) -> bool:
-        """Return whether a delivery may be given to a pool: not if its message went back meanwhile.
+        """Return whether a delivery may go to a pool; False if its message went back meanwhile.
 
         Args:
             tag: the delivery's.
-            is_begun: whether the pool will not ask whether it may begin, so that it has begun now.
+            is_begun: True if the pool does not call `begin`, so that the delivery begins now.
         """
         with self._lock:
             if tag in self._returned:
@@ -117,7 +123,7 @@ class Deliveries(HeldDeliveries):
             return True
 
     def return_ready(self) -> set[str]:
-        """Give back what was taken but can't be delivered now; returns its queues."""
+        """Give back the ready messages, which can't be delivered now; return their queues."""
         queues = set()
         with self._lock:
             while self._ready:
@@ -127,7 +133,7 @@ class Deliveries(HeldDeliveries):
         return queues
 
     def return_others(self, queues: Collection[str]) -> None:
-        """Give back what was taken and not delivered, but for these queues."""
+        """Give back the undelivered messages of all but these queues."""
         with self._lock:
             gone = [taken for taken in self._ready if taken.queue not in queues]
             for taken in gone:
@@ -135,7 +141,7 @@ class Deliveries(HeldDeliveries):
                 self._give_back_sequence(taken)
 
     def return_undelivered(self, queues: Collection[str]) -> None:
-        """Give back what was taken of these queues and not delivered; also behind what was."""
+        """Give back the undelivered messages of these queues, including those behind others."""
         with self._lock:
             for taken in [taken for taken in self._ready if taken.queue in queues]:
                 self._ready.remove(taken)
@@ -145,17 +151,17 @@ class Deliveries(HeldDeliveries):
 
     @property
     def has_unbegun(self) -> bool:
-        """Whether anything is held that has not begun."""
+        """Whether any held message has not begun."""
         return self.waits or len(self._held) > len(self._begun) + len(self._handed)
 
     def returned_unbegun(self) -> list[str]:
-        """Return the tags of what `return_unbegun` has given back since the last call."""
+        """Return the tags of the deliveries that `return_unbegun` gave back since the last call."""
         with self._lock:
             tags, self._unbegun = self._unbegun, []
             return tags
 
     def return_unbegun(self, queues: Collection[str]) -> None:
-        """Give back what was delivered of these queues, and neither begun nor given to a pool."""
+        """Give back the deliveries of these queues that neither began nor went to a pool."""
         with self._lock:
             kept, gone = self._begun | self._handed, set()
             for batch, members in list(self._batches.items()):
@@ -171,15 +177,15 @@ class Deliveries(HeldDeliveries):
                 self.give_back(tag)
 
     def _give_back_sequence(self, taken: Taken) -> None:
-        """Give back an undelivered message; the queue takes back what stands behind it."""
+        """Give back an undelivered message; the queue takes back the messages behind it."""
         self._runs.forget((taken.queue, taken.sequence))
         self._settlements.add(give_back(taken.id, taken.fence))
 
     def return_all(self, *, but: Collection[str]) -> None:
-        """Give back everything that this process has not begun with.
+        """Give back everything that this process has not begun.
 
         Args:
-            but: tags of deliveries whose tasks run on.
+            but: the tags of deliveries whose tasks still run.
         """
         with self._lock:
             kept = self._begun.union(but)
@@ -199,15 +205,18 @@ class Deliveries(HeldDeliveries):
     # ------------------------------------------------------------ exchanging
 
     def begin_exchange(self) -> SettlementBatch:
-        """Return what an exchange has to carry; `accept` or `restore` must follow."""
+        """Return the settlements for an exchange; `accept` or `restore` must be called after it."""
         with self._lock:
             return self._settlements.begin_exchange(self._losses)
 
     def restore(self, batch: SettlementBatch) -> None:
-        """Take back what an exchange carried that had no answer: whether it happened is unknown.
+        """Take back the settlements of an exchange without an answer: it may have happened or not.
 
-        Repeated settlements count nothing, and what was taken without our knowing is given back
-        when both sides are compared.
+        Repeated settlements are ignored. Messages that the exchange took unnoticed are given back
+        by `reconcile`.
+
+        Args:
+            batch: what the exchange carried.
         """
         with self._lock:
             self.must_reconcile = True
@@ -215,10 +224,14 @@ class Deliveries(HeldDeliveries):
                 self._settlements.restore(batch)
 
     def accept(self, batch: SettlementBatch, answer: Exchange) -> bool:
-        """Take what an exchange has brought; False where a lease was lost before it did.
+        """Accept the answer to an exchange; return False if a lease was lost before it came.
 
-        Then what was taken before the loss is with others, and what was taken after it goes back
-        when both sides are compared.
+        In that case, messages taken before the loss are with other consumers, and messages taken
+        after it are given back by `reconcile`.
+
+        Args:
+            batch: what the exchange carried.
+            answer: the queue's answer.
         """
         with self._lock:
             if batch.losses != self._losses:
@@ -236,18 +249,19 @@ class Deliveries(HeldDeliveries):
         self, key: SequenceKey, settled: Taken, revoked: set[int], refused: set[int]
     ) -> None:
         if settled.id in refused:
-            # Settled elsewhere, or by an exchange whose answer was lost: then some of the run may
-            # be ours still. The same sequence may have been taken again meanwhile.
+            # Settled elsewhere, or by an exchange whose answer was lost: then this consumer may
+            # still hold some of the run. The sequence may have been taken again meanwhile.
             self._runs.drop_of_take(key, settled.take)
             self.must_reconcile = True
             return
         self._runs.advance_past(revoked, key)
 
     def reconcile(self, in_flight: Mapping[int, int]) -> None:
-        """Give back what the queue says we hold, and we know nothing of.
+        """Give back the messages that only the queue counts as held by this consumer.
 
         Args:
-            in_flight: ids of messages, each with the fence of its delivery.
+            in_flight: the ids of all messages that this consumer holds by the queue's records, each
+                with the fence of its delivery.
         """
         with self._lock:
             known = {(t.id, t.fence) for t in [*self._held.values(), *self._ready]}
@@ -259,15 +273,15 @@ class Deliveries(HeldDeliveries):
             self.must_reconcile = False
 
     def lose(self, losses: int) -> Lost | None:
-        """Let go of everything: others have it. What runs will count nothing.
+        """Drop everything, since other consumers have it; what still runs will not count.
 
         Args:
-            losses: how many there had been when the question was asked that has this answer. Loop
-                and thread may both learn of one loss, and in between messages may be taken.
+            losses: how many losses there had been when the question with this answer was sent. Both
+                the loop and the thread may learn of one loss, and messages may be taken in between.
 
         Returns:
-            What is lost; of what was settled, that of an exchange without an answer may have
-            counted. None if this loss is known already.
+            What is lost; settlements that an unanswered exchange carried may have counted. None if
+            this loss is known already.
         """
         with self._lock:
             if losses != self._losses:

@@ -1,7 +1,7 @@
-"""Make one message of several events, for a task that takes many at once.
+"""Merge several events into one message, for a task that takes many at once.
 
-Such a task says so in its messages' heads. Only fresh events are merged: what came back from a
-delivery before is handled alone, so that the one that can't be handled is found.
+The heads of the task's messages say so. Only new events are merged: an event that was delivered
+before is handled alone, so that the one that can't be handled is found.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from ...queue.values import Taken
 from ..envelope import BODY
 
-#: The header of a message that may be merged with others for its task; its value is how many.
+#: The header of a message that may be merged with others; its value is the most messages.
 BATCH_HEADER = "cqrs_batch"
 
 _OPENING, _CLOSING = (part.encode() for part in BODY)
@@ -36,11 +36,11 @@ def most_of(taken: Taken) -> int:
 
 
 def merge(first: dict[str, Any], taken: Sequence[Taken]) -> dict[str, Any]:
-    """Return the Kombu message of several events: the first one's, with all as its argument.
+    """Return the Kombu message of several events: the first one's, with all events as argument.
 
     Args:
-        first: the first one's message.
-        taken: all of them, in their order.
+        first: the first event's message; it is changed.
+        taken: the deliveries of all events, in their order.
     """
     events = b",".join([one.body[len(_OPENING) : -len(_CLOSING)] for one in taken])
     first["body"] = b"".join((_OPENING, b"[", events, b"]", _CLOSING))

@@ -1,4 +1,4 @@
-"""The deliveries that one consumer holds, and how each of them is settled."""
+"""The deliveries that one consumer holds, and their settlement."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 class HeldDeliveries:
-    """What was delivered, and what was settled of it; `Deliveries` adds how it comes and goes.
+    """Deliveries and their settlements; `Deliveries` adds the exchange with the queue.
 
     Args:
-        max_deliveries: a message that came back unfinished that often becomes a dead letter.
-        on_settled: called when something was settled.
+        max_deliveries: a message that came back unfinished this often becomes a dead letter.
+        on_settled: called when a delivery was settled.
     """
 
     def __init__(
@@ -30,20 +30,22 @@ class HeldDeliveries:
     ) -> None:
         self.max_deliveries = max_deliveries
         self.on_settled = on_settled
-        #: True when the queue may have given us something that we do not know of
+        #: True if the queue may have given this consumer messages that it does not know of
         self.must_reconcile = False
         self._lock = threading.RLock()
         self._held: dict[str, Taken] = {}
         self._ready: deque[Taken] = deque()
         self._runs = SequenceRuns(self._ready)
         self._settlements = Settlements()
-        #: tags of deliveries with which this process has begun, and of those with which it may not
-        #: begin any more, since their messages went back while they waited in the worker
+        #: tags of deliveries that have begun
         self._begun: set[str] = set()
-        #: tags of deliveries that a pool without such a moment has been given
+        #: tags of deliveries that went to a pool which does not report their beginning
         self._handed: set[str] = set()
-        #: tags of what went back of paused queues, whose credit the channel has not got back yet
+        #: tags of deliveries of paused queues that went back, and whose credit the channel has not
+        #: got back yet
         self._unbegun: list[str] = []
+        #: tags of deliveries that may not begin any more: their messages went back while they
+        #: waited in the worker
         self._returned: set[str] = set()
         #: the tag of each batch, with those of its messages in their order
         self._batches: dict[str, tuple[str, ...]] = {}
@@ -54,12 +56,12 @@ class HeldDeliveries:
 
     @property
     def settled_at(self) -> float | None:
-        """When the oldest settlement was made that is not sent, by the monotonic clock."""
+        """Monotonic time of the oldest settlement that was not sent; None if there is none."""
         return self._settlements.waiting_since if self._settlements.waiting else None
 
     @property
     def losses(self) -> int:
-        """How many leases were lost."""
+        """The number of leases that were lost."""
         return self._losses
 
     def has(self, tag: str) -> bool:
@@ -72,12 +74,12 @@ class HeldDeliveries:
             self._held.pop(tag, None)
 
     def ack(self, tag: str, *, is_sure: bool = True) -> None:
-        """Settle a delivery as done; the next of its sequence becomes ready at once.
+        """Settle a delivery as done; the next message of its sequence becomes ready at once.
 
         Args:
             tag: the delivery's.
-            is_sure: False if it may have been settled elsewhere; then the next must wait until the
-                queue has answered.
+            is_sure: False if the delivery may have been settled elsewhere; then the next message
+                waits until the queue has answered.
         """
         with self._lock:
             self._begun.discard(tag)
@@ -97,7 +99,12 @@ class HeldDeliveries:
         self._tell()
 
     def requeue(self, tag: str, *, reason: dict[str, Any] | None = None) -> None:
-        """Put a delivery back to its place; a dead letter if that has happened too often."""
+        """Put a delivery back in its place, or make it a dead letter after `max_deliveries`.
+
+        Args:
+            tag: the delivery's.
+            reason: plain values for the dead letter, if it becomes one.
+        """
         with self._lock:
             self._split(tag, reason)
             taken = self._held.get(tag)
@@ -111,7 +118,7 @@ class HeldDeliveries:
         self._tell()
 
     def give_back(self, tag: str) -> None:
-        """Put a delivery that was not started back to its place, uncounted."""
+        """Put a delivery that was not started back in its place; it is not counted."""
         with self._lock:
             self._return_batch(tag, lambda taken: give_back(taken.id, taken.fence))
             taken = self._held.get(tag)
@@ -120,7 +127,12 @@ class HeldDeliveries:
         self._tell()
 
     def later(self, tag: str, delay_s: float) -> None:
-        """Deliver it again after a delay; its sequence waits."""
+        """Deliver a message again after a delay; its sequence waits.
+
+        Args:
+            tag: the delivery's.
+            delay_s: seconds from now.
+        """
         delay_ms = int(delay_s * 1000)
         with self._lock:
             self._return_batch(tag, lambda taken: later(taken.id, taken.fence, delay_ms))
@@ -134,7 +146,7 @@ class HeldDeliveries:
 
         Args:
             tag: the delivery's.
-            reason: plain values for whoever reads the letter; `reason` says it in words.
+            reason: plain values for whoever reads the letter; the key `reason` has it in words.
         """
         with self._lock:
             self._split(tag, reason)
@@ -161,7 +173,7 @@ class HeldDeliveries:
             self._runs.advance(key)
 
     def _split(self, tag: str, reason: dict[str, Any] | None) -> None:
-        """Put a failed batch's messages back, each to be handled alone."""
+        """Put a failed batch's messages back, so that each is handled alone."""
         members = self._batches.pop(tag, ())
         self._handed.discard(tag)
         if members:
@@ -172,7 +184,7 @@ class HeldDeliveries:
                 (reason or {}).get("reason") or "no reason was given",
                 extra={"messages": len(members), "reason": (reason or {}).get("reason")},
             )
-        # The last one of a sequence first: each returns to its place, and counts.
+        # The last message of a sequence first: each returns to its place, and is counted.
         for member in reversed(members):
             taken = self._held[member]
             self._settle_unsure(member, requeue(taken.id, taken.fence))
@@ -183,7 +195,7 @@ class HeldDeliveries:
             taken = self._held[member]
             key = taken.queue, taken.sequence
             if taken.sequence and key in keys:
-                # It returns with the first of its sequence.
+                # It returns with the first message of its sequence.
                 del self._held[member]
                 continue
             keys.add(key)

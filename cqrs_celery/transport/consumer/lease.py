@@ -1,13 +1,12 @@
 """One consumer of the queue, under a lease: take, settle, beat, give back.
 
-It outlives its channel: tasks that still run when a connection is lost go on, their lease is
+The consumer outlives its channel: if a connection is lost, running tasks go on, their lease is
 renewed, and their acknowledgements arrive.
 
-A thread of its own renews the lease, since the loop of a solo worker is blocked while a task runs,
-on a connection of its own that waits for no answer longer than a sixth of a lease. It stops
-renewing when an event loop that should be turning has stopped. A second thread sends settlements
-that the loop has not sent (see `lease_threads`), a third recovers what dead consumers held (see
-`recoverer`).
+A separate thread renews the lease, since a running task blocks the loop of a solo worker. It uses a
+connection of its own, and waits for no answer longer than a sixth of a lease. It stops renewing if
+an event loop that should turn has stopped. A second thread sends settlements that the loop has not
+sent (see `lease_threads`). A third recovers the messages of dead consumers (see `recoverer`).
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ from .unfinished import flush_unfinished, unfinished
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which the thread asks which queues are paused, where no exchange has told it.
+#: Seconds after which the thread asks which queues are paused, if no exchange has told it.
 ASK_PAUSED_S = 1.0
 
 #: Leases without a turn of the event loop after which the lease is no longer renewed.
 HANG_LEASES = 4
 
-#: What a step of the lease's thread may raise without ending it. SystemExit would end it in
-#: silence. What is no Exception beside these, such as gevent's GreenletExit, is meant to end it.
+#: The errors of a step that do not end the lease's thread. SystemExit would end it silently. Any
+#: other error that is no Exception, such as gevent's GreenletExit, is meant to end it.
 _SURVIVED = (Exception, SystemExit, KeyboardInterrupt)
 
 
@@ -50,18 +49,18 @@ class LeasedConsumer:
     """One consumer of the queue, under a lease.
 
     Args:
-        queue: on a client of its own, usable from several threads.
-        lease_s: seconds that a lease lasts; renewed three times in that time.
-        max_deliveries: a message that came back unfinished that often becomes a dead letter.
-        name: the consumer's name; unique.
-        on_settled: called when something was settled, from any thread.
-        about: returns what recovery and those who look should know of this consumer; see
+        queue: the queues, on a client of their own that several threads may use.
+        lease_s: seconds that a lease lasts; it is renewed three times in that time.
+        max_deliveries: a message that came back unfinished this often becomes a dead letter.
+        name: the consumer's unique name; "" to make one.
+        on_settled: called when a delivery was settled, from any thread.
+        about: returns the description of this consumer for recovery and display; see
             `ReliableQueue.consume`.
-        beats: the same queue, on a client that waits for no answer longer than a sixth of a lease;
-            None for `queue`.
-        lock: of this process, by which others of its host see that it lives; None where it has
+        beats: the same queues, on a client that waits for no answer longer than a sixth of a
+            lease; None for `queue`.
+        lock: the lock by which others on this host see that this process lives; None if it has
             none.
-        upkeep: a step of the queues' upkeep; called at each beat with the consumer's name.
+        upkeep: a step of the queues' upkeep; called after each beat with the consumer's name.
     """
 
     def __init__(
@@ -80,16 +79,16 @@ class LeasedConsumer:
         self.queue = queue
         self.name = name or f"{os.uname().nodename}:{os.getpid()}:{uuid4().hex[:12]}"
         self.lease_s = lease_s
-        #: what it has taken, and what became of that
+        #: the messages that it has taken, and their states
         self.deliveries = Deliveries(max_deliveries=max_deliveries, on_settled=on_settled)
-        #: monotonic time of the event loop's last turn; None where no loop turns.
+        #: monotonic time of the event loop's last turn; None without an event loop
         self.last_turn: float | None = None
-        #: True while the loop runs user code itself, as the solo pool does.
+        #: True while the loop itself runs user code, as the solo pool does
         self.is_delivering = False
         self._pid = os.getpid()
         self._exchange_lock = threading.Lock()
         self._is_closing = False
-        #: they renew the lease and send settlements
+        #: the threads that renew the lease and send settlements
         self.threads = LeaseThreads(
             self.name,
             lease_s=lease_s,
@@ -102,14 +101,14 @@ class LeasedConsumer:
         self._lock = lock
         self._upkeep = upkeep
         self._recoverer = self._new_recoverer()
-        #: time of `elapsed_s` until which nobody can have recovered what we hold
+        #: time of `elapsed_s` until which nobody can have recovered our messages
         self._held_until = 0.0
         self._queues: tuple[str, ...] = ()
-        #: the paused queues, as the queue has told them last
+        #: the paused queues, by the queue's last answer
         self.paused: frozenset[str] = frozenset()
         self._asked_at = 0.0
         self._about_others = about
-        #: what the queue was last told of this consumer
+        #: what the queue was last told about this consumer
         self._told: tuple[tuple[str, ...], Mapping[str, Any]] | None = None
         self._faults = Faults(logger, of=f"consumer {self.name}")
 
@@ -129,7 +128,11 @@ class LeasedConsumer:
     # ------------------------------------------------------------ taking
 
     def consume(self, queues: Sequence[str]) -> None:
-        """Take from these queues from now on; the lease lasts while there are any."""
+        """Take from these queues from now on; the lease is kept while there are any.
+
+        Raises:
+            OSError: no thread could be started to renew the lease.
+        """
         self._queues = tuple(queues)
         self.deliveries.return_others(self._queues)
         if self.threads.renewing is None and queues:
@@ -141,7 +144,7 @@ class LeasedConsumer:
                 self._leave_if_done()
 
     def _tell_queue(self) -> None:
-        """Tell the queue what wakes this consumer, and what it is."""
+        """Tell the queue which queues wake this consumer, and its description."""
         queues, about = self._queues, self._about()
         self.queue.consume(self.name, queues, about=about)
         self._told = queues, about
@@ -151,7 +154,7 @@ class LeasedConsumer:
         return known if self._lock is None else known | self._lock.facts
 
     def _tell_changes(self) -> None:
-        # Its pool may have grown or shrunk, or a queue has come to have batches.
+        # The pool may have grown or shrunk, or a queue may have got batches.
         if self._queues and self._told != (self._queues, self._about()):
             self._tell_queue()
 
@@ -164,21 +167,22 @@ class LeasedConsumer:
         batches: Mapping[str, int] = NO_BATCHES,
         was_idle: bool,
     ) -> Exchange:
-        """Send what was settled and take what is next.
+        """Send the settlements and take what is next.
 
         Args:
-            queues: to take from, in the order of their turn.
-            count: how many deliveries, of a sequence only the first counting; 0 only settles.
-            run: the most of one sequence.
-            batches: the queues of which one delivery holds many, each with how many.
+            queues: the queues to take from, in the order of their turn.
+            count: the most deliveries to take; of a sequence only the first message counts. 0 only
+                settles.
+            run: the most messages of one sequence.
+            batches: the queues of which one delivery holds many messages, each with how many.
             was_idle: True if the last exchange brought nothing.
 
         Returns:
-            The queue's answer; what was taken is ready in `deliveries`. It says that the consumer
-            is not known where the lease was lost before the answer had come.
+            The queue's answer; the messages taken are ready in `deliveries`. If the lease was lost
+            before the answer came, the answer says that the consumer is unknown.
 
         Raises:
-            redis.RedisError: as the driver raised it; nothing is forgotten.
+            redis.RedisError: as the driver raised it; the settlements are kept.
             OSError: no thread could be started to renew the lease; nothing was taken.
         """
         if self.threads.renewing is None:
@@ -211,7 +215,7 @@ class LeasedConsumer:
         return answer
 
     def ask_paused(self) -> None:
-        """Ask which queues are paused, and give back what was taken of them and has not begun."""
+        """Ask which queues are paused, and give back their messages that have not begun."""
         self._note_paused(self.queue.paused())
 
     def _note_paused(self, queues: Sequence[str]) -> None:
@@ -222,16 +226,16 @@ class LeasedConsumer:
             self.deliveries.return_unbegun(self.paused)
 
     def held_until(self, tag: str) -> float:
-        """Return the time of `elapsed_s` until which nobody else can have a delivery.
+        """Return the time of `elapsed_s` until which no other consumer can have a delivery.
 
-        0 where the lease was lost since it was taken, though there may be a new one.
+        It is 0 if the lease was lost since the delivery was taken, even if there is a new lease.
         """
-        # In this order: after a loss, what was held is let go of before there is a new lease.
+        # In this order: after a loss, the deliveries are dropped before there is a new lease.
         until = self._held_until
         return until if self.deliveries.has(tag) else 0.0
 
     def flush(self) -> None:
-        """Send what was settled, without taking anything."""
+        """Send the settlements, without taking anything."""
         while self.deliveries.settled_at is not None or self.deliveries.must_reconcile:
             self.exchange((), count=0, run=1, was_idle=False)
 
@@ -242,19 +246,19 @@ class LeasedConsumer:
     # ------------------------------------------------------------ the lease
 
     def _start(self) -> None:
-        # Before anything is taken: what a dead one had prefetched comes ahead of what is behind it.
+        # Before anything is taken: messages that a dead consumer had prefetched keep their place.
         self._attempt("recover what a process of this host held", self._recoverer.recover_on_host)
         self._register()
         try:
             self.threads.start(beats_at=time.monotonic() + self.lease_s / 3)
         except OSError:
-            # The lease would end unseen; without one, nothing is taken.
+            # The lease would end unnoticed; without a lease, nothing is taken.
             self._attempt("leave", lambda: self.queue.leave(self.name))
             raise
 
     def _register(self) -> None:
         asked = elapsed_s()
-        # Not in the short time that a beat has for an answer: the connection is yet to be made.
+        # Not with the short timeout of a beat: the connection is not made yet.
         beat = self.queue.beat(self.name, self._lease_ms, register=True)
         self._held_until = asked + self.lease_s
         if self._lock is not None:
@@ -269,8 +273,8 @@ class LeasedConsumer:
         return int(self.lease_s * 1000)
 
     def _attempt(self, step: str, function: Callable[..., object], *args: Any) -> bool:
-        """Do one of a thread's steps, and note how it ended; False if it failed."""
-        # Another thread's end is its own business.
+        """Do one of a thread's steps, and note how it ended; return False if it failed."""
+        # Errors that end a thread are held back only in the consumer's own threads.
         is_own = self.threads.is_current()
         survived: tuple[type[BaseException], ...] = _SURVIVED if is_own else (Exception,)
         try:
@@ -284,9 +288,9 @@ class LeasedConsumer:
         return True
 
     def _send_late(self, now: float) -> None:
-        """Send what was settled a while ago; leave if that was the last thing to do."""
+        """Send settlements that have waited; leave if that was the last thing to do."""
         if now - self._asked_at >= ASK_PAUSED_S and self.deliveries.has_unbegun:
-            # The loop may be blocked, and its ear for wake-ups with it, while a task runs.
+            # A running task may block the loop, which then receives no wake-ups.
             self.ask_paused()
         settled_at = self.deliveries.settled_at
         if settled_at is not None and now - settled_at >= FLUSH_AFTER_S:
@@ -308,7 +312,7 @@ class LeasedConsumer:
         beat = self._beats.beat(self.name, self._lease_ms)
         got = elapsed_s()
         if stop.is_set():
-            # It has left meanwhile, by another thread: what the queue says is no loss.
+            # Another thread has left the queue meanwhile: the answer means no loss.
             return
         if not beat.is_held:
             self._lost_lease(losses)
@@ -330,10 +334,10 @@ class LeasedConsumer:
         )
 
     def _lost_lease(self, losses: int) -> None:
-        """Learn that others have taken over what we held; what runs will count nothing.
+        """Handle the loss of the lease: others have the messages; what still runs will not count.
 
         Args:
-            losses: how many there had been when the question was asked that has this answer.
+            losses: how many losses there had been when the question with this answer was sent.
         """
         lost = self.deliveries.lose(losses)
         if lost is None:
@@ -341,7 +345,7 @@ class LeasedConsumer:
         self._attempt("log what it has lost", log_lost, self.name, lost)
         if self._is_closing:
             return
-        # Whoever recovered it has forgotten the consumer: what fails now, the next beat repeats.
+        # The recovery has deleted the consumer. If a step fails now, the next beat repeats it.
         self._told = None
         self._register()
         self._tell_queue()
@@ -349,10 +353,10 @@ class LeasedConsumer:
     # ------------------------------------------------------------ the end
 
     def close(self, *, running: Collection[str] = ()) -> None:
-        """Stop taking; give back all but what still runs, and leave when that is done too.
+        """Stop taking, give back all but the running deliveries, and leave when these are done.
 
         Args:
-            running: tags of deliveries whose tasks run on.
+            running: the tags of deliveries whose tasks still run.
         """
         if os.getpid() != self._pid or self._is_closing or self.threads.renewing is None:
             return
@@ -367,15 +371,15 @@ class LeasedConsumer:
             else:
                 self._leave_if_done()
         except redis.RedisError:
-            # The thread tries again; if it can't, the lease ends and others recover it all.
+            # The thread tries again; if it fails too, the lease ends and others recover everything.
             unfinished.add(self)
             log_unfinished(self.name)
 
     def _leave_if_done(self) -> None:
-        """Leave the queue if nothing is held and nothing has to be sent, and it was not left yet.
+        """Leave the queue, unless it was left before, or messages or settlements remain.
 
-        The thread and the one that closes the channel may both come here. Neither may close the
-        client while an exchange of the other's is under way, whose settlements may come back.
+        Both the sending thread and the thread that closes the channel may call this. Neither may
+        close the client during an exchange of the other, whose settlements may come back.
         """
         with self._exchange_lock:
             has_left = self.threads.renewing is None

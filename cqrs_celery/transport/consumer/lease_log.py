@@ -1,4 +1,4 @@
-"""What a lost lease has cost, and how the log tells it."""
+"""Log lost leases, hung event loops, and messages that could not be given back."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from ...transport import envelope
 
 logger = logging.getLogger(__name__)
 
-#: Tasks that a line of the log names at most.
+#: The most tasks that a line of the log names.
 TASKS_LOGGED = 10
 
 
 class Lost(NamedTuple):
-    """What a lost lease has cost: what was held, and what was settled too late."""
+    """The cost of a lost lease: the messages held, and the settlements that came too late."""
 
     held: list[Taken]
     settled: list[Settlement]
 
 
 def log_lost(consumer: str, lost: Lost) -> None:
-    """Log a loss by its tasks and their ids; an error if anything was held or settled.
+    """Log a lost lease with its tasks and their ids; an error if anything was held or settled.
 
-    The log names the messages that ran or waited, each with its task and the task's id, and those
-    that were done, of which the queue had not been told. Of the latter, one may have counted: one
-    that was carried by an exchange without an answer.
+    The log names the messages that ran or waited, each with its task and the task's id. It also
+    names the messages that were done, but not settled in the queue. Settlements that an unanswered
+    exchange carried may have counted.
 
     Args:
         consumer: the name of the consumer that has lost its lease.
@@ -40,7 +40,7 @@ def log_lost(consumer: str, lost: Lost) -> None:
         "settled_too_late": [settlement.id for settlement in lost.settled],
     }
     if not lost.held and not lost.settled:
-        # It was idle; or two threads have heard of one loss, before the lease was taken anew.
+        # It was idle; or two threads have learnt of one loss before a new lease was taken.
         logger.info("lease lost: consumer %s held nothing", consumer, extra=facts)
         return
     logger.error(

@@ -1,7 +1,7 @@
-"""The threads of one consumer: the first renews its lease, the second sends what was settled.
+"""The threads of one consumer: the first renews its lease, the second sends settlements.
 
-The first does nothing else, so that a beat is late for nothing but its own sake. No error ends
-them: whatever a step raises is logged, and the next beat comes when it is due.
+The first does nothing else, so that no other work delays a beat. No error ends the threads: it is
+logged, and the next beat comes when it is due.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ logger = logging.getLogger(__name__)
 #: Seconds after which the second thread sends a settlement that the loop has not sent.
 FLUSH_AFTER_S = 0.05
 
-#: Seconds after which it looks again where there was nothing to send.
+#: Seconds after which it checks again if there was nothing to send.
 REST_S = 0.5
 
 
 class Attempt(Protocol):
-    """A function that does a step, logs its error, and returns whether it succeeded."""
+    """A function that does a step, logs its error, and returns whether the step succeeded."""
 
     def __call__(self, step: str, function: Callable[..., object], /, *args: Any) -> bool:
         """Do the step.
 
         Args:
-            step: what is tried, for the log, as it follows "could not".
-            function: does it.
+            step: what is tried, for the log, worded to follow "could not".
+            function: the function that does it.
             args: the function's arguments.
         """
 
@@ -42,15 +42,15 @@ class LeaseThreads:
     Args:
         consumer: the consumer's name.
         lease_s: seconds that a lease lasts; it is renewed three times in that time.
-        beat: renews the lease; called with the monotonic time, and with an event that is set as
-            soon as the answer is of no interest.
-        send: sends what was settled a while ago; called with the monotonic time.
-        is_busy: returns whether there is, or may soon be, anything to send.
+        beat: renews the lease; called with the monotonic time, and with an event that is set when
+            the answer is no longer needed.
+        send: sends settlements that have waited; called with the monotonic time.
+        is_busy: returns whether there is, or may soon be, something to send.
         attempt: does a step of a thread.
 
     Attributes:
-        stop: set when the threads are to end; each start has a new one.
-        renewing: the thread that renews the lease; None where none was started.
+        stop: set when the threads must end; each start has a new event.
+        renewing: the thread that renews the lease; None if it was not started.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class LeaseThreads:
             beats_at: monotonic time of the first beat; 0 for now.
 
         Raises:
-            OSError: no thread could be started; all is as it was.
+            OSError: no thread could be started; nothing has changed.
         """
         before = self.stop, self.renewing, self._sending
         self.stop.set()
@@ -104,7 +104,7 @@ class LeaseThreads:
         except RuntimeError as error:
             stop.set()
             self.stop, self.renewing, self._sending = before
-            # An OSError is an error of the connection to Kombu: the worker tries again.
+            # Kombu treats an OSError as an error of the connection: the worker tries again.
             raise OSError(
                 errno.EAGAIN,
                 f"no thread could be started to renew the lease of consumer {self._consumer}"
@@ -113,16 +113,16 @@ class LeaseThreads:
             ) from error
 
     def revive(self) -> None:
-        """Start the threads again if something has ended one, but not in a fork.
+        """Start the threads again if one of them has ended, but not in a forked process.
 
-        Nothing is registered anew: if the lease has ended meanwhile, the first beat will tell.
+        The consumer is not registered again: if the lease has ended, the first beat will show it.
         """
         threads = self.renewing, self._sending
         if os.getpid() == self._pid and any(one and not one.is_alive() for one in threads):
             self.start()
 
     def forget(self) -> None:
-        """Regard the threads as not started, after `stop` was set."""
+        """Mark the threads as not started; `stop` must be set before."""
         self.renewing = self._sending = None
 
     def is_current(self) -> bool:
@@ -130,7 +130,7 @@ class LeaseThreads:
         return threading.current_thread() in (self.renewing, self._sending)
 
     def _keep_renewing(self, stop: threading.Event, beats_at: float) -> None:
-        """Beat three times a lease; soon again where a beat has failed."""
+        """Beat three times per lease; after a failed beat, try again soon."""
         interval = self._lease_s / 3
         try:
             while not stop.wait(max(0.0, beats_at - time.monotonic())):
@@ -142,7 +142,7 @@ class LeaseThreads:
             raise
 
     def _keep_sending(self, stop: threading.Event) -> None:
-        """Send settlements that nobody else sends."""
+        """Send the settlements that the event loop has not sent."""
         try:
             while not stop.is_set():
                 if stop.wait(FLUSH_AFTER_S if self._is_busy() else REST_S):

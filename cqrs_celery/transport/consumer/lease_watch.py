@@ -1,13 +1,13 @@
-"""Judge from what this process has itself seen which consumers are dead.
+"""Decide which consumers are dead, from what this process has seen itself.
 
-A lease that has ended proves nothing: after an outage of Redis all have, and when its clock was set
-forward too. And one that lasts may be that of a dead consumer, if the clock was set back. So a
-consumer is dead only if its lease has ended, and was not renewed for a third of a lease and a
-little more in which Redis answered here without a gap. That is longer than a living one takes to
-renew once Redis answers. If Redis's clock was set meanwhile, which the clock of this machine shows,
-nobody is judged until every living consumer has renewed.
+A lease that has ended proves nothing: after an outage of Redis all leases have ended, and likewise
+if its clock was set forward. If its clock was set back, a dead consumer's lease may still seem
+valid. So a consumer is dead only if its lease has ended, and was not renewed for a little more than
+a third of a lease during which Redis answered this process without a gap. A living consumer needs
+less time to renew once Redis answers. If Redis's clock was set meanwhile, which this machine's
+clock shows, no consumer is judged until every living one has renewed.
 
-Nothing here talks to Redis or asks a clock.
+Nothing here accesses Redis or reads a clock.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-#: Part of a lease, and the most seconds, that is watched in addition to a third of a lease.
+#: The time watched in addition to a third of a lease: a part of a lease, and the most seconds.
 TOLERANCE = 1 / 12
 MOST_TOLERANCE_S = 0.5
 
-#: Part of a lease by which the two clocks may differ between two answers. Less harms nobody.
+#: The part of a lease by which the two clocks may diverge between two answers. Less is harmless.
 STEP = 1 / 12
 
-#: Part of a lease, and the least seconds, between two answers, or until one comes, that is a gap.
+#: The time between two answers, or until an answer comes, that counts as a gap: a part of a lease,
+#: and the least seconds.
 GAP = 1 / 10
 LEAST_GAP_S = 1.0
 
-#: Seconds, at least a third of a lease, by which a lease must end later than any could, to be of
-#: before the clock was set back.
+#: A lease that ends later than any lease could, by this many seconds and a third of a lease at
+#: least, was given before the clock was set back.
 BEYOND_S = 5.0
 
 
@@ -47,9 +48,9 @@ class Answer(NamedTuple):
     """One answer of Redis that tells its time.
 
     Attributes:
-        asked: when it was asked for, in seconds by this machine's clock.
-        got: when it was there.
-        now_ms: Redis's clock in between.
+        asked: when the question was sent, in seconds of this machine's clock.
+        got: when the answer came, by the same clock.
+        now_ms: Redis's clock in between, in milliseconds.
     """
 
     asked: float
@@ -64,7 +65,7 @@ class _Watched(NamedTuple):
 
 
 class LeaseWatch:
-    """What one observer has seen of the leases of others.
+    """One observer's record of the leases of other consumers.
 
     Args:
         lease_s: seconds that the observer's own lease lasts.
@@ -77,25 +78,25 @@ class LeaseWatch:
         self._last: Answer | None = None
         self._watched: dict[str, _Watched] = {}
         self._paused_until = 0.0
-        #: True while leases may be there of before Redis's clock was set back
+        #: True while there may be leases from before Redis's clock was set back
         self.may_be_beyond = True
 
     @property
     def is_watching(self) -> bool:
-        """Whether a consumer is under suspicion, so that Redis must be asked without a gap."""
+        """Whether a consumer is suspected to be dead, so that Redis must be asked without a gap."""
         return bool(self._watched)
 
     def due_at(self) -> float:
-        """Return when the first under suspicion may be judged; if none is, when anybody may."""
+        """Return when the first suspect may be judged; without suspects, when any consumer may."""
         first = min((one.since + one.enough_s for one in self._watched.values()), default=0.0)
         return max(first, self._paused_until)
 
     def note_failure(self) -> None:
-        """Note that Redis has not answered: whoever is dead must be watched anew."""
+        """Note that Redis has not answered: every suspect must be watched from the beginning."""
         self._watched.clear()
 
     def note(self, answer: Answer) -> bool:
-        """Note an answer; returns whether Redis's clock was set since the last one."""
+        """Note an answer; return whether Redis's clock was set since the last one."""
         last, self._last = self._last, answer
         if last is None:
             return False
@@ -114,10 +115,11 @@ class LeaseWatch:
         """Return the consumers that are dead, each with the end of its lease.
 
         Args:
-            answer: when, and at what time of Redis's, the leases were read; noted before.
-            leases: those that have ended, and, while `may_be_beyond`, all others.
+            answer: when the leases were read, and Redis's clock then; it was given to `note`
+                before.
+            leases: the leases that have ended; while `may_be_beyond`, all leases.
         """
-        # Reading the leases may have taken longer than the answer that was noted.
+        # Reading the leases may have taken longer than the noted answer.
         before, self._watched = {} if self._is_late(answer) else self._watched, {}
         is_paused = answer.asked < self._paused_until
         suspects = {name: one for name, one in leases.items() if _is_suspect(one, answer.now_ms)}
@@ -140,7 +142,7 @@ class LeaseWatch:
         return answer.got - answer.asked > self._gap_s
 
     def _enough_s(self, answer: Answer, lease: Lease) -> float:
-        """Return for how long a lease must not have been renewed."""
+        """Return for how many seconds a lease must not have been renewed."""
         lease_s = max(lease.lease_s, self._lease_s)
         if lease.end_ms < answer.now_ms:
             return lease_s / 3 + self._tolerance_s
@@ -148,6 +150,6 @@ class LeaseWatch:
 
 
 def _is_suspect(lease: Lease, now_ms: float) -> bool:
-    """Return whether a lease has ended, or ends later than any that was given lately."""
+    """Return whether a lease has ended, or ends later than any recent lease can."""
     beyond_s = lease.lease_s + max(BEYOND_S, lease.lease_s / 3)
     return lease.end_ms < now_ms or lease.end_ms > now_ms + beyond_s * 1000

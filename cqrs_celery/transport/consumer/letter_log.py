@@ -11,7 +11,7 @@ from ...transport import envelope
 
 logger = logging.getLogger(__name__)
 
-#: Characters of a name or an id, and of an error, that a line of the log has at most.
+#: The most characters of a name or an id, and of an error, in a line of the log.
 NAME_CHARACTERS: Final = 200
 ERROR_CHARACTERS: Final = 500
 
@@ -21,7 +21,7 @@ def log_letter(taken: Taken, reason: Mapping[str, Any]) -> None:
 
     Args:
         taken: the delivery.
-        reason: why, as its letter has it.
+        reason: the reason, as in its letter.
     """
     error = ": ".join(str(reason[name]) for name in ("exception", "error") if reason.get(name))
     task = envelope.task_of(taken)
@@ -51,6 +51,11 @@ def log_letter(taken: Taken, reason: Mapping[str, Any]) -> None:
 
 
 def printable(text: str, most: int) -> str:
-    """Return the beginning of a text that strangers may have chosen, without control characters."""
+    """Return the beginning of an untrusted text, with its control characters escaped.
+
+    Args:
+        text: the text.
+        most: the most characters of the text to keep.
+    """
     shown = text if len(text) <= most else f"{text[:most]}…"
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)

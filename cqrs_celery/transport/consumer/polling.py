@@ -1,9 +1,9 @@
-"""When a channel talks to the queue: a round trip costs more than what it carries.
+"""Decide when a channel exchanges with the queue: a round trip costs more than its contents.
 
-Settling and taking go together in one exchange. It happens at once when the worker would run dry
-otherwise, or when somebody woke us, and a little later, with more to carry, while it still has
-enough to do. Without a wake-up the queues are polled every `POLL_S`, mostly by one command (see
-`queue.polling`), and looked at closely every `LOOK_S`.
+One exchange both settles and takes. It happens at once if the worker would run out of work
+otherwise, or if it was woken. While the worker has enough to do, the exchange happens a little
+later, so that it carries more. Without a wake-up, the queues are polled every `POLL_S`, mostly by
+one command (see `queue.polling`), and a full exchange follows every `LOOK_S`.
 """
 
 from __future__ import annotations
@@ -12,34 +12,35 @@ import math
 
 from ...queue.values import Exchange
 
-#: Seconds between two peeks at the queues when nobody wakes us: a lost wake-up costs this much.
+#: Seconds between two polls of the queues without a wake-up: a lost wake-up costs this much.
 POLL_S = 1.0
 
-#: Seconds between two exchanges that only look: they find what no poll has found.
+#: Seconds between two exchanges of an idle channel; they find what no poll has found.
 LOOK_S = 30.0
 
-#: Seconds for which a settlement waits for company while the worker has enough to do.
+#: Seconds for which a settlement waits for others while the worker has enough to do.
 LINGER_S = 0.01
 
 
 class PollSchedule:
-    """When to exchange with the queue, or just to peek at it, by what the last exchanges showed."""
+    """The times of a channel's exchanges and polls, by the results of the last ones."""
 
     def __init__(self) -> None:
-        #: True while the last take brought something, or somebody has woken us.
+        #: True if the last take brought something, or a wake-up has come since.
         self.should_take = True
-        #: True if the queue knows us as waiting for a wake-up.
+        #: True if the queue has registered this consumer as waiting for a wake-up.
         self.is_idle = False
         self._next_peek = 0.0
         self._next_look = 0.0
         self._last = 0.0
 
     def due_at(self, *, credit: int, settled_at: float | None, is_busy: bool) -> float:
-        """Return the monotonic time at which to exchange, or to peek, next.
+        """Return the monotonic time of the next exchange or poll.
 
         Args:
             credit: how many messages could be taken.
-            settled_at: when the oldest settlement was made that is not sent; None if there is none.
+            settled_at: monotonic time of the oldest settlement that was not sent; None if there is
+                none.
             is_busy: True if the worker has enough to do for a while.
         """
         can_take = credit > 0 and self.should_take
@@ -50,16 +51,33 @@ class PollSchedule:
         return (self._last if settled_at is None else settled_at) + LINGER_S
 
     def is_peek_enough(self, *, settled_at: float | None, now: float) -> bool:
-        """Return whether a peek will do, without an exchange."""
+        """Return whether a poll is enough, without an exchange.
+
+        Args:
+            settled_at: monotonic time of the oldest settlement that was not sent; None if there is
+                none.
+            now: the monotonic time.
+        """
         return settled_at is None and not self.should_take and now < self._next_look
 
     def note_peek(self, *, has_seen: bool, now: float) -> None:
-        """Learn from a peek."""
+        """Note the result of a poll.
+
+        Args:
+            has_seen: whether a take may bring something.
+            now: the monotonic time.
+        """
         self.should_take = has_seen
         self._next_peek = now + POLL_S
 
     def note(self, answer: Exchange, *, credit: int, now: float) -> None:
-        """Learn from an exchange."""
+        """Note the result of an exchange.
+
+        Args:
+            answer: the queue's answer.
+            credit: how many messages could have been taken.
+            now: the monotonic time.
+        """
         self._last = now
         if not answer.is_known:
             self.should_take = True

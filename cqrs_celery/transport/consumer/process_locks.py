@@ -1,15 +1,15 @@
-"""Tell whether a process of this host has died, by a file that it locked when it began.
+"""Find out whether a process of this host has died, by a file that it locked when it began.
 
-The kernel gives up an `flock` when the last descriptor of the opened file is closed: when the
-process has died, and every child that it had forked before. A stopped process keeps it, a zombie
-has none, and whether other processes may be looked at (hidepid) is no matter. So a process is dead
-if, and only if, its file is found and its lock is got. Where there is no file, or it can't be read,
-nothing is known: another host, a container with a file system of its own, another user.
+The kernel releases an `flock` when the last descriptor of the opened file is closed: after the
+process, and every child that it has forked since, have died. A stopped process keeps its lock, and
+a zombie has none. It does not matter whether other processes are visible (hidepid). So a process is
+dead if, and only if, its file is found and its lock can be taken. If there is no file, or it can't
+be read, nothing is known: the process may be on another host, in a container with its own file
+system, or another user's.
 
-The files are in a folder that only their owner may use, by name: `<boot id>.<pid>-<random>`. The
-boot id differs for each start of a kernel, so a lock is judged by nobody who could not see it.
-Names are never used twice, so whoever has recovered what a process held may remove its file at any
-time.
+The files are in a folder that only their owner may use. Their names are `<boot id>.<pid>-<random>`.
+The boot id differs for each start of a kernel, so nobody judges a lock of another kernel. Names are
+never reused, so a process's file may be removed at any time once its messages were recovered.
 """
 
 from __future__ import annotations
@@ -36,71 +36,71 @@ except ImportError:  # Windows, where no process has a lock
 
 logger = logging.getLogger(__name__)
 
-#: Names the present run of the kernel, the same in all its containers.
+#: The file with the id of the kernel's present run, the same in all its containers.
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-#: What is mounted where.
+#: The file that lists the mounted file systems.
 MOUNTS = Path("/proc/self/mountinfo")
 
-#: File systems on which a lock may be lost while who holds it lives; so may it be on any whose type
-#: begins with fuse.
+#: File systems on which a lock may be lost while its process lives. The same goes for every type
+#: that begins with fuse.
 UNSAFE_FILE_SYSTEMS = frozenset({
     "9p", "afs", "ceph", "cifs", "gfs2", "lustre", "nfs", "nfs4", "ocfs2", "smb3", "smbfs",
     "virtiofs",
 })  # fmt: skip
 
-#: In place of the boot id, in the name of a file that is not locked yet.
+#: The text in place of the boot id in the name of a file that is not locked yet.
 UNLOCKED = "new"
 
-#: Seconds after which the file of a dead process is removed, though nobody has recovered anything.
+#: Seconds after which the file of a dead process is removed even if nobody has recovered it.
 KEPT_S = 86_400.0
 
 
-#: How a mount point's spaces are written.
+#: An escaped character in the name of a mount point, such as a space.
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 class UnusableFolder(OSError):
-    """No lock can be kept in a folder; the text says why."""
+    """A folder can't be used for locks; the text says why."""
 
 
 class ProcessLock:
-    """The lock of this process: held until it, and all the children that it forks, have ended.
+    """The lock of this process, held until the process and all children that it forks have ended.
 
     Args:
         path: its file.
-        descriptor: of the file, locked.
+        descriptor: the descriptor of the locked file.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self.pid = os.getpid()
-        #: the consumers that others would have to recover if the process died
+        #: the consumers that would have to be recovered if the process died
         self.users: set[str] = set()
         self._descriptor = descriptor
 
     @property
     def facts(self) -> dict[str, str]:
-        """What others must know to find it; goes into what is known of a consumer."""
+        """The values by which others find the lock; part of a consumer's description."""
         return {"lock": str(self.path)}
 
     def touch(self) -> None:
-        """Show those who clean up by age that the file is in use."""
+        """Update the file's time, so that no cleaning by age removes it."""
         with contextlib.suppress(OSError):
             os.utime(self._descriptor)
 
     def remove_if_unused(self) -> None:
-        """Remove the file if no consumer needs it; for the end of the process."""
+        """Remove the file if no consumer needs it; called at the end of the process."""
         if self.pid == os.getpid() and not self.users:
             self.path.unlink(missing_ok=True)
 
 
 class DeadProcess:
-    """The lock of a process that has died; nobody else gets it until this one is closed.
+    """The lock of a dead process; no other process can take it until this one is closed.
 
     Args:
         path: its file.
-        descriptor: of the file, locked.
+        descriptor: the descriptor of the locked file.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -109,11 +109,11 @@ class DeadProcess:
 
     @property
     def age_s(self) -> float:
-        """For how many seconds nobody has used the file."""
+        """The seconds since the file was last used."""
         return time.time() - os.fstat(self._descriptor).st_mtime
 
     def forget(self) -> None:
-        """Remove the file: what the process held is recovered."""
+        """Remove the file, after the process's messages were recovered."""
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
 
@@ -130,7 +130,7 @@ class DeadProcess:
 
 
 def boot_id(path: Path = BOOT_ID) -> str:
-    """Return what names this run of the kernel; empty where nothing does, as on macOS."""
+    """Return the id of the kernel's present run; empty if there is none, as on macOS."""
     try:
         return path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
@@ -138,7 +138,7 @@ def boot_id(path: Path = BOOT_ID) -> str:
 
 
 def default_folder() -> Path:
-    """Return the folder of the locks where none is set."""
+    """Return the folder of the locks if none is set."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if Path(runtime).is_absolute():
         return Path(runtime) / "cqrs-celery"
@@ -150,17 +150,18 @@ def default_folder() -> Path:
 #: The locks of this process and of those that forked it: never closed.
 _locks: list[ProcessLock] = []
 
-#: Folders that can't be used, each warned of once.
+#: Folders that can't be used; a warning was logged for each.
 _unusable: set[Path] = set()
 
 
 def hold(folder: str | Path | None = None) -> ProcessLock | None:
-    """Return the lock of this process, taken at the first call; None where it can't have one.
+    """Return the lock of this process, taken at the first call; None if it can't have one.
 
-    To be called before children are forked, which hold it too. A child that calls it gets another.
+    Call it before children are forked, so that they hold the lock too. A child that calls it gets a
+    lock of its own.
 
     Args:
-        folder: where the locks are; it is made if needed. None for the default.
+        folder: the folder of the locks, made if needed; None for the default.
     """
     for lock in _locks:
         if lock.pid == os.getpid():
@@ -192,7 +193,7 @@ def _new_lock(folder: Path, boot: str) -> ProcessLock:
     with opened(folder) as place:
         _clean_up(folder, place, boot)
         name = f"{boot}.{os.getpid()}-{uuid4().hex}"
-        # Not under its name: who looked between the two steps would have the lock.
+        # Not under its final name: another process could take the lock between the two steps.
         unlocked = name.replace(boot, UNLOCKED, 1)
         descriptor = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=place)
         try:
@@ -206,7 +207,7 @@ def _new_lock(folder: Path, boot: str) -> ProcessLock:
 
 
 def _clean_up(folder: Path, place: int, boot: str) -> None:
-    """Remove what nobody has used for long: other boots' files, and those of dead processes."""
+    """Remove files that were not used for long: those of other boots and of dead processes."""
     with contextlib.suppress(OSError):
         for name in _names(place):
             age_s = time.time() - os.stat(name, dir_fd=place, follow_symlinks=False).st_mtime
@@ -233,8 +234,9 @@ def opened(folder: Path) -> Iterator[int]:
     """Yield a descriptor of a folder in which locks may be kept.
 
     Raises:
-        UnusableFolder: it is not this user's alone, or on a file system whose locks may be lost.
-        OSError: it is not there, or no folder.
+        UnusableFolder: the folder is not this user's alone, or it is on a file system whose locks
+            may be lost.
+        OSError: it does not exist, or is not a folder.
     """
     place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -255,7 +257,7 @@ def opened(folder: Path) -> Iterator[int]:
 
 
 def file_system_of(folder: Path, mounts: Path = MOUNTS) -> str:
-    """Return the type of the file system that a folder is on; empty where that is not known."""
+    """Return the type of the file system that a folder is on; empty if that is unknown."""
     try:
         lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -264,33 +266,33 @@ def file_system_of(folder: Path, mounts: Path = MOUNTS) -> str:
     for line in lines:
         before, _, after = line.partition(" - ")
         point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), before.split(" ")[4]).rstrip("/")
-        # Of two on one point, the later one covers the other.
+        # If two are mounted on one point, the later one covers the other.
         if (there == point or there.startswith(f"{point}/")) and len(point) >= longest:
             kind, longest = after.split(" ")[0], len(point)
     return kind
 
 
 def seize(path: str | Path) -> DeadProcess | None:
-    """Return the lock of a process that has died; None if it lives or nothing can be said.
+    """Return the lock of a dead process; None if the process lives or nothing is known.
 
     Args:
-        path: of its file, as its consumers have said.
+        path: its file, as its consumers have described it.
     """
     file, boot = Path(path), boot_id()
     if not boot or not file.name.startswith(f"{boot}.") or not file.is_absolute():
         return None
-    # A ValueError: somebody has put a NUL into the path.
+    # A ValueError: the path contains a NUL.
     with contextlib.suppress(OSError, ValueError), opened(file.parent) as place:
         return _seize(file.parent, place, file.name)
     return None
 
 
 def dead_in(folder: Path, *, but: Collection[str] = ()) -> Iterator[DeadProcess]:
-    """Yield the lock of each process of a folder that has died, to be closed by the caller.
+    """Yield the lock of each dead process of a folder; the caller must close it.
 
     Args:
-        folder: where to look; nothing is found where it can't be used.
-        but: names of files that are passed over.
+        folder: the folder to search; nothing is found if it can't be used.
+        but: the names of files to skip.
     """
     boot = boot_id()
     mine = {lock.path.name for lock in _locks}
@@ -316,7 +318,7 @@ def _seize(folder: Path, place: int, name: str) -> DeadProcess | None:
     with contextlib.suppress(OSError):
         found = os.fstat(descriptor)
         if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
-            # A lock that is held, or a file system without locks: an error either way.
+            # If the lock is held, or the file system has no locks, this raises an OSError.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_got = True
     if not is_got:
@@ -326,6 +328,6 @@ def _seize(folder: Path, place: int, name: str) -> DeadProcess | None:
 
 
 def path_of(about: Any) -> str:
-    """Return the file that a consumer has said its process locks; empty where it has none."""
+    """Return the path of a process's lock file, as its consumer has described it; empty if none."""
     path = about.get("lock") if isinstance(about, dict) else None
     return path if isinstance(path, str) else ""

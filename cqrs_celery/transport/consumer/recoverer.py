@@ -1,12 +1,11 @@
-"""Recover what dead consumers held, and do what else is due in the queue, in a thread of its own.
+"""Recover the messages of dead consumers, and do the queue's other periodic work, in a thread.
 
-The thread that renews the lease only tells this one what its beats have brought, so nothing that is
-done here makes a beat late. Without anything to do, it looks into a folder twice a second, and asks
-Redis nothing.
+The thread that renews the lease only passes the answers to its beats to this one, so no work here
+delays a beat. Without work, this thread reads a folder twice a second, and sends nothing to Redis.
 
-- A process of this host that has died is found by its lock (see `process_locks`); what its
-  consumers held is recovered at once.
-- Any other consumer is dead by its lease and what was seen of it (see `lease_watch`).
+- A dead process of this host is found by its lock (see `process_locks`); the messages of its
+  consumers are recovered at once.
+- Any other consumer counts as dead by its lease and what was seen of it (see `lease_watch`).
 """
 
 from __future__ import annotations
@@ -31,27 +30,27 @@ from .lease_watch import Answer, Lease, LeaseWatch
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks for processes of this host that have died.
+#: Seconds between two searches for dead processes of this host.
 LOOK_S = 0.5
 
-#: Seconds at most, and part of a lease, between two looks at leases while somebody is under
-#: suspicion.
+#: The interval between two readings of the leases while a consumer is suspected to be dead: the
+#: most seconds, and the part of a lease.
 WATCH_S, WATCH_PART = 1.0, 1 / 16
 
-#: Seconds at most that the end of a consumer waits for what it is recovering.
+#: The most seconds that a consumer's end waits for a recovery under way.
 STOP_S = 5.0
 
-#: Processes of this host that are recovered together, each with a file open.
+#: The most processes of this host that are recovered together, each with an open file.
 RECOVERED_AT_ONCE = 100
 
-#: How often Redis is asked for the consumers of a process that has died before it counts as another
-#: broker's.
+#: How often Redis is asked for the consumers of a dead process before the process counts as one of
+#: another broker.
 ASKED = 3
 
-#: Seconds between two looks for what is left of consumers that are gone.
+#: Seconds between two searches for the remains of consumers that are gone.
 FORGET_S = 3600.0
 
-#: What is known of consumers that is read in one command.
+#: How many descriptions of consumers are read in one command.
 READ_AT_ONCE = 500
 
 #: Errors after which Redis may have been away; any other is an answer.
@@ -62,16 +61,16 @@ _SURVIVED = (Exception, SystemExit, KeyboardInterrupt)
 
 
 class Recoverer:
-    """The duties of one consumer for the others, done in a thread.
+    """The work that one consumer does for the others, in a thread.
 
     Args:
-        queue: usable from several threads.
+        queue: the queues, on a client that several threads may use.
         name: the consumer's name.
         lease_s: seconds that its lease lasts.
-        max_deliveries: a message that came back unfinished that often becomes a dead letter.
-        folder: of the locks of this host's processes; None for none.
+        max_deliveries: a message that came back unfinished this often becomes a dead letter.
+        folder: the folder of the locks of this host's processes; None for none.
         upkeep: a step of the queues' upkeep; called after each beat with the consumer's name.
-        clock: returns seconds that nobody sets.
+        clock: returns the seconds of a clock that nobody can set.
     """
 
     def __init__(
@@ -100,9 +99,9 @@ class Recoverer:
         #: consumers that are to be recovered, each with the end of its lease
         self._dead: dict[str, float | None] = {}
         self._beat: Beat | None = None
-        #: when it is looked anew for what is left of consumers that are gone
+        #: when the remains of consumers that are gone are next searched for
         self._forgets_at = 0.0
-        #: whether more dead letters are due than one call has looked after
+        #: whether more dead letters are due than one call has processed
         self._has_letters = False
         #: when the first lease ends, or may be judged, by our clock
         self._look_at = 0.0
@@ -114,13 +113,13 @@ class Recoverer:
     # ------------------------------------------------------------ from the lease's thread
 
     def note_beat(self, beat: Beat, *, asked: float, got: float, has_beaten: bool = True) -> None:
-        """Take what a beat has brought; what is due is done in this one's thread.
+        """Note the answer to a beat; the recoverer's thread then does what is due.
 
         Args:
             beat: the queue's answer.
             asked: when the beat was sent, by the clock.
-            got: when its answer was there.
-            has_beaten: False for the beat by which the consumer registered.
+            got: when the answer came, by the clock.
+            has_beaten: False for the beat that registered the consumer.
 
         Raises:
             RuntimeError: no thread can be started.
@@ -134,7 +133,8 @@ class Recoverer:
                     extra={"consumer": self._name},
                 )
             ends_at = got + max(0.0, (beat.first_end_ms - beat.now_ms) / 1000)
-            # What may be beyond is no matter of the first moment: many consumers live no longer.
+            # Leases that end too late can wait beyond the first moment: many consumers live no
+            # longer than that.
             self._look_at = self._next_look(ends_at) if has_beaten else ends_at + 0.01
         self._beat = beat
         self._news.set()
@@ -145,17 +145,17 @@ class Recoverer:
             self._thread.start()
 
     def note_failure(self) -> None:
-        """Take that Redis has not answered."""
+        """Note that Redis has not answered."""
         with self._watch_lock:
             self._watch.note_failure()
 
     def stop(self) -> None:
-        """End the thread, after what it is doing if that does not take long."""
+        """End the thread, after its present step if that takes no longer than `STOP_S`."""
         self._is_stopped = True
         self._news.set()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            # A recovery that was broken off would have to be found by somebody else.
+            # Another consumer would have to find an interrupted recovery.
             thread.join(STOP_S)
 
     # ------------------------------------------------------------ the thread
@@ -189,7 +189,7 @@ class Recoverer:
             self._attempt("recover what lost consumers held", self._recover_dead)
 
     def _look_after_letters(self) -> None:
-        """Look after a slice of the letters that are due; the next one follows, until none is."""
+        """Process a slice of the letters that are due; the next slice follows until none is due."""
         self._has_letters = False
         self._has_letters = redriving.look_after(self._queue.letters)
         if self._has_letters:
@@ -211,7 +211,7 @@ class Recoverer:
     # ------------------------------------------------------------ this host
 
     def recover_on_host(self) -> None:
-        """Recover what consumers of this host held whose process has died.
+        """Recover the messages of consumers of this host whose process has died.
 
         Raises:
             redis.RedisError: as the driver raised it.
@@ -219,7 +219,7 @@ class Recoverer:
         passed = {name for name, count in self._asked.items() if count >= ASKED}
         dead: list[Path] = []
         for folder in tuple(self._folders):
-            # One at a time: there may be more of them than a process may have files open.
+            # One at a time: there may be more of them than a process may have open files.
             for one in process_locks.dead_in(folder, but=passed):
                 with one:
                     dead.append(one.path)
@@ -232,16 +232,16 @@ class Recoverer:
         for start in range(0, len(ours), RECOVERED_AT_ONCE):
             self._recover_processes(ours[start : start + RECOVERED_AT_ONCE], names)
         for path in dead:
-            # Of another broker, or recovered already; who has just died may be heard of late.
+            # Of another broker, or recovered already. A new consumer's description may come late.
             if path.name not in names:
                 self._asked[path.name] = self._asked.get(path.name, 0) + 1
 
     def _recover_processes(self, paths: Iterable[Path], names: Mapping[str, Iterable[str]]) -> None:
-        """Recover what consumers held of dead processes that nobody else is recovering.
+        """Recover the messages of dead processes that no other consumer is recovering.
 
         Args:
-            paths: the files of the processes.
-            names: the consumers of each, by the name of its file.
+            paths: the lock files of the processes.
+            names: the consumers of each process, by the name of its file.
         """
         with contextlib.ExitStack() as stack:
             found = [
@@ -254,14 +254,14 @@ class Recoverer:
                 one.forget()
 
     def _told(self) -> Iterable[tuple[str, Any]]:
-        """Yield what every consumer has said of itself, but for this one."""
+        """Yield what every consumer except this one has said about itself."""
         client: Any = self._queue.client
         for name, text in client.hscan_iter(self._queue.key("about"), count=READ_AT_ONCE):
             if name.decode() != self._name:
                 yield name.decode(), _read(text)
 
     def _learn_folders(self, told: Iterable[Any]) -> None:
-        """Remember in which folders other consumers of this host have their locks."""
+        """Remember the folders in which other consumers of this host have their locks."""
         boot = process_locks.boot_id() if self._folders else ""
         for about in told:
             path = Path(process_locks.path_of(about))
@@ -271,7 +271,7 @@ class Recoverer:
     # ------------------------------------------------------------ everywhere
 
     def _look_at_leases(self) -> None:
-        """Read the leases that have ended, and find out who is dead."""
+        """Read the leases that have ended, and find the dead consumers."""
         asked = self._clock()
         seconds, micros = self._queue.client.time()
         now_ms = seconds * 1000 + micros / 1000
@@ -279,7 +279,7 @@ class Recoverer:
         with self._watch_lock:
             self._watch.note(answer)
             is_of_all = self._watch.may_be_beyond
-        # Those too that will end before the next beat unless they are renewed.
+        # Including those that will end before the next beat unless they are renewed.
         before_ms = math.inf if is_of_all else now_ms + self._lease_s * 1000 / 3
         ends = self._queue.lease_ends(before_ms=before_ms)
         ends.pop(self._name, None)
@@ -291,7 +291,7 @@ class Recoverer:
         got = self._clock()
         with self._watch_lock:
             dead = self._watch.judge(answer._replace(got=got), leases)
-            # The next beat says it anew.
+            # The next beat brings a newer value.
             first = min((end for end in ends.values() if end >= now_ms), default=math.inf)
             self._look_at = self._next_look(got + min(self._lease_s, (first - now_ms) / 1000))
         self._dead |= dead | self._dead_by_lock(leases, told)
@@ -301,7 +301,11 @@ class Recoverer:
         self._dead = {}
 
     def _next_look(self, first_ends_at: float) -> float:
-        """Return when leases must be looked at, if the first of them ends then."""
+        """Return when the leases must be read next.
+
+        Args:
+            first_ends_at: when the first of them ends, by this machine's clock.
+        """
         soon = self._clock() + 0.01
         if self._watch.is_watching:
             step_s = min(WATCH_S, self._lease_s * WATCH_PART)
@@ -322,7 +326,7 @@ class Recoverer:
     def _dead_by_lock(
         self, leases: Mapping[str, Lease], told: Mapping[str, Any]
     ) -> dict[str, float | None]:
-        """Return those whose process has died on this host, wherever its lock is."""
+        """Return the consumers whose process has died on this host, wherever its lock is."""
         dead: dict[str, float | None] = {}
         for name, lease in leases.items():
             path = process_locks.path_of(told.get(name))

@@ -1,4 +1,4 @@
-"""Look after the dead letters whose time has come, and say what was done."""
+"""Redrive, archive or delete the dead letters that are due, and log what was done."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ _TEXTS = {
 
 
 def look_after(letters: DeadLetters) -> bool:
-    """Try again, archive or delete letters that are due, at most `BATCH` of them.
+    """Redrive, archive or delete letters that are due, at most `BATCH` of them.
+
+    Args:
+        letters: the dead letters of a virtual host.
 
     Returns:
-        Whether more may be due: the caller does something else, such as renewing a lease, before it
-        calls again.
+        Whether more may be due. The caller does its other work first, and calls again.
 
     Raises:
         redis.RedisError: as the driver raised it; the letters stay due.

@@ -1,4 +1,4 @@
-"""The messages of sequences that wait behind the delivered one of their sequence."""
+"""The taken messages that wait behind the delivered message of their sequence."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from itertools import chain
 
 from ...queue.values import Taken
 
-#: A queue's name and a sequence's: what names a sequence among those of all queues.
+#: The names of a queue and a sequence: together they identify a sequence.
 SequenceKey = tuple[str, str]
 
 
 class SequenceRuns:
     """The runs that a consumer holds, each of one sequence and in its order.
 
-    A run begins behind the sequence's first message, which is delivered or about to be. It may be
-    empty. The caller holds a lock.
+    A run begins behind the sequence's first message, which is delivered or about to be. A run may
+    be empty. The caller must hold a lock.
 
     Args:
-        ready: the messages to deliver; those whose turn comes are put at its end.
+        ready: the messages to deliver; a message whose turn comes is put at the end.
     """
 
     def __init__(self, ready: deque[Taken]) -> None:
@@ -33,9 +33,9 @@ class SequenceRuns:
         return chain(*self._runs.values())
 
     def take(self, taken: Iterable[Taken]) -> None:
-        """Keep what an exchange has brought.
+        """Keep the messages of an exchange.
 
-        Ready is what has no sequence, and the first message of each sequence.
+        Messages without a sequence, and the first message of each sequence, become ready.
 
         Args:
             taken: the messages, those of each sequence in its order.
@@ -62,12 +62,12 @@ class SequenceRuns:
     def move_behind(
         self, taken: Taken, fits: Callable[[Taken], bool], most: int, found: list[Taken]
     ) -> None:
-        """Move what stands behind a message, as long as it fits, to the end of a list.
+        """Move the messages behind a message, as long as they fit, to the end of a list.
 
         Args:
             taken: the message.
-            fits: returns whether another one may go along.
-            most: how long the list may become.
+            fits: returns whether another message fits.
+            most: the greatest length of the list.
             found: the list.
         """
         run = self._runs.get((taken.queue, taken.sequence)) if taken.sequence else None
@@ -75,10 +75,10 @@ class SequenceRuns:
             found.append(run.popleft())
 
     def advance_past(self, revoked: Collection[int], key: SequenceKey) -> None:
-        """Make the next message of a sequence ready, but for those that the queue has taken back.
+        """Make the next message of a sequence ready that the queue has not taken back.
 
         Args:
-            revoked: the ids of what was taken back.
+            revoked: the ids of the messages that were taken back.
             key: the sequence.
         """
         run = self._runs.get(key)
@@ -87,17 +87,22 @@ class SequenceRuns:
         self.advance(key)
 
     def drop_of_take(self, key: SequenceKey, take: int) -> None:
-        """Forget a run if all of it came by one take: the sequence may have been taken again."""
+        """Forget a run if all of it came by one take: the sequence may have been taken again.
+
+        Args:
+            key: the sequence.
+            take: the number of the take.
+        """
         run = self._runs.get(key)
         if run is not None and all(behind.take == take for behind in run):
             del self._runs[key]
 
     def forget(self, key: SequenceKey) -> None:
-        """Forget a run, since the queue takes it back with what is ahead of it."""
+        """Forget a run, since the queue takes it back with the message in front of it."""
         self._runs.pop(key, None)
 
     def remove(self, queues: Collection[str] | None = None) -> list[Taken]:
-        """Forget all runs, or those of some queues; returns the first message of each.
+        """Forget all runs, or those of some queues; return the first message of each.
 
         Args:
             queues: the names of the queues; None for all.

@@ -1,4 +1,4 @@
-"""The settlements of one consumer on their way to the queue."""
+"""The settlements of one consumer that the queue has not confirmed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .sequence_runs import SequenceKey
 
 
 class SettlementBatch(NamedTuple):
-    """What one exchange carries to the queue.
+    """The settlements that one exchange sends to the queue.
 
     Attributes:
-        settlements: what was settled.
-        unsure: the sequences of which the queue must say what becomes of the rest, each with its
-            first message, which is among the settled ones.
-        losses: how many leases had been lost; an answer from before a loss says nothing of the
+        settlements: the settlements.
+        unsure: the sequences for which the queue must decide about the remaining messages, each
+            with its first message, which is among the settled ones.
+        losses: how many leases had been lost; an answer from before a loss says nothing about the
             lease after it.
     """
 
@@ -26,28 +26,27 @@ class SettlementBatch(NamedTuple):
 
 
 class Settlements:
-    """What was settled and is not confirmed by the queue. Whoever calls holds a lock.
+    """The settlements that the queue has not confirmed. The caller must hold a lock.
 
     Attributes:
-        waiting: what no exchange carries yet, in the order of settlement.
-        waiting_since: when the first of these was settled, by the monotonic clock; of no meaning
-            while nothing waits.
+        waiting: the settlements that no exchange carries yet, in their order.
+        waiting_since: monotonic time of the first of these; meaningless while nothing waits.
     """
 
     def __init__(self) -> None:
         self.waiting: list[Settlement] = []
         self.waiting_since = 0.0
-        #: those of the exchange that is under way
+        #: the settlements of the exchange under way
         self._sending: list[Settlement] = []
-        #: as in `SettlementBatch`, of what waits
+        #: as in `SettlementBatch`, for the waiting settlements
         self._unsure: dict[SequenceKey, Taken] = {}
 
     def add(self, settlement: Settlement, *, unsure: Taken | None = None) -> None:
         """Add a settlement.
 
         Args:
-            settlement: what became of a delivery.
-            unsure: the message, if the queue must say what becomes of the rest of its sequence.
+            settlement: how the delivery ended.
+            unsure: the message, if the queue must decide about the rest of its sequence.
         """
         if not self.waiting:
             self.waiting_since = time.monotonic()
@@ -56,10 +55,10 @@ class Settlements:
             self._unsure[unsure.queue, unsure.sequence] = unsure
 
     def begin_exchange(self, losses: int) -> SettlementBatch:
-        """Return what an exchange has to carry, and regard it as under way.
+        """Return the settlements for an exchange, which counts as under way from now on.
 
         Args:
-            losses: how many leases were lost so far.
+            losses: how many leases have been lost so far.
         """
         settlements, self.waiting = self.waiting, []
         unsure, self._unsure = self._unsure, {}
@@ -67,17 +66,17 @@ class Settlements:
         return SettlementBatch(settlements, unsure, losses)
 
     def restore(self, batch: SettlementBatch) -> None:
-        """Put what an exchange carried, and had no answer to, in front of what waits."""
+        """Put the settlements of an exchange that got no answer in front of the waiting ones."""
         self._sending = []
         self.waiting = batch.settlements + self.waiting
         self._unsure = batch.unsure | self._unsure
 
     def confirm(self) -> None:
-        """Forget what the exchange under way has carried: the queue knows it."""
+        """Forget the settlements of the exchange under way: the queue has confirmed them."""
         self._sending = []
 
     def remove_all(self) -> list[Settlement]:
-        """Forget everything, and return it; what is under way comes first."""
+        """Remove and return all settlements; those under way come first."""
         lost = [*self._sending, *self.waiting]
         self._sending = []
         self.waiting.clear()

@@ -1,4 +1,4 @@
-"""Consumers of this process whose channel has closed while the server was away."""
+"""The consumers of this process whose channel was closed while the server was away."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import redis
 
 
 class Flushes(Protocol):
-    """A consumer that can send what was settled."""
+    """A consumer that can send its settlements."""
 
     def flush(self) -> None:
-        """Send what was settled, without taking anything."""
+        """Send the settlements, without taking anything."""
 
 
-#: Those that have something to send yet.
+#: The consumers that still have something to send.
 unfinished: set[Flushes] = set()
 
 
 def flush_unfinished() -> None:
-    """Send what closed channels give back, before another one takes what stands behind it."""
+    """Send what closed channels give back, before another channel takes what is behind it."""
     for consumer in list(unfinished):
         try:
             consumer.flush()

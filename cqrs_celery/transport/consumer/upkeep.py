@@ -1,8 +1,8 @@
-"""Do the upkeep of the queues, one consumer of all of them: count anew what stands in sequences.
+"""Do the upkeep of the queues, by one consumer at a time: recount the messages in sequences.
 
-Processes of an older release, which run beside this one while a deployment goes on, keep no
-counts: see `_counts.lua` for what follows. Each step is short, since the thread that recovers what
-dead consumers held makes it.
+Processes of an older release, which may run at the same time during a deployment, keep no counts:
+see `_counts.lua` for the consequences. Each step is short, since it runs in the thread that
+recovers the messages of dead consumers.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 #: Seconds for which one consumer does the upkeep, before the next may ask for it.
 ROUND_S = 60.0
 
-#: Seconds for which a count stays good: the counts may lack for as long what an older release's
-#: senders put behind other messages.
+#: Seconds for which a count stays valid: for as long, the counts may lack messages that senders of
+#: an older release have put behind others.
 FRESH_S = 600.0
 
 #: Seconds that one step may take.
@@ -40,15 +40,15 @@ class QueueUpkeep:
     def __init__(self, queue: ReliableQueue) -> None:
         self._queue = queue
         self._asks_at = 0.0
-        #: queues that are to be looked at in this round
+        #: the queues that are still to be checked in this round
         self._left: list[str] = []
         self._old_consumers = 0
 
     def step(self, consumer: str) -> None:
-        """Make a step, unless the server is full: upkeep frees nothing, and can wait.
+        """Do one step, unless the server is full: upkeep frees no memory, and can wait.
 
         Args:
-            consumer: the consumer that would do it.
+            consumer: the name of the consumer that does it.
 
         Raises:
             redis.RedisError: as the driver raised it; the next step goes on from there.
@@ -57,7 +57,7 @@ class QueueUpkeep:
             self._step(consumer)
 
     def _step(self, consumer: str) -> None:
-        """Go on with a round, or ask to begin one where it is time."""
+        """Continue a round, or ask to begin one if it is time."""
         now = time.monotonic()
         if now >= self._asks_at:
             self._asks_at = now + ROUND_S
@@ -79,7 +79,7 @@ class QueueUpkeep:
     def _begin(self, consumer: str) -> None:
         turn = self._queue.upkeep.take(consumer, int(ROUND_S * 1000))
         if not turn.is_ours:
-            # Whoever does it goes on with what is under way.
+            # The consumer that does the upkeep continues the recount under way.
             self._left = []
             return
         found = self._queue.upkeep.raise_format()
@@ -89,7 +89,7 @@ class QueueUpkeep:
             return
         self._note_old(turn.old_consumers)
         if turn.old_consumers:
-            # A count would be wrong as soon as it is made.
+            # The older consumers would make a count wrong at once.
             self._left = []
         elif not self._left:
             self._left = self._queue.queues()[::-1]

@@ -1,6 +1,6 @@
-"""What the queue is told of the worker that consumes, for recovery and for those who look.
+"""Describe the consuming worker to the queue, for recovery and for display.
 
-A worker that died was running the oldest of what it held, as many as its pool has slots: only those
+A worker that died was running the oldest of its messages, as many as its pool has slots: only these
 can have killed it.
 """
 
@@ -27,7 +27,7 @@ def watch_for_worker() -> None:
 def _remember(instance: Any = None, **_: Any) -> None:
     global _worker
     _worker = weakref.ref(instance)
-    # Before the pool forks its children: as long as one of them runs a task, the lock is held.
+    # Before the pool forks its children: the lock is held as long as one of them runs a task.
     options = instance.app.conf.broker_transport_options or {}
     process_locks.hold(options.get("lock_folder"))
 
@@ -38,10 +38,10 @@ def is_worker() -> bool:
 
 
 def facts() -> dict[str, Any]:
-    """Return what is known of this process.
+    """Return the description of this process.
 
     Returns:
-        `host`, `pid`; in a worker also `worker`, its node name, and `slots`, how many tasks its
+        `host` and `pid`; in a worker also `worker`, its node name, and `slots`, how many tasks its
         pool runs at once.
     """
     known: dict[str, Any] = {"host": os.uname().nodename, "pid": os.getpid()}

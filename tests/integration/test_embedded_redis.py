@@ -299,7 +299,7 @@ def test_what_an_embedded_server_cannot_stand_in_for_is_refused_without_secrets(
     tmp_path: Path, url: str
 ) -> None:
     with (
-        pytest.raises(ConfigurationError, match="stands in") as refusal,
+        pytest.raises(ConfigurationError, match="can only stand in") as refusal,
         redis_or_embedded(url, tmp_path),
     ):
         pass

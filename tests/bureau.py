@@ -30,6 +30,7 @@ from cqrs_celery import (
     subscribes,
 )
 from cqrs_celery.dispatch.context import current_handler
+from cqrs_celery.dispatch.definitions import definitions
 from cqrs_celery.transport import TRANSPORT
 
 
@@ -264,3 +265,9 @@ def client(url: str, **settings: Any) -> CQRS:
 if "BUREAU_URL" in os.environ:
     app = client(os.environ["BUREAU_URL"]).app
     app.set_current()
+else:
+    # A process that only sends needs no handlers: its other tests' applications have no pens.
+    for key, definition in list(definitions._by_key.items()):
+        if definition.function.__module__ == __name__:
+            del definitions._by_key[key]
+    definitions._names = {}

@@ -106,8 +106,8 @@ MUTANTS = (
     Mutant("sameness", "if str(sent) == str(back) else", "if sent == back else"),
     Mutant(
         "sameness",
-        "    if len(sent) != len(back):\n        return Difference(path, sent, back)\n    # Found",
-        "    # Found",
+        "    if len(sent) != len(back):\n        return Difference(path, sent, back)\n    # Mem",
+        "    # Mem",
     ),
     Mutant("sameness", "back if other is _MISSING else (other,)", "(other,)"),
     Mutant("sameness", "return (*fields, UNKNOWN) if getattr", "return fields if getattr"),

@@ -1,4 +1,4 @@
-"""Read what a function asks for by the annotations of its parameters: a handler, or a factory."""
+"""Read what a handler or a factory asks for, by the annotations of its parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..messages.metadata import Metadata
 from ..session.session import Session
 from ..store.events import RecordedEvent
 
-#: What the package itself gives; nobody else may provide it.
+#: The types that the package itself gives; an application may not provide them.
 OWN = (Session, Metadata, RecordedEvent)
 
 
@@ -72,7 +72,7 @@ def name_of(key: Any) -> str:
 
 
 def names(keys: typing.Iterable[Any], *, none: str) -> str:
-    """Return the names of types, in the order of the alphabet, or what stands for none."""
+    """Return the names of types in alphabetical order, or `none` if there are none."""
     return ", ".join(sorted(map(name_of, keys))) or none
 
 

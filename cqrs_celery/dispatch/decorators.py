@@ -2,6 +2,10 @@
 
 A decorated function is usable before any application exists, as Celery's `@shared_task` is; every
 CQRS application of the process gets its task.
+
+`command_handler` and `subscribes` are long functions since each is one declaration: most lines are
+its signature and its docstring, in which a user's editor shows every option. The bodies check the
+options and make a `Definition`.
 """
 
 from __future__ import annotations
@@ -246,7 +250,7 @@ def subscribes(
             name. Without a dot, the application is put in front.
         ordered: True: each aggregate's events in version order, one at a time; "subscription": all
             events of the subscription in the order of their commits, one at a time; False: several
-            at a time, in no certain order.
+            at a time, in no particular order.
         retry_on: exceptions for which an event is tried again before it is a dead letter.
         give_up_on: those of them for which it is a dead letter at once.
         max_retries: how often it is tried again.
@@ -271,7 +275,7 @@ def subscribes(
     Raises:
         RegistrationError: there is no class, one is neither event nor message, an option has a
             value that is not accepted or would break what a handler's task promises, or another
-            function of the subscription says otherwise of its order or its dead letters.
+            function of the subscription differs in its order or its treatment of dead letters.
         DuplicateRegistration: a function of the subscription takes the event; both are named.
         HandlerSignatureError: a parameter's annotation does not fit.
     """

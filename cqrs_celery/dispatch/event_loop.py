@@ -155,7 +155,7 @@ class _Run:
 
 
 class TwoStepRun:
-    """A coroutine that hands a value over to the thread that waits, and goes on when it is told.
+    """A coroutine that gives a value to a waiting thread, and goes on when that thread says so.
 
         async def handle() -> None:
             told = await run.hand_over(value)
@@ -164,8 +164,8 @@ class TwoStepRun:
         value = run.first(handle())
         run.go_on("told")
 
-    It is one task of the process's event loop from its beginning to its end, as context managers
-    need it that are left by the task that has entered them.
+    It is one task of the process's event loop from beginning to end: `asyncio.timeout` and task
+    groups must be left by the task that has entered them.
 
     Args:
         of: the name of its handler, for errors.

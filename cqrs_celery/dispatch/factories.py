@@ -1,8 +1,8 @@
-"""What makes a provided value: a function, a class, a generator, a context manager; or async ones.
+"""Factories of provided values: functions, classes, generators, context managers; or async ones.
 
-How a factory is called is decided once, when it is provided, by what it is and by the annotation of
-what it returns. An object that a plain function returns is given as it is, whatever it could do: it
-may be one that everybody shares.
+How the value is obtained from a factory is decided once, when it is provided, by its kind and by
+its return annotation. What a plain function returns is given as it is, even if it is a context
+manager: all handlings may share it.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from .asking import Asked, hints_of, name_of, parameters_of, why_not, without_no
 
 
 class Mode(Enum):
-    """How a value comes of what a factory returns."""
+    """How the value is obtained from what a factory returns."""
 
-    #: It is what is returned.
+    #: It is the value.
     VALUE = auto()
     #: It is awaited.
     AWAIT = auto()
     #: It is entered, and left after the handling.
     ENTER = auto()
-    #: The same, awaited.
+    #: It is entered and left asynchronously.
     ENTER_ASYNC = auto()
 
 
-#: What a factory's return annotation says of it, by the class or its origin.
+#: The mode of a factory, by the class of its return annotation.
 _RETURNED: Mapping[Any, Mode] = {
     AbstractContextManager: Mode.ENTER,
     AbstractAsyncContextManager: Mode.ENTER_ASYNC,
@@ -61,12 +61,12 @@ _RETURNED: Mapping[Any, Mode] = {
 
 @dataclass(frozen=True)
 class Factory:
-    """What makes the values of one provided type.
+    """A function that makes the values of one provided type.
 
     Attributes:
         key: the type.
         function: makes a value.
-        mode: how the value comes of what the function returns.
+        mode: how the value is obtained from what the function returns.
         asks: the function's parameters, each with what it asks for.
     """
 
@@ -108,7 +108,7 @@ class Factory:
 
     @classmethod
     def giving(cls, key: Any, value: Any) -> Factory:
-        """Return a factory that always gives one value, which nobody enters or closes."""
+        """Return a factory that always gives one value, which is neither entered nor closed."""
         return cls(key, lambda: value)
 
 
@@ -134,7 +134,7 @@ def place_of(function: Any) -> str:
 
 
 def manager_of(made: Any) -> Any:
-    """Return the context manager of what a factory returned: it, or one of a bare generator."""
+    """Return what a factory returned as a context manager, which a bare generator is made."""
     if isinstance(made, Generator):
         return contextlib.contextmanager(lambda: made)()
     if isinstance(made, AsyncGenerator):
@@ -143,7 +143,7 @@ def manager_of(made: Any) -> Any:
 
 
 def check_plain(factory: Factory, made: Any) -> Any:
-    """Return a value as it is, unless it shows that its factory is of another kind than it seems.
+    """Return a value as it is, unless it must be awaited or entered first.
 
     Raises:
         RegistrationError: it is a coroutine or a generator.

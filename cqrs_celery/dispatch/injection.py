@@ -1,12 +1,13 @@
-"""What an application provides to its handlers, and the plan by which a handler is given it.
+"""The factories that an application provides, and the plan for calling them for one handler.
 
     cqrs.provide(Mailer, make_mailer)
 
     @command_handler(ConfirmOrder)
     def confirm_order(command: ConfirmOrder, session: Session, mailer: Mailer) -> None: ...
 
-A plan is made once a handler, and anew after something else was provided: which factories are
-called in which order, and what each is given. Handlers that ask for nothing have none.
+A plan lists the factories to call, in order, with the arguments of each. It is made at the first
+use of a handler, and again after something else was provided. Handlers that ask for nothing have no
+plan.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from .signature import INJECTABLE
 
 
 class Arguments(NamedTuple):
-    """What a function is given by name.
+    """The keyword arguments of a handler or a factory.
 
     Attributes:
-        keys: the types of which it gets the values of this handling.
+        keys: the parameters that get a value of this handling, each with its type.
         nothing: the parameters that get None, since nobody provides their types.
     """
 
@@ -40,13 +41,13 @@ class Arguments(NamedTuple):
     nothing: tuple[str, ...] = ()
 
     def of(self, made: Mapping[Any, Any]) -> dict[str, Any]:
-        """Return the arguments, of the values that were made."""
+        """Return the arguments, taken from the values that were made."""
         given = {name: made[key] for name, key in self.keys.items()}
         return {**given, **dict.fromkeys(self.nothing)} if self.nothing else given
 
 
 class Step(NamedTuple):
-    """One factory that is called, and what it is given."""
+    """A factory to call, with its arguments."""
 
     factory: Factory
     arguments: Arguments
@@ -54,11 +55,11 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """How one handler is given what it asks for.
+    """The factories to call for one handler, in order.
 
     Attributes:
-        steps: the factories, each behind those whose values it is given.
-        arguments: what the handler itself is given.
+        steps: the factories, each after those whose values it takes.
+        arguments: those of the handler itself.
         needs_session: whether a factory asks for the session.
     """
 
@@ -82,7 +83,7 @@ class Providers:
         self._factories: dict[Any, Factory] = {}
         self._overrides: list[Override] = []
         self._now: dict[Any, Factory] = {}
-        # With the factories that they were made of, which are replaced as a whole.
+        # Each with the factories it was made from; these are replaced as a whole, never changed.
         self._plans: WeakKeyDictionary[Definition, tuple[dict[Any, Factory], Plan]] = (
             WeakKeyDictionary()
         )

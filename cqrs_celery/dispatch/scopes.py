@@ -1,13 +1,13 @@
 """The provided values of one handling: made before the handler is called, closed after the commit.
 
 They are closed in the reverse order, when the session has committed or was rolled back. What was
-raised is raised inside of a generator, too, where it yielded, so that it can roll back what it
-holds; it can't make it forgotten.
+raised is also raised inside a generator, at its `yield`, so that it can roll back what it holds; it
+can't suppress the exception.
 
-What is raised at closing depends on the commit. If the session has committed something, that is the
-outcome, which can't be undone: the error is logged. If it has not, the error is the handler's, as
-if a `with` of its own had raised it. If something was raised before, that is raised, and the error
-at closing is logged.
+What becomes of an error at closing depends on the commit. If the session has committed something,
+that is the outcome, which can't be undone: the error is logged. If it has committed nothing, the
+error is the handler's, as if a `with` of its own had raised it. If something was raised before,
+that is raised, and the error at closing is logged.
 """
 
 from __future__ import annotations

@@ -143,7 +143,9 @@ class Bus:
             while True:
                 try:
                     with tries.reads:
-                        return self._try(definition, attempt, tries)
+                        if definition.asked:
+                            return self._run_scoped(definition, attempt, tries)
+                        return self._run_once(definition, attempt, tries)
                 except DuplicateCommand as error:
                     return result_of(CommandOutcome(error.position, error.outcome), definition)
                 except Exception as error:
@@ -155,9 +157,7 @@ class Bus:
                     time.sleep(delay_s(tries.conflicts - 1))
                     lock.after_conflict()
 
-    def _try(self, definition: Definition, attempt: Attempt, tries: Tries) -> CommandResult:
-        if not definition.asked:
-            return self._run_once(definition, attempt, tries)
+    def _run_scoped(self, definition: Definition, attempt: Attempt, tries: Tries) -> CommandResult:
         with self._scope(definition, attempt) as scope:
             return self._run_once(definition, attempt, tries, scope)
 
@@ -179,14 +179,18 @@ class Bus:
     ) -> CommandResult:
         session = HandlerSession(self.repository, metadata=attempt.metadata)
         try:
-            if not definition.is_async and (
-                Session in definition.injections.values()
-                or (scope is not None and scope.needs_session)
-            ):
+            takes_session = Session in definition.injections.values()
+            if not definition.is_async and (takes_session or (scope and scope.needs_session)):
                 session.enclose()
             try:
                 with self._handling(definition, attempt), session.watching():
-                    value = _call(definition, attempt, session, scope)
+                    given = _arguments(definition, attempt, session)
+                    if scope is not None:
+                        value = _call_in_scope(scope, definition, attempt, given, session)
+                    else:
+                        value = definition.function(attempt.message, **given)
+                        if definition.is_async:
+                            value = run_coroutine(value, of=_name_of(definition))
             except Exception as error:
                 # A transaction in which something failed may answer no more.
                 session.close()
@@ -245,7 +249,9 @@ class Bus:
             while True:
                 try:
                     with tries.reads:
-                        return await self._try_async(definition, attempt, tries)
+                        if definition.asked:
+                            return await self._run_scoped_async(definition, attempt, tries)
+                        return await self._run_once_async(definition, attempt, tries)
                 except DuplicateCommand as error:
                     return result_of(CommandOutcome(error.position, error.outcome), definition)
                 except Exception as error:
@@ -257,11 +263,9 @@ class Bus:
                     await asyncio.sleep(delay_s(tries.conflicts - 1))
                     await lock.after_conflict_async()
 
-    async def _try_async(
+    async def _run_scoped_async(
         self, definition: Definition, attempt: Attempt, tries: Tries
     ) -> CommandResult:
-        if not definition.asked:
-            return await self._run_once_async(definition, attempt, tries)
         async with self._scope(definition, attempt) as scope:
             return await self._run_once_async(definition, attempt, tries, scope)
 
@@ -376,11 +380,13 @@ def _may_be_repeated(error: Exception) -> bool:
     return not isinstance(error, StoreError) or isinstance(error, ConcurrencyError)
 
 
-def _call(definition: Definition, attempt: Attempt, session: Session, scope: Scope | None) -> Any:
-    given = _arguments(definition, attempt, session)
-    if scope is None:
-        result = definition.function(attempt.message, **given)
-        return run_coroutine(result, of=_name_of(definition)) if definition.is_async else result
+def _call_in_scope(
+    scope: Scope,
+    definition: Definition,
+    attempt: Attempt,
+    given: dict[str, Any],
+    session: Session,
+) -> Any:
     call = partial(definition.function, attempt.message, **given)
     return (scope.call_in_loop if definition.is_async else scope.call)(call, session)
 

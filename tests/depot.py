@@ -124,7 +124,7 @@ def empty_box(command: EmptyBox, session: Session) -> None:
 def fill_box_slowly(command: FillBoxSlowly, session: Session) -> None:
     with server() as client:
         client.rpush(f"{command.gate}:started", os.getpid())
-        client.blpop([command.gate])
+        client.blpop([command.gate, f"{command.gate}:{os.getpid()}"])  # anyone's, or its own
     box(session, command.id).fill(1)
 
 

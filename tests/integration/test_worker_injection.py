@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from cqrs_celery import CQRS
+from cqrs_celery.queue.reliable_queue import ReliableQueue
 from tests import bureau
 from tests.bureau import Blot, BlotSoon, Write, WriteSoon
+from tests.depot import in_flight
 from tests.integration.conftest import WorkerFactory
 from tests.nodes import WorkerNode
 from tests.waiting import wait_until
@@ -59,6 +61,12 @@ def of(data: Any, handlers: set[str]) -> list[tuple[str, ...]]:
     return [story for (handler, _, _), story in pens(data).items() if handler in handlers]
 
 
+def waiting(data: Any) -> list[str]:
+    """Return which of the batches' queues hold what no worker has taken."""
+    queue = ReliableQueue(data)
+    return [name for name in BATCHES if any(queue.count(name.removeprefix("tests.")))]
+
+
 @pools
 def test_each_handling_has_values_of_its_own_that_are_closed_after_its_commit(
     pool: str, redis_url: str, client: CQRS, data: Any, worker_factory: WorkerFactory
@@ -77,8 +85,9 @@ def test_each_handling_has_values_of_its_own_that_are_closed_after_its_commit(
     # as the subscriptions have, sync and async
     assert Counter(of(data, COPIES)) == {WELL: 2 * MANY * 3}
     # and the batches, which commit nothing
-    wait_until(lambda: {one for one, _, _ in pens(data)} >= BATCHES, 20, "the batches")
-    wait_until(lambda: all(len(one) == 3 for one in of(data, BATCHES)), 20, "their ends")
+    wait_until(lambda: not waiting(data), 20, "the batches to be taken")
+    wait_until(lambda: not in_flight(data), 20, "the end of the batches")
+    assert {handler for handler, _, _ in pens(data)} == COMMANDS | COPIES | BATCHES
     assert set(of(data, BATCHES)) == {("opened", "used", "closed well without a commit")}
     # and nothing went wrong
     worker.stop()

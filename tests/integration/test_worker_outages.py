@@ -199,7 +199,7 @@ def test_a_frozen_workers_commit_is_refused_and_the_other_ones_stands(
     # when another one has taken the task over, and the frozen one goes on first
     start_worker(concurrency=1)
     wait_until(lambda: len(starts(data, "gate")) == 2, LEASE_S + 10, "the task to start again")
-    data.rpush("gate", "go")  # whoever has waited longest gets it: the frozen one
+    data.rpush(f"gate:{starts(data, 'gate')[0]}", "go")
     frozen.thaw()
     # then its commit is refused, and it is told
     wait_until(lambda: "lease lost, commit refused" in frozen.logs(), 10, frozen.log_tail)

@@ -8,7 +8,7 @@ connection of its own, and waits for no answer longer than a sixth of a lease. I
 an event loop that should turn has stopped. A second thread sends settlements that the loop has not
 sent (see `lease_threads`). A third recovers the messages of dead consumers (see `recoverer`).
 
-`exchange` is above 50 lines: half of it is its contract, and what it does is one turn under one lock.
+`exchange` is above 50 lines: half of it is its contract, and what it does is one turn under a lock.
 """
 
 from __future__ import annotations

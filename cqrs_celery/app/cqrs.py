@@ -19,9 +19,8 @@ from typing import Any
 import celery
 
 from ..dispatch.attempts import Attempt, stream_of
-from ..dispatch.context import current_metadata
+from ..dispatch.context import context, current_metadata
 from ..dispatch.definitions import Definition, definitions
-from ..dispatch.envelope import checked_key, command_id_of
 from ..dispatch.handler import task_of
 from ..dispatch.in_process import (
     check_nested,
@@ -29,6 +28,7 @@ from ..dispatch.in_process import (
     sending_later,
     sending_later_async,
 )
+from ..dispatch.keys import checked_key, command_id_of
 from ..dispatch.kinds import check_kind
 from ..dispatch.locks import check_locks
 from ..dispatch.middleware import Middleware, checked
@@ -207,6 +207,8 @@ class CQRS(Providing):
         names = None if packages is None else list(packages)
         for module in ("handlers", "subscriptions"):
             self.app.autodiscover_tasks(names, related_name=module, force=force)
+
+    context = staticmethod(context)
 
     def session(self) -> Session:
         """Return a unit of work, for use outside a handler; `with` commits it.

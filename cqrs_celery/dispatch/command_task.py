@@ -11,8 +11,9 @@ from ..errors import AggregateNotFound, StaleVersion
 from ..messages.message import Command
 from ..refusal import Refusal
 from .attempts import Attempt, stream_of
-from .envelope import IDEMPOTENCY_KEY, command_id_of, key_of, pack_command, unpack_command
+from .envelope import IDEMPOTENCY_KEY, key_of, pack_command, unpack_command
 from .in_process import check_nested
+from .keys import command_id_of
 from .results import CommandAsyncResult, CommandResult, result_from
 from .sending import note_sent, prepare_command, publishing, repeat_with_of, route
 from .tasks import HandlerTask, only_argument

@@ -1,11 +1,17 @@
-"""Know what is being handled, so that what it sends and records carries its trace."""
+"""What is being handled, and for whom: the trace of what it sends and records."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Final
 
-from ..messages.metadata import NO_METADATA, Metadata
+import msgspec
+
+from ..messages.metadata import NO_METADATA, Metadata, new_id
+from ..store.refusals import check_text
+from .keys import checked_key
 
 
 class handling:  # noqa: N801  used as a function is
@@ -34,6 +40,71 @@ class handling:  # noqa: N801  used as a function is
 
 
 _current: ContextVar[handling] = ContextVar("cqrs_handling", default=handling(NO_METADATA, ""))  # noqa: B039  never changed
+
+
+#: The entries of a context at most, and the characters of a name.
+MOST_ENTRIES: Final = 16
+LONGEST_NAME: Final = 64
+
+
+@contextmanager
+def context(*, correlation_id: str | None = None, **entries: str | None) -> Iterator[Metadata]:
+    """Say for whom everything inside is done; all that it sends and records carries that.
+
+        with cqrs.context(correlation_id=request_id, user_id="u7"):
+            PlaceOrder(id="42").delay()
+
+    What these messages cause carries it, too, in whichever worker: a handler reads it as
+    `metadata.context["user_id"]`, a subscription as `recorded.metadata.context`. A block inside
+    another one adds to it. Inside a handler, a block is for what the handler sends; the events of
+    its session carry what its own message came with.
+
+    Args:
+        correlation_id: the id of the trace, 1 to 200 characters; None for that of the surrounding
+            block or handler, or else a new one.
+        entries: texts of 1 to 200 characters, by names of at most 64; None leaves out what a
+            surrounding block has said. All of them together are at most 16.
+
+    Yields:
+        The metadata of what is sent inside.
+
+    Raises:
+        ValueError: a text is empty or too long, or there are too many.
+        InvalidText: a text has a NUL, or half of a surrogate pair. It is a ValueError, too.
+    """
+    outer = _current.get()
+    with handling(_with_context(outer.metadata, correlation_id, entries), outer.handler, outer.app):
+        yield _current.get().metadata
+
+
+def _with_context(
+    metadata: Metadata, correlation_id: str | None, entries: dict[str, str | None]
+) -> Metadata:
+    context = {**metadata.context}
+    for name, text in entries.items():
+        check_text(name, "a name in a context")
+        if len(name) > LONGEST_NAME:
+            raise ValueError(
+                f"a context's names are of at most {LONGEST_NAME} characters; found {len(name)}:"
+                f" {name[:LONGEST_NAME]}…"
+            )
+        if text is None:
+            context.pop(name, None)
+        else:
+            context[name] = checked_key(text, what=f"{name} of a context")
+    if len(context) > MOST_ENTRIES:
+        raise ValueError(
+            f"a context has at most {MOST_ENTRIES} entries, with those of the surrounding blocks;"
+            f" found {len(context)}: {', '.join(context)}. Every event keeps them: leave out what"
+            " can be looked up"
+        )
+    if correlation_id is not None:
+        checked_key(correlation_id, what="a correlation_id")
+    return msgspec.structs.replace(
+        metadata,
+        correlation_id=correlation_id or metadata.correlation_id or new_id(),
+        context=context,
+    )
 
 
 def current_metadata() -> Metadata:

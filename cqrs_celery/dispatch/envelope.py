@@ -16,18 +16,18 @@ from ..messages.metadata import Metadata
 from ..messages.serializer import Serializer
 from ..store.decoding import with_facts
 from ..store.events import RecordedEvent, StoredEvent
-from ..store.refusals import check_text
 from ..store.stream import StreamName
 from .context import current_metadata
+from .keys import checked_key
 
 #: Where the caller's key stands, beside a command's type, version and data.
 IDEMPOTENCY_KEY = "idempotency_key"
 
+#: Where the trace of a message stands.
+METADATA = "metadata"
+
 #: Where the id of a message that is not stored stands; recorded events have `event_id`.
 MESSAGE_ID = "message_id"
-
-#: Characters of a key at most: stores look commands up in columns of limited length.
-LONGEST_KEY = 200
 
 
 class _Facts(msgspec.Struct):
@@ -53,7 +53,7 @@ def pack_command(command: Any, serializer: Serializer) -> dict[str, Any]:
     plain = serializer.to_plain(command)
     metadata = current_metadata()
     if metadata.correlation_id:
-        plain["metadata"] = msgspec.to_builtins(metadata)
+        plain[METADATA] = msgspec.to_builtins(metadata)
     return plain
 
 
@@ -73,10 +73,28 @@ def unpack_command(
         MalformedMessage: it does not fit its type.
     """
     command = serializer.from_plain("command", plain)
-    came_with = plain.get("metadata") if isinstance(plain, dict) else None
-    if came_with:
-        return command, _trace(came_with, plain)
-    return command, Metadata(correlation_id=root_id, causation_id=parent_id)
+    came_with = plain.get(METADATA) if isinstance(plain, dict) else None
+    if not came_with:
+        return command, Metadata(correlation_id=root_id, causation_id=parent_id)
+    trace = _trace(came_with, plain)
+    if not trace.causation_id:
+        trace = msgspec.structs.replace(trace, causation_id=parent_id)
+    return command, trace
+
+
+def with_context_of(plain: Any, before: Any) -> Any:
+    """Return a command's plain values, with the context of the one before it in a chain.
+
+    Args:
+        plain: what is sent; if it has a trace of its own, it stays as it is.
+        before: the plain values of the command before it, or something else.
+    """
+    trace = before.get(METADATA) if isinstance(before, dict) else None
+    context = trace.get("context") if isinstance(trace, dict) else None
+    if not context or not isinstance(plain, dict) or plain.get(METADATA):
+        return plain
+    inherited = {"correlation_id": trace.get("correlation_id", ""), "context": context}
+    return {**plain, METADATA: inherited}
 
 
 def _trace(came_with: Any, plain: dict[str, Any]) -> Metadata:
@@ -103,30 +121,6 @@ def key_of(plain: Any) -> str | None:
         raise MalformedMessage(str(error), name="", version=0) from error
 
 
-def checked_key(key: Any, *, what: str = "an idempotency key") -> str:
-    """Return an idempotency key, or another id of the caller's, as it is, if it may be one.
-
-    Raises:
-        ValueError: it is no text, empty, or too long.
-        InvalidText: it has a NUL, or half of a surrogate pair. It is a ValueError, too.
-    """
-    if not isinstance(key, str) or not 0 < len(key) <= LONGEST_KEY:
-        found = f"{len(key)} of them" if isinstance(key, str) else repr(key)
-        raise ValueError(f"{what} is a text of 1 to {LONGEST_KEY} characters; found {found}")
-    check_text(key, what)
-    return key
-
-
-def command_id_of(name: str, key: str) -> str:
-    """Return the id of a command with an idempotency key: two commands may have one key.
-
-    Args:
-        name: the command's full name; it holds no colon.
-        key: its key.
-    """
-    return f"{name}:{key}"
-
-
 def pack_message(message: Any, serializer: Serializer, *, message_id: str) -> dict[str, Any]:
     """Return a message as its subscribers' tasks' argument, with the trace of what publishes it.
 
@@ -135,7 +129,7 @@ def pack_message(message: Any, serializer: Serializer, *, message_id: str) -> di
     """
     metadata = Metadata.caused_by(message_id, current_metadata())
     plain = serializer.to_plain(message)
-    return {**plain, MESSAGE_ID: message_id, "metadata": msgspec.to_builtins(metadata)}
+    return {**plain, MESSAGE_ID: message_id, METADATA: msgspec.to_builtins(metadata)}
 
 
 def is_message(plain: Any) -> bool:
@@ -150,7 +144,7 @@ def unpack_message(plain: dict[str, Any], serializer: Serializer) -> tuple[Any, 
         UnknownMessageType: its name and version are not registered.
         MalformedMessage: it does not fit its type.
     """
-    return serializer.from_plain("message", plain), _trace(plain.get("metadata"), plain)
+    return serializer.from_plain("message", plain), _trace(plain.get(METADATA), plain)
 
 
 def pack_event(stored: StoredEvent) -> dict[str, Any]:

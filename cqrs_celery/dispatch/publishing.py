@@ -10,8 +10,9 @@ from ..messages.message import Message
 from ..messages.metadata import new_id
 from .context import current_metadata
 from .definitions import definitions
-from .envelope import MESSAGE_ID, checked_key, pack_message
+from .envelope import MESSAGE_ID, pack_message
 from .handler import task_of
+from .keys import checked_key
 from .runtime import Runtime
 from .sending import publishing
 from .topics import topic_of

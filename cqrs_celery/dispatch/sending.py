@@ -15,7 +15,8 @@ from ..errors import PublishFailed
 from ..messages.message import Command
 from ..store.refusals import check_text
 from .attempts import stream_of
-from .envelope import IDEMPOTENCY_KEY, checked_key, pack_command
+from .envelope import IDEMPOTENCY_KEY, pack_command, with_context_of
+from .keys import checked_key
 from .results import CommandAsyncResult
 from .runtime import Runtime
 
@@ -45,7 +46,7 @@ def prepare_command(
         packed: Any = pack_command(command, runtime.serializer)
         text = repr(command)
     else:
-        text, packed = repr(command), command
+        text, packed = repr(command), with_context_of(command, _argument_of_current_task(runtime))
         command = runtime.serializer.from_plain("command", packed)
     key = options.pop(IDEMPOTENCY_KEY, None)
     if key is not None:
@@ -62,6 +63,13 @@ def prepare_command(
         "task_id": task_id,
         "headers": headers,
     }
+
+
+def _argument_of_current_task(runtime: Runtime) -> Any:
+    """Return the argument of the task that runs, which sends the next one of its chain."""
+    task = runtime.app.current_worker_task
+    args = task.request.args if task is not None else None
+    return args[0] if args else None
 
 
 def shortened(text: str) -> str:

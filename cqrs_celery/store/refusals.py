@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from msgspec.structs import astuple
-
 from ..errors import (
     AggregateExists,
     ConcurrencyError,
@@ -52,7 +50,7 @@ def check_appends(appends: Sequence[StreamAppend]) -> None:
         # All texts are checked as one, since the cost of a check hardly depends on the length.
         texts = [*append.stream]
         for event in append.events:
-            texts += event.event_id, event.type, *astuple(event.metadata)
+            texts += event.event_id, event.type, *event.metadata.texts()
         if not _is_kept("".join(texts)):
             for text in texts:
                 check_text(text, f"an id or a name in the append to {append.stream!r}")

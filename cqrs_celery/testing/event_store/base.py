@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
+import msgspec
 import pytest
 
 from ...errors import ConcurrencyError, CQRSError
@@ -58,8 +59,8 @@ STRANGE_IDS: Final = [
 #: Texts that PostgreSQL, or UTF-8, has no form for.
 NOT_KEPT: Final = ["a\0b", "a\ud800b"]
 
-#: The fields of an event's trace: each of them is kept, and none may be what no store can hold.
-TRACE: Final = Metadata.__struct_fields__
+#: The places of an event's metadata, each of which a store keeps.
+TRACE: Final = (*Metadata.__struct_fields__, "context's name")
 
 #: Ids that a careless store takes for one: by case, by trailing space, by Unicode's two ways.
 LOOKALIKES: Final = [("bolt", "BOLT"), ("bolt", "bolt "), ("caf\u00e9", "cafe\u0301"), ("1", "01")]
@@ -108,6 +109,16 @@ def event(
 ) -> NewEvent:
     """Return an event with an id of its own."""
     return NewEvent(new_id(), type, type_version, timestamp, data, metadata or Metadata())
+
+
+def traced(**texts: str) -> Metadata:
+    """Return metadata with texts in places of `TRACE`."""
+    context = {}
+    if "context" in texts:
+        context["user_id"] = texts.pop("context")
+    if "context's name" in texts:
+        context[texts.pop("context's name")] = "u7"
+    return msgspec.convert({**texts, "context": context}, Metadata)
 
 
 def events(count: int) -> list[NewEvent]:

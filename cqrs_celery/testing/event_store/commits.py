@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from ...errors import ConcurrencyError, InvalidText
-from ...messages.metadata import Metadata
 from ...store.events import (
     Committed,
     StreamAppend,
@@ -26,6 +25,7 @@ from .base import (
     event,
     events,
     fields,
+    traced,
     versions,
 )
 
@@ -126,7 +126,7 @@ class CommitTests(StoreTests):
     ) -> None:
         stream = BOLT._replace(aggregate_id=bad) if place == "aggregate" else BOLT
         trace = {place: bad} if place in TRACE else {}
-        strange = event(metadata=Metadata(**trace), type=bad if place == "type" else "shop.sold")
+        strange = event(metadata=traced(**trace), type=bad if place == "type" else "shop.sold")
         if place == "event":
             strange = msgspec.structs.replace(strange, event_id=bad)
         for new in ([strange], [event(), strange, event()]):

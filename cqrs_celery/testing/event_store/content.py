@@ -21,6 +21,7 @@ from .base import (
     append,
     event,
     events,
+    traced,
     versions,
 )
 
@@ -95,7 +96,7 @@ class ContentTests(StoreTests):
         [
             Metadata(),
             Metadata(correlation_id="c-1", causation_id="naïve: 🔩 \"'"),
-            Metadata(**{name: f"of {name}" for name in TRACE}),
+            traced(**{name: f"of {name}" for name in TRACE}),
         ],
     )
     def test_metadata_is_kept(self, store: EventStore, metadata: Metadata) -> None:

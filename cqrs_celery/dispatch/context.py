@@ -49,7 +49,7 @@ LONGEST_NAME: Final = 64
 
 @contextmanager
 def context(*, correlation_id: str | None = None, **entries: str | None) -> Iterator[Metadata]:
-    """Say for whom everything inside is done; all that it sends and records carries that.
+    """Return a block that says for whom everything inside is done, which all of that carries.
 
         with cqrs.context(correlation_id=request_id, user_id="u7"):
             PlaceOrder(id="42").delay()

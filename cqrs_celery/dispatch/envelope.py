@@ -90,7 +90,8 @@ def with_context_of(plain: Any, before: Any) -> Any:
         before: the plain values of the command before it, or something else.
     """
     trace = before.get(METADATA) if isinstance(before, dict) else None
-    context = trace.get("context") if isinstance(trace, dict) else None
+    trace = trace if isinstance(trace, dict) else {}
+    context = trace.get("context")
     if not context or not isinstance(plain, dict) or plain.get(METADATA):
         return plain
     inherited = {"correlation_id": trace.get("correlation_id", ""), "context": context}

@@ -100,6 +100,17 @@ class QuerySession(Session):
             " only reads. Use a command to change something."
         )
 
+    def require_unchanged(self, aggregate: Aggregate) -> NoReturn:
+        """Refuse to check, since a query commits nothing.
+
+        Raises:
+            SessionError: always.
+        """
+        raise SessionError(
+            f"a query's handler called require_unchanged({aggregate!r}), but its session commits"
+            " nothing, so nothing is checked. A query only reads: leave it out."
+        )
+
     def commit(
         self, *, command: CommandRecord | None = None, lease: Lease | None = None
     ) -> NoReturn:

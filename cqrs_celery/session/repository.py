@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..domain.aggregate import Aggregate, PendingEvent
@@ -77,6 +77,7 @@ class Repository:
         self._replica = capabilities.replica
         self._transactions = capabilities.transactions
         self._enclosing = capabilities.enclosing
+        self._checks_versions = capabilities.checks_versions
         self._check = check
         self._serializer = serializer
         self._cache = cache
@@ -194,6 +195,7 @@ class Repository:
         lease: Lease | None = None,
         expected_version: int | None = None,
         transaction: StoreTransaction | None = None,
+        unchanged: Sequence[Aggregate] = (),
     ) -> Committed | None:
         """Append the pending events of aggregates, all or none, and clear what was pending.
 
@@ -204,6 +206,8 @@ class Repository:
             lease: the worker's lease on its message; the save is refused if it was lost.
             expected_version: the version that they must have; None for the one that was loaded.
             transaction: committed with the events, and then ended.
+            unchanged: aggregates that must still be at the version that was loaded, if anything is
+                written.
 
         Returns:
             The end of the commit; None if nothing was pending, and no event was written.
@@ -219,11 +223,18 @@ class Repository:
             StoreUnavailable: the server does not answer. The save may be repeated.
         """
         changed = self._changed(aggregates, expected_version)
+        checks = [
+            StreamAppend(stream, one.version, ())
+            for one in unchanged
+            if (stream := self.stream_of(type(one), one.id)) not in changed
+        ]
         if not changed:
-            if transaction is not None:
+            if transaction is not None and checks:
+                transaction.append(checks, command=command, lease=lease)
+            elif transaction is not None:
                 transaction.commit(command=command, lease=lease)
             return None
-        appends = self._appends(changed, metadata)
+        appends = [*self._appends(changed, metadata), *checks]
         failed: SubscriptionFailed | None = None
         try:
             committed = (transaction or self._store).append(appends, command=command, lease=lease)
@@ -239,7 +250,8 @@ class Repository:
 
     def _mark_saved(self, changed: Mapping[StreamName, Aggregate], committed: Committed) -> None:
         is_kept = self._may_keep()
-        for (stream, aggregate), version in zip(changed.items(), committed.versions, strict=True):
+        # Behind the changed ones, there are the versions of streams that were only checked.
+        for (stream, aggregate), version in zip(changed.items(), committed.versions, strict=False):
             since, recorded = aggregate.version, aggregate.pending_events
             mark_saved(aggregate, version)
             if is_kept:
@@ -300,6 +312,19 @@ class Repository:
     def _may_keep(self) -> bool:
         # What is read in a transaction that the session does not end may never be committed.
         return self._enclosing is None or not self._enclosing.is_in_transaction
+
+    def check_can_check(self) -> None:
+        """Check that the store can check the version of a stream that gets no events.
+
+        Raises:
+            SessionError: it does not declare that.
+        """
+        if not self._checks_versions:
+            raise SessionError(
+                "session.require_unchanged was used, but the event store does not declare that it"
+                f" checks the versions of streams without events: {self._store!r}. Let its append"
+                " do so, and declare checks_versions in its capabilities; or record an event."
+            )
 
     def begin(self, *, is_enclosing: bool = False) -> StoreTransaction:
         """Begin a transaction in the store's database.

@@ -50,6 +50,7 @@ class Session:
         self._metadata = metadata
         self._tracked: dict[StreamName, Aggregate] = {}
         self._missed: set[StreamName] = set()
+        self._unchanged: list[Aggregate] = []
         self._transaction: StoreTransaction | None = None
         self._is_closed = False
 
@@ -217,6 +218,37 @@ class Session:
             raise two_instances(stream, tracked, aggregate)
         attach(aggregate)
 
+    def require_unchanged(self, aggregate: Aggregate) -> None:
+        """Commit only if an aggregate is still at the version that was read.
+
+            account = session.get(Account, command.account)
+            session.require_unchanged(account)
+            if account.is_open:
+                session.add(Order.place(command.id))
+
+        Use it for an aggregate that only decides what others record. If it was changed meanwhile,
+        the commit raises ConcurrencyError, and a handler is repeated. An aggregate that records
+        events itself is checked anyway. A commit that writes nothing checks nothing.
+
+        Args:
+            aggregate: an aggregate that this session has returned.
+
+        Raises:
+            SessionError: the session has ended, is a query's, or does not track the aggregate; the
+                aggregate has no committed events; or the store can't check this.
+        """
+        self._check_open()
+        self._repository.check_can_check()
+        stream = self._repository.stream_of(type(aggregate), aggregate.id)
+        if self._tracked.get(stream) is not aggregate or aggregate.version == 0:
+            raise SessionError(
+                f"session.require_unchanged was given {aggregate!r}, which this session has not"
+                " read; expected an aggregate that session.get or session.find has returned, with"
+                " events. One that is new is checked anyway: another writer's makes the commit fail"
+            )
+        if not any(one is aggregate for one in self._unchanged):
+            self._unchanged.append(aggregate)
+
     @property
     def connection(self) -> Any:
         """A connection to the event store's database; what it writes is committed with the events.
@@ -274,6 +306,7 @@ class Session:
                 command=command,
                 lease=lease,
                 transaction=self._transaction,
+                unchanged=self._unchanged,
             )
         except SubscriptionFailed:
             self._untrack()
@@ -374,6 +407,7 @@ class Session:
         for aggregate in self._tracked.values():
             detach(aggregate)
         self._tracked.clear()
+        self._unchanged.clear()
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -60,6 +60,8 @@ class Capabilities:
         histories: reads only the columns of a stream that a replay needs.
         replica: may read from a replica.
         tables: has tables in a SQL database.
+        checks_versions: whether an append may have streams without events, of which only the
+            expected version is checked; see `EventStore.append`.
         is_in_process: whether the events are in this process only, so that locks may be, too.
         where: names the place of the events in messages, without credentials; if empty, messages
             name the store's class.
@@ -74,6 +76,7 @@ class Capabilities:
     histories: HistoryStore | None = None
     replica: ReplicatedStore | None = None
     tables: SqlTablesStore | None = None
+    checks_versions: bool = False
     is_in_process: bool = False
     where: str = ""
 

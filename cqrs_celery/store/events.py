@@ -145,7 +145,8 @@ class StreamAppend:
     Attributes:
         stream: the stream.
         expected_version: the stream's version before the append; or NO_STREAM, or ANY_VERSION.
-        events: oldest first; at least one.
+        events: oldest first; none, to only check that the stream is at the expected version, in a
+            store that declares `checks_versions`.
     """
 
     stream: StreamName

@@ -87,6 +87,10 @@ class EventStore(Protocol):
 
         If the same events are appended again, as after a lost reply, it returns the first result.
 
+        A store that declares `checks_versions` accepts appends without events beside those with
+        events. Such a stream must be at its expected version, and nobody else may change it before
+        this commit; nothing is written to it.
+
         Args:
             appends: one append for each stream.
             command: recorded with the events; the append is refused if it was recorded before.
@@ -100,7 +104,8 @@ class EventStore(Protocol):
             DuplicateCommand: the command has committed before; nothing was written.
             LeaseLost: the worker no longer holds its message; nothing was written.
             StoreUnavailable: the server does not answer; the append may or may not have happened.
-            ValueError: there are no appends, an append has no events, or two are for one stream.
+            ValueError: there are no appends, or none with events; one without events does not
+                expect a version from 1; or two are for one stream.
             InvalidText: an id or a name has a NUL, or half of a surrogate pair.
         """
 
@@ -166,6 +171,9 @@ class StoreTransaction(Protocol):
         lease: Lease | None = None,
     ) -> Committed:
         """Append events and commit them together with the rows, or roll back both.
+
+        All appends may be without events, if the store declares `checks_versions`: then only the
+        rows are committed, the streams' versions are checked, and the position is 0.
 
         Raises:
             CQRSError, ValueError: as `EventStore.append` does.

@@ -28,19 +28,27 @@ class ClaimLost(Exception):
     """Another relay has become the active one since, or the broker is another one."""
 
 
-def check_appends(appends: Sequence[StreamAppend]) -> None:
+def check_appends(appends: Sequence[StreamAppend], *, may_only_check: bool = False) -> None:
     """Check that an append writes events, to each stream once, under ids that can be stored.
 
+    Args:
+        appends: one for each stream; without events, it only checks the stream's version.
+        may_only_check: whether all of them may be without events.
+
     Raises:
-        ValueError: there are no appends, an append has no events, or two are for one stream.
+        ValueError: there are no appends, or none with events; one without events does not expect
+            a version from 1; or two are for one stream.
         InvalidText: an id or a name can't be kept by every store.
     """
-    if not appends:
+    if not appends or not (may_only_check or any(append.events for append in appends)):
         raise ValueError("nothing to append; expected at least one stream with its events")
     streams = set()
     for append in appends:
-        if not append.events:
-            raise ValueError(f"the append to {append.stream} has no events; expected at least one")
+        if not append.events and append.expected_version < 1:
+            raise ValueError(
+                f"the append to {append.stream} has no events, so it checks the stream's version;"
+                f" expected a version from 1, found {append.expected_version}"
+            )
         if append.stream in streams:
             raise ValueError(
                 f"{append.stream} is appended to twice in one commit; expected one append with all"

@@ -10,8 +10,9 @@ The store is new and empty for each test. Only the port is used, and what the st
 `capabilities`. What needs an engine is not here: lost leases, delivery, the end of a command's time
 to live, a server that does not answer.
 
-Two promises a store may leave out, where its database does not keep them; its class of tests says
-so: `has_gapless_positions`, `keeps_bytes`.
+A store that does not declare that it checks versions skips the tests of that. Two promises a store
+may leave out, where its database does not keep them; its class of tests says so:
+`has_gapless_positions`, `keeps_bytes`.
 
 The tests are in `event_store/`, by theme. This class gathers them.
 """
@@ -37,6 +38,7 @@ from .event_store.base import (
     versions,
 )
 from .event_store.capabilities import CapabilityTests
+from .event_store.checks import CheckTests
 from .event_store.commands import CommandTests
 from .event_store.commits import CommitTests
 from .event_store.content import ContentTests
@@ -73,6 +75,7 @@ class EventStoreContract(
     ContentTests,
     RaceTests,
     CapabilityTests,
+    CheckTests,
 ):
     """The tests of the EventStore port.
 

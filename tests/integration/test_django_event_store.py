@@ -114,6 +114,7 @@ for _race in (
     "test_writers_racing_for_two_streams_in_opposite_orders_never_tear_a_commit",
     "test_of_one_command_carried_out_by_many_at_once_one_commits",
     "test_one_append_made_by_many_at_once_is_written_once",
+    "test_of_two_that_each_check_what_the_other_writes_one_commits",
 ):
     assert hasattr(EventStoreContract, _race)
     setattr(TestInATransactionOfDjango, _race, None)

@@ -13,7 +13,7 @@ from ...store.events import CommandRecord, Committed
 from ..sql.appending import SqlAppending
 from ..sql.batch import Batch
 from ..sql.connecting import meaning_of_statement
-from ..sql.transaction import SqlTransaction
+from ..sql.transaction import SqlTransaction, write_or_check
 from .connections import is_in_transaction
 
 
@@ -84,7 +84,7 @@ class DjangoTransaction(SqlTransaction):
         # Where the transaction is another's, a refusal shall cost no more than the append.
         around = nullcontext() if self._atomic else transaction.atomic(using=self._alias)
         with around, self._inside.engine.connect() as connection:
-            return self._inside.write(connection, batch, command)
+            return write_or_check(self._inside, connection, batch, command)
 
     def _remember(self, command: CommandRecord) -> None:
         around = nullcontext() if self._atomic else transaction.atomic(using=self._alias)

@@ -58,7 +58,9 @@ class MemoryEventStore:
     @property
     def capabilities(self) -> Capabilities:
         """What the store can do in addition to the port."""
-        return Capabilities(delivers=self.delivers, snapshots=self, is_in_process=True)
+        return Capabilities(
+            delivers=self.delivers, snapshots=self, checks_versions=True, is_in_process=True
+        )
 
     @property
     def delivers(self) -> bool:

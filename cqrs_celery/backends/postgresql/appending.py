@@ -49,7 +49,7 @@ def call_of(batch: Batch, command: CommandRecord | None) -> tuple[Statement, Seq
     """Return the function that appends a batch, and its arguments."""
     appends, events = batch.appends, batch.events
     recorded = (command.command_id, command.outcome, command.ttl_s) if command else _NO_COMMAND
-    if len(events) == 1:
+    if len(events) == 1 == len(appends):
         stream, event = appends[0].stream, events[0]
         return _APPEND_ONE, (
             batch.keys[0], *stream, appends[0].expected_version,

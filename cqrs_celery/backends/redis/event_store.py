@@ -81,7 +81,7 @@ class RedisEventStore:
     @property
     def capabilities(self) -> Capabilities:
         """What the store can do in addition to the port; each append delivers."""
-        return Capabilities(subscriptions=self, snapshots=self)
+        return Capabilities(subscriptions=self, snapshots=self, checks_versions=True)
 
     def append(
         self,
@@ -93,7 +93,7 @@ class RedisEventStore:
         """Append events to their streams and deliver them, all or none; see `EventStore.append`."""
         check_appends(appends)
         check_command(command)
-        metadata = appends[0].events[0].metadata
+        metadata = next(append.events[0] for append in appends if append.events).metadata
         record = command or CommandRecord("", "", 0)
         args: list[Any] = [
             self._prefix,

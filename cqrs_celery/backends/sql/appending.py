@@ -174,6 +174,23 @@ class SqlAppending(SqlReading):
         """Append in an open transaction; raises as `_append_in_own_transaction` does."""
         return self.write_portably(connection, batch, command)
 
+    def check_versions(
+        self, connection: Connection, batch: Batch, command: CommandRecord | None
+    ) -> Committed:
+        """Check the versions of a batch without events in an open transaction, until its end.
+
+        The command is recorded at position 0.
+
+        Raises:
+            VersionRefused: a stream is at another version.
+            CommandRefused: the command has committed before.
+        """
+        self.rules.lock_append(connection)
+        self._find_streams(connection, batch)
+        if command is not None:
+            self.remember(connection, command, 0)
+        return Committed(0, tuple(append.expected_version for append in batch.appends))
+
     def write_portably(
         self, connection: Connection, batch: Batch, command: CommandRecord | None
     ) -> Committed:
@@ -185,22 +202,17 @@ class SqlAppending(SqlReading):
         self.rules.lock_append(connection)
         if command is not None:
             self._refuse_known(connection, command)
-        keys = [self.rules.key(append.stream) for append in batch.appends]
-        found = self._lock_streams(connection, keys)
-        for index, (append, key) in enumerate(zip(batch.appends, keys, strict=True)):
-            version = found.get(key, (0, 0))[1]
-            if append.expected_version not in (ANY_VERSION, version):
-                raise VersionRefused(index, version)
+        keys, found = self._find_streams(connection, batch)
         self._make_streams(connection, batch, keys, found)
-        rows, versions = [], []
+        rows, versions, changes = [], [], []
         for append, key in zip(batch.appends, keys, strict=True):
             stream_id, version = found[key]
             for event in append.events:
                 version += 1
                 rows.append(self._row(stream_id, version, event))
             versions.append(version)
-        numbers = zip(keys, versions, strict=True)
-        changes = [{"of_stream": found[key][0], "to_version": one} for key, one in numbers]
+            if append.events:
+                changes.append({"of_stream": stream_id, "to_version": version})
         connection.execute(_TO_VERSION, changes)
         self._insert_events(connection, rows)
         position = self._position_of(connection, rows[-1])
@@ -228,6 +240,25 @@ class SqlAppending(SqlReading):
     def _refuse_known(self, connection: Connection, command: CommandRecord) -> None:
         if connection.execute(self.select_command(command.command_id)).first() is not None:
             raise CommandRefused(command.command_id)
+
+    def _find_streams(
+        self, connection: Connection, batch: Batch
+    ) -> tuple[list[str], dict[str, tuple[int, int]]]:
+        """Lock a batch's streams, and check their versions.
+
+        Returns:
+            The streams' keys, and the id and version of each stream that exists, by its key.
+
+        Raises:
+            VersionRefused: a stream is at another version.
+        """
+        keys = [self.rules.key(append.stream) for append in batch.appends]
+        found = self._lock_streams(connection, keys)
+        for index, (append, key) in enumerate(zip(batch.appends, keys, strict=True)):
+            version = found.get(key, (0, 0))[1]
+            if append.expected_version not in (ANY_VERSION, version):
+                raise VersionRefused(index, version)
+        return keys, found
 
     def _lock_streams(
         self, connection: Connection, keys: Sequence[str]
@@ -302,7 +333,7 @@ class SqlAppending(SqlReading):
 
     def find_committed(self, batch: Batch) -> Committed | None:
         """Return where an append ended, if its events are in the store; None otherwise."""
-        keys = [self.rules.key(append.stream) for append in batch.appends]
+        keys = [self.rules.key(append.stream) for append in batch.written]
         found: dict[str, tuple[int, int]] = {}
         for at in range(0, len(keys), INSERT_ROWS):
             part = slice(at, at + INSERT_ROWS)
@@ -321,10 +352,13 @@ class SqlAppending(SqlReading):
                 statement, str(batch), self.primary_reader
             ):
                 found[event_id] = position, version
-        if not found.keys() >= set(batch.last_ids):
+        if not batch.last_ids or not found.keys() >= set(batch.last_ids):
             return None
-        numbers = [found[event_id] for event_id in batch.last_ids]
-        return Committed(numbers[-1][0], tuple(version for _, version in numbers))
+        ends = tuple(
+            found[append.events[-1].event_id][1] if append.events else append.expected_version
+            for append in batch.appends
+        )
+        return Committed(found[batch.last_ids[-1]][0], ends)
 
     def _note(self, batch: Batch) -> None:
         """Remember which streams a replica may have in an older state."""

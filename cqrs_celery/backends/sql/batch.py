@@ -22,39 +22,47 @@ class Batch:
         appends: as they were given.
         keys: of their streams.
         events: of all of them, stream after stream.
-        last_ids: the id of each stream's last event; by them a repeated append is known.
+        written: the appends with events; of the streams of the others the version is checked.
+        last_ids: the id of the last event of each of them; by them a repeated append is known.
         last_versions: of those events; empty if a stream's version is not known in advance.
     """
 
     appends: Sequence[StreamAppend]
     keys: tuple[str, ...]
     events: tuple[NewEvent, ...]
+    written: tuple[StreamAppend, ...]
     last_ids: tuple[str, ...]
     last_versions: tuple[int, ...]
 
     @classmethod
-    def of(cls, appends: Sequence[StreamAppend]) -> Batch:
+    def of(cls, appends: Sequence[StreamAppend], *, may_only_check: bool = False) -> Batch:
         """Return the batch of an append.
+
+        Args:
+            appends: one for each stream.
+            may_only_check: whether all of them may be without events.
 
         Raises:
             ValueError: there is nothing to append, or a stream is there twice.
             InvalidText: an id or a name has a NUL, which no SQL database takes.
         """
-        check_appends(appends)
+        check_appends(appends, may_only_check=may_only_check)
+        written = tuple(append for append in appends if append.events)
         return cls(
             appends,
             tuple(append.stream.key for append in appends),
-            tuple(event for append in appends for event in append.events),
-            tuple(append.events[-1].event_id for append in appends),
+            tuple(event for append in written for event in append.events),
+            written,
+            tuple(append.events[-1].event_id for append in written),
             ()
-            if any(append.expected_version < 0 for append in appends)
-            else tuple(append.expected_version + len(append.events) for append in appends),
+            if any(append.expected_version < 0 for append in written)
+            else tuple(append.expected_version + len(append.events) for append in written),
         )
 
     @property
     def as_command(self) -> CommandRecord | None:
         """What an append is remembered by, if no version tells that it is a repeated one."""
-        if self.last_versions:
+        if self.last_versions or not self.events:
             return None
         return CommandRecord(f"append:{self.events[0].event_id}", "null", REMEMBERED_S)
 

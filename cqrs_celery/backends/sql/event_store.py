@@ -80,6 +80,7 @@ class SqlEventStore(SqlAppending):
             histories=self,
             replica=self,
             tables=self,
+            checks_versions=True,
             where=self.where,
         )
 

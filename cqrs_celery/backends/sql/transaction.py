@@ -40,6 +40,8 @@ class SqlTransaction:
     ) -> Committed:
         """Append events, and commit them with the rows beside them; see `EventStore.append`.
 
+        Without any events, only the rows are committed, and the streams' versions are checked.
+
         If the same append has committed before (its reply was lost), its rows have too, so this
         transaction is rolled back. After an error it is, as well.
 
@@ -49,7 +51,7 @@ class SqlTransaction:
         """
         store = self._store
         try:
-            batch = Batch.of(appends)
+            batch = Batch.of(appends, may_only_check=True)
             check_command(command)
             command = command or batch.as_command
             with store.reach(str(batch)):
@@ -108,7 +110,7 @@ class SqlTransaction:
             self.rollback()
 
     def _write(self, batch: Batch, command: CommandRecord | None) -> Committed:
-        return self._store.write(self.connection, batch, command)
+        return write_or_check(self._store, self.connection, batch, command)
 
     def _remember(self, command: CommandRecord) -> None:
         self._store.remember(self.connection, command, 0)
@@ -129,3 +131,17 @@ class SqlTransaction:
     def _discard(self) -> None:
         """Close the connection for good: its server is away."""
         discard(self.connection)
+
+
+def write_or_check(
+    store: SqlAppending, connection: Connection, batch: Batch, command: CommandRecord | None
+) -> Committed:
+    """Append in an open transaction, or only check the versions of a batch without events.
+
+    Raises:
+        VersionRefused: a stream is at another version.
+        CommandRefused: the command has committed before.
+        Exception: the driver's.
+    """
+    write = store.write if batch.events else store.check_versions
+    return write(connection, batch, command)

@@ -136,7 +136,7 @@ def _append(connection: Any, batch: Batch, command: CommandRecord | None) -> Com
         if stream_id is None:
             row = (key, *append.stream, versions[-1])
             stream_id = execute(_NEW_STREAM, row).lastrowid
-        else:
+        elif append.events:
             execute(_OLD_STREAM, (versions[-1], stream_id))
         for one in append.events:
             position, version = position + 1, version + 1

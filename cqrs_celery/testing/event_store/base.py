@@ -15,6 +15,7 @@ import pytest
 
 from ...errors import ConcurrencyError, CQRSError
 from ...messages.metadata import Metadata, new_id
+from ...store.capabilities import capabilities_of
 from ...store.events import (
     CommandRecord,
     Committed,
@@ -84,6 +85,13 @@ class StoreTests:
             f"{type(self).__name__} has no store: override the fixture `store` to return a new,"
             " empty one"
         )
+
+    @pytest.fixture
+    def checking(self, store: EventStore) -> EventStore:
+        """Return the store if it declares that it checks versions."""
+        if not capabilities_of(store).checks_versions:
+            pytest.skip("the store does not declare that it checks versions")
+        return store
 
     def place(self, store: EventStore, number: int) -> int:
         """Return the position of the store's event of a number, counted from 1."""

@@ -93,3 +93,24 @@ class RaceTests(StoreTests):
         outcomes = race(lambda _: store.append(appends))
         assert outcomes == [Committed(self.place(store, 2), (2,))] * THREADS
         assert len(store.read_all()) == 2
+
+    def test_of_two_that_each_check_what_the_other_writes_one_commits(
+        self, checking: EventStore
+    ) -> None:
+        """Otherwise both decide by what is no longer so: a write skew."""
+        for n in range(10):
+            pair = [StreamName("inventory", "InventoryItem", f"{n}-{side}") for side in "ab"]
+            for stream in pair:
+                append(checking, stream, NO_STREAM, event())
+
+            def commit(number: int, pair: list[StreamName] = pair) -> object:
+                own, other = pair if number % 2 else pair[::-1]
+                changes = [StreamAppend(own, 1, events(1)), StreamAppend(other, 1, ())]
+                return outcome_of(checking.append, changes)
+
+            outcomes = race(commit)
+            won = [one for one in outcomes if isinstance(one, Committed)]
+            assert len(won) == 1, outcomes
+            assert all(isinstance(one, ConcurrencyError) for one in outcomes if one not in won)
+            found = sorted(len(checking.read_stream(stream)) for stream in pair)
+            assert found == [1, 2]

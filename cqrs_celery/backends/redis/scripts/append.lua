@@ -13,8 +13,8 @@
 -- ARGV  1 prefix   2 command id ("" for none)   3 ms to remember it   4 its outcome, JSON
 --       5 consumer whose lease must hold ("" for none)   6 its message   7 its fence
 --       8 head and 9 tail of a body   10 root id and 11 parent id, as they stand inside JSON strings
---       12… for each stream: its key, its key as JSON, expected version (-1: any), number of events,
---           and for each event: topic, event id, record without "{"
+--       12… for each stream: its key, its key as JSON, expected version (-1: any), number of events
+--           (0: only the version is checked), and for each event: topic, event id, record without "{"
 -- RETURN  {"ok", last position, versions…}
 --         {"version", index of the stream from 1, its version}
 --         {"command", position, outcome}   the command committed before
@@ -30,20 +30,29 @@ while at <= #ARGV do
   has_any = has_any or s.expected < 0
   at = s.at + s.count * 3
 end
-local commit_id = ARGV[streams[1].at + 1]
+local commit_id
+for i = #streams, 1, -1 do
+  if streams[i].count > 0 then commit_id = ARGV[streams[i].at + 1] end
+end
 
 -- The reply to a commit may be lost and the commit repeated: then its own events are there already.
-local function is_ours(s)
-  local record = call('LINDEX', s.key, s.expected)
-  return record and string.find(record, '"event_id":"' .. ARGV[s.at + 1] .. '"', 1, true)
+local function is_ours()
+  for _, s in ipairs(streams) do
+    if s.count > 0 and s.expected >= 0 then
+      local record = call('LINDEX', s.key, s.expected)
+      return record and string.find(record, '"event_id":"' .. ARGV[s.at + 1] .. '"', 1, true)
+    end
+  end
 end
 
 local function repeated()
   local answer = {'ok', 0}
   for _, s in ipairs(streams) do
     answer[#answer + 1] = s.expected + s.count
-    local record = call('LINDEX', s.key, s.expected + s.count - 1)
-    answer[2] = tonumber(string.match(record, '^{"position":(%d+)'))
+    if s.count > 0 then
+      local record = call('LINDEX', s.key, s.expected + s.count - 1)
+      answer[2] = tonumber(string.match(record, '^{"position":(%d+)'))
+    end
   end
   return answer
 end
@@ -67,7 +76,7 @@ end
 for i, s in ipairs(streams) do
   s.version = call('LLEN', s.key)
   if s.expected >= 0 and s.version ~= s.expected then
-    if is_ours(s) then return repeated() end
+    if is_ours() then return repeated() end
     return is_held and {'version', i, s.version} or {'lease'}
   end
 end

@@ -158,8 +158,8 @@ class Bus:
                     lock.after_conflict()
 
     def _run_scoped(self, definition: Definition, attempt: Attempt, tries: Tries) -> CommandResult:
-        with self._scope(definition, attempt) as scope:
-            return self._run_once(definition, attempt, tries, scope)
+        scope = self._scope(definition, attempt)
+        return scope.run(lambda: self._run_once(definition, attempt, tries, scope))
 
     def _scope(self, definition: Definition, attempt: Attempt) -> Scope:
         return Scope(
@@ -335,8 +335,13 @@ class Bus:
         if not definition.asked:
             with session.reading():
                 return definition.function(query, **given)
-        with self._query_scope(definition) as scope, session.reading():
-            return scope.call(partial(definition.function, query, **given), session)
+        scope = self._query_scope(definition)
+
+        def read() -> Any:
+            with session.reading():
+                return scope.call(partial(definition.function, query, **given), session)
+
+        return scope.run(read)
 
     async def _answer_async(self, definition: Definition, query: Any) -> Any:
         if not (definition.injections or definition.asked):

@@ -108,9 +108,9 @@ class _Run:
         except BaseException as error:
             if future.done() and future.exception() is error:
                 raise
-            return self._end(error, future)
+            return self._end(error, begin, future)
 
-    def _end(self, error: BaseException, future: Outcome) -> Any:
+    def _end(self, error: BaseException, begin: Callable[[], object], future: Outcome) -> Any:
         """Cancel the coroutine, since whoever waits was interrupted, and wait for its end.
 
         It may clean up, and return or raise what it likes, as a sync handler may that has caught
@@ -119,6 +119,8 @@ class _Run:
         """
         self._is_cancelled = True
         with contextlib.suppress(RuntimeError):
+            # It may be the beginning that was interrupted; a second one does nothing.
+            begin()
             self._loop.call_soon_threadsafe(self._cancel)
         if not isinstance(error, Exception):
             concurrent.futures.wait([future], CLOSE_S)
@@ -133,6 +135,8 @@ class _Run:
             self._loop.call_soon_threadsafe(self._begin)
 
     def _begin(self) -> None:
+        if self._task is not None:
+            return
         self._task = self._loop.create_task(self._coroutine)
         self._task.add_done_callback(self._done)
         if self._is_cancelled:
@@ -200,6 +204,11 @@ class TwoStepRun:
         assert self._steps is not None  # noqa: S101  the coroutine is run by it
         return await self._steps.hand_over(value, error)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the coroutine has ended, or was never begun."""
+        return self._steps is None or self._steps.is_over
+
     def go_on(self, told: Any) -> Any:
         """Let the coroutine go on, and wait for its end.
 
@@ -213,8 +222,9 @@ class TwoStepRun:
         try:
             return None if self._steps is None else self._steps.go_on(told, self._of)
         finally:
-            if self._own is not None:
-                self._own.close()
+            own, self._own = self._own, None
+            if own is not None:
+                own.close()
 
 
 class _Steps(_Run):
@@ -227,6 +237,10 @@ class _Steps(_Run):
         self._told: asyncio.Future[Any] = loop.create_future()
         self._rest: Outcome = concurrent.futures.Future()
         self._is_handed_over = False
+
+    @property
+    def is_over(self) -> bool:
+        return (self._rest if self._is_handed_over else self._future).done()
 
     async def hand_over(self, value: Any, error: BaseException | None) -> Any:
         self._is_handed_over = True

@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ..errors import DuplicateCommand, SubscriptionFailed
 from ..messages.metadata import Metadata
@@ -28,6 +28,8 @@ from .factories import Mode, check_plain, manager_of
 from .injection import Plan
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: The handler, which still needs the values that were made, by the names of its parameters.
 Handler = Callable[..., Any]
@@ -146,6 +148,28 @@ class Scope:
 
     # ------------------------------------------------------------ closing
 
+    def run(self, work: Callable[[], T]) -> T:
+        """Do the work of a handling, which makes the values, and close them; return its result.
+
+        Raises:
+            BaseException: what the work raised; else what closing raised, unless it is committed.
+        """
+        try:
+            with self:
+                return work()
+        except BaseException as error:
+            # A soft time limit may be raised between two lines of the closing. It comes once.
+            self._close_rest(error)
+            raise
+
+    def _close_rest(self, error: BaseException) -> None:
+        """Close what is still open, since the closing was interrupted."""
+        if self._run is not None:
+            if not self._run.is_over:
+                self._close_in_loop(self._run, self._outcome(error))
+        elif self._opened:
+            self._close(self._outcome(error))
+
     def __enter__(self) -> Self:
         return self
 
@@ -189,9 +213,11 @@ class Scope:
         closing = _Closing(self, error)
         with self._tracing():
             while self._opened:
-                key, manager, _ = self._opened.pop()
+                details = closing.details
+                key, manager, _ = self._opened[-1]
                 try:
-                    manager.__exit__(*closing.details)
+                    self._opened.pop()
+                    manager.__exit__(*details)
                 except BaseException as raised:  # noqa: BLE001  the others are closed, too
                     closing.note(key, raised)
         return closing.failure
@@ -200,6 +226,8 @@ class Scope:
         try:
             failure: BaseException | None = run.go_on(error)
         except Exception as raised:  # noqa: BLE001  it was cancelled, or ran out of time
+            if not run.is_over:
+                run.go_on(error or raised)
             if error is None and not self.is_committed:
                 return raised
             self.log("provided values", raised)

@@ -200,11 +200,10 @@ class Bus:
                     return result_of(found, definition)
                 raise
             tries.is_committing = True
-            result = self._commit(session, definition, attempt, value)
+            return self._commit(session, definition, attempt, value)
+        finally:
             if scope is not None:
                 scope.is_committed = session.has_committed
-            return result
-        finally:
             session.close()
 
     def _handling(self, definition: Definition, attempt: Attempt) -> handling:
@@ -293,11 +292,10 @@ class Bus:
                     return result_of(found, definition)
                 raise
             tries.is_committing = True
-            result = await off_loop(self._commit, session, definition, attempt, value)
+            return await off_loop(self._commit, session, definition, attempt, value)
+        finally:
             if scope is not None:
                 scope.is_committed = session.has_committed
-            return result
-        finally:
             session.close()
 
     def answer(self, query: Any) -> Any:

@@ -40,6 +40,8 @@ class EventLoop:
         self._ended = threading.Event()
         self._ident = 0
         self._is_ending = False
+        #: Whether what still runs is being cancelled.
+        self.is_closing = False
         start(self._run)
 
     def _run(self) -> None:
@@ -61,6 +63,7 @@ class EventLoop:
 
     def close(self) -> None:
         """Cancel what runs, wait for it for a moment, and end the loop."""
+        self.is_closing = True
         with contextlib.suppress(RuntimeError, TimeoutError, concurrent.futures.TimeoutError):
             asyncio.run_coroutine_threadsafe(_end_tasks(), self.loop).result(CLOSE_S)
         self._is_ending = True
@@ -182,7 +185,7 @@ class TwoStepRun:
         if loop.is_here:
             # As in `run_coroutine`: that one waits for what is called here.
             self._own = loop = EventLoop()
-        self._loop = loop.loop
+        self._loop = loop
         self._steps: _Steps | None = None
 
     def first(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -230,11 +233,10 @@ class TwoStepRun:
 class _Steps(_Run):
     """A run with an outcome for each of its two steps."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]
-    ) -> None:
-        super().__init__(loop, coroutine)
-        self._told: asyncio.Future[Any] = loop.create_future()
+    def __init__(self, loop: EventLoop, coroutine: Coroutine[Any, Any, Any]) -> None:
+        super().__init__(loop.loop, coroutine)
+        self._of = loop
+        self._told: asyncio.Future[Any] = loop.loop.create_future()
         self._rest: Outcome = concurrent.futures.Future()
         self._is_handed_over = False
 
@@ -248,7 +250,13 @@ class _Steps(_Run):
             self._future.set_result(value)
         else:
             self._future.set_exception(error)
-        return await self._told
+        while True:
+            try:
+                return await asyncio.shield(self._told)
+            except asyncio.CancelledError:
+                # A timeout of the coroutine's own has nothing to end: it is through.
+                if self._of.is_closing:
+                    raise
 
     def go_on(self, told: Any, what: str) -> Any:
         if not self._is_handed_over:

@@ -17,6 +17,8 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
+from celery.exceptions import SoftTimeLimitExceeded
+
 from ..errors import (
     ConcurrencyError,
     DuplicateCommand,
@@ -40,6 +42,7 @@ from .injection import Providers
 from .kinds import check_kind
 from .locks import CommandGate, CommandLock, Locks
 from .middleware import Call, Middleware, around, checked
+from .outcomes import committed_in_time, result_of
 from .repeating import Next, Tries
 from .results import CommandResult as CommandResult
 from .scopes import Scope
@@ -148,6 +151,10 @@ class Bus:
                         return self._run_once(definition, attempt, tries)
                 except DuplicateCommand as error:
                     return result_of(CommandOutcome(error.position, error.outcome), definition)
+                except SoftTimeLimitExceeded:
+                    if tries.is_committing and (found := attempt.find()):
+                        return committed_in_time(found, definition)
+                    raise
                 except Exception as error:
                     follows = tries.after(error)
                     if follows is Next.FAIL:
@@ -370,12 +377,6 @@ def _call_of(definition: Definition, attempt: Attempt) -> Call:
 
 def _name_of(definition: Definition) -> str:
     return ".".join(definition.place)
-
-
-def result_of(found: CommandOutcome, definition: Definition) -> CommandResult:
-    """Return the result of a command that had committed before: the first one's, in its type."""
-    value = definition.returned.read(found.outcome)
-    return CommandResult(value=value, position=found.position or None, is_repeated=True)
 
 
 def _may_be_repeated(error: Exception) -> bool:

@@ -231,7 +231,7 @@ class Scope:
             failure: BaseException | None = run.go_on(error)
         except Exception as raised:  # noqa: BLE001  it was cancelled, or ran out of time
             if not run.is_over:
-                run.go_on(error or raised)
+                run.go_on(raised if error is None else error)
             if error is None and not self.is_committed:
                 return raised
             self.log("provided values", raised)

@@ -26,6 +26,7 @@ from cqrs_celery import (
     command_handler,
     query_handler,
 )
+from cqrs_celery.backends.memory.event_store import MemoryEventStore
 from cqrs_celery.dispatch import bus, context, event_loop, scopes
 from cqrs_celery.dispatch.context import current_handler
 from cqrs_celery.dispatch.definitions import definitions
@@ -88,6 +89,10 @@ class NoteSoon(Note, name="interruptions.note_soon", aggregate=Pad, key="id"):
     pass
 
 
+class Scribble(Note, name="interruptions.scribble", aggregate=Pad, key="id"):
+    pass
+
+
 class Look(Query, name="interruptions.look"):
     id: str
 
@@ -144,6 +149,11 @@ async def note_soon(
     write(command, session)
 
 
+@command_handler(Scribble)
+def scribble(command: Scribble, session: Session) -> None:
+    write(command, session)
+
+
 @query_handler(Look)
 def look(query: Look, session: Session, pen: Pen, ink: Ink, paper: Paper) -> None:
     now[-1].arm()
@@ -154,11 +164,20 @@ for key in MINE:
     del definitions._by_key[key]
 
 
-@pytest.fixture
-def cqrs() -> Iterator[CQRS]:
-    """Give an application that provides the values, with this module's handlers."""
+@pytest.fixture(autouse=True)
+def declared() -> Iterator[None]:
+    """Declare this module's handlers for one test: other tests' applications provide nothing."""
     definitions._by_key.update(MINE)
     definitions._names = {}
+    yield
+    for key in MINE:
+        definitions._by_key.pop(key, None)
+    definitions._names = {}
+
+
+@pytest.fixture
+def cqrs() -> Iterator[CQRS]:
+    """Give an application that provides the values."""
     app = Celery("interruptions", set_as_current=False)
     app.conf.update(cqrs_event_store="memory://", broker_url="memory://")
     made = CQRS(app)
@@ -172,9 +191,6 @@ def cqrs() -> Iterator[CQRS]:
     made.provide(AsyncInk, make_ink)
     yield made
     app.close()
-    for key in MINE:
-        definitions._by_key.pop(key, None)
-    definitions._names = {}
 
 
 WAYS: dict[str, Callable[[CQRS, str], Any]] = {
@@ -245,3 +261,40 @@ def test_a_task_that_is_interrupted_anywhere_leaves_no_trace_in_its_process(
         assert current_handler() == "", where
         assert recording.watched.get() is None, where
         assert reading._current.get() is None, where
+
+
+class Interrupting(MemoryEventStore):
+    """A store from which a soft time limit comes, once it has committed or before."""
+
+    is_late = True
+
+    def append(self, *args: Any, **options: Any) -> Any:
+        if self.is_late:
+            super().append(*args, **options)
+        raise SoftTimeLimitExceeded
+
+
+@pytest.mark.parametrize("cls", [Note, NoteSoon, Scribble])
+def test_a_command_whose_commit_is_there_has_not_failed_by_a_soft_time_limit(
+    cls: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given
+    now[:] = [Interruption(0)]
+    app = Celery("interruptions", set_as_current=False)
+    app.conf.update(broker_url="memory://")
+    store = Interrupting()
+    cqrs = CQRS(app, store=store)
+    for provided in Pen, Ink, Paper, AsyncInk:
+        cqrs.provide(provided, lambda cls=provided: cls())
+    # when
+    result = cqrs.execute(cls(id="1"), idempotency_key="it")
+    # then
+    assert (result.position, result.is_repeated) == (1, False)
+    assert "a soft time limit came while" in caplog.text
+    # and if it is not there, or can't be looked for
+    with pytest.raises(SoftTimeLimitExceeded):
+        cqrs.execute(cls(id="2"))
+    store.is_late = False
+    with pytest.raises(SoftTimeLimitExceeded):
+        cqrs.execute(cls(id="3"), idempotency_key="another")
+    app.close()

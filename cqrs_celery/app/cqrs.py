@@ -158,12 +158,14 @@ class CQRS(Providing):
         One in a SQL database needs no broker for that, and nothing of the broker is checked.
 
         Raises:
-            InvalidSetting: a setting has a value that is not accepted.
+            InvalidSetting: a setting has a value that is not accepted; or the store that was given
+                lacks a method of its port, or of one that it declares.
             MissingDependency: the store's driver is not installed.
         """
-        return self._given_store or open_store_or_none(
-            self.app, self.settings, deliver=self._deliver
-        )
+        if self._given_store is None:
+            return open_store_or_none(self.app, self.settings, deliver=self._deliver)
+        check_capabilities(self._given_store)
+        return self._given_store
 
     def check_handlers(self) -> None:
         """Check that there is what the declared handlers and aggregates ask for.
@@ -184,7 +186,6 @@ class CQRS(Providing):
             if definition.asked:
                 self.providers.plan_of(definition)
         check_store(self.store, definitions.all(), bus.takes_session)
-        check_capabilities(self.store)
         check_delivery(self.store)
         for definition in definitions.all():
             check_locks(bus.locks, definition)

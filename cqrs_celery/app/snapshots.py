@@ -12,7 +12,7 @@ from ..domain.classes import snapshotted_classes
 from ..domain.state import codec_of
 from ..errors import InvalidSetting
 from ..session.snapshots import Defer, Snapshots
-from ..store.capabilities import capabilities_of
+from ..store.capabilities import capabilities_of, check_snapshot_capabilities
 from ..store.ports import EventStore, SnapshotStore
 from ..store.stream import StreamName
 from .no_store import NoEventStore
@@ -34,10 +34,15 @@ def open_snapshots(
         settings: say who takes them.
         store: keeps the events, and the snapshots too, if it can.
         given: keeps the snapshots in its place.
+
+    Raises:
+        InvalidSetting: what was given lacks a method of its port, or of one that it declares.
     """
     if settings.snapshots == OFF:
         return None
-    kept = given or _kept_beside_events(store)
+    if given is not None:
+        check_snapshot_capabilities(given)
+    kept = _kept_beside_events(store) if given is None else given
     if kept is None:
         return None
     defer = _sender(app, settings) if settings.snapshots == IN_A_TASK else None

@@ -17,6 +17,8 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
+from celery.exceptions import SoftTimeLimitExceeded
+
 from ..errors import (
     ConcurrencyError,
     DuplicateCommand,
@@ -40,6 +42,7 @@ from .injection import Providers
 from .kinds import check_kind
 from .locks import CommandGate, CommandLock, Locks
 from .middleware import Call, Middleware, around, checked
+from .outcomes import committed_in_time, result_of
 from .repeating import Next, Tries
 from .results import CommandResult as CommandResult
 from .scopes import Scope
@@ -148,6 +151,10 @@ class Bus:
                         return self._run_once(definition, attempt, tries)
                 except DuplicateCommand as error:
                     return result_of(CommandOutcome(error.position, error.outcome), definition)
+                except SoftTimeLimitExceeded:
+                    if tries.is_committing and (found := attempt.find()):
+                        return committed_in_time(found, definition)
+                    raise
                 except Exception as error:
                     follows = tries.after(error)
                     if follows is Next.FAIL:
@@ -158,8 +165,8 @@ class Bus:
                     lock.after_conflict()
 
     def _run_scoped(self, definition: Definition, attempt: Attempt, tries: Tries) -> CommandResult:
-        with self._scope(definition, attempt) as scope:
-            return self._run_once(definition, attempt, tries, scope)
+        scope = self._scope(definition, attempt)
+        return scope.run(lambda: self._run_once(definition, attempt, tries, scope))
 
     def _scope(self, definition: Definition, attempt: Attempt) -> Scope:
         return Scope(
@@ -200,11 +207,10 @@ class Bus:
                     return result_of(found, definition)
                 raise
             tries.is_committing = True
-            result = self._commit(session, definition, attempt, value)
+            return self._commit(session, definition, attempt, value)
+        finally:
             if scope is not None:
                 scope.is_committed = session.has_committed
-            return result
-        finally:
             session.close()
 
     def _handling(self, definition: Definition, attempt: Attempt) -> handling:
@@ -293,11 +299,10 @@ class Bus:
                     return result_of(found, definition)
                 raise
             tries.is_committing = True
-            result = await off_loop(self._commit, session, definition, attempt, value)
+            return await off_loop(self._commit, session, definition, attempt, value)
+        finally:
             if scope is not None:
                 scope.is_committed = session.has_committed
-            return result
-        finally:
             session.close()
 
     def answer(self, query: Any) -> Any:
@@ -335,8 +340,13 @@ class Bus:
         if not definition.asked:
             with session.reading():
                 return definition.function(query, **given)
-        with self._query_scope(definition) as scope, session.reading():
-            return scope.call(partial(definition.function, query, **given), session)
+        scope = self._query_scope(definition)
+
+        def read() -> Any:
+            with session.reading():
+                return scope.call(partial(definition.function, query, **given), session)
+
+        return scope.run(read)
 
     async def _answer_async(self, definition: Definition, query: Any) -> Any:
         if not (definition.injections or definition.asked):
@@ -367,12 +377,6 @@ def _call_of(definition: Definition, attempt: Attempt) -> Call:
 
 def _name_of(definition: Definition) -> str:
     return ".".join(definition.place)
-
-
-def result_of(found: CommandOutcome, definition: Definition) -> CommandResult:
-    """Return the result of a command that had committed before: the first one's, in its type."""
-    value = definition.returned.read(found.outcome)
-    return CommandResult(value=value, position=found.position or None, is_repeated=True)
 
 
 def _may_be_repeated(error: Exception) -> bool:

@@ -40,6 +40,8 @@ class EventLoop:
         self._ended = threading.Event()
         self._ident = 0
         self._is_ending = False
+        #: Whether what still runs is being cancelled.
+        self.is_closing = False
         start(self._run)
 
     def _run(self) -> None:
@@ -61,6 +63,7 @@ class EventLoop:
 
     def close(self) -> None:
         """Cancel what runs, wait for it for a moment, and end the loop."""
+        self.is_closing = True
         with contextlib.suppress(RuntimeError, TimeoutError, concurrent.futures.TimeoutError):
             asyncio.run_coroutine_threadsafe(_end_tasks(), self.loop).result(CLOSE_S)
         self._is_ending = True
@@ -108,9 +111,9 @@ class _Run:
         except BaseException as error:
             if future.done() and future.exception() is error:
                 raise
-            return self._end(error, future)
+            return self._end(error, begin, future)
 
-    def _end(self, error: BaseException, future: Outcome) -> Any:
+    def _end(self, error: BaseException, begin: Callable[[], object], future: Outcome) -> Any:
         """Cancel the coroutine, since whoever waits was interrupted, and wait for its end.
 
         It may clean up, and return or raise what it likes, as a sync handler may that has caught
@@ -119,6 +122,8 @@ class _Run:
         """
         self._is_cancelled = True
         with contextlib.suppress(RuntimeError):
+            # It may be the beginning that was interrupted; a second one does nothing.
+            begin()
             self._loop.call_soon_threadsafe(self._cancel)
         if not isinstance(error, Exception):
             concurrent.futures.wait([future], CLOSE_S)
@@ -133,6 +138,8 @@ class _Run:
             self._loop.call_soon_threadsafe(self._begin)
 
     def _begin(self) -> None:
+        if self._task is not None:
+            return
         self._task = self._loop.create_task(self._coroutine)
         self._task.add_done_callback(self._done)
         if self._is_cancelled:
@@ -178,7 +185,7 @@ class TwoStepRun:
         if loop.is_here:
             # As in `run_coroutine`: that one waits for what is called here.
             self._own = loop = EventLoop()
-        self._loop = loop.loop
+        self._loop = loop
         self._steps: _Steps | None = None
 
     def first(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -200,6 +207,11 @@ class TwoStepRun:
         assert self._steps is not None  # noqa: S101  the coroutine is run by it
         return await self._steps.hand_over(value, error)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the coroutine has ended, or was never begun."""
+        return self._steps is None or self._steps.is_over
+
     def go_on(self, told: Any) -> Any:
         """Let the coroutine go on, and wait for its end.
 
@@ -213,20 +225,24 @@ class TwoStepRun:
         try:
             return None if self._steps is None else self._steps.go_on(told, self._of)
         finally:
-            if self._own is not None:
-                self._own.close()
+            own, self._own = self._own, None
+            if own is not None:
+                own.close()
 
 
 class _Steps(_Run):
     """A run with an outcome for each of its two steps."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]
-    ) -> None:
-        super().__init__(loop, coroutine)
-        self._told: asyncio.Future[Any] = loop.create_future()
+    def __init__(self, loop: EventLoop, coroutine: Coroutine[Any, Any, Any]) -> None:
+        super().__init__(loop.loop, coroutine)
+        self._of = loop
+        self._told: asyncio.Future[Any] = loop.loop.create_future()
         self._rest: Outcome = concurrent.futures.Future()
         self._is_handed_over = False
+
+    @property
+    def is_over(self) -> bool:
+        return (self._rest if self._is_handed_over else self._future).done()
 
     async def hand_over(self, value: Any, error: BaseException | None) -> Any:
         self._is_handed_over = True
@@ -234,7 +250,13 @@ class _Steps(_Run):
             self._future.set_result(value)
         else:
             self._future.set_exception(error)
-        return await self._told
+        while True:
+            try:
+                return await asyncio.shield(self._told)
+            except asyncio.CancelledError:
+                # A timeout of the coroutine's own has nothing to end: it is through.
+                if self._of.is_closing:
+                    raise
 
     def go_on(self, told: Any, what: str) -> Any:
         if not self._is_handed_over:

@@ -133,12 +133,23 @@ def place_of(function: Any) -> str:
     return where(function) if hasattr(function, "__qualname__") else repr(function)
 
 
-def manager_of(made: Any) -> Any:
-    """Return what a factory returned as a context manager, which a bare generator is made."""
+def manager_of(factory: Factory, made: Any) -> Any:
+    """Return what a factory returned as a context manager, which a bare generator is made.
+
+    Raises:
+        RegistrationError: it is neither.
+    """
     if isinstance(made, Generator):
         return contextlib.contextmanager(lambda: made)()
     if isinstance(made, AsyncGenerator):
         return contextlib.asynccontextmanager(lambda: made)()
+    expected = AbstractAsyncContextManager if factory.is_async else AbstractContextManager
+    if not isinstance(made, expected):
+        kind = "an async generator or" if factory.is_async else "a generator or"
+        raise RegistrationError(
+            f"the factory of {name_of(factory.key)}, {factory.place}, returned {made!r:.200};"
+            f" expected {kind} a context manager, as its annotation says"
+        )
     return made
 
 

@@ -2,7 +2,8 @@
 
 They are closed in the reverse order, when the session has committed or was rolled back. What was
 raised is also raised inside a generator, at its `yield`, so that it can roll back what it holds; it
-can't suppress the exception.
+can't suppress the exception. What it raises itself is the outcome only if it had cancelled the
+handler, as a timeout does.
 
 What becomes of an error at closing depends on the commit. If the session has committed something,
 that is the outcome, which can't be undone: the error is logged. If it has committed nothing, the
@@ -17,17 +18,19 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from ..errors import DuplicateCommand, SubscriptionFailed
+from ..errors import DuplicateCommand, HandlerCancelled, SubscriptionFailed
 from ..messages.metadata import Metadata
 from ..session.session import Session
 from .asking import name_of
 from .event_loop import TwoStepRun
-from .factories import Mode, check_plain, manager_of
+from .factories import Factory, Mode, check_plain, manager_of
 from .injection import Plan
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: The handler, which still needs the values that were made, by the names of its parameters.
 Handler = Callable[..., Any]
@@ -105,6 +108,9 @@ class Scope:
             except asyncio.CancelledError as ended:
                 await self._close_async(ended)
                 raise
+            if isinstance(told, HandlerCancelled) and told.__cause__ is error:
+                # By it, a timeout or a task group in a factory knows its own doing.
+                told = error
             failure = await self._close_async(told)
             if isinstance(failure, asyncio.CancelledError):
                 raise failure
@@ -119,13 +125,13 @@ class Scope:
             if factory.mode is Mode.VALUE:
                 made[factory.key] = check_plain(factory, found)
             else:
-                made[factory.key] = self._enter(factory.key, found)
+                made[factory.key] = self._enter(factory, found)
         return self._plan.arguments.of(made)
 
-    def _enter(self, key: Any, found: Any) -> Any:
-        manager = manager_of(found)
+    def _enter(self, factory: Factory, found: Any) -> Any:
+        manager = manager_of(factory, found)
         value = manager.__enter__()
-        self._opened.append((key, manager, False))
+        self._opened.append((factory.key, manager, False))
         return value
 
     async def _open_async(self, session: Session) -> dict[str, Any]:
@@ -135,16 +141,38 @@ class Scope:
             if factory.mode is Mode.AWAIT:
                 made[factory.key] = await found
             elif factory.mode is Mode.ENTER_ASYNC:
-                manager = manager_of(found)
+                manager = manager_of(factory, found)
                 made[factory.key] = await manager.__aenter__()
                 self._opened.append((factory.key, manager, True))
             elif factory.mode is Mode.ENTER:
-                made[factory.key] = self._enter(factory.key, found)
+                made[factory.key] = self._enter(factory, found)
             else:
                 made[factory.key] = check_plain(factory, found)
         return self._plan.arguments.of(made)
 
     # ------------------------------------------------------------ closing
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do the work of a handling, which makes the values, and close them; return its result.
+
+        Raises:
+            BaseException: what the work raised; else what closing raised, unless it is committed.
+        """
+        try:
+            with self:
+                return work()
+        except BaseException as error:
+            # A soft time limit may be raised between two lines of the closing. It comes once.
+            self._close_rest(error)
+            raise
+
+    def _close_rest(self, error: BaseException) -> None:
+        """Close what is still open, since the closing was interrupted."""
+        if self._run is not None:
+            if not self._run.is_over:
+                self._close_in_loop(self._run, self._outcome(error))
+        elif self._opened:
+            self._close(self._outcome(error))
 
     def __enter__(self) -> Self:
         return self
@@ -189,9 +217,11 @@ class Scope:
         closing = _Closing(self, error)
         with self._tracing():
             while self._opened:
-                key, manager, _ = self._opened.pop()
+                details = closing.details
+                key, manager, _ = self._opened[-1]
                 try:
-                    manager.__exit__(*closing.details)
+                    self._opened.pop()
+                    manager.__exit__(*details)
                 except BaseException as raised:  # noqa: BLE001  the others are closed, too
                     closing.note(key, raised)
         return closing.failure
@@ -200,6 +230,8 @@ class Scope:
         try:
             failure: BaseException | None = run.go_on(error)
         except Exception as raised:  # noqa: BLE001  it was cancelled, or ran out of time
+            if not run.is_over:
+                run.go_on(raised if error is None else error)
             if error is None and not self.is_committed:
                 return raised
             self.log("provided values", raised)
@@ -208,16 +240,20 @@ class Scope:
 
     async def _close_async(self, error: BaseException | None) -> BaseException | None:
         closing = _Closing(self, error)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  a coroutine runs in one
         with self._tracing():
             while self._opened:
                 key, manager, is_async = self._opened.pop()
+                cancellations = task.cancelling()
                 try:
                     left = manager.__aexit__ if is_async else manager.__exit__
                     done = left(*closing.details)
                     if is_async:
                         await done
                 except BaseException as raised:  # noqa: BLE001  the others are closed, too
-                    closing.note(key, raised)
+                    has_ended = task.cancelling() < cancellations
+                    closing.note(key, raised, ends_cancellation=has_ended)
         return closing.failure
 
     def log(self, key: Any, error: BaseException) -> None:
@@ -257,11 +293,20 @@ class _Closing:
         seen = self._seen
         return (None, None, None) if seen is None else (type(seen), seen, seen.__traceback__)
 
-    def note(self, key: Any, raised: BaseException) -> None:
-        """Note what closing a value has raised."""
+    def note(self, key: Any, raised: BaseException, *, ends_cancellation: bool = False) -> None:
+        """Note what closing a value has raised.
+
+        Args:
+            key: the value's type.
+            raised: the exception.
+            ends_cancellation: whether the value took back a cancellation of the handler, as a
+                timeout does that has ended it: then what it raises is the outcome.
+        """
         if raised is self._seen:
             return
-        if not isinstance(raised, Exception):
+        if ends_cancellation and isinstance(self._seen, asyncio.CancelledError):
+            self._error = self._seen = self.failure = raised
+        elif not isinstance(raised, Exception):
             # It ends the process, the greenlet or the coroutine.
             self.failure = raised
         elif self._error is not None or self._scope.is_committed or self.failure is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 import celery
@@ -73,6 +74,9 @@ class HandlerTask(celery.Task):
 
         What the worker was given before it was frozen, others may have done meanwhile: it is not
         begun.
+
+        A worker's work has a context of its own: what a soft time limit prevents from being reset
+        there is not found by the process's next task.
         """
         is_worker = not (self.request.called_directly or self.request.is_eager)
         if is_worker and not self._is_held:
@@ -84,7 +88,7 @@ class HandlerTask(celery.Task):
             )
             raise NoLongerHeld("its lease was lost before it was started")
         try:
-            return work()
+            return copy_context().run(work) if is_worker else work()
         except LeaseLost as error:
             if not is_worker:
                 raise

@@ -138,9 +138,10 @@ class Session:
 
         Raises:
             SessionError: the session has ended, is a query's, or tracks it under another class.
-            TypeError: `make` did not return an instance of the class.
+            TypeError: `make` did not return an instance of the class, or one of a class below it,
+                whose events are elsewhere.
             ValueError: `make` returned an aggregate with another id.
-            AggregateNotConstructible: there is no `make`, and the class takes more than an id.
+            AggregateNotConstructible: the class takes more than an id, so it can't be replayed.
             CQRSError: its history can't be replayed; see `Repository.find`.
         """
         try:
@@ -179,6 +180,14 @@ class Session:
             raise ValueError(
                 f"get_or_create({cls.__qualname__}, {id!r}) made an aggregate with the id"
                 f" {aggregate.id!r}; expected `make` to use the id that it is given"
+            )
+        wanted = self._repository.stream_of(cls, id)
+        stream = self._repository.stream_of(type(aggregate), id)
+        if stream != wanted:
+            raise TypeError(
+                f"get_or_create({cls.__qualname__}, {id!r}) made {aggregate!r}, whose events are in"
+                f" the stream {stream}; expected one of {wanted}. Ask for"
+                f" {type(aggregate).__qualname__}"
             )
         self.add(aggregate)
         return aggregate

@@ -22,7 +22,8 @@ looks them up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final, TypeVar
 
@@ -124,24 +125,68 @@ def place_of(store: EventStore) -> str:
 
 
 def check_capabilities(store: EventStore) -> None:
-    """Check a store's declaration: each part must have the methods of its port.
+    """Check an event store: it, and each part that it declares, must have the methods of its port.
 
     Raises:
-        InvalidSetting: a part lacks a method; the text names both.
+        InvalidSetting: it or a part lacks a method; the text names both.
     """
-    declared = capabilities_of(store)
-    for field in fields(Capabilities):
-        part = vars(declared)[field.name]
-        missing = [name for name in _METHODS.get(field.name, ()) if _if_has(part, name) is None]
+    _check_port(store, _STORE_METHODS, "an event store", setting="store")
+    _check_parts(store, capabilities_of(store), _METHODS, "event store", setting="store")
+
+
+def check_snapshot_capabilities(store: SnapshotStore) -> None:
+    """Check a snapshot store, as `check_capabilities` checks an event store.
+
+    Raises:
+        InvalidSetting: it or a part lacks a method; the text names both.
+    """
+    _check_port(store, _SNAPSHOT_METHODS, "a snapshot store", setting="snapshots")
+    declared = capabilities_of_snapshots(store)
+    parts = {"with_newer": ("find_with_newer",)}
+    _check_parts(store, declared, parts, "snapshot store", setting="snapshots")
+
+
+def _check_port(store: object, port: tuple[str, ...], what: str, *, setting: str) -> None:
+    missing = _missing(store, port)
+    if missing:
+        raise InvalidSetting(
+            f"CQRS(app, {setting}=…) was given {store!r:.200}, which has no {', '.join(missing)};"
+            f" expected {what}: an object that has {', '.join(port)}",
+            setting=setting,
+            accepted=", ".join(port),
+        )
+
+
+def _check_parts(
+    store: object,
+    declared: Capabilities | SnapshotCapabilities,
+    ports: Mapping[str, tuple[str, ...]],
+    what: str,
+    *,
+    setting: str,
+) -> None:
+    for name, port in ports.items():
+        part = vars(declared)[name]
+        missing = _missing(part, port)
         if part is not None and missing:
             raise InvalidSetting(
-                f"the event store {type(store).__qualname__} declares {field.name} ="
+                f"the {what} {type(store).__qualname__} declares {name} ="
                 f" {type(part).__qualname__}, which has no {', '.join(missing)}; expected an object"
-                f" that has {', '.join(_METHODS[field.name])}",
-                setting="store",
-                accepted=", ".join(_METHODS[field.name]),
+                f" that has {', '.join(port)}",
+                setting=setting,
+                accepted=", ".join(port),
             )
 
+
+def _missing(part: object, port: tuple[str, ...]) -> list[str]:
+    return [name for name in port if _if_has(part, name) is None]
+
+
+#: The methods that every event store has.
+_STORE_METHODS: Final = ("append", "read_stream", "read_all", "find_command")
+
+#: The methods that every snapshot store has.
+_SNAPSHOT_METHODS: Final = ("find", "put", "remove", "streams")
 
 #: The methods of each capability's port; a store that declares nothing is recognised by them.
 _METHODS: Final[dict[str, tuple[str, ...]]] = {

@@ -192,6 +192,69 @@ def test_a_worker_is_refused_whose_store_declares_what_it_does_not_have() -> Non
     )
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        "subscriptions", "relayed", "transactions", "enclosing", "snapshots", "histories",
+        "replica", "tables",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("use", [CQRS.check_handlers, lambda cqrs: stamp(cqrs, 1)])
+def test_a_part_without_its_methods_is_refused_wherever_the_store_is_first_used(
+    part: str, use: Any
+) -> None:
+    class Empty:
+        pass
+
+    store: Any = Narrow(MemoryEventStore())
+    store.capabilities = Capabilities(**{part: Empty()})  # type: ignore[arg-type]
+    with pytest.raises(InvalidSetting, match=f"declares {part} = .*Empty, which has no "):
+        use(application(store))
+
+
+@pytest.mark.parametrize("use", [CQRS.check_handlers, lambda cqrs: stamp(cqrs, 1)])
+def test_what_is_no_store_is_refused_wherever_it_is_first_used(use: Any) -> None:
+    with pytest.raises(InvalidSetting) as refused:
+        use(application("memory://"))
+    assert str(refused.value) == (
+        "CQRS(app, store=…) was given 'memory://', which has no append, read_stream, read_all,"
+        " find_command; expected an event store: an object that has append, read_stream, read_all,"
+        " find_command"
+    )
+    app = Celery("post", broker="memory://", set_as_current=False)
+    cqrs = CQRS(app, store=MemoryEventStore(), snapshots=Narrow(MemoryEventStore()))  # type: ignore[arg-type]
+    with pytest.raises(InvalidSetting, match=r"snapshots=…\) was given .*, which has no"):
+        use(cqrs)
+
+
+def test_a_snapshot_store_that_declares_what_it_does_not_have_is_refused() -> None:
+    snapshots: Any = MemorySnapshotStore()
+
+    class Boastful:
+        find, put = snapshots.find, snapshots.put
+        remove, streams = snapshots.remove, snapshots.streams
+
+        @property
+        def capabilities(self) -> Any:
+            return SnapshotCapabilities(with_newer=self)  # type: ignore[arg-type]
+
+    app = Celery("post", broker="memory://", set_as_current=False)
+    cqrs = CQRS(app, store=MemoryEventStore(), snapshots=Boastful())
+    with pytest.raises(InvalidSetting, match=r"with_newer = .*Boastful, which has no find_w"):
+        _ = cqrs.runtime
+
+
+def test_a_store_that_counts_as_empty_is_the_store() -> None:
+    class Sized(Narrow):
+        def __len__(self) -> int:
+            return 0
+
+    store = Sized(MemoryEventStore())
+    cqrs = application(store, cqrs_event_store="memory://")
+    stamp(cqrs, 1)
+    assert len(store.store.read_all()) == 1
+
+
 # ------------------------------------------------------------ a wrapper that forwards it
 
 

@@ -68,6 +68,10 @@ class Jar(Aggregate, name="JarsJar"):
         self.spoons += event.spoons
 
 
+class BigJar(Jar, name="JarsBigJar"):
+    pass
+
+
 class Bottle(Aggregate, name="JarsBottle"):
     def __init__(self, id: str, litres: int) -> None:
         super().__init__(id)
@@ -247,10 +251,24 @@ def test_what_is_made_must_be_what_was_asked_for(
     assert session.find(Jar, "1") is None
 
 
-def test_a_class_that_takes_more_than_an_id_is_refused() -> None:
+def test_a_class_below_whose_events_are_elsewhere_is_refused(cqrs: CQRS) -> None:
+    """It would be made anew each time: what is looked for is never there."""
+    session = cqrs.session()
+    with pytest.raises(TypeError) as raised:
+        session.get_or_create(Jar, "1", BigJar)
+    assert str(raised.value) == (
+        "get_or_create(Jar, '1') made <JarsBigJar-1 at version 0, 0 pending>, whose events are in"
+        " the stream JarsBigJar-1; expected one of JarsJar-1. Ask for BigJar"
+    )
+    assert session.find(BigJar, "1") is None
+    assert session.get_or_create(BigJar, "1").id == "1"
+
+
+@pytest.mark.parametrize("make", [None, lambda name: Bottle(name, 1)])
+def test_a_class_that_takes_more_than_an_id_is_refused(make: Any) -> None:
     cqrs = CQRS(Celery("jars", set_as_current=False), store=MemoryEventStore())
     with pytest.raises(AggregateNotConstructible, match="can't be built from just an id"):
-        cqrs.session().get_or_create(Bottle, "1")
+        cqrs.session().get_or_create(Bottle, "1", make)
 
 
 def test_a_query_is_refused_whether_it_is_there_or_not(cqrs: CQRS) -> None:

@@ -7,7 +7,12 @@ import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
 from functools import partial, wraps
 from typing import Annotated, Any, Generic, NewType, Self, TypeVar
 
@@ -655,6 +660,30 @@ def test_a_factory_that_hides_that_it_is_async_or_a_generator_is_refused(cqrs: C
         pytest.raises(RegistrationError, match="returned a generator"),
     ):
         cqrs.execute(Post())
+
+
+def returns_a_list() -> Iterator[Mailer]:
+    return iter([SmtpMailer()])
+
+
+def returns_a_value() -> AbstractAsyncContextManager[Mailer]:
+    return SmtpMailer()  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("factory", "expected"),
+    [
+        (returns_a_list, "expected a generator or a context manager"),
+        (returns_a_value, "expected an async generator or a context manager"),
+    ],
+)
+def test_a_factory_that_returns_nothing_to_enter_is_named(
+    cqrs: CQRS, factory: Any, expected: str
+) -> None:
+    cqrs.provide(Mailer, factory)
+    with pytest.raises(RegistrationError, match=expected) as raised:
+        cqrs.execute(PostSoon())
+    assert f"the factory of Mailer, {__name__}.{factory.__name__}" in str(raised.value)
 
 
 def test_factories_ask_for_the_session_the_trace_and_one_another_and_share_what_is_made(

@@ -16,7 +16,7 @@ from celery import Celery
 from celery.signals import import_modules, worker_ready
 
 from cqrs_celery import CQRS, Command, command_handler
-from cqrs_celery.app.unconsumed import UnconsumedQueues
+from cqrs_celery.app.first_sends import UnconsumedQueues
 from cqrs_celery.dispatch import consuming
 from cqrs_celery.dispatch.definitions import Definitions
 
@@ -146,7 +146,7 @@ def test_a_worker_of_celery_alone_says_nothing(
 
 def wait_for_looks() -> None:
     for thread in threading.enumerate():
-        if thread.name == "cqrs-unconsumed":
+        if thread.name == "cqrs-first-send":
             thread.join(10)
             assert not thread.is_alive()
 

@@ -10,6 +10,7 @@ options and make a `Definition`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, cast, overload
 
@@ -316,14 +317,20 @@ def subscribes(
     return declare
 
 
+#: The decorator for each kind of message.
+_DECORATORS = {"command": "command_handler", "query": "query_handler", "event": "subscribes"}
+
+
 def _check(kind: str, classes: tuple[Any, ...], *others: str) -> None:
     if not classes:
         raise RegistrationError("subscribes() names no event; expected at least one class")
     for cls in classes:
         if getattr(cls, "__kind__", None) not in (kind, *others):
-            name = where(cls) if isinstance(cls, type) else repr(cls)
+            is_function = inspect.isfunction(cls)
+            name = where(cls) if isinstance(cls, type) or is_function else repr(cls)
+            hint = f". Write @{_DECORATORS[kind]}(…) with the class" if is_function else ""
             raise RegistrationError(
-                f"{name} is no {kind}; expected a class below cqrs_celery.{kind.capitalize()}"
+                f"{name} is no {kind}; expected a class below cqrs_celery.{kind.capitalize()}{hint}"
             )
 
 

@@ -243,6 +243,16 @@ def test_the_public_api_page_has_every_public_name() -> None:
         assert re.search(rf"[`@. ]{name}\b", page), name
 
 
+def test_the_public_api_page_has_every_module_that_a_page_imports_from() -> None:
+    listed = (DOCS / "reference" / "public-api.md").read_text(encoding="utf-8")
+    listed = listed.partition("by its module:")[2].partition("\n\n")[0]
+    used = re.compile(r"^(?:>>> )?from (cqrs_celery\.[\w.]+) import", re.MULTILINE)
+    for page in PAGES:
+        for module in used.findall(page.read_text(encoding="utf-8")):
+            names = [module[: dot.start()] for dot in re.finditer(r"\.|$", module)]
+            assert any(f"`{name}`" in listed for name in names), f"{page.name}: {module}"
+
+
 def test_the_keys_page_has_every_key_and_every_command_of_the_scripts() -> None:
     page = (DOCS / "reference" / "redis-keys.md").read_text(encoding="utf-8")
     commands = set(page.partition('COMMANDS = """')[2].partition('"""')[0].split())

@@ -107,7 +107,7 @@ def command_handler(
     def declare(function: Callable[..., Any]) -> Any:
         found = read_parameters(function, "command", (command,))
         check_returned(function)
-        check_options(function, options)
+        check_options(function, options, decorator=command_handler)
         conflicts = command_conflicts(
             function, command, retries=retry_on_conflict, lock=lock, lock_wait_s=lock_wait_s
         )
@@ -291,7 +291,7 @@ def subscribes(
                 " published one by one come one by one. Remove it."
             )
         found = read_parameters(function, "batch" if batch else kind, events)
-        check_options(function, options)
+        check_options(function, options, decorator=subscribes)
         conflicts = OnConflict(check_retries(function, retry_on_conflict))
         retrying = _retrying(
             function, retry_on, give_up_on, max_retries, retry_backoff, retry_backoff_max,

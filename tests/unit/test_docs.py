@@ -15,6 +15,7 @@ from kombu.transport import redis as kombus
 import cqrs_celery
 from cqrs_celery import errors
 from cqrs_celery.app import settings
+from cqrs_celery.dispatch.options import FIXED
 from cqrs_celery.transport.channel import Channel
 from cqrs_celery.transport.options import OPTIONS
 from tests.nodes import REPOSITORY
@@ -204,6 +205,14 @@ def test_the_settings_page_has_exactly_the_options_of_the_transport() -> None:
     options = set(Channel.from_transport_options) - ours
     assert options - named == set(), "missing"
     assert named - options - ours <= {"True"}, "no such option"
+
+
+def test_the_settings_page_names_every_task_option_that_a_handler_s_task_keeps() -> None:
+    page = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
+    named = page.partition("refuses them as options of")[2].partition(". ")[0]
+    # Attributes that Celery's own decorator takes for options, and that nobody sets there.
+    internal = {"Request", "abstract", "app", "retry", "run"}
+    assert set(re.findall(r"`(\w+)`", named)) == FIXED - internal
 
 
 def test_the_errors_page_has_every_error_with_its_fields_in_the_order_of_the_tree() -> None:

@@ -223,6 +223,39 @@ def test_handlers_and_subscriptions_of_packages_are_imported(
     assert f"{package}.subscriptions" in sys.modules
 
 
+def test_packages_of_the_current_folder_are_found_as_celery_s_imports_are(
+    app: Celery, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a package that is in the current folder alone, whose handlers import its neighbour
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hour_shop" / "handlers.py").write_text("import hour_empty")
+    # when a worker starts
+    CQRS(app).autodiscover([package])
+    import_modules.send(sender=app)
+    # then its modules are found, and the path is as before
+    assert f"{package}.handlers" in sys.modules
+    assert f"{package}.subscriptions" in sys.modules
+    assert str(tmp_path) not in sys.path
+
+
+@pytest.mark.parametrize("name", ["hour_sop", "hour_sop.stock"])
+def test_a_package_that_is_not_found_is_named_with_what_to_do(app: Celery, name: str) -> None:
+    with pytest.raises(
+        ModuleNotFoundError, match=f"autodiscover.*{name}.*or install it"
+    ) as refused:
+        CQRS(app).autodiscover([name], force=True)
+    assert refused.value.name == "hour_sop"
+
+
+def test_what_a_module_lacks_is_not_mistaken_for_the_package(
+    app: Celery, package: str, tmp_path: Path
+) -> None:
+    (tmp_path / package / "handlers.py").write_text("import hour_nowhere")
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'hour_nowhere'$"):
+        CQRS(app).autodiscover([package], force=True)
+
+
 def test_without_names_djangos_apps_are_meant(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(

@@ -15,7 +15,7 @@ import celery
 
 from ..queue.inspection import QueueInspector
 from ..queue.reliable_queue import ReliableQueue
-from ..transport import TRANSPORT
+from ..transport import TRANSPORT, Transport
 from ..transport.clients import BrokerClient
 
 logger = logging.getLogger(__name__)
@@ -124,6 +124,7 @@ def open_first_sends(app: celery.Celery, *, is_reliable: bool) -> FirstSends | N
 
 def _is_stock_redis(app: celery.Celery) -> bool:
     try:
-        return bool(app.connection_for_write().get_transport_cls().driver_type == "redis")
-    except (ImportError, KeyError):
+        transport = app.connection_for_write().get_transport_cls()
+    except (AttributeError, ImportError, KeyError):
         return False  # told by whoever connects
+    return transport.driver_type == "redis" and not issubclass(transport, Transport)

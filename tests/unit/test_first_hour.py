@@ -16,7 +16,7 @@ from celery import Celery
 from celery.signals import import_modules, worker_ready
 
 from cqrs_celery import CQRS, Command, command_handler
-from cqrs_celery.app.first_sends import UnconsumedQueues
+from cqrs_celery.app.first_sends import UnconsumedQueues, UnorderedSends, open_first_sends
 from cqrs_celery.dispatch import consuming
 from cqrs_celery.dispatch.definitions import Definitions
 
@@ -175,6 +175,22 @@ def test_the_first_command_to_a_queue_that_nobody_consumes_is_told_of_once(
         " Start a worker that imports its handler, without -Q or with -Q bells;"
         " `celery -A <app> cqrs queues` shows who consumes what"
     )
+
+
+@pytest.mark.parametrize(
+    ("transport", "is_stock"),
+    [
+        ("redis", True), ("cqrs_celery.transport.Transport", False), ("reliable-redis", False),
+        ("memory", False), ("cqrs_celery.NoTransport", False), ("nowhere", False),
+    ],
+)  # fmt: skip
+def test_only_kombu_s_own_redis_is_asked_whether_order_is_lost(
+    transport: str, *, is_stock: bool
+) -> None:
+    app = Celery("hour", broker="redis://localhost:1", set_as_current=False)
+    app.conf.broker_transport = transport
+    sends = open_first_sends(app, is_reliable=False)
+    assert isinstance(sends, UnorderedSends) is is_stock
 
 
 def test_no_sender_waits_for_the_broker_or_hears_of_it(caplog: pytest.LogCaptureFixture) -> None:

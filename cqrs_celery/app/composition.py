@@ -19,6 +19,7 @@ from ..transport import TRANSPORT
 from ..transport.transport import SCHEMES
 from .caching import open_cache
 from .delivery import refusing_undelivered
+from .first_sends import open_first_sends
 from .locks import open_locks
 from .no_store import NoEventStore
 from .relay_opening import open_relay
@@ -27,7 +28,6 @@ from .settings import BROKER, Settings, check_broker
 from .snapshots import open_snapshots
 from .stores import open_store
 from .topics import open_subscriptions
-from .unconsumed import open_unconsumed
 
 
 def compose(
@@ -73,7 +73,7 @@ def compose(
         settings.command_id_ttl_s,
         settings.dead_letters,
         subscriptions=open_subscriptions(app, store, relay, is_reliable=is_reliable),
-        sent=open_unconsumed(app, is_reliable=is_reliable),
+        sent=open_first_sends(app, is_reliable=is_reliable),
     )
     return runtime, relay
 

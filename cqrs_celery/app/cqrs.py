@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import celery
@@ -50,6 +50,7 @@ from ..transport.envelope import BODY
 from .composition import compose, has_reliable_queue, open_store_or_none
 from .current import CurrentApplication
 from .delivery import check_delivery
+from .discovery import import_from
 from .hooks import CeleryHooks
 from .in_process_delivery import InProcessDelivery
 from .no_store import check_store
@@ -204,10 +205,15 @@ class CQRS(Providing):
         Args:
             packages: their names; None for those of Django's INSTALLED_APPS.
             force: True to import them now, as for `execute` in a process that is no worker.
+
+        Raises:
+            ModuleNotFoundError: with `force`, a package is not found; without it, a worker that
+                starts ends with that error.
         """
         names = None if packages is None else list(packages)
         for module in ("handlers", "subscriptions"):
-            self.app.autodiscover_tasks(names, related_name=module, force=force)
+            found = None if names is None else partial(import_from, names, module)
+            self.app.autodiscover_tasks(found, related_name=module, force=force)
 
     context = staticmethod(context)
 

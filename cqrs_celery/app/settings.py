@@ -176,6 +176,8 @@ def _application(app: celery.Celery) -> str:
     name = (app.main or "") if value is None else value
     accepted = "letters, digits, '_' and '-'"
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        if value is None:
+            accepted += ". It is the name of the Celery app, Celery('shop'), unless it is set"
         raise _invalid("cqrs_application", name, accepted)
     return name
 

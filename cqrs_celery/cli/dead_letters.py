@@ -21,14 +21,15 @@ from .broker import broker_channel, is_reply_queue
 from .stored import head_of, parsed
 from .table import plain, print_table
 
-#: The text in a table for each answer of the queue.
+#: The text in a table for each answer of the queue; "done" depends on what was to be done.
 _ANSWERS = {
-    "done": "done",
     "none": "there is no such letter any more",
     "tried": "is being tried already",
     "archived": "is archived: use --archived",
 }
 
+#: The text for "done". A retry has not succeeded yet: the message waits for a worker.
+_DONE = {"retry": "queued again", "discard": "deleted"}
 
 #: The alarm of a letter that is not archived and has few messages behind it.
 BLOCKS = "blocks its sequence: retry it, or discard it"
@@ -295,10 +296,11 @@ def _order(
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     else:
+        texts = {**_ANSWERS, "done": _DONE[deed]}
         print_table(
             ("id", "subscription", "aggregate", "waiting behind", "outcome"),
             [
-                (*list(row.values())[:4], _ANSWERS.get(str(row["outcome"]), row["outcome"]))
+                (*list(row.values())[:4], texts.get(str(row["outcome"]), row["outcome"]))
                 for row in rows
             ],
         )

@@ -10,6 +10,7 @@ options and make a `Definition`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, cast, overload
 
@@ -106,7 +107,7 @@ def command_handler(
     def declare(function: Callable[..., Any]) -> Any:
         found = read_parameters(function, "command", (command,))
         check_returned(function)
-        check_options(function, options)
+        check_options(function, options, decorator=command_handler)
         conflicts = command_conflicts(
             function, command, retries=retry_on_conflict, lock=lock, lock_wait_s=lock_wait_s
         )
@@ -290,7 +291,7 @@ def subscribes(
                 " published one by one come one by one. Remove it."
             )
         found = read_parameters(function, "batch" if batch else kind, events)
-        check_options(function, options)
+        check_options(function, options, decorator=subscribes)
         conflicts = OnConflict(check_retries(function, retry_on_conflict))
         retrying = _retrying(
             function, retry_on, give_up_on, max_retries, retry_backoff, retry_backoff_max,
@@ -316,14 +317,20 @@ def subscribes(
     return declare
 
 
+#: The decorator for each kind of message.
+_DECORATORS = {"command": "command_handler", "query": "query_handler", "event": "subscribes"}
+
+
 def _check(kind: str, classes: tuple[Any, ...], *others: str) -> None:
     if not classes:
         raise RegistrationError("subscribes() names no event; expected at least one class")
     for cls in classes:
         if getattr(cls, "__kind__", None) not in (kind, *others):
-            name = where(cls) if isinstance(cls, type) else repr(cls)
+            is_function = inspect.isfunction(cls)
+            name = where(cls) if isinstance(cls, type) or is_function else repr(cls)
+            hint = f". Write @{_DECORATORS[kind]}(…) with the class" if is_function else ""
             raise RegistrationError(
-                f"{name} is no {kind}; expected a class below cqrs_celery.{kind.capitalize()}"
+                f"{name} is no {kind}; expected a class below cqrs_celery.{kind.capitalize()}{hint}"
             )
 
 

@@ -196,11 +196,10 @@ def _asked(
         return Asked(hint, has_default, may_be_none)
     if has_default:
         return None
-    what = (
-        "is positional-only, and values are given by name"
-        if can_be_given
-        else f"is annotated with {name_of(hint)}"
-    )
+    if can_be_given:
+        what = "is positional-only, and values are given by name"
+    else:
+        what = "has no annotation" if hint is None else f"is annotated with {name_of(hint)}"
     raise RegistrationError(
         f"the factory of {name_of(key)}, {place_of(function)}: the parameter {parameter.name!r}"
         f" {what}; expected Session, Metadata, or a class that is provided, too. Annotate it, or"

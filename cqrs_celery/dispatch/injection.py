@@ -233,7 +233,8 @@ class _Planner:
             f"{asker}{of}: the parameter {name!r} asks for {wanted}, which nobody provides;"
             f" expected what a handler of a {kind} is given ({given}), or what the application"
             f" provides ({provided}). Write cqrs.provide({wanted}, …) with a factory where the"
-            " application is made, or give the parameter a default"
+            f" application is made (in a test with scenario, scenario.providing({wanted}, …)), or"
+            " give the parameter a default"
         )
 
     def _without_session(self, name: str, asker: str) -> HandlerSignatureError:

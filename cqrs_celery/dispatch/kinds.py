@@ -6,8 +6,8 @@ from typing import Any, Final
 
 #: What is done with a message of each kind.
 _ASKED: Final = {
-    "command": "A command is carried out by execute, or sent by its delay().",
-    "query": "A query is asked by query.",
+    "command": "A command is carried out by cqrs.execute(…), or sent by its delay().",
+    "query": "A query is answered by cqrs.query(…).",
     "event": "An event is recorded by an aggregate: self.record(…).",
     "message": "A message is published: cqrs.publish(…).",
 }

@@ -91,9 +91,10 @@ def read_parameters(
 
 def _refused(function: Callable[..., Any], kind: str, name: str, hint: Any) -> Exception:
     names = ", ".join(c.__name__ for c in INJECTABLE[kind]) or "nothing else"
+    found = "has no annotation" if hint is None else f"is annotated with {name_of(hint)}"
     return HandlerSignatureError(
-        f"{where(function)}: the parameter {name!r} is annotated with {name_of(hint)}; expected a"
-        " class of yours that the application provides (cqrs.provide), or one of what a handler of"
+        f"{where(function)}: the parameter {name!r} {found}; expected a class of yours"
+        " that the application provides (cqrs.provide), or one of what a handler of"
         f" a {kind} is given: {names}"
     )
 

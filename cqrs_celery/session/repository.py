@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from ..domain.aggregate import Aggregate, PendingEvent
@@ -195,7 +195,7 @@ class Repository:
         lease: Lease | None = None,
         expected_version: int | None = None,
         transaction: StoreTransaction | None = None,
-        unchanged: Sequence[Aggregate] = (),
+        unchanged: Iterable[Aggregate] = (),
     ) -> Committed | None:
         """Append the pending events of aggregates, all or none, and clear what was pending.
 
@@ -385,4 +385,13 @@ def two_instances(stream: StreamName, first: Aggregate, second: Aggregate) -> Du
         stream=str(stream),
         expected=first.version,
         found=second.version,
+    )
+
+
+def not_read(aggregate: Aggregate) -> SessionError:
+    """Return the error for an aggregate whose version can't be checked, since it was not read."""
+    return SessionError(
+        f"session.require_unchanged was given {aggregate!r}, which this session has not read;"
+        " expected an aggregate with events that session.get or session.find has returned. A new"
+        " one needs no check: if another writer makes it first, the commit fails."
     )

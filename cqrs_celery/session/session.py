@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ..domain.aggregate import Aggregate
-from ..domain.lifecycle import attach, build, detach
+from ..domain.lifecycle import attach, detach
 from ..domain.watching import Watching
 from ..errors import AggregateNotFound, ConcurrencyError, SessionError, SubscriptionFailed
 from ..messages.metadata import NO_METADATA, Metadata
@@ -20,8 +20,9 @@ from ..store.events import CommandRecord, Committed, Lease
 from ..store.ports import StoreTransaction
 from ..store.refusals import exists_already, stale_version
 from ..store.stream import NO_STREAM, StreamName
+from .making import made
 from .off_loop import off_loop
-from .repository import Repository, two_instances
+from .repository import Repository, not_read, two_instances
 
 A = TypeVar("A", bound=Aggregate)
 
@@ -50,7 +51,7 @@ class Session:
         self._metadata = metadata
         self._tracked: dict[StreamName, Aggregate] = {}
         self._missed: set[StreamName] = set()
-        self._unchanged: list[Aggregate] = []
+        self._unchanged: dict[StreamName, Aggregate] = {}
         self._transaction: StoreTransaction | None = None
         self._is_closed = False
 
@@ -170,25 +171,7 @@ class Session:
             return self._create(cls, id, make) if tracked is None else tracked
 
     def _create(self, cls: type[A], id: str, make: Callable[[str], A] | None) -> A:
-        aggregate = build(cls, id) if make is None else make(id)
-        if not isinstance(aggregate, cls):
-            raise TypeError(
-                f"get_or_create({cls.__qualname__}, {id!r}) made {aggregate!r}; expected `make` to"
-                f" return an instance of {cls.__qualname__}"
-            )
-        if aggregate.id != id:
-            raise ValueError(
-                f"get_or_create({cls.__qualname__}, {id!r}) made an aggregate with the id"
-                f" {aggregate.id!r}; expected `make` to use the id that it is given"
-            )
-        wanted = self._repository.stream_of(cls, id)
-        stream = self._repository.stream_of(type(aggregate), id)
-        if stream != wanted:
-            raise TypeError(
-                f"get_or_create({cls.__qualname__}, {id!r}) made {aggregate!r}, whose events are in"
-                f" the stream {stream}; expected one of {wanted}. Ask for"
-                f" {type(aggregate).__qualname__}"
-            )
+        aggregate = made(cls, id, make, stream_of=self._repository.stream_of)
         self.add(aggregate)
         return aggregate
 
@@ -235,9 +218,8 @@ class Session:
             if account.is_open:
                 session.add(Order.place(command.id))
 
-        Use it for an aggregate that only decides what others record. If it was changed meanwhile,
-        the commit raises ConcurrencyError, and a handler is repeated. An aggregate that records
-        events itself is checked anyway. A commit that writes nothing checks nothing.
+        If it was changed meanwhile, the commit raises ConcurrencyError, and a handler is repeated.
+        An aggregate that records events is checked anyway; what writes nothing checks nothing.
 
         Args:
             aggregate: an aggregate that this session has returned.
@@ -250,13 +232,8 @@ class Session:
         self._repository.check_can_check()
         stream = self._repository.stream_of(type(aggregate), aggregate.id)
         if self._tracked.get(stream) is not aggregate or aggregate.version == 0:
-            raise SessionError(
-                f"session.require_unchanged was given {aggregate!r}, which this session has not"
-                " read; expected an aggregate that session.get or session.find has returned, with"
-                " events. One that is new is checked anyway: another writer's makes the commit fail"
-            )
-        if not any(one is aggregate for one in self._unchanged):
-            self._unchanged.append(aggregate)
+            raise not_read(aggregate)
+        self._unchanged[stream] = aggregate
 
     @property
     def connection(self) -> Any:
@@ -315,7 +292,7 @@ class Session:
                 command=command,
                 lease=lease,
                 transaction=self._transaction,
-                unchanged=self._unchanged,
+                unchanged=self._unchanged.values(),
             )
         except SubscriptionFailed:
             self._untrack()

@@ -196,6 +196,15 @@ def test_a_retried_letter_comes_first_and_the_rest_follows(app: celery.Celery) -
     assert [json.loads(text.partition("\n")[2])[0] for text in texts(taken)] == [[0], [1], [2]]
 
 
+def test_a_retry_says_that_a_letter_waits_and_not_that_its_function_succeeded(
+    app: celery.Celery,
+) -> None:
+    result = run_cli(app, "retry", "--aggregate", "1", "--yes")
+
+    assert "queued again" in result.output
+    assert "done" not in result.output
+
+
 def test_a_discarded_letter_is_gone(app: celery.Celery) -> None:
     result = run_cli(app, "discard", "--exception", "KeyError", answer="y\n")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cqrs_celery.app.unconsumed import UnconsumedQueues
+from cqrs_celery.app.first_sends import UnconsumedQueues, UnorderedSends
 from tests import depot
 from tests.depot import FillBox
 from tests.integration.conftest import WorkerFactory
@@ -125,6 +125,45 @@ def test_a_sender_is_told_once_that_nobody_takes_its_commands(
         caplog.clear()
         unconsumed.look("depot.commands", "depot.fill_box")
         assert not caplog.messages
+
+
+def test_a_sender_with_kombu_s_own_transport_is_told_once_that_order_is_lost(
+    redis_url: str, worker_factory: WorkerFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = (
+        "depot.fill_box was sent over Kombu's transport 'redis' to the queue depot.commands, which"
+        " a worker with the reliable queue consumes: commands that are sent like this are in no"
+        " order. Set broker_transport = 'cqrs_celery.transport:Transport' in this process too"
+    )
+    # given a worker with the reliable queue
+    worker_factory("from tests.depot import app", pool="solo", env={"DEPOT_URL": redis_url})
+    # when a process that forgot the transport sends to the same Redis
+    with (
+        caplog.at_level(logging.WARNING),
+        depot.connected(redis_url, broker_transport="redis") as cqrs,
+    ):
+        results = [cqrs.send_command(FillBox(id="stock", count=n)) for n in (1, 2)]
+        # then that is told, once, and the commands are carried out
+        wait_until(lambda: told in caplog.messages, 10, lambda: str(caplog.messages))
+        assert [bool(result.get(timeout=20)) for result in results] == [True, True]
+        assert caplog.messages.count(told) == 1
+
+
+def test_a_sender_whose_workers_have_kombu_s_own_transport_too_is_told_nothing(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a process with Kombu's transport, and no worker with the reliable queue
+    with (
+        caplog.at_level(logging.WARNING),
+        depot.connected(redis_url, broker_transport="redis") as cqrs,
+    ):
+        # when it has sent a command and looked
+        cqrs.send_command(FillBox(id="stock", count=1))
+        unordered = cqrs.runtime.sent
+        assert isinstance(unordered, UnorderedSends)
+        unordered.look("depot.commands", "depot.fill_box")
+        # then nothing is logged
+        assert not [line for line in caplog.messages if "depot.fill_box" in line]
 
 
 SENDER = """

@@ -15,6 +15,7 @@ from kombu.transport import redis as kombus
 import cqrs_celery
 from cqrs_celery import errors
 from cqrs_celery.app import settings
+from cqrs_celery.dispatch.options import FIXED
 from cqrs_celery.transport.channel import Channel
 from cqrs_celery.transport.options import OPTIONS
 from tests.nodes import REPOSITORY
@@ -206,6 +207,14 @@ def test_the_settings_page_has_exactly_the_options_of_the_transport() -> None:
     assert named - options - ours <= {"True"}, "no such option"
 
 
+def test_the_settings_page_names_every_task_option_that_a_handler_s_task_keeps() -> None:
+    page = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
+    named = page.partition("refuses them as options of")[2].partition(". ")[0]
+    # Attributes that Celery's own decorator takes for options, and that nobody sets there.
+    internal = {"Request", "abstract", "app", "retry", "run"}
+    assert set(re.findall(r"`(\w+)`", named)) == FIXED - internal
+
+
 def test_the_errors_page_has_every_error_with_its_fields_in_the_order_of_the_tree() -> None:
     page = (DOCS / "reference" / "errors.md").read_text(encoding="utf-8")
     classes = [c for c in vars(errors).values() if inspect.isclass(c) and issubclass(c, Exception)]
@@ -241,6 +250,16 @@ def test_the_public_api_page_has_every_public_name() -> None:
     page = (DOCS / "reference" / "public-api.md").read_text(encoding="utf-8")
     for name in cqrs_celery.__all__:
         assert re.search(rf"[`@. ]{name}\b", page), name
+
+
+def test_the_public_api_page_has_every_module_that_a_page_imports_from() -> None:
+    listed = (DOCS / "reference" / "public-api.md").read_text(encoding="utf-8")
+    listed = listed.partition("by its module:")[2].partition("\n\n")[0]
+    used = re.compile(r"^(?:>>> )?from (cqrs_celery\.[\w.]+) import", re.MULTILINE)
+    for page in PAGES:
+        for module in used.findall(page.read_text(encoding="utf-8")):
+            names = [module[: dot.start()] for dot in re.finditer(r"\.|$", module)]
+            assert any(f"`{name}`" in listed for name in names), f"{page.name}: {module}"
 
 
 def test_the_keys_page_has_every_key_and_every_command_of_the_scripts() -> None:

@@ -133,7 +133,8 @@ class Page:
         self._interpreter: subprocess.Popen[str] | None = None
         scripts = str(Path(sys.executable).parent)
         self._env = {
-            **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
             "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
             "PYTHONUNBUFFERED": "1",
             "PYTHONWARNINGS": "ignore",
@@ -345,6 +346,13 @@ def runner(tmp_path: Path) -> Iterator[Page]:
     yield page
     page.close()
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def test_pages_run_the_package_of_this_checkout_and_not_an_installed_one(runner: Page) -> None:
+    (runner.folder / "where.py").write_text("import cqrs_celery\nprint(cqrs_celery.__file__)\n")
+    package = REPOSITORY / "cqrs_celery" / "__init__.py"
+    place = Snippet(DOCS / "index.md", 1, "console", "", f"$ python where.py\n{package}\n", {})
+    runner.do(place)
 
 
 @pytest.mark.parametrize(

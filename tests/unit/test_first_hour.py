@@ -16,7 +16,7 @@ from celery import Celery
 from celery.signals import import_modules, worker_ready
 
 from cqrs_celery import CQRS, Command, command_handler
-from cqrs_celery.app.unconsumed import UnconsumedQueues
+from cqrs_celery.app.first_sends import UnconsumedQueues, UnorderedSends, open_first_sends
 from cqrs_celery.dispatch import consuming
 from cqrs_celery.dispatch.definitions import Definitions
 
@@ -146,7 +146,7 @@ def test_a_worker_of_celery_alone_says_nothing(
 
 def wait_for_looks() -> None:
     for thread in threading.enumerate():
-        if thread.name == "cqrs-unconsumed":
+        if thread.name == "cqrs-first-send":
             thread.join(10)
             assert not thread.is_alive()
 
@@ -175,6 +175,22 @@ def test_the_first_command_to_a_queue_that_nobody_consumes_is_told_of_once(
         " Start a worker that imports its handler, without -Q or with -Q bells;"
         " `celery -A <app> cqrs queues` shows who consumes what"
     )
+
+
+@pytest.mark.parametrize(
+    ("transport", "is_stock"),
+    [
+        ("redis", True), ("cqrs_celery.transport.Transport", False), ("reliable-redis", False),
+        ("memory", False), ("cqrs_celery.NoTransport", False), ("nowhere", False),
+    ],
+)  # fmt: skip
+def test_only_kombu_s_own_redis_is_asked_whether_order_is_lost(
+    transport: str, *, is_stock: bool
+) -> None:
+    app = Celery("hour", broker="redis://localhost:1", set_as_current=False)
+    app.conf.broker_transport = transport
+    sends = open_first_sends(app, is_reliable=False)
+    assert isinstance(sends, UnorderedSends) is is_stock
 
 
 def test_no_sender_waits_for_the_broker_or_hears_of_it(caplog: pytest.LogCaptureFixture) -> None:
@@ -221,6 +237,39 @@ def test_handlers_and_subscriptions_of_packages_are_imported(
     import_modules.send(sender=app)
     assert f"{package}.handlers" in sys.modules
     assert f"{package}.subscriptions" in sys.modules
+
+
+def test_packages_of_the_current_folder_are_found_as_celery_s_imports_are(
+    app: Celery, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a package that is in the current folder alone, whose handlers import its neighbour
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hour_shop" / "handlers.py").write_text("import hour_empty")
+    # when a worker starts
+    CQRS(app).autodiscover([package])
+    import_modules.send(sender=app)
+    # then its modules are found, and the path is as before
+    assert f"{package}.handlers" in sys.modules
+    assert f"{package}.subscriptions" in sys.modules
+    assert str(tmp_path) not in sys.path
+
+
+@pytest.mark.parametrize("name", ["hour_sop", "hour_sop.stock"])
+def test_a_package_that_is_not_found_is_named_with_what_to_do(app: Celery, name: str) -> None:
+    with pytest.raises(
+        ModuleNotFoundError, match=f"autodiscover.*{name}.*or install it"
+    ) as refused:
+        CQRS(app).autodiscover([name], force=True)
+    assert refused.value.name == "hour_sop"
+
+
+def test_what_a_module_lacks_is_not_mistaken_for_the_package(
+    app: Celery, package: str, tmp_path: Path
+) -> None:
+    (tmp_path / package / "handlers.py").write_text("import hour_nowhere")
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'hour_nowhere'$"):
+        CQRS(app).autodiscover([package], force=True)
 
 
 def test_without_names_djangos_apps_are_meant(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -861,6 +861,11 @@ def test_a_parameter_that_nothing_can_be_given_to_is_refused() -> None:
         @command_handler(Unhandled)
         def counting(command: Unhandled, count: int) -> None: ...
 
+    with pytest.raises(HandlerSignatureError, match=r"'session' has no annotation;.*: Session, M"):
+
+        @command_handler(Unhandled)
+        def bare(command, session): ...
+
     with pytest.raises(HandlerSignatureError, match=r"annotated with Metadata;.*: Session$"):
 
         @query_handler(UnansweredQuery)
@@ -881,6 +886,14 @@ def test_a_field_that_hides_a_name_of_the_base_class_is_refused() -> None:
     assert caught.value.field == "delay"
 
 
+def _below(message: Any) -> None:
+    """Stand below a decorator without parentheses."""
+
+
+#: Untyped, as in code that no type checker has seen.
+_bare: Any = _below
+
+
 @pytest.mark.parametrize(
     ("decorator", "text"),
     [
@@ -888,6 +901,9 @@ def test_a_field_that_hides_a_name_of_the_base_class_is_refused() -> None:
         (lambda: query_handler(Withdraw), "Withdraw .* is no query"),
         (lambda: subscribes(Withdraw), "Withdraw .* is no event"),
         (lambda: subscribes(), "names no event"),
+        (lambda: command_handler(_bare), r"_below .*Write @command_handler\(…\) with the class"),
+        (lambda: query_handler(_bare), r"_below .*Write @query_handler\(…\) with the class"),
+        (lambda: subscribes(_bare), r"_below .*Write @subscribes\(…\) with the class"),
         (lambda: command_handler("bank.withdraw"), "'bank.withdraw' is no command"),  # type: ignore[arg-type]
     ],
 )
@@ -959,6 +975,14 @@ def test_a_wrong_setting_names_itself_and_what_is_accepted(
         _ = application(**settings).runtime
     assert caught.value.setting == setting
     assert caught.value.accepted
+
+
+@pytest.mark.parametrize("name", [None, "my shop"])
+def test_an_application_whose_name_does_not_do_is_told_where_it_comes_from(
+    name: str | None,
+) -> None:
+    with pytest.raises(InvalidSetting, match=r"It is the name of the Celery app.*Celery\('shop'\)"):
+        _ = CQRS(Celery(name, set_as_current=False)).settings
 
 
 @pytest.mark.parametrize("broker", ["amqp://h//", "pyamqp://h//", "amqps://h//", "py-amqp"])

@@ -773,6 +773,7 @@ def test_a_handler_that_asks_for_what_nobody_provides_is_refused_when_a_worker_s
     assert "a handler of a command is given (Metadata, Session)" in text
     assert "what the application provides (Clock)" in text
     assert "Write cqrs.provide(Mailer, …)" in text
+    assert "in a test with scenario, scenario.providing(Mailer, …)" in text
     # and when it is first called
     for way in WAYS:
         with pytest.raises(HandlerSignatureError, match="which nobody provides"):
@@ -871,7 +872,7 @@ def test_a_factory_that_nothing_can_be_given_to_is_refused(cqrs: CQRS) -> None:
         raise NotImplementedError
 
     for factory, text in (
-        (counting, "'count' is annotated with int"), (bare, "annotated with nothing"),
+        (counting, "'count' is annotated with int"), (bare, "has no annotation"),
         (by_position, "'clock' is positional-only"),
     ):  # fmt: skip
         with pytest.raises(RegistrationError, match=text):

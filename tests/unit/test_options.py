@@ -35,9 +35,11 @@ class OptionsHappened(Event):
         ("nonsense", "no such option"),
         ("rate_limits", "did you mean 'rate_limit'"),
         ("locks", "no such option"),
-        ("queue", "keeps for itself"),
+        ("queue", "keeps for itself. Remove it: a command's queue is set by task_routes"),
         ("acks_late", "keeps for itself"),
         ("_app", "no such option"),
+        ("lock_wait", "did you mean 'lock_wait_s'"),
+        ("retry_backof_max", "did you mean 'retry_backoff_max'"),
     ],
 )
 def test_a_task_option_that_would_do_nothing_is_refused(option: str, text: str) -> None:
@@ -48,6 +50,23 @@ def test_a_task_option_that_would_do_nothing_is_refused(option: str, text: str) 
     with pytest.raises(RegistrationError, match=text) as refused:
         command_handler(OptionsCommand, **options)(handle)
     assert option in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("order", "ordered"), ("batches", "batch"), ("on_dead_letters", "on_dead_letter"),
+        ("dead_letter_ttl", "dead_letter_ttl_s"), ("subscriptions", "subscription"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_option_of_a_subscription_is_told_which_one_is_meant(
+    option: str, meant: str
+) -> None:
+    options: dict[str, Any] = {option: "x"}
+    with pytest.raises(RegistrationError, match=f"did you mean '{meant}'"):
+
+        @subscribes(OptionsHappened, **options)
+        def handle(event: OptionsHappened) -> None: ...
 
 
 @pytest.mark.parametrize(

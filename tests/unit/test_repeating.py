@@ -193,7 +193,7 @@ def test_what_is_no_command_is_not_executed_sent_or_asked(cqrs: CQRS) -> None:
         cqrs.query(WeaveBasket(id="it"))  # type: ignore[arg-type]
     assert str(refused.value) == (
         "a query was expected, an instance of a class below Query; found the command WeaveBasket."
-        " A command is carried out by execute, or sent by its delay()."
+        " A command is carried out by cqrs.execute(…), or sent by its delay()."
     )
     with pytest.raises(TypeError, match=r"An event is recorded by an aggregate"):
         asyncio.run(cqrs.execute_async(event))  # type: ignore[arg-type]

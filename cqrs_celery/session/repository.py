@@ -22,7 +22,6 @@ from ..domain.aggregate import Aggregate, PendingEvent
 from ..domain.lifecycle import build, mark_saved
 from ..errors import (
     AggregateNotFound,
-    DuplicateInstance,
     MessageError,
     SessionError,
     StoreError,
@@ -44,6 +43,7 @@ from ..store.refusals import check_text, stale_version
 from ..store.stream import StreamName
 from .cache import AggregateCache
 from .keeping import Keeper
+from .refusals import not_checking, two_instances
 from .replaying import Replayer
 from .snapshots import Snapshots
 
@@ -206,8 +206,7 @@ class Repository:
             lease: the worker's lease on its message; the save is refused if it was lost.
             expected_version: the version that they must have; None for the one that was loaded.
             transaction: committed with the events, and then ended.
-            unchanged: aggregates that must still be at the version that was loaded, if anything is
-                written.
+            unchanged: aggregates that must still be at the version that was loaded.
 
         Returns:
             The end of the commit; None if nothing was pending, and no event was written.
@@ -223,30 +222,43 @@ class Repository:
             StoreUnavailable: the server does not answer. The save may be repeated.
         """
         changed = self._changed(aggregates, expected_version)
-        checks = [
-            StreamAppend(stream, one.version, ())
-            for one in unchanged
-            if (stream := self.stream_of(type(one), one.id)) not in changed
-        ]
         if not changed:
-            if transaction is not None and checks:
-                transaction.append(checks, command=command, lease=lease)
-            elif transaction is not None:
-                transaction.commit(command=command, lease=lease)
+            self._commit_rows(transaction, unchanged, command, lease)
             return None
-        appends = [*self._appends(changed, metadata), *checks]
-        failed: SubscriptionFailed | None = None
+        appends = [*self._appends(changed, metadata), *self._checks(unchanged, changed)]
         try:
             committed = (transaction or self._store).append(appends, command=command, lease=lease)
         except SubscriptionFailed as error:
-            failed, committed = error, _committed(error, appends)
+            self._mark_saved(changed, _committed(error, appends))
+            raise
         except BaseException as error:
             self._keeper.forget(changed, error)
             raise
         self._mark_saved(changed, committed)
-        if failed is not None:
-            raise failed
         return committed
+
+    def _commit_rows(
+        self,
+        transaction: StoreTransaction | None,
+        unchanged: Iterable[Aggregate],
+        command: CommandRecord | None,
+        lease: Lease | None,
+    ) -> None:
+        """Commit what was written in a transaction, if there is one."""
+        if transaction is None:
+            return
+        checks = self._checks(unchanged, {})
+        if checks:
+            transaction.append(checks, command=command, lease=lease)
+        else:
+            transaction.commit(command=command, lease=lease)
+
+    def _checks(
+        self, unchanged: Iterable[Aggregate], changed: Mapping[StreamName, Aggregate]
+    ) -> list[StreamAppend]:
+        """Return the appends without events that check the aggregates that are not changed."""
+        streams = {self.stream_of(type(one), one.id): one.version for one in unchanged}
+        return [StreamAppend(key, streams[key], ()) for key in streams if key not in changed]
 
     def _mark_saved(self, changed: Mapping[StreamName, Aggregate], committed: Committed) -> None:
         is_kept = self._may_keep()
@@ -320,11 +332,7 @@ class Repository:
             SessionError: it does not declare that.
         """
         if not self._checks_versions:
-            raise SessionError(
-                "session.require_unchanged was used, but the event store does not declare that it"
-                f" checks the versions of streams without events: {self._store!r}. Let its append"
-                " do so, and declare checks_versions in its capabilities; or record an event."
-            )
+            raise not_checking(self._store)
 
     def begin(self, *, is_enclosing: bool = False) -> StoreTransaction:
         """Begin a transaction in the store's database.
@@ -374,24 +382,3 @@ def _committed(error: SubscriptionFailed, appends: Iterable[StreamAppend]) -> Co
     """Return the end of a commit that was followed by the failure of a subscription."""
     versions = [append.expected_version + len(append.events) for append in appends]
     return Committed(error.position, tuple(versions))
-
-
-def two_instances(stream: StreamName, first: Aggregate, second: Aggregate) -> DuplicateInstance:
-    """Return the error for two instances of one aggregate."""
-    return DuplicateInstance(
-        f"{stream} has two instances here, at versions {first.version} and {second.version};"
-        " expected one, since neither knows what the other records. Use the instance that get"
-        " returns.",
-        stream=str(stream),
-        expected=first.version,
-        found=second.version,
-    )
-
-
-def not_read(aggregate: Aggregate) -> SessionError:
-    """Return the error for an aggregate whose version can't be checked, since it was not read."""
-    return SessionError(
-        f"session.require_unchanged was given {aggregate!r}, which this session has not read;"
-        " expected an aggregate with events that session.get or session.find has returned. A new"
-        " one needs no check: if another writer makes it first, the commit fails."
-    )

@@ -22,7 +22,8 @@ from ..store.refusals import exists_already, stale_version
 from ..store.stream import NO_STREAM, StreamName
 from .making import made
 from .off_loop import off_loop
-from .repository import Repository, not_read, two_instances
+from .refusals import not_added, not_read, two_instances
+from .repository import Repository
 
 A = TypeVar("A", bound=Aggregate)
 
@@ -213,7 +214,7 @@ class Session:
     def require_unchanged(self, aggregate: Aggregate) -> None:
         """Commit only if an aggregate is still at the version that was read.
 
-            account = session.get(Account, command.account)
+            account = session.get(Account, command.account_id)
             session.require_unchanged(account)
             if account.is_open:
                 session.add(Order.place(command.id))
@@ -225,8 +226,8 @@ class Session:
             aggregate: an aggregate that this session has returned.
 
         Raises:
-            SessionError: the session has ended, is a query's, or does not track the aggregate; the
-                aggregate has no committed events; or the store can't check this.
+            SessionError: the session has ended, is a query's, or has not read the aggregate; or the
+                store can't check this.
         """
         self._check_open()
         self._repository.check_can_check()
@@ -275,8 +276,7 @@ class Session:
 
         Raises:
             ConcurrencyError: another writer committed first; nothing was written.
-            AggregateExists: an aggregate was added as new, unchecked, and exists; nothing was
-                written.
+            AggregateExists: an aggregate added as new, unchecked, exists; nothing was written.
             DuplicateCommand: the command has committed before; nothing was written.
             LeaseLost: the worker no longer holds its message; nothing was written.
             UnwritableMessage: an event is too large; nothing was written.
@@ -363,11 +363,7 @@ class Session:
         for aggregate in self._forgotten():
             events = [pending.type.__qualname__ for pending in aggregate.pending_events]
             stream = self._repository.stream_of(type(aggregate), aggregate.id)
-            raise SessionError(
-                f"{stream} recorded {', '.join(events)} in a {self._place}, but is not in its"
-                f" session, so that would be lost. Add what the {self._place} makes:"
-                " session.add(aggregate); and use what session.get returns. Nothing was committed."
-            )
+            raise not_added(stream, events, place=self._place)
 
     def _tracked_as(self, cls: type[A], id: str) -> A | None:
         self._check_open()

@@ -113,13 +113,18 @@ def test_each_store_declares_what_it_can_do(sql: SqlEventStore) -> None:
         histories=sql,
         replica=sql,
         tables=sql,
+        checks_versions=True,
         where=sql.where,
     )
     memory, delivering = MemoryEventStore(), MemoryEventStore(on_commit=lambda events: None)
-    assert capabilities_of(memory) == Capabilities(snapshots=memory, is_in_process=True)
+    assert capabilities_of(memory) == Capabilities(
+        snapshots=memory, checks_versions=True, is_in_process=True
+    )
     assert capabilities_of(delivering).delivers
     redis = RedisEventStore(lambda: pytest.fail("it was connected"))
-    assert capabilities_of(redis) == Capabilities(subscriptions=redis, snapshots=redis)
+    assert capabilities_of(redis) == Capabilities(
+        subscriptions=redis, snapshots=redis, checks_versions=True
+    )
     for store in (sql, memory, delivering, redis):
         check_capabilities(store)
 

@@ -15,8 +15,6 @@ from ..messages.serializer import Serializer
 from ..session.repository import Repository
 from ..store.events import StoredEvent
 from ..store.ports import EventStore, SnapshotStore
-from ..transport import TRANSPORT
-from ..transport.transport import SCHEMES
 from .caching import open_cache
 from .delivery import refusing_undelivered
 from .first_sends import open_first_sends
@@ -110,7 +108,7 @@ def open_store_or_none(
     """
     if settings.event_store == BROKER:
         try:
-            check_broker(app, transport=TRANSPORT, schemes=SCHEMES.values())
+            check_broker(app)
         except InvalidSetting as error:
             if app.conf.get("cqrs_event_store") is not None:
                 raise
@@ -122,7 +120,7 @@ def open_store_or_none(
 def has_reliable_queue(app: celery.Celery) -> bool:
     """Return whether the broker of an application is the reliable queue."""
     try:
-        check_broker(app, transport=TRANSPORT, schemes=SCHEMES.values())
+        check_broker(app)
     except InvalidSetting:
         return False
     return True

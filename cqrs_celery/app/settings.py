@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from ..errors import InvalidSetting
 from ..messages.compression import ALGORITHMS, THRESHOLD_BYTES, Compression
 from ..messages.serializer import MAX_MESSAGE_BYTES
 from ..store.events import DeadLetterPolicy
+from ..transport import TRANSPORT, is_reliable
+from ..transport.transport import SCHEMES
 from ..whole_numbers import is_whole
 
 #: 14 days, in seconds.
@@ -272,27 +274,28 @@ def _invalid(name: str, value: Any, accepted: str) -> InvalidSetting:
     )
 
 
-def check_broker(app: celery.Celery, *, transport: str, schemes: Collection[str]) -> None:
+def check_broker(app: celery.Celery) -> None:
     """Check that the broker is the reliable queue, in which the Redis event store delivers.
 
     Raises:
         InvalidSetting: the broker is another one.
     """
-    conf = app.conf
+    conf, schemes = app.conf, SCHEMES.values()
     url = str(conf.broker_write_url or conf.broker_url or "")
     # Of a scheme such as redis+socket, Kombu takes the first part for the transport, whatever else
     # is set.
     scheme, plus, _ = url.partition("://")[0].partition("+")
-    if scheme in schemes or (conf.broker_transport == transport and not plus):
+    named = conf.broker_transport
+    if scheme in schemes or (named and not plus and is_reliable(named)):
         return
-    found = url.partition("://")[0] or conf.broker_transport or "nothing"
+    found = url.partition("://")[0] or named or "nothing"
     raise InvalidSetting(
         f"the event store is the broker's own Redis (cqrs_event_store = {BROKER!r}), so the broker"
         f" must be the reliable queue; found the transport {found!r}. Set"
-        f" broker_transport = {transport!r} next to a redis:// URL, or begin broker_url with one of"
+        f" broker_transport = {TRANSPORT!r} next to a redis:// URL, or begin broker_url with one of"
         f" {', '.join(f'{scheme}://' for scheme in schemes)}",
         setting="broker_transport",
-        accepted=transport,
+        accepted=TRANSPORT,
     )
 
 

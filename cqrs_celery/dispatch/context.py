@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ..messages.metadata import NO_METADATA, Metadata, new_id
+from ..messages.metadata import NO_METADATA, Metadata, frozen, new_id
 from ..store.refusals import check_text
 from .keys import checked_key
 
@@ -103,7 +103,7 @@ def _with_context(
     return msgspec.structs.replace(
         metadata,
         correlation_id=correlation_id or metadata.correlation_id or new_id(),
-        context=context,
+        context=frozen(context),
     )
 
 

@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Final, Self
+from typing import Any, Final, NoReturn, Self
 from uuid import uuid4
 
 import msgspec
+
+
+class _Context(dict[str, str]):
+    """Texts by their names, which stay as they are: many messages share one of these."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(
+            "a message's context can't be changed: other messages have it, too. What this one"
+            " causes is given more by a block: with cqrs.context(name=text): …"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[type[_Context], tuple[dict[str, str]]]:
+        return _Context, (dict(self),)
+
+
+def frozen(context: Mapping[str, str]) -> Mapping[str, str]:
+    """Return a context that nobody can change."""
+    return _Context(context) if context else _NO_CONTEXT
+
+
+#: The context of most messages; one for all costs no time.
+_NO_CONTEXT: Final = _Context()
 
 
 class Metadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -26,7 +52,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     correlation_id: str = ""
     causation_id: str = ""
     causation_parent_id: str = ""
-    context: dict[str, str] = {}
+    context: Mapping[str, str] = _NO_CONTEXT
 
     @classmethod
     def caused_by(cls, message_id: str, trace: Metadata, *, is_stored: bool = False) -> Self:
@@ -41,13 +67,8 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             correlation_id=trace.correlation_id or message_id,
             causation_id=message_id,
             causation_parent_id="" if is_stored else trace.causation_id,
-            context=trace.context,
+            context=frozen(trace.context),
         )
-
-    def texts(self) -> list[str]:
-        """Return every text that it holds: the ids, then the context's names and values."""
-        ids = [self.correlation_id, self.causation_id, self.causation_parent_id]
-        return [*ids, *self.context, *self.context.values()] if self.context else ids
 
 
 #: The trace of a message without a known cause.

@@ -58,7 +58,11 @@ def check_appends(appends: Sequence[StreamAppend], *, may_only_check: bool = Fal
         # All texts are checked as one, since the cost of a check hardly depends on the length.
         texts = [*append.stream]
         for event in append.events:
-            texts += event.event_id, event.type, *event.metadata.texts()
+            trace = event.metadata
+            texts += event.event_id, event.type, trace.correlation_id
+            texts += trace.causation_id, trace.causation_parent_id
+            if trace.context:
+                texts += [*trace.context, *trace.context.values()]
         if not _is_kept("".join(texts)):
             for text in texts:
                 check_text(text, f"an id or a name in the append to {append.stream!r}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -148,12 +150,12 @@ def test_blocks_add_replace_and_leave_out_and_end(cqrs: CQRS) -> None:
 
 
 def test_tasks_and_threads_have_what_was_said_where_they_began(cqrs: CQRS) -> None:
-    async def request(user_id: str) -> dict[str, str]:
+    async def request(user_id: str) -> Mapping[str, str]:
         with cqrs.context(user_id=user_id):
             await asyncio.sleep(0)
             return (await asyncio.to_thread(current_metadata)).context
 
-    async def requests() -> list[dict[str, str]]:
+    async def requests() -> list[Mapping[str, str]]:
         return list(await asyncio.gather(*(request(f"u{n}") for n in range(20))))
 
     assert asyncio.run(requests()) == [{"user_id": f"u{n}"} for n in range(20)]
@@ -199,3 +201,23 @@ def test_a_chains_next_command_inherits_what_was_said_and_no_more() -> None:
     assert with_context_of(own, before) == own
     for other in (None, 7, [before], {}, {"metadata": {"correlation_id": "c"}}, {"metadata": 7}):
         assert with_context_of({"type": "b"}, other) == {"type": "b"}
+
+
+def test_nobody_can_change_what_other_messages_carry(cqrs: CQRS) -> None:
+    with cqrs.context(user_id="u7") as metadata:
+        caused = Metadata.caused_by("m-1", metadata)
+    for context in (metadata.context, caused.context, Metadata().context):
+        changed: Any = context
+        for change in (
+            lambda changed: changed.update(user_id="u8"),
+            lambda changed: changed.__setitem__("role", "porter"),
+            lambda changed: changed.pop("user_id", None),
+            lambda changed: changed.clear(),
+        ):
+            with pytest.raises(TypeError, match=r"can't be changed: other .* with cqrs.context"):
+                change(changed)
+    assert metadata.context == caused.context == USER
+    # but it may be copied, and that changed
+    for copied in (copy.deepcopy(metadata), pickle.loads(pickle.dumps(metadata))):
+        assert copied == metadata
+    assert {**metadata.context, "role": "porter"} == {"user_id": "u7", "role": "porter"}

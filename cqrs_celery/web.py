@@ -61,7 +61,7 @@ class ContextMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        found = [value for name, value in scope["headers"] if name.lower() == self._header]
+        found = [value for name, value in scope.get("headers", ()) if name.lower() == self._header]
         correlation_id = _correlation_id(found[0].decode("latin-1") if found else "")
         entries = {} if self._entries is None else self._entries(scope)
         if not isinstance(entries, Mapping):

@@ -101,6 +101,17 @@ def test_a_websocket_has_a_context_while_it_is_connected() -> None:
     assert json.loads(sent[1]["text"]) == {"correlation_id": "request-1", "user_id": "u7"}
 
 
+def test_a_scope_without_headers_has_a_new_correlation_id() -> None:
+    seen: list[str] = []
+
+    async def app(*given: Any) -> None:
+        seen.append(current_metadata().correlation_id)
+
+    given: Any = ({"type": "http"}, None, None)
+    asyncio.run(ContextMiddleware(app)(*given))
+    assert len(seen[0]) == 36
+
+
 def test_what_is_no_request_goes_through() -> None:
     seen: list[Any] = []
 

@@ -59,7 +59,7 @@ def why_not(key: Any) -> str:
     if issubclass(cls, Message):
         return "it is a message, which a handler takes as its first parameter"
     if cls.__module__ == "builtins":
-        return "it says nothing of what is meant; use a class, or a typing.NewType"
+        return "it does not say which value is meant; use a class, or a typing.NewType"
     return ""
 
 

@@ -164,7 +164,7 @@ class CommandLock:
     def _do_without(self, error: StoreUnavailable) -> None:
         self._is_wanted = False
         logger.warning(
-            "no lock of %s to be had, handler repeated without: %s",
+            "lock of %s not available, handler repeated without it: %s",
             self._stream,
             error,
             extra={"stream": str(self._stream), "why": str(error)},

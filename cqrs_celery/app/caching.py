@@ -12,19 +12,20 @@ from ..store.ports import StateCache
 from ..transport.clients import BrokerClient
 from .settings import IN_BOTH, IN_MEMORY, IN_REDIS, OFF, Settings
 
-#: Seconds to wait for the cache's Redis: without it, an aggregate is loaded as well.
+#: Seconds to wait for the cache's Redis. If it does not answer, the aggregate is loaded from the
+#: event store.
 ANSWER_S = 2.0
 
 
 def open_cache(app: celery.Celery, settings: Settings) -> AggregateCache | None:
-    """Return the cache of an application's aggregates; None where it is off.
+    """Return the cache of an application's aggregates, or None if caching is off.
 
     Args:
-        app: whose broker keeps what all processes share.
-        settings: say where aggregates are cached.
+        app: the Celery application; a cache in Redis is in its broker.
+        settings: its settings, which say where aggregates are cached.
 
     Raises:
-        InvalidSetting: they are to be cached in Redis, and the broker is none.
+        InvalidSetting: the setting `cqrs_cache` names Redis, but the broker is not a Redis server.
     """
     if settings.cache == OFF:
         return None

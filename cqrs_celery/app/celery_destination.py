@@ -1,4 +1,4 @@
-"""Send a relay's events as Celery tasks, where the broker is not the reliable queue."""
+"""Send a relay's events as Celery tasks, if the broker is not the reliable queue."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from ..store.refusals import ClaimLost
 from ..store.relay_ports import Leadership, Outbox
 from .relaying import WAIT_S
 
-#: Seconds between two looks for new events where nobody wakes the relay.
+#: Seconds between two polls for new events; this broker has no way to wake the relay.
 POLL_S: Final = 0.1
 
-#: Seconds of sending, with another broker, after which it is remembered how far that has come: less
-#: than a leader's lease lasts without being renewed.
+#: Seconds of sending after which the checkpoint is saved. This is less than a leader's lease lasts
+#: without being renewed.
 SENDING_S: Final = 1.0
 
 
 class CeleryDestination:
-    """A destination by any broker of Celery's: each event is sent as a task of each subscription.
+    """A destination for any broker that Celery supports: one task per event and subscription.
 
-    How far that has come is in the store's own database. So if a relay is killed, what it has sent
-    since is sent again.
+    The checkpoint is saved in the event store's database. If a relay is killed, the events that it
+    has sent since the last checkpoint are sent again.
 
     Args:
-        app: sends.
-        outbox: knows the subscribers.
-        leadership: remembers the position.
-        application: whose subscribers.
-        where: names the broker in errors, without credentials.
+        app: the Celery application that sends the tasks.
+        outbox: lists the subscribers.
+        leadership: saves the checkpoint.
+        application: the name of the application whose subscribers get the events.
+        where: the broker's name in errors, without credentials.
     """
 
     has_leases = False
@@ -56,35 +56,35 @@ class CeleryDestination:
         self._read_at = 0.0
 
     def broker_id(self) -> str:
-        """Return nothing: such a broker keeps no id."""
+        """Return an empty text: such a broker has no id."""
         return ""
 
     def position(self) -> int | None:
-        """Return up to where events were sent; None if none ever was."""
+        """Return the position of the last event sent, or None if none has been sent."""
         place = self._leadership.checkpoint()
         return None if place is None else int(place.position)
 
     def next_number(self) -> int:
-        """Return 0: the database alone tells which claim holds."""
+        """Return 0: the database alone decides which claim is valid."""
         return 0
 
     def is_at(self, token: str, position: int, broker_id: str) -> bool:
-        """Return whether the store's own database knows of all that was sent."""
+        """Return whether the checkpoint in the store's database is at a position."""
         return self.position() == position
 
     def take_over(
         self, token: str, place: Place | None = None, *, broker_id: str = ""
     ) -> Place | None:
-        """Go on behind a place, or behind what the store's own database knows; returns it."""
+        """Save a place as the checkpoint, if one is given, and return the checkpoint."""
         if place is not None and not self._leadership.save_checkpoint(place):
             raise ClaimLost
         return self._leadership.checkpoint()
 
     def enqueue(self, token: str, after_position: int, events: Sequence[StoredEvent]) -> int | None:
-        """Send events to their subscribers, and remember the last one, while the claim holds.
+        """Send events to their subscribers, and save the last one's position, under the claim.
 
-        What takes long is remembered event by event, so that a claim that is lost meanwhile, or the
-        end of this process, has less sent again; and the lease is renewed.
+        If sending takes long, the checkpoint is saved in between, and the lease is renewed with it.
+        If the claim is lost or the process ends, fewer events are then sent again.
         """
         if time.monotonic() - self._read_at > WAIT_S:
             self._subscribers = self._outbox.subscribers(self._application)
@@ -122,29 +122,29 @@ class CeleryDestination:
         )
 
     def lowest_unhandled(self) -> int | None:
-        """Return None: only the broker knows, and the position is not its to lose."""
+        """Return None: only the broker knows this, and the checkpoint is not kept there."""
         return None
 
     def wake(self) -> None:
-        """Do nothing: the relay looks by itself."""
+        """Do nothing: the relay polls."""
 
     def wait(self, timeout_s: float) -> None:
-        """Wait for a moment."""
+        """Wait until the next poll is due, `timeout_s` at most."""
         time.sleep(min(timeout_s, POLL_S))
 
     def register(self, subscriber: Subscriber) -> int:
-        """Return the number of its topics; the outbox has registered it."""
+        """Return the number of the subscriber's topics; the outbox has registered it."""
         self._read_at = 0.0
         return len(subscriber.topics)
 
     def register_all(self, subscribers: Iterable[Subscriber]) -> None:
-        """Do nothing: the outbox has them."""
+        """Do nothing: the outbox keeps the subscribers."""
 
     def unregister(self, name: str, topics: Sequence[str]) -> int:
-        """Return 0: the outbox has removed it."""
+        """Return 0: the outbox has removed the subscriber."""
         self._read_at = 0.0
         return 0
 
     def is_held(self, lease: Lease) -> bool:
-        """Return True: it can't be told, so the streams' versions decide."""
+        """Return True: such a broker has no leases, so the streams' versions decide."""
         return True

@@ -1,4 +1,4 @@
-"""Put together what a CQRS application is run with, as its settings say."""
+"""Build the parts of a CQRS application from its settings."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def compose(
     middleware: Sequence[Middleware],
     providers: Providers,
 ) -> tuple[Runtime, RelayParts | None]:
-    """Return what an application's tasks are run with, and what its relay needs, if it has one.
+    """Return an application's runtime, and the parts of its relay if it has one.
 
     Args:
         app: the Celery application.
         settings: its settings.
         store: keeps the events.
-        snapshots: keeps the snapshots; None for where the events are.
-        middleware: around every handler, the first one outermost.
-        providers: what handlers may ask for.
+        snapshots: keeps the snapshots; None to keep them in the event store.
+        middleware: wraps every handler, the first one outermost.
+        providers: provide the values that handlers may ask for by type.
 
     Raises:
-        InvalidSetting: a setting does not go with the broker or the store.
+        InvalidSetting: a setting does not fit the broker or the store.
         MissingDependency: a driver is not installed.
     """
     serializer = Serializer(
@@ -95,15 +95,15 @@ def _open_repository(
 def open_store_or_none(
     app: celery.Celery, settings: Settings, *, deliver: Callable[[Sequence[StoredEvent]], None]
 ) -> EventStore:
-    """Return the event store that the settings name; one that refuses everything if none is needed.
+    """Return the event store that the settings name, or a stand-in for an application without one.
 
     Args:
-        app: whose broker the store may share.
-        settings: name the store.
-        deliver: hands committed events to subscribers, where the store does not do so itself.
+        app: the Celery application, whose broker the store may share.
+        settings: its settings, which name the store.
+        deliver: delivers committed events to subscribers, for a store that does not do so itself.
 
     Raises:
-        InvalidSetting: the settings name the broker, which is not the reliable queue.
+        InvalidSetting: the settings name the broker explicitly, and it is not the reliable queue.
         MissingDependency: the store's driver is not installed.
     """
     if settings.event_store == BROKER:
@@ -112,7 +112,7 @@ def open_store_or_none(
         except InvalidSetting as error:
             if app.conf.get("cqrs_event_store") is not None:
                 raise
-            # Who names no store may need none.
+            # An application that names no store may need none.
             return NoEventStore(error)
     return open_store(app, settings, deliver=deliver)
 

@@ -4,8 +4,8 @@
     app.config_from_object("celeryconfig")
     cqrs = CQRS(app)
 
-Nothing is connected, and no setting is read, before it is needed; a worker checks the settings at
-its start.
+Connections are opened and settings are read when they are first needed. A worker checks the
+settings at its start.
 """
 
 from __future__ import annotations
@@ -70,16 +70,15 @@ class CQRS(Providing):
 
     Args:
         app: the Celery application; its configuration holds the settings.
-        store: keeps the events, in place of what `cqrs_event_store` names: any object that fulfils
-            the `EventStore` port, and delivers, if there are subscriptions to events.
-        snapshots: keeps the aggregates' snapshots, in place of where the events are: any object
-            that fulfils the `SnapshotStore` port.
-        middleware: around every handler, the first one outermost; see `dispatch.middleware`.
+        store: the event store, in place of the one that `cqrs_event_store` names: any object that
+            fulfils the `EventStore` port, and delivers if there are subscriptions to events.
+        snapshots: any object that fulfils the `SnapshotStore` port; None for the event store's.
+        middleware: wraps every handler, the first one outermost; see `dispatch.middleware`.
 
     Raises:
-        RegistrationError: something among the middleware is none.
-        DuplicateRegistration: the Celery application has one already; it is `app.cqrs`.
-        TypeError: it is no Celery application.
+        RegistrationError: an item of the middleware is not a middleware.
+        DuplicateRegistration: the Celery application has a `CQRS` already, which is `app.cqrs`.
+        TypeError: `app` is not a Celery application.
     """
 
     def __init__(
@@ -127,7 +126,7 @@ class CQRS(Providing):
 
     @property
     def runtime(self) -> Runtime:
-        """What the application's tasks are run with; made at its first use."""
+        """The parts that the application's tasks run with; built at the first use."""
         with self._lock:
             if self._runtime is None:
                 settings = self.settings
@@ -154,13 +153,13 @@ class CQRS(Providing):
 
     @cached_property
     def bare_store(self) -> EventStore:
-        """The event store, without what delivers its events: for looking after its tables.
+        """The event store without its relay, for the maintenance of its tables.
 
-        One in a SQL database needs no broker for that, and nothing of the broker is checked.
+        For a store in a SQL database, this needs no broker, and the broker is not checked.
 
         Raises:
-            InvalidSetting: a setting has a value that is not accepted; or the store that was given
-                lacks a method of its port, or of one that it declares.
+            InvalidSetting: a setting has a value that is not accepted; or the given store lacks a
+                method of its port, or of a port that it declares.
             MissingDependency: the store's driver is not installed.
         """
         if self._given_store is None:
@@ -169,17 +168,16 @@ class CQRS(Providing):
         return self._given_store
 
     def check_handlers(self) -> None:
-        """Check that there is what the declared handlers and aggregates ask for.
+        """Check that the application has everything that its handlers and aggregates need.
 
-        That is messages that JSON can hold, an event store that delivers, locks, what handlers ask
-        for by its type, and aggregates whose state snapshots can hold.
+        These are messages that can be written as JSON, an event store that delivers, locks, values
+        of the types that handlers ask for, and aggregates whose state can be kept in a snapshot.
 
         Raises:
-            InvalidSetting: something is missing, as a capability of the event store.
-            RegistrationError: a message's field is of a type that can't be written, or an aggregate
-                that has snapshots can't have any.
-            HandlerSignatureError: a handler asks for what nobody provides, or it can't be given.
-            DuplicateRegistration: two tasks have one name.
+            InvalidSetting: something is missing, such as a capability of the event store.
+            RegistrationError: a message's fields, or the state in a snapshot, can't be written.
+            HandlerSignatureError: a value that a handler asks for is not provided, or can't be.
+            DuplicateRegistration: two tasks have the same name.
         """
         check_codecs(self.runtime.serializer.registry)
         bus = self.runtime.bus
@@ -200,15 +198,14 @@ class CQRS(Providing):
     # ------------------------------------------------------------ use
 
     def autodiscover(self, packages: Iterable[str] | None = None, *, force: bool = False) -> None:
-        """Import the modules `handlers` and `subscriptions` of packages, when a worker starts.
+        """Import the modules `handlers` and `subscriptions` of packages when a worker starts.
 
         Args:
             packages: their names; None for those of Django's INSTALLED_APPS.
-            force: True to import them now, as for `execute` in a process that is no worker.
+            force: True to import them now, as needed for `execute` outside a worker.
 
         Raises:
-            ModuleNotFoundError: with `force`, a package is not found; without it, a worker that
-                starts ends with that error.
+            ModuleNotFoundError: a package is not found; without `force`, it ends a worker's start.
         """
         names = None if packages is None else list(packages)
         for module in ("handlers", "subscriptions"):
@@ -218,12 +215,11 @@ class CQRS(Providing):
     context = staticmethod(context)
 
     def session(self) -> Session:
-        """Return a unit of work, for use outside a handler; `with` commits it.
+        """Return a unit of work for use outside a handler; `with` commits it.
 
-        A handler has one of its own. What it commits by another stands whatever becomes of the
-        handler's, and comes again whenever the handler is repeated.
-
-        Its events carry the trace of what is being handled, or begin one.
+        A handler has a session of its own. A commit by another session stands even if the handler
+        fails, and is made again whenever the handler is repeated. The session's events carry the
+        trace of the message being handled, or begin a new one.
         """
         metadata = current_metadata()
         if not metadata.correlation_id:
@@ -237,26 +233,26 @@ class CQRS(Providing):
 
         Args:
             command: the message.
-            idempotency_key: the same whenever the command is executed or sent again, which then
-                has its effect once, and its first outcome; 1 to 200 characters. Other commands may
-                have the same.
+            idempotency_key: a key of 1 to 200 characters, to be the same whenever the command is
+                executed or sent again. The command then has its effect once, and each call gets the
+                first outcome. Commands of other classes may have the same key.
 
         Returns:
-            What its handler returned, and where its events are.
+            The value that the handler returned, and the position of its last event.
 
         Raises:
             HandlerNotFound: no handler is declared in this process.
             NestedExecution: a handler called this.
             InsideEventLoop: a coroutine called this.
             ConcurrencyError: other writers committed first, again and again.
-            StaleVersion: the handler's `expected_version` is not the aggregate's; it ran once.
-            SubscriptionFailed: it is committed, in memory, and a subscription's function failed.
-            LockTimeout: somebody else held the aggregate's lock all the time.
+            StaleVersion: the aggregate is not at the handler's `expected_version`; it ran once.
+            SubscriptionFailed: it has committed in memory; then a subscription's function failed.
+            LockTimeout: the aggregate's lock was held by others all the time.
             StoreUnavailable: the store's server does not answer.
-            UnwritableMessage: the command holds what would not be read as it is.
-            ValueError: the key is no text, empty, or too long.
-            TypeError: it is no command.
-            Exception: what the handler raised; nothing was committed.
+            UnwritableMessage: a value in the command would be read back as another value.
+            ValueError: the key is not a text, or is empty or too long.
+            TypeError: `command` is not a command.
+            Exception: the exception that the handler raised; nothing was committed.
         """
         check_kind(command, "command")
         check_nested(type(command).__qualname__, "execute")
@@ -282,20 +278,26 @@ class CQRS(Providing):
             return await bus.run_async(definition, attempt)
 
     def query(self, query: Query[R]) -> R:
-        """Ask a query's handler, in this process; returns what it returns.
+        """Answer a query by its handler, in this process.
+
+        Args:
+            query: the message.
+
+        Returns:
+            The value that the handler returned.
 
         Raises:
             HandlerNotFound: no handler is declared in this process.
             InsideEventLoop: a coroutine called this.
-            TypeError: it is no query.
-            Exception: what the handler raised.
+            TypeError: `query` is not a query.
+            Exception: the exception that the handler raised.
         """
         check_no_loop("query", query)
         answer: R = self.runtime.bus.answer(query)
         return answer
 
     async def query_async(self, query: Query[R]) -> R:
-        """Ask a query's handler without blocking the event loop; see `query`."""
+        """Answer a query by its handler, without blocking the event loop; see `query`."""
         answer: R = await self.runtime.bus.answer_async(query)
         return answer
 
@@ -304,17 +306,17 @@ class CQRS(Providing):
 
         Args:
             command: the message.
-            options: Celery's own, as `countdown`, `priority`, `task_id`; and `idempotency_key`:
-                the same whenever the command is sent or executed again, which then has its effect
-                once. Each sending has a result of its own, with the first one's outcome.
+            options: Celery's own, such as `countdown`, `priority` or `task_id`; and
+                `idempotency_key`, the same whenever the command is sent or executed again. It then
+                has its effect once; each sending has its own result, with the first one's outcome.
 
         Returns:
             A Celery AsyncResult.
 
         Raises:
-            PublishFailed: the broker did not take it.
-            ValueError: the key is no text of 1 to 200 characters.
-            TypeError: it is no command.
+            PublishFailed: the broker did not accept the message.
+            ValueError: the key is not a text of 1 to 200 characters.
+            TypeError: `command` is not a command.
         """
         check_kind(command, "command")
         definition = definitions.handler_of(type(command))
@@ -337,23 +339,23 @@ class CQRS(Providing):
 
         Args:
             message: the message.
-            capacity: how many messages may wait in each subscriber's queue before it, those that
-                workers hold not counted; None for any number.
-            timeout_s: seconds to wait for room, blocking this thread; 0 looks once.
-            message_id: the same whenever the message is published again because it was unknown
-                whether it had been; 1 to 200 characters. Remembered for the transport's
+            capacity: how many messages may wait in each subscriber's queue before this one, not
+                counting those that workers hold; None for any number.
+            timeout_s: seconds to wait for room, blocking this thread; 0 tries once.
+            message_id: an id of 1 to 200 characters, to be the same if the message is published
+                again because the first outcome is unknown. It is remembered for the transport's
                 `dedup_ttl_s`, 2 minutes.
 
         Returns:
-            The message's id, and how many queues it went to.
+            The message's id, and the number of queues it went to.
 
         Raises:
-            QueueFull: there was no room in time; nobody got it.
-            PublishFailed: the broker did not answer, as often as `task_publish_retry_policy` says.
-            UnwritableMessage: it is too large, or would not be read as it is.
+            QueueFull: there was no room in time; no subscriber got the message.
+            PublishFailed: the broker did not answer, nor to `task_publish_retry_policy`'s retries.
+            UnwritableMessage: the message is too large, or would be read back as another value.
             InvalidSetting: there is a capacity, and the broker is not the reliable queue.
-            TypeError: it is an event, a command or a query.
-            ValueError: capacity, timeout or id have no value that makes sense.
+            TypeError: `message` is an event, a command or a query.
+            ValueError: the capacity, the timeout or the id has a value that is not accepted.
         """
         return self._publisher.publish(
             message, capacity=capacity, timeout_s=timeout_s, message_id=message_id
@@ -361,7 +363,7 @@ class CQRS(Providing):
 
     def _attempt(self, command: Command, definition: Definition, key: str | None) -> Attempt:
         stream = stream_of(command, self.settings.application)
-        # As a worker would get it: checked, and no longer the caller's to change.
+        # Written and read, as a worker would get it: checked, and apart from the caller's object.
         _, command = codec_of(type(command)).write(command)
         name = self.runtime.serializer.name_of(type(command))
         return Attempt.for_command(

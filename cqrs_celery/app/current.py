@@ -1,4 +1,4 @@
-"""Send commands by the application that is current where the sending happens."""
+"""Send commands through the current CQRS application."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ..dispatch.runtime import current_app
 
 
 class CurrentApplication:
-    """A sender that leaves each command to the CQRS application that is current there."""
+    """A sender that passes each command to the CQRS application current at that moment."""
 
     def send_command(self, command: Any, **options: Any) -> Any:
-        """Send a command by the current application."""
+        """Send a command through the current application."""
         cls: Any = type(command)
         app = current_app(cls.__qualname__, cls.__registered__.name)
         return app.cqrs.send_command(command, **options)

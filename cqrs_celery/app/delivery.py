@@ -1,4 +1,4 @@
-"""Refuse to commit for subscribers what an event store would never bring to them."""
+"""Refuse to commit events that the event store would never deliver to their subscribers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CAPABILITIES = "register and unregister; or outbox and leadership; or delivers =
 
 
 def delivers(store: EventStore) -> bool:
-    """Return whether what is committed to a store reaches its subscribers."""
+    """Return whether events committed to a store reach their subscribers."""
     return isinstance(store, NoEventStore) or capabilities_of(store).reaches_subscribers
 
 
@@ -25,7 +25,7 @@ def check_delivery(store: EventStore) -> None:
     """Check that a store delivers, if a function of this process subscribes to events.
 
     Raises:
-        InvalidSetting: it does not; the text says what it lacks.
+        InvalidSetting: the store does not deliver; the text says what it lacks.
     """
     if not delivers(store):
         for definition in definitions.all():
@@ -34,7 +34,7 @@ def check_delivery(store: EventStore) -> None:
 
 
 def refusing_undelivered(store: EventStore) -> Callable[[Iterable[type[Any]]], None] | None:
-    """Return what refuses a commit of events that have subscribers; None if the store delivers."""
+    """Return a check that refuses events with subscribers, or None if the store delivers."""
     if delivers(store):
         return None
 

@@ -1,7 +1,7 @@
-"""Import the modules of packages in which handlers are, also of packages in the current folder.
+"""Import the modules with handlers from packages, including packages in the current folder.
 
-Celery imports what its setting `imports` names with the current folder on the path, but not what
-it discovers in packages. Here, both are found in the same places.
+Celery has the current folder on the path when it imports the modules of its setting `imports`, but
+not when it discovers modules in packages. This module finds both in the same places.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ def import_from(packages: Sequence[str], module: str) -> Sequence[str]:
     """Import a module of each package that has it.
 
     Args:
-        packages: their names.
+        packages: the packages' names.
         module: the module's name inside them.
 
     Returns:
-        The packages' names, for Celery's own discovery, which then finds all of it imported.
+        The packages' names, for Celery's own discovery, which then finds the modules imported.
 
     Raises:
         ModuleNotFoundError: there is no such package, or the module imports one that is missing.

@@ -1,6 +1,7 @@
-"""Look once at each queue that commands are sent to, and warn if something is amiss there.
+"""Check each queue once when commands are sent to it, and warn if something is wrong there.
 
-No live worker consumes it, or its workers have the reliable queue and this process has not.
+It warns if no live worker consumes the queue, or if the queue's workers use the reliable queue and
+this process does not.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from ..transport.clients import BrokerClient
 
 logger = logging.getLogger(__name__)
 
-#: Seconds to wait for the broker's answer; only a process that ends waits for it.
+#: Seconds to wait for the broker's answer. Only a process that is ending waits for it.
 ANSWER_S: Final = 1.0
 
 
 class FirstSends:
     """The queues that this process has sent commands to.
 
-    Each is looked at once, in a thread of its own, after the first command: a sender waits for
-    nothing, and later commands cost a look into a set.
+    Each queue is checked once, after the first command, in a thread of its own. A sender waits for
+    nothing, and later commands cost one lookup in a set.
 
     Args:
         is_consumed: asks the broker whether a live worker with the reliable queue consumes a queue.
@@ -39,24 +40,24 @@ class FirstSends:
         self._seen: set[str] = set()
 
     def note_sent(self, queue: str, name: str) -> None:
-        """Note that a command was sent; look whether anybody takes it, if it is the queue's first.
+        """Note that a command was sent; after a queue's first one, check the queue.
 
         Args:
             queue: the queue's name.
-            name: the command's.
+            name: the command's name.
         """
         if queue not in self._seen:
             self._seen.add(queue)
-            # No daemon: a script that sends and ends is told, too.
+            # Not a daemon thread: a script that sends and then ends gets the warning, too.
             look = threading.Thread(target=self.look, args=(queue, name), name="cqrs-first-send")
-            with contextlib.suppress(RuntimeError):  # the interpreter ends: no thread can begin
+            with contextlib.suppress(RuntimeError):  # the interpreter is ending
                 look.start()
 
     def look(self, queue: str, name: str) -> None:
-        """Warn if something is amiss with a queue; raises nothing."""
+        """Warn if something is wrong with a queue, without raising an error."""
         try:
             is_consumed = self._is_consumed(queue)
-        except Exception as error:  # noqa: BLE001  it has been sent, and that alone counts
+        except Exception as error:  # noqa: BLE001  the command has been sent
             logger.debug("consumers of queue %s not looked up: %s", queue, error)
             return
         self._warn(queue, name, is_consumed=is_consumed)
@@ -66,7 +67,7 @@ class FirstSends:
 
 
 class UnconsumedQueues(FirstSends):
-    """Warns that no live worker consumes a queue; for senders with the reliable queue."""
+    """The warning that no live worker consumes a queue, for senders with the reliable queue."""
 
     def _warn(self, queue: str, name: str, *, is_consumed: bool) -> None:
         if not is_consumed:
@@ -82,10 +83,10 @@ class UnconsumedQueues(FirstSends):
 
 
 class UnorderedSends(FirstSends):
-    """Warns that the workers have the reliable queue; for senders with Kombu's own on Redis.
+    """The warning that workers use the reliable queue, for senders with Kombu's Redis transport.
 
-    Such a message reaches its worker, but belongs to no sequence: it may overtake another command
-    to its aggregate, or run at the same time.
+    A command sent like this reaches its worker, but belongs to no sequence: it may overtake another
+    command to its aggregate, or run at the same time.
     """
 
     def _warn(self, queue: str, name: str, *, is_consumed: bool) -> None:
@@ -102,11 +103,11 @@ class UnorderedSends(FirstSends):
 
 
 def open_first_sends(app: celery.Celery, *, is_reliable: bool) -> FirstSends | None:
-    """Return what warns; None where the broker does not know who consumes.
+    """Return the check of sent commands' queues, or None if the broker does not know consumers.
 
     Args:
-        app: whose broker it is.
-        is_reliable: whether that is the reliable queue.
+        app: the Celery application, which has the broker.
+        is_reliable: whether the broker is the reliable queue.
     """
     if not is_reliable and not _is_stock_redis(app):
         return None
@@ -116,7 +117,7 @@ def open_first_sends(app: celery.Celery, *, is_reliable: bool) -> FirstSends | N
 
     def is_consumed(queue: str) -> bool:
         if app.conf.task_always_eager:
-            return is_reliable  # nothing is amiss: nothing was sent
+            return is_reliable  # no warning: nothing was sent
         return QueueInspector(ReliableQueue(client(), prefix=prefix)).is_consumed(queue)
 
     return UnconsumedQueues(is_consumed) if is_reliable else UnorderedSends(is_consumed)
@@ -126,5 +127,5 @@ def _is_stock_redis(app: celery.Celery) -> bool:
     try:
         transport = app.connection_for_write().get_transport_cls()
     except (AttributeError, ImportError, KeyError):
-        return False  # told by whoever connects
+        return False  # connecting raises this error
     return transport.driver_type == "redis" and not issubclass(transport, Transport)

@@ -1,4 +1,4 @@
-"""Follow a Celery application through its life: its configuration, its tasks, its workers."""
+"""Connect to a Celery application's signals: its configuration, its tasks, its workers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .snapshots import add_snapshot_task
 
 
 class CeleryHooks:
-    """What happens at the signals of one Celery application, and of its workers.
+    """The receivers of the signals of one Celery application and its workers.
 
-    Signals refer to it weakly: whoever makes it keeps it.
+    Signals hold only weak references to it: the caller must keep a reference.
 
     Args:
-        app: the application.
+        app: the Celery application.
         choose_queues: adds the handlers' queues to those that a worker consumes.
     """
 
@@ -30,7 +30,7 @@ class CeleryHooks:
         self._choose_queues = choose_queues
 
     def connect(self) -> None:
-        """Add the steps of a worker's start, and follow the signals, also those that were sent."""
+        """Add steps to a worker's start; connect to the signals, including those already sent."""
         app = self._app
         app.steps["consumer"].add("cqrs_celery.workers.registration:RegistrationStep")
         app.steps["worker"].add("cqrs_celery.workers.relay:RelayStep")
@@ -51,8 +51,8 @@ class CeleryHooks:
     def _on_finalized(self, sender: Any = None, **_: Any) -> None:
         add_snapshot_task(self._app)
         for definition in definitions.all():
-            # Celery logs what a signal's receiver raises, and goes on. Who uses the task gets the
-            # error, and so does a worker at its start.
+            # Celery only logs what a signal's receiver raises. The error is raised again when the
+            # task is used, and at a worker's start.
             with suppress(DuplicateRegistration):
                 self._on_declared(definition)
 
@@ -61,9 +61,9 @@ class CeleryHooks:
             task_of(self._app, definition)
 
     def _on_worker_init(self, instance: Any = None, **_: Any) -> None:
-        """Check the settings, and consume the queues of all handlers unless -Q says which."""
+        """Check the settings, and consume the queues of all handlers unless -Q names queues."""
         if instance is None or instance.app is not self._app:
             return
-        # A step of the worker's finds it again, and can end that.
+        # A step of the worker's start finds the error again, and can stop the worker.
         with suppress(ConfigurationError):
             self._choose_queues()

@@ -1,4 +1,4 @@
-"""Hand what is committed in memory to this process's subscriptions, where no queue takes it."""
+"""Deliver events committed to the store in memory to this process's subscriptions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..store.events import StoredEvent
 
 
 class _Failure(NamedTuple):
-    """What a subscription's function raised at an event."""
+    """An exception that a subscription's function raised, and the event it was handling."""
 
     subscription: str
     stored: StoredEvent
@@ -27,7 +27,7 @@ class InProcessDelivery:
     """The delivery of one application's events to the subscriptions of this process.
 
     Args:
-        runtime: of the application.
+        runtime: the application's runtime.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -35,13 +35,14 @@ class InProcessDelivery:
         self._deliveries = threading.local()
 
     def deliver(self, events: Sequence[StoredEvent]) -> None:
-        """Hand events to this process's subscriptions, commit after commit.
+        """Deliver events to this process's subscriptions, commit after commit.
 
-        What a subscriber commits is delivered after what it was called for, as through a queue.
-        One that fails keeps nothing from the others.
+        Events that a subscriber commits are delivered after the present ones, as through a queue.
+        If one subscriber fails, the others still get the event.
 
         Raises:
-            SubscriptionFailed: one or more have failed; in the end, with the first one's failure.
+            SubscriptionFailed: one or more subscribers failed. It is raised after all deliveries,
+                with the first failure as its cause.
         """
         waiting: deque[StoredEvent] | None = getattr(self._deliveries, "waiting", None)
         if waiting is not None:
@@ -64,7 +65,7 @@ class InProcessDelivery:
             task = task_of(self._runtime.app, definition)
             task_id = f"{stored.event.event_id}:{task.name}"
             try:
-                # Once: nothing waits here, so a retry would come too soon.
+                # No retries: without a queue, a retry could not wait.
                 task.apply(
                     (pack_event(stored),), task_id=task_id, retries=task.max_retries, throw=True
                 )

@@ -1,4 +1,4 @@
-"""Choose where the locks of aggregates are kept: where the events are, or where the broker is."""
+"""Choose where the locks of aggregates are kept: in this process, or in the broker's Redis."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from ..store.capabilities import capabilities_of
 from ..store.ports import EventStore
 from ..transport.clients import BrokerClient
 
-#: Seconds to wait for an answer: longer than a waiter blocks. Without any end, a peer that went
-#: away without a word would hold up its worker for good.
+#: Seconds to wait for an answer, longer than a waiter blocks. Without a limit, a connection that
+#: breaks unnoticed would block its worker forever.
 ANSWER_S = LOOK_S + 5.0
 
 
 def open_locks(app: celery.Celery, store: EventStore) -> Locks | None:
-    """Return what gives locks; None if the events are not in this process, and the broker no Redis.
+    """Return the locks of aggregates, or None if nothing can keep them.
+
+    That is so if the event store is outside this process, and the broker is not a Redis server.
 
     Args:
-        app: whose broker keeps them.
-        store: events in this process need locks in this process only.
+        app: the Celery application, whose broker keeps the locks.
+        store: the event store; one in this process needs locks in this process only.
     """
     if capabilities_of(store).is_in_process:
         return MemoryLocks()

@@ -1,4 +1,4 @@
-"""A stand-in for the event store of an application that has none."""
+"""A stand-in for the event store, for an application that has none."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from ..store.stream import StreamName
 
 
 class NoEventStore:
-    """An EventStore that keeps nothing; each use raises the error that says why.
+    """An event store that keeps nothing; each use raises the error that says why.
 
-    Messages are published, commands without aggregates carried out, and queries answered without
-    one.
+    Publishing messages, commands without aggregates, and queries need no event store.
 
     Args:
-        error: why there is none.
+        error: says why there is no event store.
     """
 
     def __init__(self, error: InvalidSetting) -> None:
@@ -85,12 +84,12 @@ def check_store(
     """Check that there is an event store, if a handler takes a session or an event.
 
     Args:
-        store: the application's.
+        store: the application's event store.
         declared: its handlers.
-        takes_session: returns whether one takes a session.
+        takes_session: returns whether a handler takes a session.
 
     Raises:
-        InvalidSetting: there is none.
+        InvalidSetting: there is no event store, but a handler takes a session or an event.
     """
     if not isinstance(store, NoEventStore):
         return

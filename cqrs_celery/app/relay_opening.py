@@ -1,8 +1,8 @@
-"""Put together what a relay needs: an outbox to read, and queues to give its events to.
+"""Build the parts of a relay: the outbox that it reads, and the destination of its events.
 
-A store that delivers within its append needs none. With the reliable queue as broker, each event is
-put on the subscribers' queues exactly once. With any other broker, it is sent as one ordinary task
-per subscription, at least once.
+A store that delivers within its append needs no relay. With the reliable queue as broker, each
+event is put on the subscribers' queues exactly once. With any other broker, it is sent as one
+ordinary task per subscription, at least once.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .celery_destination import CeleryDestination
 from .relaying import Destination, RelayParts
 from .settings import check_confirms
 
-#: Seconds to wait for the server to take a wake-up; no commit waits for it.
+#: Seconds to wait for the server to accept a wake-up; no commit waits for it.
 WAKE_ANSWER_S: Final = 0.2
 
-#: Seconds to wait, twice at most, for what the server knows of a lease. A transaction is open
-#: meanwhile, whose rows others may wait for.
+#: Seconds to wait for the server when a lease is looked up, with one retry. The transaction that is
+#: open meanwhile may block others.
 LEASE_ANSWER_S: Final = 5.0
 
 
@@ -36,18 +36,18 @@ def open_relay(
     *,
     is_reliable: bool,
 ) -> RelayParts | None:
-    """Return what a relay of an application's store needs; None if the store delivers itself.
+    """Return the parts of the relay of an application's store, or None if it has no outbox.
 
-    The store's commits then wake it, and ask the queue whether their lease is held.
+    With the reliable queue, the store's commits wake the relay, and check that their lease is held.
 
     Args:
-        app: has the broker.
-        store: has an outbox, if it needs a relay.
-        application: whose relay it is.
+        app: the Celery application, which has the broker.
+        store: the event store; it has an outbox if it needs a relay.
+        application: the application's name.
         is_reliable: whether the broker is the reliable queue.
 
     Raises:
-        InvalidSetting: a broker is named that is RabbitMQ, and does not confirm what is sent.
+        InvalidSetting: the settings name RabbitMQ as broker, without publisher confirms.
     """
     capabilities = capabilities_of(store)
     relayed = capabilities.relayed
@@ -59,7 +59,8 @@ def open_relay(
     if is_reliable:
         destination = _reliable_queue(app, relayed.outbox, broker)
     else:
-        # Who names none may use the bus in this process alone; a worker is checked anyway.
+        # Without a broker in the settings, the bus may be used in this process alone. A worker's
+        # broker is checked in any case.
         if app.conf.broker_write_url or app.conf.broker_url or app.conf.broker_transport:
             check_confirms(app)
         destination = CeleryDestination(app, relayed.outbox, leadership, application, where=broker)

@@ -1,4 +1,4 @@
-"""The settings: they live in Celery's configuration under `cqrs_…`, and are checked at start."""
+"""The settings: they are in Celery's configuration under `cqrs_…`, and are checked at start."""
 
 from __future__ import annotations
 
@@ -22,34 +22,35 @@ from ..whole_numbers import is_whole
 #: 14 days, in seconds.
 COMMAND_ID_TTL_S = 14 * 24 * 3600
 
-#: 7 days, in seconds: for so long a dead letter may be tried again.
+#: 7 days, in seconds: the time for which a dead letter may be tried again.
 DEAD_LETTER_TTL_S = 7 * 24 * 3600
 
-#: 5 minutes and an hour: the first wait before a dead letter is tried again, and the longest.
+#: 5 minutes and an hour, in seconds: the first and the longest wait before a dead letter is tried
+#: again.
 FIRST_REDRIVE_S, MOST_REDRIVE_S = 300, 3600
 
-#: So many events may wait behind a dead letter before that alarms.
+#: The number of events behind a dead letter above which an alarm is raised.
 CROWD = 10_000
 
-#: The event store that is the broker's own Redis.
+#: The event store in the broker's own Redis.
 BROKER = "broker"
-#: The event store of tests: this process's memory.
+#: The event store in this process's memory, for tests.
 MEMORY = "memory://"
 
-#: Who takes snapshots: whoever commits, a task, nobody.
+#: When snapshots are taken: at the commit, in a task, or never.
 ON_COMMIT, IN_A_TASK, OFF = "commit", "task", "off"
-#: Where aggregates are cached, besides nowhere.
+#: Where aggregates are cached, besides `OFF`.
 IN_MEMORY, IN_REDIS, IN_BOTH = "memory", "redis", "memory+redis"
 
-#: So many aggregates are cached in a process's memory.
+#: The number of aggregates that are cached in a process's memory.
 CACHE_SIZE = 1000
-#: 10 minutes, in seconds: for so long one is cached that nobody asks for.
+#: 10 minutes, in seconds: the time for which an unused aggregate stays cached.
 CACHE_TTL_S = 600
 
-#: How the URL of one of Django's databases begins.
+#: The beginning of the URL of one of Django's databases.
 DJANGO = "django://"
 
-#: Every setting there is.
+#: The names of all settings.
 NAMES = (
     "cqrs_application",
     "cqrs_event_store",
@@ -74,24 +75,25 @@ class Settings:
     """The checked settings of an application.
 
     Attributes:
-        application: `cqrs_application`; in front of names without a dot. Default: the Celery
-            application's name.
+        application: `cqrs_application`; put in front of names that have no dot. Default: the
+            Celery application's name.
         event_store: `cqrs_event_store`; "broker" (default), "memory://", a SQL database's URL, or
             one of Django's databases, "django://default".
-        event_store_read_url: `cqrs_event_store_read_url`; of a replica of that database.
+        event_store_read_url: `cqrs_event_store_read_url`; the URL of a replica of that database.
         command_id_ttl_s: `cqrs_command_id_ttl_s`; seconds for which a command is remembered, so
-            that it has its effect once. Default 14 days, at least as long as dead letters live.
-        dead_letters: of the settings `cqrs_redrive_first_s`, `cqrs_redrive_max_s`,
+            that it has its effect once. Default 14 days, at least as long as dead letters are kept.
+        dead_letters: the policy of the settings `cqrs_redrive_first_s`, `cqrs_redrive_max_s`,
             `cqrs_dead_letter_ttl_s` and `cqrs_dead_letter_crowd`.
         snapshots: `cqrs_snapshots`; "commit" (default), "task" or "off".
         cache: `cqrs_cache`; "off" (default), "memory", "redis" or "memory+redis".
-        cache_size: `cqrs_cache_size`; aggregates in a process's memory. Default 1,000.
-        cache_ttl_s: `cqrs_cache_ttl_s`; seconds for which one is cached that nobody asks for.
+        cache_size: `cqrs_cache_size`; the number of aggregates that a process caches in memory.
+            Default 1,000.
+        cache_ttl_s: `cqrs_cache_ttl_s`; seconds for which an unused aggregate stays cached.
             Default 10 minutes.
-        compression: `cqrs_compression`, "gzip" or "zstd", of JSON above
+        compression: `cqrs_compression`; "gzip" or "zstd" for JSON above
             `cqrs_compression_threshold_bytes`. Default: none.
-        max_message_bytes: `cqrs_max_message_bytes`; bytes of JSON that a command, a message or an
-            event may have. Default 16 MiB.
+        max_message_bytes: `cqrs_max_message_bytes`; the most bytes of JSON that a command, a
+            message or an event may have. Default 16 MiB.
     """
 
     application: str
@@ -112,10 +114,10 @@ def read_settings(app: celery.Celery) -> Settings:
 
     Raises:
         InvalidSetting: a setting has a value that is not accepted, or there is no such setting.
-        MissingDependency: zstd is asked for and not installed.
+        MissingDependency: the settings name zstd, and it is not installed.
     """
-    # Celery's configuration is pending until it is read, and knows neither all its keys nor its
-    # prefix; then it is another object.
+    # Until Celery's configuration is read, app.conf is a pending object, which lacks some keys and
+    # the prefix. Reading it replaces app.conf.
     len(app.conf)
     conf: Mapping[str, Any] = app.conf
     _check_names(conf)
@@ -151,8 +153,9 @@ def read_settings(app: celery.Celery) -> Settings:
 
 
 def _check_names(conf: Mapping[str, Any]) -> None:
-    # With a namespace, such as CELERY for Django's settings, Celery takes CELERY_CQRS_CACHE for
-    # cqrs_cache, and CQRS_CACHE is somebody else's. Without one, Celery ignores CQRS_CACHE.
+    # With a namespace, such as CELERY for Django's settings, Celery reads cqrs_cache from
+    # CELERY_CQRS_CACHE, and CQRS_CACHE may belong to another package. Without one, Celery ignores
+    # CQRS_CACHE.
     prefix = str(getattr(conf, "prefix", None) or "")
     cased = str.upper if prefix.isupper() else str.lower
     known = [prefix + cased(name) for name in NAMES]
@@ -218,7 +221,7 @@ def _is_sql(value: Any) -> bool:
 
 
 def _shown(value: Any) -> Any:
-    """Return a URL without what may be a password."""
+    """Return a URL without the part that may contain a password."""
     scheme, found, _ = str(value).partition("://")
     return f"{scheme}://…" if found else value
 
@@ -275,15 +278,15 @@ def _invalid(name: str, value: Any, accepted: str) -> InvalidSetting:
 
 
 def check_broker(app: celery.Celery) -> None:
-    """Check that the broker is the reliable queue, in which the Redis event store delivers.
+    """Check that the broker is the reliable queue, which the Redis event store delivers into.
 
     Raises:
-        InvalidSetting: the broker is another one.
+        InvalidSetting: the broker is not the reliable queue.
     """
     conf, schemes = app.conf, SCHEMES.values()
     url = str(conf.broker_write_url or conf.broker_url or "")
-    # Of a scheme such as redis+socket, Kombu takes the first part for the transport, whatever else
-    # is set.
+    # If a scheme has a plus, as redis+socket, Kombu uses its first part as the transport, whatever
+    # else is set.
     scheme, plus, _ = url.partition("://")[0].partition("+")
     named = conf.broker_transport
     if scheme in schemes or (named and not plus and is_reliable(named)):
@@ -300,20 +303,20 @@ def check_broker(app: celery.Celery) -> None:
 
 
 def check_confirms(app: celery.Celery) -> None:
-    """Check that RabbitMQ, if it is the broker, confirms what is sent.
+    """Check that publisher confirms are on if RabbitMQ is the broker.
 
-    Without confirmation, what is sent while the connection breaks is lost unnoticed: a command, and
-    an event that the relay then counts as sent. It is not set here in silence, since it costs each
-    of the application's own messages a round trip.
+    Without them, a message that is sent while the connection breaks is lost unnoticed: a command,
+    or an event that the relay counts as sent. They are not turned on here silently, since they cost
+    each of the application's own messages a round trip.
 
     Raises:
-        InvalidSetting: it does not.
+        InvalidSetting: RabbitMQ is the broker, and publisher confirms are off.
     """
     connection = app.connection_for_write()
     try:
         is_amqp = connection.get_transport_cls().driver_type == "amqp"
     except ImportError:
-        return  # told by whoever connects
+        return  # connecting raises this error
     options = app.conf.broker_transport_options or {}
     if is_amqp and options.get("confirm_publish") is not True:
         raise InvalidSetting(
@@ -327,11 +330,11 @@ def check_confirms(app: celery.Celery) -> None:
 
 
 def check_tasks(app: celery.Celery) -> None:
-    """Check Celery's own settings that handlers' tasks rest on.
+    """Check those of Celery's own settings that handlers' tasks rely on.
 
     Raises:
         InvalidSetting: JSON is not accepted, messages have the old protocol, or the transport
-            options are no dict, for which Celery's own error would name no setting.
+            options are not a dict. Celery's own error for the last would name no setting.
     """
     conf = app.conf
     if not isinstance(conf.broker_transport_options, Mapping):

@@ -1,4 +1,4 @@
-"""Open where snapshots are kept, and have them taken in a task where the settings say so."""
+"""Open the snapshot store, and add the task that takes snapshots if the settings ask for it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ TASK: Final = "cqrs_celery.take_snapshot"
 def open_snapshots(
     app: celery.Celery, settings: Settings, store: EventStore, given: SnapshotStore | None
 ) -> Snapshots | None:
-    """Return what takes snapshots; None where they are off, or there is nowhere to keep them.
+    """Return the application's snapshots, or None if they are off or no store keeps them.
 
     Args:
-        app: sends the task, where a task takes them.
-        settings: say who takes them.
-        store: keeps the events, and the snapshots too, if it can.
-        given: keeps the snapshots in its place.
+        app: the Celery application; it sends the task, if a task takes the snapshots.
+        settings: its settings, which say when snapshots are taken.
+        store: the event store; it keeps the snapshots too, if it can.
+        given: a snapshot store to use instead; None for the event store's.
 
     Raises:
-        InvalidSetting: what was given lacks a method of its port, or of one that it declares.
+        InvalidSetting: a store lacks a method of its port, or of a port that it declares.
     """
     if settings.snapshots == OFF:
         return None
@@ -55,13 +55,13 @@ def _kept_beside_events(store: EventStore) -> SnapshotStore | None:
 
 
 def snapshot_queue(application: str) -> str:
-    """Return the queue of the task that takes snapshots."""
+    """Return the name of the queue of the task that takes snapshots."""
     return f"{application}.snapshots"
 
 
 def _sender(app: celery.Celery, settings: Settings) -> Defer:
     def send(stream: StreamName, version: int) -> None:
-        # Once: what is lost here, the next commit asks for again.
+        # Not retried: if this is lost, the aggregate's next commit sends it again.
         app.tasks[TASK].apply_async(
             (stream.aggregate_type, stream.aggregate_id, version),
             queue=snapshot_queue(settings.application),
@@ -72,20 +72,20 @@ def _sender(app: celery.Celery, settings: Settings) -> Defer:
 
 
 def add_snapshot_task(app: celery.Celery) -> None:
-    """Give an application the task that takes a snapshot."""
+    """Add the task that takes a snapshot to an application."""
 
     def take_snapshot(aggregate_type: str, aggregate_id: str, version: int) -> str:
         return _take(runtime_of(app, TASK).bus.repository, aggregate_type, aggregate_id, version)
 
-    # Late: of a worker that dies over it, another one gets it. A state whose taking kills the child
-    # process alone is given up, until a commit asks again.
+    # Late acknowledgement: if the worker dies, another one gets the task. If only the child process
+    # dies, the snapshot is given up until the next commit asks for it.
     app.task(name=TASK, shared=False, ignore_result=True, serializer="json", acks_late=True)(
         take_snapshot
     )
 
 
 def _take(repository: Any, aggregate_type: str, aggregate_id: str, version: int) -> str:
-    """Take a snapshot at a version or a later one, unless there is one; return what was done."""
+    """Take a snapshot at a version or later, unless there is one; return what was done."""
     snapshots: Snapshots | None = repository.snapshots
     cls = snapshotted_classes().get(aggregate_type)
     if snapshots is None or cls is None:
@@ -98,27 +98,27 @@ def _take(repository: Any, aggregate_type: str, aggregate_id: str, version: int)
 
 
 def check_snapshots() -> None:
-    """Check that every class of aggregates that has snapshots can have some.
+    """Check that snapshots can hold the state of every aggregate class that asks for them.
 
     Raises:
-        RegistrationError: one can't.
+        RegistrationError: they can't hold the state of one class.
     """
     for cls in snapshotted_classes().values():
         codec_of(cls).check()
 
 
 def check_no_snapshots(app: celery.Celery, store: EventStore) -> None:
-    """Check that nobody asks for snapshots, where there is nowhere to keep them.
+    """Check that the settings do not ask for snapshots, for an event store that keeps none.
 
-    Only the setting `cqrs_snapshots` asks for them. An aggregate that would have some is loaded
-    from its events alone, which takes longer and changes nothing else.
+    Only the setting `cqrs_snapshots` counts as asking. Without it, an aggregate class with
+    snapshots is loaded from its events alone, which takes longer and changes nothing else.
 
     Args:
-        app: has the settings.
-        store: keeps the events.
+        app: the Celery application, which has the settings.
+        store: the event store.
 
     Raises:
-        InvalidSetting: the setting asks for them, and an aggregate would have some.
+        InvalidSetting: the setting asks for snapshots, and an aggregate class has them.
     """
     asked = app.conf.get("cqrs_snapshots", OFF)
     if asked != OFF and snapshotted_classes() and not isinstance(store, NoEventStore):

@@ -25,9 +25,9 @@ def open_store(
     """Open the event store of an application.
 
     Args:
-        app: whose broker the store may share.
-        settings: name the store.
-        deliver: hands committed events to subscribers, where the store does not do so itself.
+        app: the Celery application, whose broker the store may share.
+        settings: its settings, which name the store.
+        deliver: delivers committed events to subscribers, for a store that does not do so itself.
     """
     if settings.event_store == MEMORY:
         return MemoryEventStore(on_commit=deliver)

@@ -1,4 +1,4 @@
-"""Open what messages are published through, where the broker is the reliable queue."""
+"""Open the topics to publish messages to, and the registration of subscribers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def open_topics(app: celery.Celery) -> Topics:
     options = app.conf.broker_transport_options or {}
     conf = app.conf
     return Topics(
-        # Repeated by the policy alone.
+        # Only the retry policy retries.
         BrokerClient(app.connection_for_write, retries=0),
         prefix=str(options.get("global_keyprefix", "")),
         dedup_ttl_ms=int(options.get("dedup_ttl_s", Channel.dedup_ttl_s) * 1000),
@@ -30,13 +30,16 @@ def open_topics(app: celery.Celery) -> Topics:
 def open_subscriptions(
     app: celery.Celery, store: EventStore, relay: RelayParts | None, *, is_reliable: bool
 ) -> Subscriptions | None:
-    """Return where subscribers are registered: with the store, else with the broker, else nowhere.
+    """Return the registration of subscribers: the store's, else the relay's, else the broker's.
 
     Args:
-        app: whose broker it is.
-        store: registers them itself, if it delivers within its append.
-        relay: registers them, if it delivers.
+        app: the Celery application, which has the broker.
+        store: the event store; it registers subscribers if it delivers within its append.
+        relay: the parts of the relay, which register subscribers; None without a relay.
         is_reliable: whether the broker is the reliable queue, which knows its subscribers.
+
+    Returns:
+        The registration; None if subscribers are registered nowhere.
     """
     own = capabilities_of(store).subscriptions
     if own is not None:

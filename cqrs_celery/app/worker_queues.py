@@ -1,4 +1,4 @@
-"""Choose the queues that a worker consumes: those of all handlers, unless -Q says which."""
+"""Choose the queues that a worker consumes: those of all handlers, unless -Q names queues."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .snapshots import snapshot_queue
 
 
 def choose_queues(app: celery.Celery, settings: Settings) -> None:
-    """Add the handlers' queues to what a worker consumes by default.
+    """Add the handlers' queues to those that a worker consumes by default.
 
-    Celery adds none where -Q was given.
+    With -Q, Celery adds none of them.
 
     Raises:
         ConfigurationError: a handler's task can't be made.
@@ -29,7 +29,7 @@ def choose_queues(app: celery.Celery, settings: Settings) -> None:
 
 
 def _tell_batches(app: celery.Celery) -> None:
-    """Mark the queues of functions that take many events, however those queues were chosen."""
+    """Set the batch size on each consumed queue whose function takes a batch of events."""
     queues = app.amqp.queues
     for definition in definitions.all():
         name = task_of(app, definition).home_queue if definition.batch else ""

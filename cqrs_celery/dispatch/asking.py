@@ -1,4 +1,4 @@
-"""Read what a handler or a factory asks for, by the annotations of its parameters."""
+"""Read the types that a handler or a factory asks for from its parameters' annotations."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from ..messages.metadata import Metadata
 from ..session.session import Session
 from ..store.events import RecordedEvent
 
-#: The types that the package itself gives; an application may not provide them.
+#: The types that the package itself provides; an application may not provide them.
 OWN = (Session, Metadata, RecordedEvent)
 
 
 class Asked(NamedTuple):
-    """What one parameter asks for.
+    """The type that one parameter asks for.
 
     Attributes:
-        key: the type: a class, a `NewType`, or a class with its parameters, as `Repository[Order]`.
-        has_default: whether the parameter has a default, which stays where nobody provides it.
-        may_be_none: whether the annotation accepts None, which is given where nobody provides it.
+        key: a class, a `NewType`, or a class with its parameters, such as `Repository[Order]`.
+        has_default: whether the parameter has a default, which is used if the type is not provided.
+        may_be_none: whether the annotation accepts None, which is passed if the type is not
+            provided.
     """
 
     key: Any
@@ -33,12 +34,12 @@ class Asked(NamedTuple):
 
     @property
     def is_required(self) -> bool:
-        """Whether somebody must provide it."""
+        """Whether the type must be provided."""
         return not (self.has_default or self.may_be_none)
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:
-    """Return an annotation without `| None`, and whether it had that."""
+    """Return an annotation without its `| None`, and whether it had one."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         rest = [one for one in typing.get_args(hint) if one is not types.NoneType]
         if len(rest) == 1:
@@ -47,7 +48,7 @@ def without_none(hint: Any) -> tuple[Any, bool]:
 
 
 def why_not(key: Any) -> str:
-    """Return why a type can't be provided; "" if it can."""
+    """Return why a type can't be provided, or "" if it can."""
     cls = typing.get_origin(key) or key
     if isinstance(cls, typing.NewType):
         return ""
@@ -58,7 +59,7 @@ def why_not(key: Any) -> str:
     if issubclass(cls, Message):
         return "it is a message, which a handler takes as its first parameter"
     if cls.__module__ == "builtins":
-        return "it says nothing of what is meant; use a class, or a typing.NewType"
+        return "it does not say which value is meant; use a class, or a typing.NewType"
     return ""
 
 
@@ -80,7 +81,7 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the annotations of a function, of a class's `__init__`, or of a callable object.
 
     Raises:
-        NameError: one can't be resolved.
+        NameError: an annotation can't be resolved.
     """
     while isinstance(function, functools.partial):
         function = function.func
@@ -93,7 +94,7 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters that a caller may give by name; none of what has no signature."""
+    """Return the parameters that a caller may pass by name; none if there is no signature."""
     try:
         found = inspect.signature(function).parameters
     except ValueError:

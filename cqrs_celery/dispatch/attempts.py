@@ -1,7 +1,7 @@
-"""What makes a message run once: the factory of attempts.
+"""Attempts at messages, by which each message takes effect once.
 
-An attempt says what its handler runs for, under which id its commit is remembered, and how that is
-found again. The trace of what caused the message is continued here, too.
+An attempt has the message, the id under which its commit is recorded, and the lookup of that
+record. It also continues the trace of the message's cause.
 """
 
 from __future__ import annotations
@@ -23,31 +23,32 @@ from .definitions import Definition
 
 
 class Memory(Protocol):
-    """The part of an application's runtime that remembers what was carried out."""
+    """The part of an application's runtime that remembers the handled messages."""
 
     @property
     def store(self) -> EventStore:
-        """The store that remembers what was carried out."""
+        """The event store, which keeps the records."""
 
     @property
     def command_id_ttl_s(self) -> int:
-        """The seconds for which it is remembered."""
+        """The seconds for which a record is kept."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a message: everything that a run of its handler is given.
+    """One attempt at a message: everything that a run of its handler needs.
 
     Attributes:
         message: the command or event; a list of recorded events for a batch.
-        metadata: of what it records and sends.
-        record: returns the record that is committed with its events; None to keep none.
-        find: looks up what was recorded when the same was committed before; asked when a handler
-            raises, which may be because of the state that it has itself made.
-        looks_first: whether that is asked before the handler runs, too.
-        stream: of the aggregate that a command is for, which may be locked; None for none.
-        recorded: the event's facts, for a subscription.
-        lease: the worker's hold on its message.
+        metadata: the metadata of the events that it records and the messages that it sends.
+        record: returns the record to commit with its events, or None to commit none; its argument
+            is the handler's return value.
+        find: returns the record of an earlier commit of this message, or None. It is called when
+            the handler raises, since the reason may be the state that the earlier commit left.
+        looks_first: whether `find` is called before the handler runs as well.
+        stream: the stream of the command's aggregate, which may be locked; None for none.
+        recorded: the facts of the event's recording, for a subscription.
+        lease: the worker's lease on its message.
     """
 
     message: Any
@@ -76,13 +77,14 @@ class Attempt:
 
         Args:
             command: the message.
-            definition: of its handler.
-            runtime: of the application, which remembers it.
-            command_id: causes what follows.
-            trace: of what sent the command; without a correlation id, the command begins one.
-            stream: of the aggregate that it is for, see `stream_of`; None for none.
-            is_remembered: False for a command that nobody can repeat: its id is new.
-            lease: the worker's hold on its message.
+            definition: the definition of its handler.
+            runtime: the application's runtime, which remembers the command.
+            command_id: the command's id; it is the causation id of what the command causes.
+            trace: the trace of the command's sender; if it has no correlation id, the command
+                begins a trace.
+            stream: the stream of its aggregate, see `stream_of`; None for none.
+            is_remembered: False for a command that can't be repeated, since its id is new.
+            lease: the worker's lease on its message.
         """
         metadata = Metadata.caused_by(command_id, trace)
         if not is_remembered:
@@ -95,8 +97,8 @@ class Attempt:
                 command_id, returned.write(value, of=command_id), ttl_s
             ),
             find=lambda: runtime.store.find_command(command_id),
-            # Always: it may have been sent twice, or come again without the queue's knowing that it
-            # was started, as after a store's reply that was lost.
+            # Always: the command may have been sent twice, or be redelivered although the queue
+            # does not know that it was started, as after a lost reply of the store.
             looks_first=True,
             stream=stream,
             lease=lease,
@@ -112,14 +114,14 @@ class Attempt:
         task_name: str,
         lease: Lease | None = None,
     ) -> Self:
-        """Return an attempt at a recorded event; it commits once, however often the event comes.
+        """Return an attempt at a recorded event; it commits once, however often it is delivered.
 
         Args:
             recorded: the event, or a part of one that an upcaster has split.
-            definition: of the subscription's function.
-            runtime: of the application, which remembers it.
-            task_name: of the function; each remembers an event for itself.
-            lease: the worker's hold on its message.
+            definition: the definition of the subscription's function.
+            runtime: the application's runtime, which remembers the event.
+            task_name: the name of the function's task; each function has records of its own.
+            lease: the worker's lease on its message.
         """
         is_part = recorded.parts > 1
         part = f"#{recorded.part}" if is_part else ""
@@ -130,7 +132,7 @@ class Attempt:
             metadata,
             record=_handled(record_id, definition, runtime),
             find=lambda: runtime.store.find_command(record_id),
-            # What comes again for a later part's sake was done up to that.
+            # If a later part failed, the whole event is redelivered: earlier parts have committed.
             looks_first=is_part,
             recorded=recorded,
             lease=lease,
@@ -152,12 +154,12 @@ class Attempt:
 
         Args:
             message: the message.
-            definition: of the subscription's function.
-            runtime: of the application, which remembers it.
+            definition: the definition of the subscription's function.
+            runtime: the application's runtime, which remembers the message.
             message_id: its id.
-            metadata: what its publisher has packed for what it brings about.
-            task_name: of the function; each remembers a message for itself.
-            lease: the worker's hold on its message.
+            metadata: the metadata for what the message causes, packed by its publisher.
+            task_name: the name of the function's task; each function has records of its own.
+            lease: the worker's lease on its message.
         """
         record_id = handled_id(message_id, task_name)
         return cls(
@@ -170,16 +172,16 @@ class Attempt:
 
     @classmethod
     def for_batch(cls, recorded: list[RecordedEvent[Any]]) -> Self:
-        """Return an attempt at several events; a batch has no session, so nothing is remembered.
+        """Return an attempt at several events; a batch has no session, so it has no record.
 
         Args:
-            recorded: the events, at least one; the first one's trace is continued.
+            recorded: the events, at least one. The trace of the first one is continued.
         """
         first = recorded[0]
         return cls(recorded, Metadata.caused_by(first.event_id, first.metadata, is_stored=True))
 
     def repeats(self) -> Callable[[], Attempt]:
-        """Return what gives this attempt as it is now, whatever a handler does to its message."""
+        """Return a function that returns this attempt with a fresh copy of its message."""
         message, recorded = self.message, self.recorded
         if isinstance(message, list):
             batch = [(one, codec_of(type(one.event)).keep(one.event)) for one in message]
@@ -194,11 +196,11 @@ class Attempt:
 
 
 def handled_id(message_id: str, task_name: str) -> str:
-    """Return the id under which a subscription's function remembers a message.
+    """Return the id under which a subscription's function records a message.
 
     Args:
-        message_id: of the event, its part or the published message.
-        task_name: the function's.
+        message_id: the id of the event, of its part or of the published message.
+        task_name: the name of the function's task.
     """
     return f"{message_id}:{task_name}"
 
@@ -206,7 +208,7 @@ def handled_id(message_id: str, task_name: str) -> str:
 def _handled(
     record_id: str, definition: Definition, runtime: Memory
 ) -> Callable[[Any], CommandRecord]:
-    """Return what makes a subscription's record; it keeps no result."""
+    """Return a function that makes a subscription's record, which keeps no result."""
     returned, ttl_s = definition.returned, runtime.command_id_ttl_s
     return lambda _: CommandRecord(record_id, returned.write(None, of=record_id), ttl_s)
 
@@ -216,7 +218,7 @@ def _with(recorded: RecordedEvent[Any], event: Any) -> RecordedEvent[Any]:
 
 
 def stream_of(command: Command, application: str) -> StreamName | None:
-    """Return the stream of the aggregate that a command is for; None if it is for none.
+    """Return the stream of the aggregate that a command is addressed to, or None for none.
 
     Raises:
         InvalidText: the aggregate's id has a NUL, or half of a surrogate pair.

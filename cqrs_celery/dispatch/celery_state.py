@@ -1,7 +1,8 @@
-"""What Celery keeps by thread about the task that runs, for coroutines that share a thread.
+"""Celery's state of the running task, kept for coroutines that share a thread.
 
-`current_task`, its request and `current_app` belong to a thread. The coroutines of many tasks run
-in one, so each step of a coroutine is made with what its own task had, whichever came in between.
+Celery keeps `current_task`, its request and `current_app` for each thread. The coroutines of many
+tasks run in one thread, so each step of a coroutine runs with the state of its own task, whichever
+coroutine ran before it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from celery import _state as celery_state
 
 
 class State(NamedTuple):
-    """What Celery knows of the task that runs: its application, itself and its request."""
+    """Celery's state of the running task: its application, the task and its request."""
 
     app: Any
     task: Any
@@ -27,7 +28,7 @@ _state: ContextVar[State | None] = ContextVar("cqrs_celery_state", default=None)
 
 
 def state_here() -> State:
-    """Return what Celery knows in this thread."""
+    """Return Celery's state in this thread."""
     task = celery_state._task_stack.top
     return State(
         celery_state._tls.current_app, task, task.request_stack.top if task is not None else None
@@ -36,7 +37,7 @@ def state_here() -> State:
 
 @contextmanager
 def in_state(state: State) -> Iterator[None]:
-    """Let the coroutines that are started inside have a task's state."""
+    """Start the coroutines of this block in a task's state."""
     token = _state.set(state)
     try:
         yield
@@ -47,7 +48,7 @@ def in_state(state: State) -> Iterator[None]:
 def task_in_state(
     loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
 ) -> asyncio.Task[Any]:
-    """Make a task of a coroutine, as a loop's task factory, that keeps the state it was made in."""
+    """Create a task that runs a coroutine in this context's state; a task factory for a loop."""
     context = options.get("context")
     state = _state.get() if context is None else context.get(_state)
     if state is not None and asyncio.iscoroutine(coroutine):
@@ -56,7 +57,7 @@ def task_in_state(
 
 
 class _Stepped(Coroutine[Any, Any, Any]):
-    """A coroutine whose every step is made in a task's state."""
+    """A coroutine that runs every step in a task's state."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], state: State) -> None:
         self._coroutine = coroutine
@@ -65,7 +66,7 @@ class _Stepped(Coroutine[Any, Any, Any]):
         self.__qualname__ = getattr(coroutine, "__qualname__", self.__name__)
 
     def send(self, value: Any) -> Any:
-        """Make a step."""
+        """Run a step."""
         before = self._enter()
         try:
             return self._coroutine.send(value)
@@ -73,7 +74,7 @@ class _Stepped(Coroutine[Any, Any, Any]):
             self._leave(before)
 
     def throw(self, *error: Any) -> Any:
-        """Make a step that begins with an exception."""
+        """Run a step that begins with an exception."""
         before = self._enter()
         try:
             return self._coroutine.throw(*error)

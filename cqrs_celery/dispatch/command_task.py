@@ -1,4 +1,4 @@
-"""The Celery task of a command: sent, ordered by its aggregate, and carried out once."""
+"""The Celery task of a command, in order with others of its aggregate, carried out once."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from .tasks import HandlerTask, only_argument
 
 
 class CommandTask(HandlerTask):
-    """The task of a command: its name is the command's, its argument the command."""
+    """The task of a command: its name is the command's name, its argument the command."""
 
     abstract = True
-    #: Celery logs them at info, in one line: they are whoever sent the command's to deal with.
+    #: Celery logs these in one line, at info: the command's sender has to deal with them.
     throws = (Refusal, StaleVersion, AggregateNotFound)
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Send a command; it is ordered with the others to its aggregate.
+        """Send a command; it stays in order with the other commands to its aggregate.
 
         Args:
             args: the command alone.
             kwargs: none.
-            options: Celery's own, and `idempotency_key`: the same whenever the command is sent
-                again, which then has its effect once.
+            options: Celery's own, and `idempotency_key`, to be the same whenever the command is
+                sent again. The command then has its effect once.
 
         Raises:
-            UnwritableMessage: it is too large, or would not be read as it is.
-            PublishFailed: the broker did not take it.
-            TypeError: something else is given than the command alone.
-            ValueError: the key is no text of 1 to 200 characters.
-            InvalidText: the key, the task's id or the aggregate's has a NUL, or half of a surrogate
-                pair.
+            UnwritableMessage: the command is too large, or would be read back as another value.
+            PublishFailed: the broker did not accept the message.
+            TypeError: the arguments are not the command alone.
+            ValueError: the key is not a text of 1 to 200 characters.
+            InvalidText: the key, the task's id or the aggregate's id has a NUL, or half of a
+                surrogate pair.
         """
         command = self._sent(args, kwargs)
         repeat_with = repeat_with_of(options)
@@ -60,16 +60,16 @@ class CommandTask(HandlerTask):
         idempotency_key: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Send a command; see `apply_async`, of which these are the options."""
+        """Send a command; see `apply_async` for the options."""
         given = {"task_id": task_id, IDEMPOTENCY_KEY: idempotency_key}
         options = {name: value for name, value in given.items() if value is not None}
         return self.apply_async(args, kwargs, **options)
 
     def _sent(self, args: Any, kwargs: Any) -> Any:
-        """Return the command that is to be sent, or its plain values.
+        """Return the command to send, or its plain values.
 
         Raises:
-            TypeError: something else is given, such as the command's fields.
+            TypeError: the arguments are something else, such as the command's fields.
         """
         given = [*(args or ()), *(kwargs or {}).values()]
         if len(given) == 1 and isinstance(given[0], (Command, dict)):
@@ -84,10 +84,10 @@ class CommandTask(HandlerTask):
         )
 
     def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Carry out a command in this process, as a task; options are those of `apply_async`.
+        """Carry out a command in this process, as a task; the options are those of `apply_async`.
 
         Raises:
-            NestedExecution: a handler does that.
+            NestedExecution: a handler called this.
         """
         check_nested(self.definition.messages[0].__qualname__, "apply()")
         key = options.pop(IDEMPOTENCY_KEY, None)
@@ -102,17 +102,18 @@ class CommandTask(HandlerTask):
         return result
 
     def AsyncResult(self, task_id: str, **options: Any) -> CommandAsyncResult:  # noqa: N802
-        """Return the result of a sent command, by its task's id: it gets a `CommandResult`."""
+        """Return a sent command's result by its task's id; its `get` returns a `CommandResult`."""
         options = {"backend": self.backend, "task_name": self.name, "app": self.app, **options}
         return CommandAsyncResult(task_id, returned=self.definition.returned, **options)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Carry out a command; returns its result as plain values.
+        """Carry out a command, and return its result as plain values.
 
         Raises:
-            MessageError: the argument can't be read; a dead letter.
+            MessageError: the argument can't be read; the message becomes a dead letter.
             NestedExecution: a handler called this.
-            Exception: what the handler raised: the command's outcome, nothing was committed.
+            Exception: the exception that the handler raised. It is the command's outcome; nothing
+                was committed.
         """
         check_nested(self.definition.messages[0].__qualname__, "its task")
         result = self.settled(lambda: self._carry_out(only_argument(self, args, kwargs)))
@@ -124,7 +125,7 @@ class CommandTask(HandlerTask):
             argument = pack_command(argument, runtime.serializer)
         key = key_of(argument)
         command_id = self.request.id or uuid() if key is None else command_id_of(self.name, key)
-        # What begins a trace is the command, not one of its sendings.
+        # A trace begins with the command, not with one of its sendings.
         root_id = "" if self.request.root_id == self.request.id else self.request.root_id
         command, trace = unpack_command(
             argument,

@@ -1,4 +1,4 @@
-"""How a handler that lost a race is repeated: how often, how soon, and under a lock."""
+"""The repetition of a handler after a conflict: how often, how soon, and under which lock."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from ..errors import AggregateExists, DuplicateInstance, RegistrationError, Stal
 from ..messages.registry import where
 from ..whole_numbers import is_whole
 
-#: Conflicts that are there however often the handler runs: a version that the caller chose, what is
-#: made without a look whether it is there, and a mistake of the program.
+#: Conflicts that no repetition resolves: with a version that the caller chose, with an aggregate
+#: that exists although the handler creates it unconditionally, and by a mistake in the program.
 HOPELESS = (StaleVersion, AggregateExists, DuplicateInstance)
 
-#: How often a conflict with another writer repeats a handler whose decorator does not say.
+#: How often a handler is repeated after conflicts with other writers, by default.
 RETRIES = 3
 
-#: When a command's handler takes its aggregate's lock: before it runs again after a conflict, or
-#: before it runs at all.
+#: When a command's handler takes its aggregate's lock: before it is repeated after a conflict, or
+#: before every run.
 ON_CONFLICT, ALWAYS = "on_conflict", "always"
 
-#: Seconds to wait for a lock, if the decorator does not say: longer than a dead holder's lives.
+#: Seconds to wait for a lock by default: longer than the lock of a dead process lasts.
 LOCK_WAIT_S = 15.0
 
-#: Seconds to wait at most before the first repetition; drawn at random, doubled each time.
+#: The most seconds to wait before the first repetition. The wait is random; its limit doubles with
+#: each repetition.
 DELAY_S = 0.02
 
-#: Seconds to wait at most before any repetition.
+#: The most seconds to wait before any repetition.
 LONGEST_DELAY_S = 1.0
 
 
@@ -39,8 +40,8 @@ class OnConflict:
     Attributes:
         retries: how often to repeat the handler with fresh state; 0 for never.
         lock: "on_conflict", "always", or None for never.
-        lock_wait_s: seconds to wait for the lock at most.
-        is_lock_asked_for: whether the decorator names it, so that there must be locks.
+        lock_wait_s: the most seconds to wait for the lock.
+        is_lock_asked_for: whether the decorator sets `lock`; if it does, locks must be available.
     """
 
     retries: int = RETRIES
@@ -50,7 +51,7 @@ class OnConflict:
 
 
 def delay_s(number: int) -> float:
-    """Return the seconds to wait after a conflict.
+    """Return the seconds to wait before a handler is repeated after a conflict.
 
     Args:
         number: how many conflicts there were before it.
@@ -59,20 +60,20 @@ def delay_s(number: int) -> float:
 
 
 class _Default:
-    """Stand for a lock that the decorator does not name: on a conflict, where there are locks."""
+    """The default of `lock`: on a conflict, if locks are available."""
 
     def __repr__(self) -> str:
         return repr(ON_CONFLICT)
 
 
-#: What `command_handler` has for `lock` if nothing else is said.
+#: The default of `lock` in `command_handler`.
 IF_THERE_ARE_LOCKS: Any = _Default()
 
 
 def command_conflicts(
     function: Callable[..., Any], command: type[Any], *, retries: Any, lock: Any, lock_wait_s: Any
 ) -> OnConflict:
-    """Return what a command handler's decorator says of conflicts.
+    """Return the options of a command handler's decorator for conflicts.
 
     Raises:
         RegistrationError: a value is not accepted, or the command has no aggregate to lock.
@@ -105,7 +106,7 @@ def check_retries(function: Callable[..., Any], retries: Any) -> int:
     """Return the decorator's `retry_on_conflict`.
 
     Raises:
-        RegistrationError: it is no whole number from 0.
+        RegistrationError: it is not a whole number from 0.
     """
     if not is_whole(retries, at_least=0):
         raise RegistrationError(

@@ -1,6 +1,6 @@
-"""Warn at a worker's start if something was forgotten: it takes no messages, or loses events.
+"""Warn at a worker's start if its configuration would take no messages, or would lose events.
 
-Whoever declares a handler imports this, so it is there without a CQRS app, too.
+Every declaration of a handler imports this module, so it warns without a CQRS app, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @worker_ready.connect
 def warn_of_what_is_missing(sender: Any = None, **_: Any) -> None:
-    """Warn of a worker without a CQRS app, handlers, their queues, or a store that lasts."""
+    """Warn about a worker without a CQRS app, handlers, their queues or a lasting event store."""
     app = sender.app
     declared = [one for one in definitions.all() if one.kind != "query"]
     if has_application(app):

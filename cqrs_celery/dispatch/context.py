@@ -1,4 +1,4 @@
-"""What is being handled, and for whom: the trace of what it sends and records."""
+"""The current message's metadata, for everything that its handler sends and records."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .keys import checked_key
 
 
 class handling:  # noqa: N801  used as a function is
-    """A context in which everything recorded and sent carries the metadata of what is handled.
+    """A context in which everything that is recorded and sent carries the same metadata.
 
     Args:
-        metadata: of what is recorded and sent.
-        handler: module and name of the function that runs.
-        app: Celery's application that runs it; None if it is not known.
+        metadata: the metadata of what is recorded and sent.
+        handler: the module and name of the function that runs.
+        app: the Celery application that runs it; None if it is not known.
     """
 
     __slots__ = "_token", "app", "handler", "metadata"
@@ -35,41 +35,41 @@ class handling:  # noqa: N801  used as a function is
 
     def __exit__(self, *_: object) -> None:
         _current.reset(self._token)
-        # What it has started may go on, in a copy of this context.
+        # Threads or coroutines that the handler has started may go on, in a copy of this context.
         self.handler = ""
 
 
 _current: ContextVar[handling] = ContextVar("cqrs_handling", default=handling(NO_METADATA, ""))  # noqa: B039  never changed
 
 
-#: The entries of a context at most, and the characters of a name.
+#: The most entries of a context, and the most characters of a name.
 MOST_ENTRIES: Final = 16
 LONGEST_NAME: Final = 64
 
 
 @contextmanager
 def context(*, correlation_id: str | None = None, **entries: str | None) -> Iterator[Metadata]:
-    """Return a block that says for whom everything inside is done, which all of that carries.
+    """Return a block whose messages and events carry a context, such as the user's id.
 
         with cqrs.context(correlation_id=request_id, user_id="u7"):
             PlaceOrder(id="42").delay()
 
-    What these messages cause carries it, too, in whichever worker: a handler reads it as
-    `metadata.context["user_id"]`, a subscription as `recorded.metadata.context`. A block inside
-    another one adds to it. Inside a handler, a block is for what the handler sends; the events of
-    its session carry what its own message came with.
+    Everything that these messages cause carries this context too, in any worker. A handler reads it
+    as `metadata.context["user_id"]`, a subscription as `recorded.metadata.context`. A block inside
+    another one adds to its context. Inside a handler, a block affects the messages that the handler
+    sends; the events of its session carry the context of the handler's own message.
 
     Args:
-        correlation_id: the id of the trace, 1 to 200 characters; None for that of the surrounding
-            block or handler, or else a new one.
-        entries: texts of 1 to 200 characters, by names of at most 64; None leaves out what a
-            surrounding block has said. All of them together are at most 16.
+        correlation_id: the id of the trace, 1 to 200 characters; None for the one of the
+            surrounding block or handler, or else a new one.
+        entries: texts of 1 to 200 characters, by names of at most 64; None removes the entry of a
+            surrounding block. There are at most 16, with those of the surrounding blocks.
 
     Yields:
         The metadata of what is sent inside.
 
     Raises:
-        ValueError: a text is empty or too long, or there are too many.
+        ValueError: a text is empty or too long, or there are too many entries.
         InvalidText: a text has a NUL, or half of a surrogate pair. It is a ValueError, too.
     """
     outer = _current.get()
@@ -108,16 +108,16 @@ def _with_context(
 
 
 def current_metadata() -> Metadata:
-    """Return the metadata for what is recorded or sent now: who began it, what causes it."""
+    """Return the metadata for what is recorded or sent now: its trace and its context."""
     return _current.get().metadata
 
 
 def current_handler() -> str:
-    """Return module and name of the command's or subscription's function that runs; "" for none."""
+    """Return module and name of the running command's or subscription's function, or ""."""
     return _current.get().handler
 
 
 def app_of_handler() -> Any:
-    """Return Celery's application whose handler runs; None for none."""
+    """Return the Celery application whose handler runs, or None for none."""
     current = _current.get()
     return current.app if current.handler else None

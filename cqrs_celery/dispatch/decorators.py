@@ -1,11 +1,11 @@
 """Declare handlers and subscriptions.
 
-A decorated function is usable before any application exists, as Celery's `@shared_task` is; every
-CQRS application of the process gets its task.
+A decorated function is usable before any application exists, like one with Celery's
+`@shared_task`; every CQRS application of the process gets its task.
 
-`command_handler` and `subscribes` are long functions since each is one declaration: most lines are
-its signature and its docstring, in which a user's editor shows every option. The bodies check the
-options and make a `Definition`.
+`command_handler` and `subscribes` are long functions because each is one declaration. Most lines
+are the signature and the docstring, so that a user's editor shows every option. The bodies check
+the options and make a `Definition`.
 """
 
 from __future__ import annotations
@@ -72,35 +72,35 @@ def command_handler(
     The function gets the command; a parameter annotated with `Session` gets the unit of work, which
     is committed when the function returns; one with `Metadata` gets the trace; one with a type that
     the application provides (`CQRS.provide`) gets a value of it, which is closed after the commit.
-    An exception is the command's outcome: nothing is committed. A `Refusal` is one line in the log,
-    and never retried.
+    If the function raises, nothing is committed, and the exception is the command's outcome. A
+    `Refusal` is logged in one line and never retried.
 
     Args:
         command: the class.
-        retry_on: exceptions for which the command is tried again; without it, none.
-        give_up_on: those of them for which it is not.
-        max_retries: how often it is tried again before the exception is its outcome.
+        retry_on: the exceptions for which the command is retried; by default none.
+        give_up_on: those of them for which it is not retried.
+        max_retries: the most retries; after them, the exception is the command's outcome.
         retry_backoff: seconds before the first retry, doubled for each further one; True is 1.
-        retry_backoff_max: the most seconds between two.
+        retry_backoff_max: the most seconds between two retries.
         retry_jitter: True to wait a random part of that time.
-        retry_on_conflict: how often to repeat the function at once, with fresh state, when another
+        retry_on_conflict: how often to repeat the function at once, with fresh state, if another
             writer has committed first; 0 for never.
         lock: when to take the lock of the command's aggregate: "on_conflict", before the function
-            is repeated; "always", before it runs; None, never. Without it, on a conflict, where
-            there are locks.
-        lock_wait_s: seconds to wait for the lock at most; then the command fails with LockTimeout.
-        options: Celery's task options, as `rate_limit` or `time_limit`.
+            is repeated; "always", before it runs; None, never. By default, on a conflict if locks
+            are available.
+        lock_wait_s: the most seconds to wait for it; then the command fails with LockTimeout.
+        options: Celery's task options, such as `rate_limit` or `time_limit`.
 
     Returns:
-        A decorator. What it returns is called like the function, and has a task's `delay`,
-        `apply_async`, `s`, `si`, and so on.
+        A decorator. It returns an object that is called like the function, and has a task's
+        `delay`, `apply_async`, `s`, `si`, and so on.
 
     Raises:
-        RegistrationError: the class is no command, or an option would break what a handler's task
-            promises.
-        DuplicateRegistration: the command has a handler; both are named.
-        HandlerSignatureError: a parameter's annotation does not fit, or JSON has no form for what
-            the function says that it returns.
+        RegistrationError: the class is not a command, or an option would break what a handler's
+            task promises.
+        DuplicateRegistration: the command has another handler; the text names both.
+        HandlerSignatureError: a parameter's annotation does not fit, or JSON has no form for the
+            type in the function's return annotation.
     """
     _check("command", (command,))
 
@@ -133,10 +133,10 @@ def command_handler(
 
 
 def query_handler(query: type[M]) -> DeclaresQuery[M]:
-    """Declare a function to be a query's one handler; it runs in the process that asks.
+    """Declare a function to be a query's one handler; it runs in the process of the caller.
 
-    A parameter annotated with `Session` gets one that reads, and commits nothing; one with a type
-    that the application provides (`CQRS.provide`) gets a value of it, which is closed at the end.
+    A parameter annotated with `Session` gets a read-only session; one with a type that the
+    application provides (`CQRS.provide`) gets a value of it, which is closed at the end.
 
     Args:
         query: the class.
@@ -145,8 +145,8 @@ def query_handler(query: type[M]) -> DeclaresQuery[M]:
         A decorator that returns the function as it is.
 
     Raises:
-        RegistrationError: the class is no query.
-        DuplicateRegistration: the query has a handler; both are named.
+        RegistrationError: the class is not a query.
+        DuplicateRegistration: the query has another handler; the text names both.
         HandlerSignatureError: a parameter's annotation does not fit.
     """
     _check("query", (query,))
@@ -161,7 +161,7 @@ def query_handler(query: type[M]) -> DeclaresQuery[M]:
     return cast(DeclaresQuery[M], declare)
 
 
-# Overloads, since a checker that joins the classes of several events finds their base alone.
+# Overloads, since a type checker would join the classes of several events into their common base.
 @overload
 def subscribes(
     *events: type[Event],
@@ -232,56 +232,56 @@ def subscribes(
     batch: int = 0,
     **options: Any,
 ) -> Any:
-    """Declare a function to be given every event of some types, in each aggregate's order.
+    """Subscribe a function to all events of some types, in each aggregate's order.
 
     Functions of one subscription share a queue, so they see an aggregate's events in version
     order across types. The function gets the event; a parameter annotated with `RecordedEvent` gets
     the facts of its recording, one with `Session` a unit of work that is committed once on return,
     one with `Metadata` the trace, one with a type that the application provides (`CQRS.provide`) a
-    value of it, which is closed after the commit. An event may arrive again after a crash; its
-    version tells. A message that is published has no `RecordedEvent`.
+    value of it, which is closed after the commit. An event may be delivered again after a crash;
+    its version shows that. A message that is published has no `RecordedEvent`.
 
-    If it raises, the event is tried again, later each time; then it is a dead letter, which workers
-    try again for a week. Later events of the same aggregate wait meanwhile, in order.
+    If the function raises, the event is retried after growing delays. Then it is a dead letter,
+    which workers try again for a week. Later events of the aggregate wait meanwhile, in order.
 
     Args:
-        events: the classes, of events or of messages that are published; a base class means every
-            one below it.
-        subscription: its name; without it, the function is a subscription of its own, under its
-            name. Without a dot, the application is put in front.
+        events: the classes, of events or of messages that are published; a base class stands for
+            all classes below it.
+        subscription: the subscription's name; by default, the function is a subscription of its own
+            and gives it its name. A name without a dot gets the application's name in front.
         ordered: True: each aggregate's events in version order, one at a time; "subscription": all
             events of the subscription in the order of their commits, one at a time; False: several
             at a time, in no particular order.
-        retry_on: exceptions for which an event is tried again before it is a dead letter.
-        give_up_on: those of them for which it is a dead letter at once.
-        max_retries: how often it is tried again.
+        retry_on: the exceptions for which an event is retried before it becomes a dead letter.
+        give_up_on: those of them for which it becomes a dead letter at once.
+        max_retries: the most retries.
         retry_backoff: seconds before the first retry, doubled for each further one; True is 1.
-        retry_backoff_max: the most seconds between two.
+        retry_backoff_max: the most seconds between two retries.
         retry_jitter: True to wait a random part of that time.
-        on_dead_letter: "block": later events of its aggregate wait until a dead letter is done or
-            discarded; "continue": they don't wait; "discard_after": they wait until its time to
+        on_dead_letter: "block": later events of the aggregate wait until the dead letter is handled
+            or discarded; "continue": they don't wait; "discard_after": they wait until its time to
             live is over, and then it is deleted, with an error in the log.
-        dead_letter_ttl_s: seconds for which workers try it again; None for the setting
-            `cqrs_dead_letter_ttl_s`.
+        dead_letter_ttl_s: seconds to try a dead letter again; None for `cqrs_dead_letter_ttl_s`.
         batch: the most events that the function takes at once, from 2: as a list of
             `RecordedEvent`, those of an aggregate in version order. 0: one, as an event. A function
             that takes a batch has no `Session`, `Metadata` or `RecordedEvent` parameter.
-        retry_on_conflict: how often to repeat the function at once, with fresh state, when another
+        retry_on_conflict: how often to repeat the function at once, with fresh state, if another
             writer has committed first; 0 for never.
         options: Celery's task options.
 
     Returns:
-        A decorator. What it returns is called like the function, and has a task's attributes.
+        A decorator. It returns an object called like the function, with a task's attributes.
 
     Raises:
         RegistrationError: there is no class, one is neither event nor message, an option has a
             value that is not accepted or would break what a handler's task promises, or another
             function of the subscription differs in its order or its treatment of dead letters.
-        DuplicateRegistration: a function of the subscription takes the event; both are named.
+        DuplicateRegistration: another function of the subscription takes the event; the text
+            names both.
         HandlerSignatureError: a parameter's annotation does not fit.
     """
     _check("event", events, "message")
-    # What is published was never recorded: of such, there are no facts of recording.
+    # A published message was never recorded, so it has no RecordedEvent.
     kind = "message" if any(event.__kind__ == "message" for event in events) else "event"
 
     def declare(function: Callable[..., Any]) -> Handler[Any, None]:

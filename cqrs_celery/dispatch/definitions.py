@@ -1,7 +1,7 @@
-"""Keep what the decorators declare, for every application of the process to build on.
+"""Keep the handlers that the decorators declare, for all applications of the process.
 
-A second handler for a command or query is refused here, naming both. Declaring the same function
-of the same module again replaces it: a reloaded module is not a conflict.
+A second handler for a command or query is refused here, with an error that names both. Declaring
+the same function of the same module again replaces it: a reloaded module is not a conflict.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ class Definition:
 
     Attributes:
         kind: command, query or event; a subscription to messages is of the kind event too.
-        messages: the classes that it handles; one, but for a subscription.
-        function: the user's.
-        injections: its parameters that take what the package itself gives, each with its class.
-        asked: its parameters that take what an application provides, each with what it asks for.
-        subscription: the name given to the decorator; "" for a subscription of its own.
+        messages: the classes that it handles; only a subscription may have several.
+        function: the user's function.
+        injections: its parameters for values that the package itself provides, each with its class.
+        asked: its parameters for values that an application provides, each with its type.
+        subscription: the name given to the decorator; "" if the function is a subscription of its
+            own.
         options: Celery's task options.
-        on_conflict: what to do when another writer commits first.
-        retrying: what happens at once when it fails.
+        on_conflict: the options for conflicts with other writers.
+        retrying: the options for retries after a failure.
         ordered: how a subscription keeps order; see `subscribes`.
-        lettering: what happens to a subscription's event that goes on failing.
-        batch: how many events a subscription's function takes at once; 0 for a function that takes
-            one, as an event.
+        lettering: the options for a subscription's dead letters.
+        batch: the most events that a subscription's function takes at once; 0 for a function that
+            takes one, as an event.
     """
 
     kind: str
@@ -55,38 +56,38 @@ class Definition:
     asked: Mapping[str, Asked] = field(default_factory=dict)
 
     def renew(self) -> bool:
-        """Take the classes that have taken the place of its own; returns whether there are such.
+        """Replace its message classes by reloaded ones; return whether there were any.
 
-        That is so after the module of the messages was reloaded, and the handler's was not.
+        There are if the module of the messages was reloaded, and the handler's module was not.
         """
         current = tuple(map(registry.current, self.messages))
         is_old = current != self.messages
         if is_old:
-            # What was built on the definition, such as tasks, goes on with it.
+            # Changed in place, since tasks and other objects refer to this definition.
             object.__setattr__(self, "messages", current)
         return is_old
 
     @property
     def is_async(self) -> bool:
-        """Whether its function must be awaited."""
+        """Whether its function is a coroutine function."""
         return inspect.iscoroutinefunction(self.function)
 
     @cached_property
     def returned(self) -> Returned:
-        """How what its function returns is kept and sent."""
+        """The writer and reader of the function's return values."""
         return Returned(self.function)
 
     @property
     def place(self) -> tuple[str, str]:
-        """What tells it from others over a reload: module and name of its function."""
+        """Its function's module and name, which stay the same over a reload."""
         return self.function.__module__, self.function.__qualname__
 
     def subscription_name(self, application: str) -> str:
-        """Return the full name of its subscription, which is its queue's name too."""
+        """Return the full name of its subscription, which is also the name of its queue."""
         return _qualified(self.subscription or self.function.__name__, application)
 
     def task_name(self, application: str) -> str:
-        """Return the name of its task, as Celery and Flower show it."""
+        """Return the name of its task, which Celery and Flower show."""
         if self.kind != "event":
             return str(self.messages[0].__registered__.full_name(application))
         name = self.subscription_name(application)
@@ -98,7 +99,7 @@ def _qualified(name: str, application: str) -> str:
 
 
 class Definitions:
-    """Hold the declared handlers of a process, and tell whoever builds on them of new ones."""
+    """The declared handlers of a process, with listeners that are called for new ones."""
 
     def __init__(self) -> None:
         self._by_key: dict[tuple[Any, ...], Definition] = {}
@@ -112,8 +113,8 @@ class Definitions:
         Raises:
             DuplicateRegistration: another function handles the command or query, takes the event
                 in the same subscription, has the same name in it, or has a task of the same name.
-            RegistrationError: another function of the subscription says otherwise of its order or
-                its dead letters.
+            RegistrationError: another function of the subscription has other options for its order
+                or its dead letters.
         """
         self._renew()
         keys = list(_keys(definition))
@@ -148,10 +149,10 @@ class Definitions:
                 listener(definition)
 
     def _check_task_name(self, definition: Definition) -> None:
-        """Refuse a task's name that is taken, whatever the application is called.
+        """Refuse a task's name that is taken, whatever the application's name is.
 
-        A name with the application in it and one without are alike in that application alone, where
-        `task_of` finds it.
+        A name with an application's name and one without may be the same in that application only;
+        `task_of` finds such a conflict there.
         """
         for other in dict.fromkeys(self._by_key.values()):
             if "query" in (other.kind, definition.kind) or other.place == definition.place:
@@ -176,11 +177,11 @@ class Definitions:
                     )
 
     def listen(self, listener: Callable[[Definition], None]) -> None:
-        """Call a method with every handler that is declared from now on, while its object lives."""
+        """Call a method for every handler that is declared from now on, while its object exists."""
         self._listeners.append(WeakMethod(listener))
 
     def _renew(self) -> None:
-        """Renew the definitions after the registration of messages, which may be a reload."""
+        """Renew the definitions after messages were registered, which may be a reload."""
         self._renewed_at = registry.generation
         known = dict.fromkeys(self._by_key.values())
         # All of them, not up to the first that was renewed.
@@ -190,26 +191,26 @@ class Definitions:
             self._names = {}
 
     def all(self) -> list[Definition]:
-        """Return the handlers in the order of their declaration."""
+        """Return all handlers in the order of their declaration."""
         if self._renewed_at != registry.generation:
             self._renew()
         return list(dict.fromkeys(self._by_key.values()))
 
     def handler_of(self, message: type[Any]) -> Definition | None:
-        """Return the handler of a command or query class; None if nobody declared one."""
+        """Return the handler of a command or query class, or None if there is none."""
         if self._renewed_at != registry.generation:
             self._renew()
         found = self._by_key.get((message.__kind__, message))
         if found is None and registry.has_reloaded:
-            # It may be of the former class, which somebody has imported from the module.
+            # The message may be of the class before a reload, imported elsewhere.
             found = self._by_key.get((message.__kind__, registry.current(message)))
         return found
 
     def topics_of(self, definition: Definition) -> list[type[Any]]:
         """Return the classes of events and messages that a subscription's function gets.
 
-        A base class stands for every event below it, except those that another function of the
-        same subscription names.
+        A base class stands for all events below it, except those that another function of the same
+        subscription names.
         """
         taken = {
             message
@@ -223,13 +224,13 @@ class Definitions:
         found = dict.fromkeys(m for m in definition.messages if hasattr(m, "__registered__"))
         for message in definition.messages:
             for entry in registry.subclasses(message):
-                # Everything is below Message; what a subscription for that gets is published.
+                # All classes are below Message; a subscription to Message gets published ones only.
                 if entry.cls not in taken and entry.kind == message.__kind__:
                     found.setdefault(entry.cls)
         return list(found)
 
     def names_taken(self, definition: Definition) -> frozenset[str]:
-        """Return the registered names of what a subscription's function gets."""
+        """Return the registered names of the classes that a subscription's function gets."""
         if self._generation != registry.generation:
             generation = registry.generation
             self._names, self._generation = {}, generation
@@ -264,7 +265,7 @@ def _claim(definition: Definition, key: tuple[Any, ...]) -> str:
 
 
 def task_name_taken(name: str, one: Definition, other: Definition) -> DuplicateRegistration:
-    """Return the error for two handlers whose tasks would have one name; names both."""
+    """Return the error for two handlers whose tasks would have the same name."""
     return DuplicateRegistration(
         f"the task name {name!r} is claimed by {_role(one)}, {where(one.function)}, and by"
         f" {_role(other)}, {where(other.function)}: one of them would never run. Rename the"
@@ -279,5 +280,5 @@ def _role(definition: Definition) -> str:
     return f"a function of the subscription {name!r}"
 
 
-#: What was declared in this process.
+#: The handlers that were declared in this process.
 definitions = Definitions()

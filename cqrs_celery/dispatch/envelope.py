@@ -1,7 +1,7 @@
-"""The plain values in which commands and recorded events travel as a task's argument.
+"""Commands, messages and recorded events as plain values, which are a task's argument.
 
-A body is JSON; what a task gets is what Celery's JSON made of it. It is decoded inside the task, so
-that whatever can't be read fails there, and becomes a dead letter with its reason.
+The body of a task's message is JSON, which Celery turns into plain values. These are decoded inside
+the task: a message that can't be read fails there, and becomes a dead letter with its reason.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ..store.stream import StreamName
 from .context import current_metadata
 from .keys import checked_key
 
-#: Where the caller's key stands, beside a command's type, version and data.
+#: The name of the caller's key, next to a command's type, version and data.
 IDEMPOTENCY_KEY = "idempotency_key"
 
-#: Where the trace of a message stands.
+#: The name of a message's trace.
 METADATA = "metadata"
 
-#: Where the id of a message that is not stored stands; recorded events have `event_id`.
+#: The name of the id of a message that is not stored; recorded events have `event_id`.
 MESSAGE_ID = "message_id"
 
 
@@ -45,10 +45,10 @@ class _Facts(msgspec.Struct):
 
 
 def pack_command(command: Any, serializer: Serializer) -> dict[str, Any]:
-    """Return a command as a task's argument, with the trace of what sends it.
+    """Return a command as a task's argument, with the trace of its sender.
 
     Raises:
-        UnwritableMessage: it is too large, or would not be read as it is.
+        UnwritableMessage: the command is too large, or would be read back as another value.
     """
     plain = serializer.to_plain(command)
     metadata = current_metadata()
@@ -60,17 +60,18 @@ def pack_command(command: Any, serializer: Serializer) -> dict[str, Any]:
 def unpack_command(
     plain: Any, serializer: Serializer, *, root_id: str = "", parent_id: str = ""
 ) -> tuple[Any, Metadata]:
-    """Return the command in a task's argument, and the trace of what sent it.
+    """Return the command in a task's argument, and the trace of its sender.
 
     Args:
-        plain: what `pack_command` returned, or what JSON made of it.
-        serializer: decodes it.
-        root_id: Celery's, for a command that came as a part of a chain, group or chord.
-        parent_id: Celery's, of the task that sent it or that was before it in the chain.
+        plain: the value that `pack_command` returned, or the same after a passage through JSON.
+        serializer: decodes the command.
+        root_id: Celery's root id, for a command that is a part of a chain, group or chord.
+        parent_id: Celery's parent id: of the task that sent the command, or the one before it in
+            the chain.
 
     Raises:
-        UnknownMessageType: its name and version are not registered.
-        MalformedMessage: it does not fit its type.
+        UnknownMessageType: the command's name and version are not registered.
+        MalformedMessage: the command does not fit its type.
     """
     command = serializer.from_plain("command", plain)
     came_with = plain.get(METADATA) if isinstance(plain, dict) else None
@@ -83,11 +84,11 @@ def unpack_command(
 
 
 def with_context_of(plain: Any, before: Any) -> Any:
-    """Return a command's plain values, with the context of the one before it in a chain.
+    """Return a command's plain values, with the context of the command before it in a chain.
 
     Args:
-        plain: what is sent; if it has a trace of its own, it stays as it is.
-        before: the plain values of the command before it, or something else.
+        plain: the command's plain values; if they have a trace, they stay as they are.
+        before: the plain values of the command before it; anything else is ignored.
     """
     trace = before.get(METADATA) if isinstance(before, dict) else None
     trace = trace if isinstance(trace, dict) else {}
@@ -110,10 +111,10 @@ def _trace(came_with: Any, plain: dict[str, Any]) -> Metadata:
 
 
 def key_of(plain: Any) -> str | None:
-    """Return the idempotency key that came with a command; None if none did.
+    """Return the idempotency key in a command's plain values, or None if there is none.
 
     Raises:
-        MalformedMessage: it is none.
+        MalformedMessage: it is not a valid key.
     """
     key = plain.get(IDEMPOTENCY_KEY) if isinstance(plain, dict) else None
     try:
@@ -123,10 +124,10 @@ def key_of(plain: Any) -> str | None:
 
 
 def pack_message(message: Any, serializer: Serializer, *, message_id: str) -> dict[str, Any]:
-    """Return a message as its subscribers' tasks' argument, with the trace of what publishes it.
+    """Return a message as the argument of its subscribers' tasks, with its publisher's trace.
 
     Raises:
-        UnwritableMessage: it is too large, or would not be read as it is.
+        UnwritableMessage: the message is too large, or would be read back as another value.
     """
     metadata = Metadata.caused_by(message_id, current_metadata())
     plain = serializer.to_plain(message)
@@ -134,22 +135,22 @@ def pack_message(message: Any, serializer: Serializer, *, message_id: str) -> di
 
 
 def is_message(plain: Any) -> bool:
-    """Return whether a subscription's task was given a message instead of a recorded event."""
+    """Return whether a subscription task's argument is a message, not a recorded event."""
     return isinstance(plain, dict) and MESSAGE_ID in plain
 
 
 def unpack_message(plain: dict[str, Any], serializer: Serializer) -> tuple[Any, Metadata]:
-    """Return the message in a task's argument, and the metadata for what it brings about.
+    """Return the message in a task's argument, and the metadata for what it causes.
 
     Raises:
-        UnknownMessageType: its name and version are not registered.
-        MalformedMessage: it does not fit its type.
+        UnknownMessageType: the message's name and version are not registered.
+        MalformedMessage: the message does not fit its type.
     """
     return serializer.from_plain("message", plain), _trace(plain.get(METADATA), plain)
 
 
 def pack_event(stored: StoredEvent) -> dict[str, Any]:
-    """Return a stored event as a task's argument: the form that the Redis store's script makes."""
+    """Return a stored event as a task's argument, in the form that the Redis script makes."""
     event = stored.event
     return {
         "stream": stored.stream.key,
@@ -165,11 +166,11 @@ def pack_event(stored: StoredEvent) -> dict[str, Any]:
 
 
 def unpack_events(plain: Any, serializer: Serializer) -> list[RecordedEvent[Any]]:
-    """Return the recorded event in a task's argument; several, or none, if it was upcast to those.
+    """Return the recorded event in a task's argument; an upcaster may make several of it, or none.
 
     Raises:
-        UnknownMessageType: its name and version are not registered.
-        MalformedMessage: it does not fit its type, or is no recorded event.
+        UnknownMessageType: the event's name and version are not registered.
+        MalformedMessage: the event does not fit its type, or the argument is not an event.
         UpcastFailed: an upcaster failed.
     """
     try:

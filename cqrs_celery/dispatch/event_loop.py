@@ -1,11 +1,11 @@
-"""The event loop of this process, in which async handlers run that nobody awaits.
+"""The event loop of this process, which runs async handlers for synchronous callers.
 
-A worker's task is called, not awaited; so is whatever `execute` and `query` call. An async handler
-runs for them in one loop that the process has, in a thread of its own, made at its first use and
-after a fork anew, while the caller waits. All handlers of a process that are under way share it, so
-a connection pool that belongs to a loop serves all of them.
+A worker calls its tasks without awaiting them, and so do `execute` and `query`. For them, an async
+handler runs in the process's own event loop while the caller waits. The loop has a thread of its
+own, and is made at its first use, and again after a fork. All running handlers of a process share
+it, so a connection pool that belongs to a loop serves all of them.
 
-In gevent's pool, the loop is a greenlet of the worker's thread, as everything there is.
+In gevent's pool, the loop is a greenlet of the worker's thread, like everything else there.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from celery.signals import worker_process_shutdown, worker_shutdown
 from ..errors import HandlerCancelled
 from .celery_state import in_state, state_here, task_in_state
 
-#: Seconds that the loop has at the end of the process to bring its tasks to their end.
+#: Seconds that the loop's tasks have to finish at the end of the process.
 CLOSE_S: Final = 5.0
 
 
 class EventLoop:
-    """A running event loop, and the thread that it runs in."""
+    """A running event loop, in a thread of its own."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -40,7 +40,7 @@ class EventLoop:
         self._ended = threading.Event()
         self._ident = 0
         self._is_ending = False
-        #: Whether what still runs is being cancelled.
+        #: Whether the tasks that still run are being cancelled.
         self.is_closing = False
         start(self._run)
 
@@ -49,7 +49,7 @@ class EventLoop:
         asyncio.set_event_loop(self.loop)
         try:
             while not self._is_ending:
-                # A handler that exits has its SystemExit raised here too; others go on.
+                # A handler's SystemExit is raised here too; the loop goes on for other handlers.
                 with contextlib.suppress(SystemExit, KeyboardInterrupt):
                     self.loop.run_forever()
         finally:
@@ -58,11 +58,11 @@ class EventLoop:
 
     @property
     def is_here(self) -> bool:
-        """Whether the calling thread is the loop's own, which may not wait for it."""
+        """Whether the calling thread is the loop's own, which must not wait for the loop."""
         return self._ident == threading.get_ident()
 
     def close(self) -> None:
-        """Cancel what runs, wait for it for a moment, and end the loop."""
+        """Cancel the running tasks, wait up to `CLOSE_S` seconds for them, and end the loop."""
         self.is_closing = True
         with contextlib.suppress(RuntimeError, TimeoutError, concurrent.futures.TimeoutError):
             asyncio.run_coroutine_threadsafe(_end_tasks(), self.loop).result(CLOSE_S)
@@ -84,12 +84,12 @@ async def _end_tasks() -> None:
     await loop.shutdown_default_executor()
 
 
-#: What a coroutine, or a step of it, has come to.
+#: The outcome of a coroutine, or of a step of it.
 Outcome = concurrent.futures.Future[Any]
 
 
 class _Run:
-    """One coroutine on its way through the loop, and a thread that waits for it."""
+    """One run of a coroutine in the loop, for a thread that waits for it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]):
         self._loop = loop
@@ -99,7 +99,7 @@ class _Run:
         self._future: Outcome = concurrent.futures.Future()
 
     def wait(self, what: str) -> Any:
-        """Run the coroutine; return what it returns, or raise what it raises."""
+        """Run the coroutine, and return its value or raise its exception."""
         return self._wait(self._start, self._future, what)
 
     def _wait(self, begin: Callable[[], object], future: Outcome, what: str) -> Any:
@@ -114,15 +114,16 @@ class _Run:
             return self._end(error, begin, future)
 
     def _end(self, error: BaseException, begin: Callable[[], object], future: Outcome) -> Any:
-        """Cancel the coroutine, since whoever waits was interrupted, and wait for its end.
+        """Cancel the coroutine after its waiting thread was interrupted, and wait for its end.
 
-        It may clean up, and return or raise what it likes, as a sync handler may that has caught
-        its soft time limit. If it just ends, what has interrupted is raised; and where that ends
-        the process or the greenlet, it is raised after a moment, whatever the coroutine does.
+        The coroutine may clean up, and return or raise anything, as a sync handler may after it has
+        caught its soft time limit. If it is just cancelled, the interrupting exception is raised.
+        An interruption that ends the process or the greenlet is raised after `CLOSE_S` seconds at
+        most, whatever the coroutine does.
         """
         self._is_cancelled = True
         with contextlib.suppress(RuntimeError):
-            # It may be the beginning that was interrupted; a second one does nothing.
+            # The coroutine may not have begun before the interruption; beginning twice is harmless.
             begin()
             self._loop.call_soon_threadsafe(self._cancel)
         if not isinstance(error, Exception):
@@ -162,7 +163,7 @@ class _Run:
 
 
 class TwoStepRun:
-    """A coroutine that gives a value to a waiting thread, and goes on when that thread says so.
+    """A coroutine that hands a value over to a waiting thread, and resumes at `go_on`.
 
         async def handle() -> None:
             told = await run.hand_over(value)
@@ -171,11 +172,11 @@ class TwoStepRun:
         value = run.first(handle())
         run.go_on("told")
 
-    It is one task of the process's event loop from beginning to end: `asyncio.timeout` and task
-    groups must be left by the task that has entered them.
+    It is one task of the process's event loop from beginning to end, since `asyncio.timeout` and
+    task groups must be left by the task that has entered them.
 
     Args:
-        of: the name of its handler, for errors.
+        of: the handler's name, for errors.
     """
 
     def __init__(self, *, of: str) -> None:
@@ -183,7 +184,7 @@ class TwoStepRun:
         self._own: EventLoop | None = None
         loop = _the_loop()
         if loop.is_here:
-            # As in `run_coroutine`: that one waits for what is called here.
+            # As in `run_coroutine`: the process's loop waits for this call.
             self._own = loop = EventLoop()
         self._loop = loop
         self._steps: _Steps | None = None
@@ -192,14 +193,14 @@ class TwoStepRun:
         """Run a coroutine until it hands a value over, or to its end; return the value.
 
         Raises:
-            HandlerCancelled: it was cancelled by nobody who waits for it.
-            BaseException: whatever it raises, or what has interrupted.
+            HandlerCancelled: the coroutine was cancelled, but not by the waiting thread.
+            BaseException: the coroutine's exception, or one that interrupted the waiting thread.
         """
         self._steps = steps = _Steps(self._loop, coroutine)
         return steps.wait(self._of)
 
     async def hand_over(self, value: Any = None, *, error: BaseException | None = None) -> Any:
-        """Hand over a value, or what `first` is to raise; return what `go_on` tells.
+        """Hand over a value, or an error for `first` to raise; return the argument of `go_on`.
 
         Raises:
             CancelledError: the process ends meanwhile.
@@ -209,18 +210,21 @@ class TwoStepRun:
 
     @property
     def is_over(self) -> bool:
-        """Whether the coroutine has ended, or was never begun."""
+        """Whether the coroutine has ended, or has never begun."""
         return self._steps is None or self._steps.is_over
 
     def go_on(self, told: Any) -> Any:
-        """Let the coroutine go on, and wait for its end.
+        """Resume the coroutine, and wait for its end.
+
+        Args:
+            told: the value that `hand_over` returns to the coroutine.
 
         Returns:
-            What it returns; None if it has ended before.
+            The coroutine's return value; None if it had ended already.
 
         Raises:
-            HandlerCancelled: it was cancelled by nobody who waits for it.
-            BaseException: whatever it raises, or what has interrupted.
+            HandlerCancelled: the coroutine was cancelled, but not by the waiting thread.
+            BaseException: the coroutine's exception, or one that interrupted the waiting thread.
         """
         try:
             return None if self._steps is None else self._steps.go_on(told, self._of)
@@ -254,7 +258,7 @@ class _Steps(_Run):
             try:
                 return await asyncio.shield(self._told)
             except asyncio.CancelledError:
-                # A timeout of the coroutine's own has nothing to end: it is through.
+                # The coroutine's own timeout is ignored: it has no work to end while it waits here.
                 if self._of.is_closing:
                     raise
 
@@ -271,7 +275,7 @@ class _Steps(_Run):
         self._loop.call_soon_threadsafe(tell)
 
     def _cancel(self) -> None:
-        # Between the steps there is nothing to interrupt.
+        # Between the steps, no thread waits that could be interrupted.
         if not self._is_handed_over or self._told.done():
             super()._cancel()
 
@@ -297,19 +301,19 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any], *, of: str) -> Any:
     If the waiting thread is interrupted, as by a soft time limit, the coroutine is cancelled.
 
     Args:
-        coroutine: runs in a copy of this context.
-        of: the name of its handler, for errors.
+        coroutine: the coroutine; it runs in a copy of this context.
+        of: the handler's name, for errors.
 
     Returns:
-        What it returns.
+        The coroutine's return value.
 
     Raises:
-        HandlerCancelled: it was cancelled by nobody who waits for it.
-        BaseException: whatever it raises, or what has interrupted.
+        HandlerCancelled: the coroutine was cancelled, but not by the waiting thread.
+        BaseException: the coroutine's exception, or one that interrupted the waiting thread.
     """
     loop = _the_loop()
     if loop.is_here:
-        # Something sync, called by a coroutine: the loop waits for it, so it can't go on there.
+        # A coroutine of the loop has called a sync function, and the loop waits for it.
         return _run_apart(coroutine)
     return _Run(loop.loop, coroutine).wait(of)
 
@@ -332,7 +336,7 @@ def _the_loop() -> EventLoop:
 
 
 def close_loop(**_: Any) -> None:
-    """End the process's event loop, if there is one; the next coroutine gets another."""
+    """End the process's event loop, if there is one; the next coroutine gets a new one."""
     global _current
     with _guard:
         current, _current = _current, None
@@ -341,10 +345,10 @@ def close_loop(**_: Any) -> None:
 
 
 def is_loop_running() -> bool:
-    """Return whether an event loop runs what is called here."""
+    """Return whether the caller runs in an event loop."""
     if asyncio._get_running_loop() is None:
         return False
-    # Greenlets share their thread's mark: there, only the frames tell whose loop it is.
+    # Greenlets share their thread's running loop: only the frames show whether it runs this one.
     return not _is_gevent() or _is_called_by_a_loop()
 
 
@@ -363,9 +367,9 @@ def _is_gevent() -> bool:
 
 
 def start(run: Callable[[], None]) -> None:
-    """Start a loop in a thread of its own; in a greenlet, where threads are such."""
+    """Start a loop in a thread of its own, or in a greenlet if gevent has replaced threads."""
     if _is_gevent():
-        # Here: gevent need not be installed.
+        # Imported here, since gevent need not be installed.
         from .gevent_loop import LoopGreenlet
 
         LoopGreenlet.spawn(run)
@@ -373,8 +377,8 @@ def start(run: Callable[[], None]) -> None:
         threading.Thread(target=run, name="cqrs-event-loop", daemon=True).start()
 
 
-#: The loop of the parent process, where this one is a fork: its thread is not here. Closing it
-#: would end the parent's, which shares its descriptors.
+#: The loop of the parent process, kept in a forked process, which does not have the loop's thread.
+#: Closing the loop here would break the parent's, which shares its file descriptors.
 _of_parent: list[EventLoop] = []
 
 

@@ -1,7 +1,7 @@
-"""A place to queue for an aggregate's lock within one event loop, before a thread waits for it.
+"""A queue for an aggregate's lock within one event loop, before a thread waits for the lock.
 
-A loop has a thousand commands at a time, and a few threads. Of those that want one lock, one waits
-for it in a thread; the others wait here, in the order in which they came.
+A loop may run a thousand commands at a time, and has a few threads. Of the commands that want the
+same lock, one waits for it in a thread; the others wait here, in the order of their arrival.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from weakref import WeakKeyDictionary
 from ..store.refusals import lock_timeout
 from ..store.stream import StreamName
 
-#: The gates that somebody uses, by loop; then by what gives the locks, and the aggregate's stream.
+#: The gates in use, by loop; then by the `Locks` and the aggregate's stream.
 _gates: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Any, StreamName], Gate]] = (
     WeakKeyDictionary()
 )
 
 
 class Gate:
-    """The queue for one lock in one loop; whoever has entered must leave it."""
+    """The queue for one lock in one loop; a command that has entered it must leave it."""
 
     def __init__(self, gates: dict[tuple[Any, StreamName], Gate], key: Any) -> None:
         self._gates = gates
@@ -29,10 +29,13 @@ class Gate:
         self._lock = asyncio.Lock()
 
     async def enter(self, wait_s: float) -> None:
-        """Wait until all who came before have left.
+        """Wait until all commands that came before have left.
+
+        Args:
+            wait_s: the most seconds to wait.
 
         Raises:
-            TimeoutError: they have not, in so many seconds.
+            TimeoutError: they have not left in time.
         """
         self._users += 1
         try:
@@ -45,7 +48,7 @@ class Gate:
             raise
 
     def leave(self) -> None:
-        """Let the next one in."""
+        """Let the next command in."""
         self._lock.release()
         self._forget()
 
@@ -56,15 +59,15 @@ class Gate:
 
 
 async def enter_gate(locks: Any, stream: StreamName, *, wait_s: float) -> Gate:
-    """Return the gate of an aggregate's lock, entered.
+    """Enter the gate of an aggregate's lock, and return it.
 
     Args:
-        locks: gives the lock.
-        stream: the aggregate's.
-        wait_s: seconds to wait at most.
+        locks: the locks; each has gates of its own.
+        stream: the aggregate's stream.
+        wait_s: the most seconds to wait.
 
     Raises:
-        LockTimeout: others in this loop wanted the lock all the time.
+        LockTimeout: other commands of this loop were in the gate all the time.
     """
     gates = _gates.setdefault(asyncio.get_running_loop(), {})
     key = locks, stream

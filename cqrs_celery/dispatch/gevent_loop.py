@@ -1,7 +1,7 @@
 """An event loop as one greenlet among others.
 
-Greenlets of one thread share asyncio's mark of the loop that runs there. The mark is taken away as
-often as the loop's greenlet gives way, and put back when it goes on: other greenlets are not
+The greenlets of a thread share asyncio's record of the running loop. The record is removed whenever
+the loop's greenlet is switched out, and restored when it resumes, so that other greenlets are not
 mistaken for coroutines.
 """
 
@@ -21,17 +21,17 @@ class LoopGreenlet(Greenlet):
     _others: AbstractEventLoop | None = None
 
     def switch_out(self) -> None:
-        """Take the mark away; the hub calls this when the greenlet gives way."""
+        """Remove the record; the hub calls this when it switches the greenlet out."""
         self._own = _get_running_loop()
         _set_running_loop(self._others)
 
     def switch(self, *args: Any) -> Any:
-        """Go on, with the mark."""
+        """Restore the record, and resume."""
         self._put_back()
         return super().switch(*args)
 
     def throw(self, *args: Any) -> Any:
-        """Go on with an exception, with the mark."""
+        """Restore the record, and resume with an exception."""
         self._put_back()
         return super().throw(*args)
 

@@ -1,4 +1,4 @@
-"""What a decorated function becomes: still the function, and a Celery task besides."""
+"""The object that a decorated function becomes: the function, and its Celery task."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .tasks import HandlerTask
 
 
 def _header(message: Any) -> None:
-    """Stand for the signature that Celery checks arguments against: the message alone."""
+    """Provide the signature that Celery checks arguments against: the message alone."""
 
 
 #: A command as plain values: its type, version and data.
@@ -35,8 +35,8 @@ C = TypeVar("C", default=Any)
 class Handler(Generic[C, R]):
     """A declared handler: of the command `C`, whose result is `R`, or a subscription's function.
 
-    Called, it is the user's function, with whatever arguments that takes. Everything else (`delay`,
-    `apply_async`, `s`, `si`, `name`, …) is its Celery task's in the current application.
+    Calling it calls the user's function with the same arguments. Its other attributes (`delay`,
+    `apply_async`, `s`, `si`, `name`, …) are those of its Celery task in the current application.
     """
 
     if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Handler(Generic[C, R]):
 
 
 def task_of(app: celery.Celery, definition: Definition) -> celery.Task:
-    """Return a handler's task in an application, made where it is missing.
+    """Return a handler's task in an application; build the task if it is missing.
 
     Raises:
         DuplicateRegistration: another handler, or another task of the application, has its name.
@@ -123,7 +123,7 @@ def _check_name(app: celery.Celery, definition: Definition, name: str) -> None:
 
 
 def build_task(app: celery.Celery, definition: Definition) -> celery.Task:
-    """Make a handler's task in an application.
+    """Build a handler's task in an application, and register it.
 
     Raises:
         DuplicateRegistration: another handler, or another task of the application, has its name.
@@ -136,7 +136,7 @@ def build_task(app: celery.Celery, definition: Definition) -> celery.Task:
     base: type[HandlerTask] = BatchTask if definition.batch else SubscriptionTask
     if is_command:
         base = CommandTask
-    # Celery warns of some options among a task class's own attributes: they are inherited.
+    # Celery warns about some options that a task class sets itself, so the class inherits them.
     options = {**definition.retrying.task_options(), **definition.options}
     if is_command:
         options["throws"] = (*CommandTask.throws, *as_tuple(options.get("throws", ())))

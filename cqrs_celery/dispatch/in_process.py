@@ -1,9 +1,10 @@
-"""What runs in the process that asks: whether it may, and what waits until a handler is through.
+"""Check calls that run in this process, and defer what a handler sends in eager mode.
 
-A command that a handler executes in the middle of its work has a commit of its own. That stands
-whatever becomes of the handler's, is made again whenever the handler is repeated, and, if it is for
-an aggregate that the handler has loaded, is the conflict that repeats it. So `execute` is refused
-there; and in eager mode, what a handler sends runs when the handler is through, as in a worker.
+A command that a handler executes in the middle of its work has a commit of its own. That commit
+stands even if the handler fails, and is made again whenever the handler is repeated. If it changes
+an aggregate that the handler has loaded, it even causes the conflict that repeats the handler. So
+`execute` is refused inside a handler. In eager mode, the tasks that a handler sends run after the
+handler has finished, as in a worker.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..session.off_loop import off_loop
 from .context import current_handler
 from .event_loop import is_loop_running
 
-#: Sent when a task is put off, by the task, in the order of sending: the test kit listens.
+#: Sent when a task is put off, by the task, in the order of sending. The test kit listens to it.
 put_off = Signal(name="cqrs_put_off", providing_args={"task_id", "args"})
 
 
@@ -32,11 +33,11 @@ def check_nested(name: str, how: str) -> None:
     """Check that no handler runs here.
 
     Args:
-        name: of the class of the command that is to be carried out.
-        how: it was asked for.
+        name: the name of the class of the command to carry out.
+        how: the call that was made for it, such as "execute".
 
     Raises:
-        NestedExecution: one does.
+        NestedExecution: a handler runs here.
     """
     handler = current_handler()
     if handler:
@@ -52,10 +53,14 @@ def check_nested(name: str, how: str) -> None:
 
 
 def check_no_loop(verb: str, message: Any) -> None:
-    """Check that no event loop runs what is called here.
+    """Check that the caller does not run in an event loop.
+
+    Args:
+        verb: the name of the called method; with `_async`, that of the one to await instead.
+        message: the command or query that was given to it.
 
     Raises:
-        InsideEventLoop: one does.
+        InsideEventLoop: the caller runs in an event loop.
     """
     if is_loop_running():
         name = type(message).__qualname__
@@ -68,23 +73,23 @@ def check_no_loop(verb: str, message: Any) -> None:
 
 
 class Later:
-    """What was sent in eager mode by handlers, in the order of sending."""
+    """The tasks that handlers have sent in eager mode, in the order of sending."""
 
     def __init__(self) -> None:
         self._calls: deque[Callable[[], Any]] = deque()
         self.is_over = False
 
     def add(self, call: Callable[[], Any]) -> None:
-        """Add something to run."""
+        """Add a call that runs a task."""
         self._calls.append(call)
 
     def run(self) -> Exception | None:
-        """Run everything, what comes meanwhile too; return the first failure that is raised."""
+        """Run all calls, with those added meanwhile; return the first exception that one raises."""
         failure: Exception | None = None
         while self._calls:
             try:
                 self._calls.popleft()()
-            except Exception as error:  # noqa: BLE001  the others run, whatever becomes of one
+            except Exception as error:  # noqa: BLE001  the other calls still run
                 failure = failure or error
         self.is_over = True
         return failure
@@ -94,19 +99,19 @@ _later: ContextVar[Later | None] = ContextVar("cqrs_later", default=None)
 
 
 def later() -> Later | None:
-    """Return what runs later where a handler sends something; None where nothing does."""
+    """Return the tasks to run later, if a handler runs here; None if a task runs at once."""
     found = _later.get()
     return found if found is not None and current_handler() and not found.is_over else None
 
 
 class sending_later:  # noqa: N801  used as a function is
-    """A block after which runs what handlers inside have sent in eager mode.
+    """A block at whose end the tasks run that handlers inside have sent in eager mode.
 
-    Of blocks within one another, that is the outermost.
+    If blocks are nested, the tasks run at the end of the outermost one.
 
     Raises:
-        Exception: what was raised inside; else the first failure of what was sent, if Celery's
-            `task_eager_propagates` lets it through.
+        Exception: the exception that was raised inside; else the first one of a sent task, if
+            Celery's `task_eager_propagates` lets it through.
     """
 
     __slots__ = "_sent", "_token"
@@ -133,7 +138,7 @@ class sending_later:  # noqa: N801  used as a function is
 
 @asynccontextmanager
 async def sending_later_async() -> AsyncIterator[None]:
-    """Do as `sending_later` does, without blocking the event loop."""
+    """Return a block like `sending_later`, which does not block the event loop."""
     if _later.get() is not None:
         yield
         return
@@ -153,21 +158,21 @@ async def sending_later_async() -> AsyncIterator[None]:
 
 
 class SentResult(EagerResult):
-    """The result of an eager task that runs later; pending until then."""
+    """The result of an eager task that runs later; it is pending until then."""
 
     def __init__(self, id: str, name: str) -> None:
         super().__init__(id, None, states.PENDING, name=name)
         self.on_ready = promise()
 
     def ready(self) -> bool:
-        """Return whether it has run."""
+        """Return whether the task has run."""
         return bool(self.state != states.PENDING)
 
     def get(self, *args: Any, **options: Any) -> Any:
-        """Return what it returned, or raise what it raised.
+        """Return the task's return value, or raise its exception.
 
         Raises:
-            NestedExecution: it has not run yet.
+            NestedExecution: the task has not run yet.
         """
         if not self.ready():
             check_nested(self._name, "the result's get()")

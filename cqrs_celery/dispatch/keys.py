@@ -6,16 +6,20 @@ from typing import Any, Final
 
 from ..store.refusals import check_text
 
-#: The characters of a key at most: stores look commands up in columns of limited length.
+#: The most characters of a key: stores look commands up in columns of limited length.
 LONGEST_KEY: Final = 200
 
 
 def checked_key(key: Any, *, what: str = "an idempotency key") -> str:
-    """Return an idempotency key, or another id of the caller's, as it is, if it may be one.
+    """Return an idempotency key, or another id that the caller chose, if it is valid.
+
+    Args:
+        key: the key.
+        what: names the key in errors.
 
     Raises:
-        ValueError: it is no text, empty, or too long.
-        InvalidText: it has a NUL, or half of a surrogate pair. It is a ValueError, too.
+        ValueError: the key is not a text, or is empty or too long.
+        InvalidText: the key has a NUL, or half of a surrogate pair. It is a ValueError, too.
     """
     if not isinstance(key, str) or not 0 < len(key) <= LONGEST_KEY:
         found = f"{len(key)} of them" if isinstance(key, str) else repr(key)
@@ -25,10 +29,10 @@ def checked_key(key: Any, *, what: str = "an idempotency key") -> str:
 
 
 def command_id_of(name: str, key: str) -> str:
-    """Return the id of a command with an idempotency key: two commands may have one key.
+    """Return the id of a command with an idempotency key; commands of two classes may share a key.
 
     Args:
-        name: the command's full name; it holds no colon.
+        name: the command's full name, which has no colon.
         key: its key.
     """
     return f"{name}:{key}"

@@ -1,10 +1,10 @@
-"""Check what kind of message something is, where one of a kind is asked for."""
+"""Check the kind of a message that is passed to a method."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-#: What is done with a message of each kind.
+#: The right way to use a message of each kind, for errors.
 _ASKED: Final = {
     "command": "A command is carried out by cqrs.execute(…), or sent by its delay().",
     "query": "A query is answered by cqrs.query(…).",
@@ -14,10 +14,10 @@ _ASKED: Final = {
 
 
 def check_kind(message: Any, kind: str) -> None:
-    """Check that something is a message of a kind.
+    """Check that an object is a message of a kind.
 
     Raises:
-        TypeError: it is another kind of message, or none.
+        TypeError: it is a message of another kind, or not a message.
     """
     found = getattr(type(message), "__kind__", "")
     if found != kind:

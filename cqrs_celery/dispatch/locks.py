@@ -1,9 +1,9 @@
-"""Hold an aggregate's lock while a command to it is carried out, where its handler asks for that.
+"""Hold an aggregate's lock while a command to it is carried out, if its handler asks for that.
 
-A lock keeps writers from working in vain: of those that wait for it, each finds the state that the
-one before has left. It carries no promise. It may expire in the middle of a handler, its server may
-be away, and who does not ask for it does not wait: what keeps two writers from writing one version
-is the store's check of the version alone.
+A lock saves writers useless work: each one that waits for it sees the state that the one before has
+left. It guarantees nothing. It may expire while a handler runs, its server may not answer, and
+writers that do not ask for it do not wait. Only the store's version check prevents two writers from
+writing the same version.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ logger = logging.getLogger(__name__)
 
 
 class Locks(Protocol):
-    """Give locks of aggregates, which others wait for."""
+    """The locks of aggregates."""
 
     def hold(self, stream: StreamName, *, wait_s: float) -> AbstractContextManager[None]:
         """Hold an aggregate's lock while the block runs, or until it expires.
 
         Args:
-            stream: the aggregate's.
-            wait_s: seconds to wait for it at most; 0 tries once.
+            stream: the aggregate's stream.
+            wait_s: the most seconds to wait for the lock; 0 tries once.
 
         Raises:
-            LockTimeout: somebody else held it all the time.
+            LockTimeout: others held the lock all the time.
             StoreUnavailable: the server of the locks does not answer.
         """
 
@@ -51,12 +51,12 @@ class CommandLock:
             lock.after_conflict()
 
     Args:
-        locks: gives it; None where there are none.
-        stream: what to lock; None for a command that is for no aggregate.
-        definition: says when, and for how long to wait.
+        locks: the application's locks; None if it has none.
+        stream: the stream to lock; None for a command without an aggregate.
+        definition: the handler's definition, which says when to lock and how long to wait.
 
     Raises:
-        InvalidSetting: the handler asks for a lock, and there are none.
+        InvalidSetting: the handler asks for a lock, but the application has no locks.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class CommandLock:
             self._leave_gate()
 
     def before(self) -> None:
-        """Take the lock, if it is taken always."""
+        """Take the lock, if the handler always takes it."""
         if self._is_wanted and self._is_always:
             self._take(self._wait_s)
 
     def after_conflict(self) -> None:
-        """Take the lock, if it was not taken; go on without it if its server does not answer."""
+        """Take the lock, unless it is held; go on without it if its server does not answer."""
         if self._is_wanted and self._manager is None:
             try:
                 self._take(self._wait_s)
@@ -132,7 +132,7 @@ class CommandLock:
             if not await off_loop(self._take_if_free):
                 await wait_off_loop(self._take_unless_given_up, until)
         except asyncio.CancelledError:
-            # The thread goes on waiting, and nobody else would give back what it then gets.
+            # The thread goes on waiting; if it gets the lock, it has to release it itself.
             with self._guard:
                 self._is_given_up = True
                 self._release()
@@ -164,7 +164,7 @@ class CommandLock:
     def _do_without(self, error: StoreUnavailable) -> None:
         self._is_wanted = False
         logger.warning(
-            "no lock of %s to be had, handler repeated without: %s",
+            "lock of %s not available, handler repeated without it: %s",
             self._stream,
             error,
             extra={"stream": str(self._stream), "why": str(error)},
@@ -174,12 +174,13 @@ class CommandLock:
 class CommandGate:
     """The place of a sync handler's command in an event loop's queue for its aggregate's lock.
 
-    Only a command that takes the lock always has one: it waits here without a thread.
+    Only commands of handlers that always take the lock queue here, where they wait without a
+    thread.
 
     Args:
-        locks: gives the lock; None where there are none.
-        stream: what is to be locked; None for a command that is for no aggregate.
-        definition: says when, and for how long to wait.
+        locks: the application's locks; None if it has none.
+        stream: the stream to lock; None for a command without an aggregate.
+        definition: the handler's definition, which says when to lock and how long to wait.
     """
 
     def __init__(
@@ -202,10 +203,10 @@ class CommandGate:
 
 
 def check_locks(locks: Locks | None, definition: Definition) -> None:
-    """Check that there are locks, if a handler asks for them.
+    """Check that the application has locks, if a handler asks for them.
 
     Raises:
-        InvalidSetting: there are none.
+        InvalidSetting: the handler asks for a lock, but the application has no locks.
     """
     policy = definition.on_conflict
     if locks is None and policy.lock and policy.is_lock_asked_for:

@@ -1,4 +1,4 @@
-"""Put something around every handler: logging, timing, validation, one's own.
+"""Wrap every handler in middleware: logging, timing, validation, or the application's own.
 
     @contextmanager
     def in_tenant(call: Call) -> Iterator[None]:
@@ -8,10 +8,9 @@
     cqrs = CQRS(app, middleware=[log_calls, in_tenant])
 
 A middleware is a function that takes a call and returns a context manager. The first one is the
-outermost: it is entered first and left last. The same ones serve sync and async handlers, in
-workers and in `execute` and `query` alike, so they may not await. What they are around is
-everything that becomes of one message: the lookup of what was recorded, locks, repetitions after
-conflicts, the commit.
+outermost: it is entered first and left last. The same middleware serves sync and async handlers, in
+workers and in `execute` and `query`, so it must not await. It wraps the whole handling of a
+message: the lookup of an earlier commit, locks, repetitions after conflicts, and the commit.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ class Call:
 
     Attributes:
         kind: "command", "query", "event", or "message" for one that is published.
-        message: what is handled; a list of recorded events for a function that takes a batch.
+        message: the message; a list of recorded events for a function that takes a batch.
         handler: the function's module and name.
-        metadata: of what it records and sends; empty for a query.
-        recorded: the event's facts, for a subscription's function that takes one.
+        metadata: the metadata of what the handler records and sends; empty for a query.
+        recorded: the facts of the event's recording, for a function that takes one event.
         result: None until the handler has returned and its changes are committed; then the
             `CommandResult`, or a query's answer.
     """
@@ -58,22 +57,22 @@ class Call:
 
     @property
     def name(self) -> str:
-        """The message's registered name; of a batch, the first event's."""
+        """The message's registered name; for a batch, the name of its first event."""
         message = self.message
         if isinstance(message, list):
             message = message[0].event
         return str(message.__registered__.name)
 
 
-#: Returns what is entered before a handler, and left after it.
+#: A function that returns the context manager of a call.
 Middleware = Callable[[Call], AbstractContextManager[Any]]
 
 
 def checked(middleware: Iterable[Middleware]) -> tuple[Middleware, ...]:
-    """Return middleware in its order.
+    """Check middleware, and return it in its order.
 
     Raises:
-        RegistrationError: one is none.
+        RegistrationError: an item is not a middleware.
     """
     found = tuple(middleware)
     given: tuple[Any, ...] = found
@@ -93,8 +92,8 @@ def around(middleware: tuple[Middleware, ...], call: Call) -> Iterator[Call]:
     """Enter the middleware in its order, and leave it in the reverse one.
 
     Raises:
-        Exception: what was raised inside, even if a middleware would have it forgotten: a handler
-            that failed has failed.
+        Exception: the exception that was raised inside, even if a middleware suppresses it: no
+            middleware turns a failure into a success.
     """
     failure: BaseException | None = None
     with ExitStack() as stack:
@@ -111,11 +110,11 @@ def around(middleware: tuple[Middleware, ...], call: Call) -> Iterator[Call]:
 
 @contextmanager
 def log_calls(call: Call) -> Iterator[None]:
-    """Log every call of a handler: it begins (debug), it is done (info), it failed (warning).
+    """Log every call of a handler: its beginning (debug), its end (info) or its failure (warning).
 
-    A command or query that is refused by a `Refusal` is no failure: it is logged at info.
+    A `Refusal` by a command's or query's handler is not a failure, and is logged at info.
 
-    The fields are `kind, message_name, handler, correlation_id`, and in the end `duration_ms`.
+    The fields are `kind, message_name, handler, correlation_id`, and at the end `duration_ms`.
     """
     extra: dict[str, Any] = {
         "kind": call.kind,
@@ -151,10 +150,10 @@ def log_calls(call: Call) -> Iterator[None]:
 
 
 def time_calls(observe: Callable[[Call, float], None]) -> Middleware:
-    """Return a middleware that tells how long each call took, whether it failed or not.
+    """Return a middleware that reports the duration of each call, whether it failed or not.
 
     Args:
-        observe: gets the call and the seconds, as a metric's `observe`.
+        observe: called with the call and its seconds, for instance to observe a metric.
     """
 
     @contextmanager
@@ -172,8 +171,8 @@ def time_calls(observe: Callable[[Call, float], None]) -> Middleware:
 def validate_fields(call: Call) -> Iterator[None]:
     """Check the types and limits of a command's or query's fields before its handler runs.
 
-    What came through a queue was checked when it was decoded; this checks what `execute` and
-    `query` are given, which msgspec does not check when it is made.
+    A message from a queue was checked when it was decoded. This middleware also checks those that
+    are passed to `execute` and `query`, since msgspec does not check an object when it is made.
 
     Raises:
         MalformedMessage: a field does not fit; the text says which.

@@ -1,4 +1,4 @@
-"""Check the task options given to a decorator: an option that does nothing is refused."""
+"""Check the task options given to a decorator, and refuse those that have no effect."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import celery
 from ..errors import RegistrationError
 from ..messages.registry import where
 
-#: Task options that a handler's task keeps for itself: others would break what it promises.
+#: Task options that a handler's task sets itself: other values would break its promises.
 FIXED = frozenset({
     "abstract", "acks_late", "acks_on_failure", "acks_on_failure_or_timeout", "acks_on_timeout",
     "app", "base", "bind", "compression", "default_retry_delay", "expires", "name", "queue",
     "Request", "retry", "run", "serializer", "typing",
 })  # fmt: skip
 
-#: Where an option that is refused is set instead, for the error.
+#: The place to set a refused option instead, for the error.
 ELSEWHERE = {"queue": ": a command's queue is set by task_routes, a subscription's is its name"}
 
-#: Celery's options that have another name here.
+#: Celery's options that the decorators name differently.
 NAMED_HERE = {"autoretry_for": "retry_on", "dont_autoretry_for": "give_up_on"}
 
 
@@ -32,12 +32,12 @@ def check_options(
     """Check a handler's task options.
 
     Args:
-        function: the handler's.
-        options: what the decorator was given besides its own options.
-        decorator: that decorator; its own options are suggested for one that is misspelt.
+        function: the handler's function.
+        options: the options given to the decorator, apart from its own.
+        decorator: the decorator; its own options are suggested for a misspelt one.
 
     Raises:
-        RegistrationError: Celery's tasks have no such option, or a handler's keeps it for itself.
+        RegistrationError: Celery's tasks have no such option, or a handler's task sets it itself.
     """
     for option in options:
         if option in FIXED:

@@ -1,4 +1,4 @@
-"""The results of what a store remembers: of a command or an event that has committed before."""
+"""The results of commands and events that have committed before, from the store's records."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ logger = logging.getLogger(__name__)
 
 
 def result_of(found: CommandOutcome, definition: Definition) -> CommandResult:
-    """Return the result of a command that had committed before: the first one's, in its type."""
+    """Return the recorded result of a command that has committed before, in its declared type."""
     value = definition.returned.read(found.outcome)
     return CommandResult(value=value, position=found.position or None, is_repeated=True)
 
 
 def committed_in_time(found: CommandOutcome, definition: Definition) -> CommandResult:
-    """Return the result of what has committed just before a soft time limit came, and log that."""
+    """Return the result of a commit during or after which a soft time limit came, and log that."""
     handler = ".".join(definition.place)
     logger.warning(
         "a soft time limit came while %s committed, or after that; its commit stands",

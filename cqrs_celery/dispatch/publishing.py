@@ -1,4 +1,4 @@
-"""Publish messages that are not stored: to every subscriber's task, wherever that runs."""
+"""Publish messages that are not stored to the tasks of all their subscribers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .topics import topic_of
 
 
 class Published(NamedTuple):
-    """The result of a publish: the message's id, and how many queues it went to.
+    """The result of a publish: the message's id, and the number of queues it went to.
 
-    `queues` is None if the id had been published before, and nothing was published again.
+    `queues` is None if the id had been published before; then nothing was published again.
     """
 
     message_id: str
@@ -29,7 +29,7 @@ class Published(NamedTuple):
 
 
 class Topics(Protocol):
-    """Publish to the subscribers that the broker itself knows."""
+    """The topics of a broker that knows its subscribers."""
 
     def publish(
         self,
@@ -43,10 +43,10 @@ class Topics(Protocol):
         capacity: int,
         timeout_s: float,
     ) -> int | None:
-        """Give a message to every subscriber of a topic, or to none; once per message id.
+        """Deliver a message to all subscribers of a topic or to none, once per message id.
 
         Returns:
-            The number of queues it went to; None if its id was seen.
+            The number of queues it went to; None if its id had been published before.
 
         Raises:
             QueueFull: there was no room in time; nothing was published.
@@ -55,13 +55,13 @@ class Topics(Protocol):
 
 
 class Publisher:
-    """Publish the messages of one application.
+    """The publisher of one application's messages.
 
     Args:
-        runtime: of the application.
-        topics: of the broker; None where the broker knows no subscribers. Then each subscriber that
-            this process knows is sent a task.
-        body: what goes before and after a message to make the body of a Celery task.
+        runtime: the application's runtime.
+        topics: the broker's topics; None if the broker knows no subscribers. Then a task is sent to
+            each subscriber that this process knows.
+        body: the texts before and after a message in the body of a Celery task.
     """
 
     def __init__(self, runtime: Runtime, topics: Topics | None, *, body: tuple[str, str]) -> None:
@@ -125,7 +125,7 @@ class Publisher:
 
 
 def sequence_of(message: Message, name: str) -> str:
-    """Return what a message stays in order with: those of its class with the same key."""
+    """Return the sequence of a message: that of its class and key, or "" without a key."""
     key = message.__key__
     return "" if key is None else f"{name}:{getattr(message, key)}"
 
@@ -140,5 +140,5 @@ def _json(name: str, packed: dict[str, Any]) -> str:
 
 
 def _inside_json(text: str) -> str:
-    """Return a text as it stands between the quotes of a JSON string."""
+    """Return a text escaped for a JSON string, without the quotes."""
     return json.dumps(text)[1:-1]

@@ -1,9 +1,9 @@
 """Decide whether a handler that has failed is run again at once, with fresh state.
 
-Two reasons are not the handler's own: another writer committed first, and a replica that lagged.
-Nothing was committed, so either is repeated; each time, what is read comes from the primary. What a
-handler raises, having read from the primary alone, is the outcome. So is what its commit raises,
-a lost race excepted: where the server's answer was lost, everything may be there.
+Two failures are not the handler's own: another writer committed first, or a replica lagged. In both
+cases nothing was committed, and the handler is repeated with reads of the primary. If a handler has
+read from the primary only, its exception is the outcome. An exception of the commit is the outcome
+too, except for a conflict: the server's answer may have been lost after the commit.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from .definitions import Definition
 
 logger = logging.getLogger(__name__)
 
-#: What depends on no state that was read: Celery's own ways to end a task, the queue, a lock, a
-#: mistake of the program, what happened behind the commit.
+#: Failures that do not depend on the state that was read: Celery's own ways to end a task, failures
+#: of the queue or a lock, mistakes in the program, and failures after the commit.
 _OF_NO_STATE = (
     AggregateExists,
     TaskPredicate,
@@ -50,13 +50,13 @@ _OF_NO_STATE = (
 
 
 class Next(Enum):
-    """What follows a handler's failure."""
+    """The step after a handler's failure."""
 
-    #: Its error is the outcome.
+    #: The error is the outcome.
     FAIL = auto()
     #: Another writer committed first: run it again after a moment, under the aggregate's lock.
     CONFLICT = auto()
-    #: A replica had a part in it: run it again with reads of the primary.
+    #: The handler had read from a replica: run it again with reads of the primary.
     REREAD = auto()
 
 
@@ -64,11 +64,11 @@ class Tries:
     """The tries of one run of a handler.
 
     Args:
-        definition: says how often a conflict repeats it.
+        definition: the handler's definition, which says how often to repeat it after conflicts.
 
     Attributes:
-        conflicts: how many there were.
-        is_committing: whether the handler of the present try has returned.
+        conflicts: the number of conflicts so far.
+        is_committing: whether the handler has returned in the present try.
     """
 
     def __init__(self, definition: Definition) -> None:
@@ -79,14 +79,14 @@ class Tries:
 
     @property
     def reads(self) -> Reads:
-        """The reads of the present try; it is to run in their block."""
+        """The reads of the present try, which must run in their block."""
         return self._reads
 
     def after(self, error: Exception) -> Next:
-        """Return what follows a failure of the present try, and prepare the next one.
+        """Return the step after a failure of the present try, and prepare the next try.
 
         Args:
-            error: what the handler, or its commit, has raised.
+            error: the exception that the handler or its commit has raised.
         """
         is_race = isinstance(error, ConcurrencyError)
         was_stale = self._reads.used_replica and (is_race or not self.is_committing)
@@ -94,7 +94,7 @@ class Tries:
         self.is_committing = False
         if isinstance(error, _OF_NO_STATE):
             return Next.FAIL
-        # A version that the caller chose is no lost race: it is there however often this runs.
+        # A repetition does not help if the caller chose the expected version.
         may_be_won = self.conflicts < self._definition.on_conflict.retries
         if is_race and may_be_won and not isinstance(error, StaleVersion):
             self.conflicts += 1

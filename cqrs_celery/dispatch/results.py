@@ -1,12 +1,12 @@
-"""What a command's handler returned: kept with its commit, sent as its result, and read again.
+"""The return values of commands' handlers: kept with the commit, sent as results, and read again.
 
 A value comes back in the type that the handler's return annotation declares:
 
     @command_handler(PriceOrder)
     def price_order(command: PriceOrder, session: Session) -> Decimal: ...
 
-A value of another type is refused, before anything is committed. Without an annotation, it is what
-JSON makes of it; then it can be texts, numbers, lists and dicts.
+A value of another type is refused before anything is committed. Without an annotation, the value
+is read as plain JSON, so it may consist of texts, numbers, lists and dicts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 class Returned:
-    """How what one handler returns is written, and read again.
+    """The writer and reader of one handler's return values.
 
     Args:
         function: the handler.
@@ -44,15 +44,15 @@ class Returned:
             self._type, self._decode_typed = Any, _decode
 
     def write(self, value: Any, *, of: str) -> str:
-        """Return a value as JSON from which the same is read.
+        """Return a value as JSON from which an equal value is read.
 
         Args:
-            value: what the handler returned.
-            of: names the command in an error.
+            value: the value that the handler returned.
+            of: names the command in errors.
 
         Raises:
-            UnwritableMessage: JSON has no form for it, it is of another type than the handler
-                declares, or it would be read as something else.
+            UnwritableMessage: JSON has no form for the value, it has another type than the handler
+                declares, or it would be read back as another value.
         """
         if value is None:
             return "null"
@@ -79,14 +79,14 @@ class Returned:
         )
 
     def read(self, text: str) -> Any:
-        """Return the value that was written; as plain values if its type has changed since."""
+        """Return the value that was written, or plain values if its type has changed since."""
         try:
             return self._decode_typed(text)
         except msgspec.ValidationError:
             return _decode(text)
 
     def convert(self, plain: Any) -> Any:
-        """Return the value that JSON has made plain values of; these if its type has changed."""
+        """Return the typed value of plain values, or these if its type has changed since."""
         if plain is None or self._type is Any:
             return plain
         try:
@@ -96,11 +96,11 @@ class Returned:
 
 
 class CommandAsyncResult(AsyncResult):
-    """A Celery AsyncResult of a command: what it gets is a `CommandResult`.
+    """A Celery AsyncResult of a command, whose `get` returns a `CommandResult`.
 
     Args:
-        id: the task's.
-        returned: how the handler's value is read; None where the handler is not known, and the
+        id: the task's id.
+        returned: the reader of the handler's values; None if the handler is not known. Then the
             value stays plain.
         options: Celery's own.
     """
@@ -119,11 +119,12 @@ def result_from(plain: Any, returned: Returned | None) -> Any:
     """Return the CommandResult that a command's task has returned as plain values.
 
     Args:
-        plain: what the task returned.
-        returned: how the handler's value is read; None to leave it plain.
+        plain: the task's return value.
+        returned: the reader of the handler's values; None to leave the value plain.
 
     Returns:
-        The result; what was given, if that is none, as from another version of this package.
+        The result. If `plain` does not have the form of one, as from another version of this
+        package, it is returned unchanged.
     """
     if not isinstance(plain, Mapping) or set(plain) != set(CommandResult.__struct_fields__):
         return plain
@@ -139,12 +140,12 @@ def _returned_by(function: Callable[..., Any]) -> Any:
 
 
 def check_returned(function: Callable[..., Any]) -> None:
-    """Check that a command's handler declares no result that can't be written.
+    """Check that values of a handler's return annotation can be written as JSON.
 
-    A type that is not defined yet is not looked at.
+    A type that is not defined yet is not checked.
 
     Raises:
-        HandlerSignatureError: JSON has no form for what it says that it returns.
+        HandlerSignatureError: JSON has no form for the annotated type.
     """
     declared = _returned_by(function)
     if declared in (typing.NoReturn, typing.Never):

@@ -1,7 +1,7 @@
-"""What happens when a handler fails: tried again where it stands, then set aside.
+"""Options for a handler that fails: retries in place, then a dead letter.
 
-Retries are Celery's own (`autoretry_for`, `Task.retry`), so they show as RETRY in Flower; the
-transport puts each in the place of its message, where its sequence waits until it is due.
+Retries are Celery's own (`autoretry_for`, `Task.retry`), so Flower shows them as RETRY. The
+transport puts each retry in the place of its message, whose sequence waits until the retry is due.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from ..refusal import Refusal
 from ..whole_numbers import is_whole
 from .conflicts import HOPELESS
 
-#: Never retried in place: no outcome of the handler, or none that time changes.
+#: Never retried in place: not an outcome of the handler, or one that does not change with time.
 NOT_RETRIED = (
     Ignore, Reject, LeaseLost, StoreUnavailable, MessageError, NestedExecution, InsideEventLoop,
     *HOPELESS,
 )  # fmt: skip
 
-#: What a subscription's dead letter does to its sequence.
+#: The effect of a subscription's dead letter on its sequence.
 OnDeadLetter = Literal["block", "continue", "discard_after"]
 
 
 @dataclass(frozen=True)
 class Retrying:
-    """How often, and when, a failing handler is tried again in place.
+    """The options for retries of a failing handler in place.
 
     Attributes:
-        retry_on: the exceptions that are retried.
-        give_up_on: of those, the ones that are not.
-        max_retries: retries before the failure counts; None for no limit.
+        retry_on: the exceptions for which the handler is retried.
+        give_up_on: those of them for which it is not retried.
+        max_retries: the most retries before the failure is final; None for no limit.
         retry_backoff: seconds before the first retry, doubled for each further one; True is 1.
-        retry_backoff_max: the most seconds between two.
+        retry_backoff_max: the most seconds between two retries.
         retry_jitter: True to wait a random part of that time.
     """
 
@@ -55,7 +55,7 @@ class Retrying:
     retry_jitter: bool = True
 
     def task_options(self) -> dict[str, Any]:
-        """Return the options of the Celery task that retries so."""
+        """Return the Celery task options for these retries."""
         return {
             "autoretry_for": self.retry_on,
             "dont_autoretry_for": (*NOT_RETRIED, *self.give_up_on),
@@ -68,13 +68,13 @@ class Retrying:
 
 @dataclass(frozen=True)
 class Lettering:
-    """What a subscription's dead letter does.
+    """The options for a subscription's dead letters.
 
     Attributes:
-        on_dead_letter: "block": later events of its aggregate wait until it is done or discarded;
-            "continue": they don't; "discard_after": they wait until its time to live is over, and
-            then it is deleted, with an error in the log.
-        dead_letter_ttl_s: seconds for which it is tried again; None for `cqrs_dead_letter_ttl_s`.
+        on_dead_letter: "block": later events of the aggregate wait until the dead letter is handled
+            or discarded; "continue": they don't wait; "discard_after": they wait until its time to
+            live is over, and then it is deleted, with an error in the log.
+        dead_letter_ttl_s: seconds to try a dead letter again; None for `cqrs_dead_letter_ttl_s`.
     """
 
     on_dead_letter: OnDeadLetter = "block"
@@ -82,10 +82,10 @@ class Lettering:
 
 
 def exceptions(option: str, given: Any, where: str) -> tuple[type[BaseException], ...]:
-    """Return the exception classes of an option, given as one or several.
+    """Return an option's exception classes, which may be given as one class or several.
 
     Raises:
-        RegistrationError: something else was given.
+        RegistrationError: a value is not an exception class.
     """
     found = as_tuple(given)
     for one in found:
@@ -97,15 +97,15 @@ def exceptions(option: str, given: Any, where: str) -> tuple[type[BaseException]
 
 
 def as_tuple(given: Any) -> tuple[Any, ...]:
-    """Return an option that is given as one or several, as several."""
+    """Return an option's values as a tuple, whether one or several are given."""
     return tuple(given) if isinstance(given, Sequence) else (given,)
 
 
 def check_refusals(retry_on: tuple[type[BaseException], ...], where: str) -> None:
-    """Check that a command is not to be tried again for a refusal.
+    """Check that a command's `retry_on` names no refusal.
 
     Raises:
-        RegistrationError: it is.
+        RegistrationError: it names a class below `Refusal`.
     """
     for one in retry_on:
         if issubclass(one, Refusal):
@@ -119,7 +119,7 @@ def check_number(option: str, given: Any, where: str, *, least: int = 0) -> None
     """Check that an option is a whole number.
 
     Raises:
-        RegistrationError: it is not, or it is less than the least.
+        RegistrationError: it is not a whole number, or it is below `least`.
     """
     if not is_whole(given, at_least=least):
         raise RegistrationError(
@@ -128,10 +128,10 @@ def check_number(option: str, given: Any, where: str, *, least: int = 0) -> None
 
 
 def check_choice(option: str, given: Any, where: str, accepted: Sequence[Any]) -> None:
-    """Check that an option is one of those accepted.
+    """Check that an option has an accepted value.
 
     Raises:
-        RegistrationError: it is another.
+        RegistrationError: it has another value.
     """
     if given not in accepted:
         raise RegistrationError(

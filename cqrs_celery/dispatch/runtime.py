@@ -1,4 +1,4 @@
-"""What tasks need of the application that they run in, and how they find it."""
+"""The parts of an application that its tasks use, and the lookup of the application."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .context import app_of_handler
 
 
 class SentQueues(Protocol):
-    """Whoever wants to know to which queues commands were sent."""
+    """An observer of the queues to which commands are sent."""
 
     def note_sent(self, queue: str, name: str) -> None:
-        """Note that a command of a name was sent to a queue; costs nothing that counts."""
+        """Note that the command `name` was sent to a queue; this must be fast."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Runtime:
         store: keeps its events.
         bus: runs its handlers.
         command_id_ttl_s: seconds for which a command is remembered.
-        dead_letters: what its subscriptions' dead letters do, where these don't say otherwise.
-        subscriptions: where workers say who gets which events and messages; None where nobody is
-            told, as with a broker that has no topics.
-        sent: is told to which queues commands were sent; None for nobody.
+        dead_letters: the policy for dead letters of subscriptions that do not set their own.
+        subscriptions: the registration of subscribers, which workers use; None if there is none, as
+            with a broker without topics.
+        sent: the observer of the queues to which commands are sent; None for none.
     """
 
     app: celery.Celery
@@ -54,12 +54,12 @@ class Runtime:
         return self.serializer.application
 
 
-#: The CQRS applications of this process that are in use, in the order of their making.
+#: The CQRS applications of this process that are in use, in the order of their creation.
 _applications: WeakKeyDictionary[celery.Celery, ReferenceType[Any]] = WeakKeyDictionary()
 
 
 def add_application(app: celery.Celery, source: Any) -> None:
-    """Make a Celery application's `CQRS` known; it is asked for its `runtime` when needed."""
+    """Register a Celery application's `CQRS`; its `runtime` is read only when it is needed."""
     _applications[app] = ref(source)
 
 
@@ -72,7 +72,7 @@ def runtime_of(app: celery.Celery, what: str = "this") -> Runtime:
     """Return the runtime of a Celery application.
 
     Raises:
-        NotConfigured: it has none.
+        NotConfigured: the application has no `CQRS`.
     """
     reference = _applications.get(app)
     source = reference() if reference else None
@@ -87,17 +87,17 @@ def runtime_of(app: celery.Celery, what: str = "this") -> Runtime:
 def current_app(what: str, name: str = "") -> celery.Celery:
     """Return the CQRS application to use here.
 
-    Of several in one process, that is the one that the name begins with; without such, or if there
-    are several of that name, the one whose handler runs, else Celery's current one, else the
-    newest. While a test has an application in memory as Celery's current one, it is that, so that
-    nothing leaves the test.
+    If there are several in one process, it is the one whose name is the first segment of `name`. If
+    none or several of them have that name, it is the one whose handler runs, else Celery's current
+    one, else the newest. If a test's application in memory is Celery's current one, it is always
+    that one, so that nothing leaves the test.
 
     Args:
-        what: names in errors what needs it.
-        name: of the command or subscription for which it is, as registered.
+        what: names the caller in errors.
+        name: the registered name of the command or subscription that needs the application.
 
     Raises:
-        NotConfigured: there is none in this process.
+        NotConfigured: there is no CQRS application in this process.
     """
     applications = list(_applications)
     if not applications:
@@ -120,7 +120,7 @@ def current_app(what: str, name: str = "") -> celery.Celery:
 
 
 def _takes_everything(app: celery.Celery) -> bool:
-    """Return whether commands of other names are an application's, too, as in a test."""
+    """Return whether an application takes commands of all names, as in a test."""
     return bool(getattr(_applications[app](), "takes_everything", False))
 
 
@@ -129,5 +129,5 @@ def _name_of(app: celery.Celery) -> str:
     try:
         return str(source.settings.application) if source is not None else ""
     except ConfigurationError:
-        # Whoever uses that application is told so.
+        # The error is raised when that application is used.
         return str(app.main or "")

@@ -20,15 +20,16 @@ from .keys import checked_key
 from .results import CommandAsyncResult
 from .runtime import Runtime
 
-#: Of a command's representation, how much its message carries for logs and events, as Celery does.
+#: The most characters of a command's representation in its message, which Celery shows in logs and
+#: events.
 REPR_CHARACTERS = 1024
 
-#: The header that tells the transport what a message must stay in order with.
+#: The header with the sequence in which the transport keeps a message in order.
 SEQUENCE_HEADER = "cqrs_sequence"
 
 
 def command_queue(task_name: str) -> str:
-    """Return the queue of a command: its application's, which is its name's first segment."""
+    """Return a command's queue, that of the application in its name's first segment."""
     return f"{task_name.partition('.')[0]}.commands"
 
 
@@ -37,11 +38,12 @@ def prepare_command(
 ) -> tuple[Any, dict[str, Any]]:
     """Return a command as a task's argument, and the options to send it with.
 
-    The caller's key goes into the argument, so that it stays with the command through retries and
-    dead letters. The task's id stays its own: each sending has a result.
+    The caller's key becomes a part of the argument, so that it stays with the command through
+    retries and dead letters. It does not replace the task's id, since each sending has its own
+    result.
     """
     options = dict(options)
-    # Packed first: a representation of what is nested too deep can't be made.
+    # Packed first: this refuses values that are nested too deeply for repr().
     if isinstance(command, Command):
         packed: Any = pack_command(command, runtime.serializer)
         text = repr(command)
@@ -66,26 +68,26 @@ def prepare_command(
 
 
 def _argument_of_current_task(runtime: Runtime) -> Any:
-    """Return the argument of the task that runs, which sends the next one of its chain."""
+    """Return the argument of the running task, which may send the next task of its chain."""
     task = runtime.app.current_worker_task
     args = task.request.args if task is not None else None
     return args[0] if args else None
 
 
 def shortened(text: str) -> str:
-    """Return a representation for logs and events, with its beginning alone if it is long."""
+    """Return a representation for logs and events, cut after `REPR_CHARACTERS`."""
     return text if len(text) <= REPR_CHARACTERS else f"{text[:REPR_CHARACTERS]}…"
 
 
 def route(app: celery.Celery, name: str, options: dict[str, Any], *, home_queue: str) -> None:
-    """Send a message home, unless its options or `task_routes` say where it goes."""
+    """Set a message's queue to `home_queue`, unless its options or `task_routes` route it."""
     is_told = any(options.get(option) for option in ("queue", "exchange", "routing_key"))
     if not is_told and not app.amqp.router.lookup_route(name, (), {}, options):
         options["queue"] = home_queue
 
 
 def sequence_of(command: Command, application: str) -> str:
-    """Return what a command stays in order with: its aggregate's stream; "" for nothing."""
+    """Return the sequence of a command: its aggregate's stream, or "" without an aggregate."""
     stream = stream_of(command, application)
     return stream.key if stream else ""
 
@@ -101,13 +103,13 @@ def repeat_with_of(options: Mapping[str, Any]) -> dict[str, Any]:
 def publishing(
     app: celery.Celery, message_id: str, name: str, repeat_with: dict[str, str]
 ) -> Iterator[None]:
-    """Turn a server that does not take a message into `PublishFailed`.
+    """Raise `PublishFailed` if a server does not accept the message that is sent inside.
 
     Args:
-        app: sends it.
-        message_id: its id.
-        name: its task's.
-        repeat_with: the arguments with which it is to be sent again.
+        app: the Celery application that sends the message.
+        message_id: the message's id.
+        name: the name of its task.
+        repeat_with: the arguments to use if it is sent again.
     """
 
     def not_sent(server: str, setting: str, error: BaseException) -> PublishFailed:
@@ -132,22 +134,22 @@ def publishing(
 
 
 def _lost_result_backend(app: celery.Celery, error: Exception) -> BaseException | None:
-    """Return the driver's error if the result backend does not answer, else None.
+    """Return the driver's error if the result backend does not answer, or else None.
 
-    Celery subscribes to the result before it publishes, and gives up with a RuntimeError, whose
-    text asks for a restart of the application. Sending needs none: the driver's error says what is
-    wrong.
+    Celery subscribes to the result before it publishes. If that fails, it raises a RuntimeError
+    whose text asks for a restart of the application. Sending needs no restart, and the driver's
+    error says what is wrong.
     """
     errors = getattr(app.backend, "connection_errors", ())
     return next((one for one in (error, error.__cause__) if isinstance(one, errors)), None)
 
 
 def send_unhandled(command: Command, runtime: Runtime, options: dict[str, Any]) -> Any:
-    """Send a command whose handler this process does not know; its application's queue gets it.
+    """Send a command whose handler this process does not know to its application's queue.
 
     Raises:
-        HandlerNotFound: tasks run eagerly, so it can't be run elsewhere.
-        PublishFailed: the broker did not take it.
+        HandlerNotFound: tasks run eagerly, so the handler must be in this process.
+        PublishFailed: the broker did not accept the message.
     """
     if runtime.app.conf.task_always_eager:
         raise runtime.bus.missing(command)
@@ -163,12 +165,12 @@ def send_unhandled(command: Command, runtime: Runtime, options: dict[str, Any]) 
 
 
 def note_sent(runtime: Runtime, options: Mapping[str, Any], name: str) -> None:
-    """Note to which queue a command was sent.
+    """Pass the queue to which a command was sent to the runtime's observer.
 
     Args:
-        runtime: of the application that sent it.
-        options: those that it was sent with.
-        name: the command's.
+        runtime: the runtime of the application that sent it.
+        options: the options that it was sent with.
+        name: the command's name.
     """
     queue = options.get("queue")
     if runtime.sent is not None and type(queue) is str:

@@ -1,4 +1,4 @@
-"""Read a handler's parameters: which takes the message, and what the others are given."""
+"""Read a handler's parameters: the one for the message, and the types of the others."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..session.session import Session
 from ..store.events import RecordedEvent
 from .asking import Asked, name_of, why_not, without_none
 
-#: What a handler can be given, by kind; the keys are what its parameters are annotated with.
+#: The types that the package itself provides to a handler's parameters, by the handler's kind.
 INJECTABLE: Mapping[str, tuple[type[Any], ...]] = {
     "command": (Session, Metadata),
     "query": (Session,),
     "event": (RecordedEvent, Session, Metadata),
     "message": (Session, Metadata),
-    # No session: what a batch commits could not be told from what its events commit one by one.
+    # No session: the commit of a batch could not be told apart from those of its single events.
     "batch": (),
 }
 
@@ -30,8 +30,8 @@ class Parameters(NamedTuple):
     """A handler's parameters after the message.
 
     Attributes:
-        injections: those that take what the package itself gives, each with its class.
-        asked: those that take what an application provides, each with what it asks for.
+        injections: those for values that the package itself provides, each with its class.
+        asked: those for values that an application provides, each with its type.
     """
 
     injections: dict[str, type[Any]]
@@ -41,9 +41,9 @@ class Parameters(NamedTuple):
 def read_parameters(
     function: Callable[..., Any], kind: str, messages: Sequence[type[Any]]
 ) -> Parameters:
-    """Check a handler's parameters, and return what to give to which.
+    """Check a handler's parameters, and return what each of them is to be given.
 
-    Whether somebody provides what is asked for is known later: at a worker's start, or when the
+    Whether the application provides a type is checked later: at a worker's start, or when the
     handler is first called.
 
     Args:
@@ -52,8 +52,8 @@ def read_parameters(
         messages: the classes that it handles.
 
     Raises:
-        HandlerSignatureError: the first parameter's annotation does not fit the messages, or
-            another parameter's is nothing that a handler of this kind can be given.
+        HandlerSignatureError: the first parameter's annotation does not fit the messages, or a
+            handler of this kind can't be given a value of another parameter's annotation.
     """
     parameters = list(inspect.signature(function).parameters.values())
     if not parameters:

@@ -1,4 +1,4 @@
-"""The Celery tasks of subscriptions: of functions that take one event or message, or a batch."""
+"""The Celery tasks of subscriptions, whose functions take one event or message, or a batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class SubscriptionTask(HandlerTask):
-    """The task of a subscription's function: its argument is a recorded event, or a message."""
+    """The task of a subscription's function; its argument is a recorded event or a message."""
 
     abstract = True
     ignore_result = True
@@ -26,13 +26,13 @@ class SubscriptionTask(HandlerTask):
     @property
     def retry_headers(self) -> dict[str, Any]:
         """The headers of a retry's message, the event's position among them."""
-        # By the position, the relay knows what is not handled, whatever the retry's arguments are.
+        # The position tells the relay which event is not handled, whatever arguments the retry has.
         [argument, *_] = self.request.args or [None]
         position = argument.get("position") if isinstance(argument, dict) else None
         return {**super().retry_headers, **({POSITION_HEADER: position} if position else {})}
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Send a recorded event or message by hand; it is handled beside its sequence."""
+        """Send a recorded event or message by hand; it is handled outside of its sequence."""
         route(self.app, self.name, options, home_queue=self.home_queue)
         return super().apply_async(args, kwargs, **options)
 
@@ -40,8 +40,9 @@ class SubscriptionTask(HandlerTask):
         """Handle a recorded event, or a message.
 
         Raises:
-            MessageError: the argument can't be read; a dead letter.
-            Exception: what the function raised; a dead letter that holds up its sequence.
+            MessageError: the argument can't be read; the message becomes a dead letter.
+            Exception: the exception that the function raised. After the retries, the message
+                becomes a dead letter, which blocks its sequence; "continue" lets the others pass.
         """
         self.settled(lambda: self._handle(only_argument(self, args, kwargs)))
 
@@ -66,7 +67,7 @@ class SubscriptionTask(HandlerTask):
     def _handle_one(self, recorded: RecordedEvent[Any]) -> None:
         runtime = self.runtime
         if recorded.parts > 1:
-            # Before it was split, it may have been handled as a whole.
+            # It may have been handled as a whole, before an upcaster split it.
             whole = handled_id(recorded.event_id, self.name)
             if runtime.store.find_command(whole):
                 return
@@ -76,9 +77,10 @@ class SubscriptionTask(HandlerTask):
         runtime.bus.run(self.definition, attempt)
 
     def _taken(self, arguments: Sequence[Any]) -> list[RecordedEvent[Any]]:
-        """Return the events that the function takes, of what came.
+        """Return those of the arguments' events that the function takes.
 
-        Others come where an old event was split, or dropped: it goes to whoever takes a part.
+        If an upcaster splits or drops an old event, all subscribers of its parts get the whole of
+        it, and each function takes only its own parts.
         """
         runtime, taken = self.runtime, []
         names = runtime.bus.definitions.names_taken(self.definition)
@@ -101,12 +103,12 @@ class SubscriptionTask(HandlerTask):
 
 
 class BatchTask(SubscriptionTask):
-    """The task of a function that takes many events: its argument is a list of them, or one."""
+    """The task of a function that takes a batch; its argument is a list of events, or one."""
 
     abstract = True
 
     def retry(self, *args: Any, exc: BaseException | None = None, **options: Any) -> Any:
-        """Retry a single event; several go back to the queue, to be handled one by one."""
+        """Retry a single event; return several to the queue, to be handled one by one."""
         if exc is not None and isinstance(self.request.args[0], list):
             raise exc
         return super().retry(*args, exc=exc, **options)

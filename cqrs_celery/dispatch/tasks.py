@@ -1,7 +1,8 @@
-"""The Celery tasks behind handlers and subscriptions.
+"""The Celery tasks of handlers and subscriptions.
 
-What they need of Celery: JSON, late acknowledgement, no acknowledgement of what was lost. Their
-request class, which runs in the worker's main process, turns every outcome into one settlement.
+They use JSON and late acknowledgement, and do not acknowledge a message whose worker process was
+lost. Their request class runs in the worker's main process, and turns each outcome into one
+settlement.
 """
 
 from __future__ import annotations
@@ -27,24 +28,25 @@ from .runtime import Runtime, runtime_of
 
 logger = logging.getLogger(__name__)
 
-#: The header in which a retried message remembers when it first failed, seconds of the epoch.
+#: The header of a retried message with the time of its first failure, in seconds of the epoch.
 FIRST_FAILED_AT = "cqrs_first_failed_at"
 
-#: The delivery info under which the worker's main process says what it holds.
+#: The delivery info in which the worker's main process passes on its lease on the message.
 LEASE = "cqrs_lease"
 
-#: The delivery info that says until when, by `elapsed_s`, nobody else can have it.
+#: The delivery info with the time, by `elapsed_s`, until which no other consumer can have the
+#: message.
 HELD_UNTIL = "cqrs_held_until"
 
 
 class NoLongerHeld(Ignore):
-    """A worker's message is another's by now, and so may be the messages behind it."""
+    """The worker lost its lease: another one may have taken this message and those after it."""
 
 
 class StoreAway(Ignore):
     """The event store did not answer; the message goes back, and is tried again later.
 
-    Not Celery's Reject, of which each is logged with its traceback.
+    Celery's Reject is not used, since Celery logs each one with its traceback.
     """
 
 
@@ -60,23 +62,23 @@ class HandlerTask(celery.Task):
     acks_on_timeout = False
 
     definition: Definition
-    #: Where its messages go that no option and no `task_routes` send elsewhere, and where workers
-    #: look for them.
+    #: The queue of its messages, unless an option or `task_routes` names another. Workers consume
+    #: it.
     home_queue: str
 
     @property
     def runtime(self) -> Runtime:
-        """The CQRS application that it belongs to."""
+        """The runtime of the CQRS application that it belongs to."""
         return runtime_of(self.app, self.name)
 
     def settled(self, work: Callable[[], CommandResult]) -> CommandResult:
-        """Do a worker's work; what is no outcome of it goes back to the queue.
+        """Do a worker's work; a failure that is not its outcome returns the message to the queue.
 
-        What the worker was given before it was frozen, others may have done meanwhile: it is not
-        begun.
+        If the worker was frozen until its lease ended, others may have handled the message. So work
+        without a valid lease is not started.
 
-        A worker's work has a context of its own: what a soft time limit prevents from being reset
-        there is not found by the process's next task.
+        A worker's work runs in a context of its own. If a soft time limit prevents a reset of that
+        context, the process's next task is not affected.
         """
         is_worker = not (self.request.called_directly or self.request.is_eager)
         if is_worker and not self._is_held:
@@ -118,7 +120,7 @@ class HandlerTask(celery.Task):
             raise StoreAway(str(error)) from None
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Send the task's message; in eager mode inside a handler, run it when that is through."""
+        """Send the task's message; in eager mode inside a handler, run it when the handler ends."""
         sent = later()
         if sent is None or not self.app.conf.task_always_eager:
             return super().apply_async(args, kwargs, **options)
@@ -135,13 +137,13 @@ class HandlerTask(celery.Task):
             return super().apply(args, kwargs, **options)
 
     def retry(self, *args: Any, **options: Any) -> Any:
-        """Retry as Celery does; the message remembers when it first failed."""
+        """Retry as Celery does; a header keeps the time of the first failure."""
         headers = {**self.retry_headers, **(self.request.headers or {})}
         return super().retry(*args, **{**options, "headers": headers})
 
     @property
     def retry_headers(self) -> dict[str, Any]:
-        """The headers of a retry's message, in addition to those of the message before it."""
+        """The headers of a retry's message, in addition to those of the failed message."""
         return {FIRST_FAILED_AT: time.time()}
 
     @property
@@ -150,13 +152,13 @@ class HandlerTask(celery.Task):
 
     @property
     def lease(self) -> Lease | None:
-        """The worker's hold on the message; None where the queue leases none."""
+        """The worker's lease on the message; None if the queue has no leases."""
         held = self._delivery_info.get(LEASE)
         return Lease(*held) if held else None
 
     @property
     def _is_held(self) -> bool:
-        """Whether the worker still holds the message, which costs a look only after a lease."""
+        """Whether the worker's lease is valid; it is looked up only after its time is over."""
         lease = self.lease
         if lease is None or elapsed_s() <= self._delivery_info.get(HELD_UNTIL, 0):
             return True
@@ -169,10 +171,10 @@ class HandlerTask(celery.Task):
 
 
 def only_argument(task: celery.Task, args: Any, kwargs: Any) -> Any:
-    """Return the single argument of a message that came for a task.
+    """Return the single argument of a task's message.
 
     Raises:
-        MalformedMessage: there is another number of them.
+        MalformedMessage: there is not exactly one argument.
     """
     given = [*(args or ()), *(kwargs or {}).values()]
     if len(given) != 1:

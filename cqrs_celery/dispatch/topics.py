@@ -1,4 +1,4 @@
-"""Name what subscribers register for."""
+"""Name the topics that subscribers register for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ..messages.serializer import Serializer
 
-#: In front of the name of a message that is not stored: an event may have the same name.
+#: The prefix of the topic of a message that is not stored, since an event may have the same name.
 MESSAGE_TOPIC = "message:"
 
 
@@ -18,10 +18,10 @@ def topic_of(cls: type[Any], serializer: Serializer) -> str:
 
 
 def topics_of(classes: Iterable[type[Any]], serializer: Serializer) -> tuple[str, ...]:
-    """Return the topics of classes: their own, and those of what is read as one of them.
+    """Return the topics of classes: of their own names, and of the names that are read as theirs.
 
-    Under an alias, or the name of an event that an upcaster makes others of, old code may still
-    write, and a relay may still read.
+    These are aliases, and the names of events that an upcaster turns into one of the classes: old
+    code may still write them, and a relay may still read them.
     """
     found: dict[str, None] = {}
     for cls in classes:

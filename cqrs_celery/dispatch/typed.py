@@ -1,9 +1,9 @@
-"""What type checkers see of the decorators and of `publish`; nothing here runs.
+"""The types of the decorators and of `publish`, for type checkers; nothing here runs.
 
-A decorator is called twice: `command_handler(CheckInItems)` knows the message class, and what that
-returns knows the function. The classes say what fits: the function takes the message, and returns
-what the message's class declares as its result. In them, `self` is annotated with the kind of
-message, from which a checker reads the result's type.
+A decorator is called twice: first with the message class, as `command_handler(CheckInItems)`, and
+then the result of that call with the function. These classes are the types of that result. They
+require a function that takes the message, and returns the result that the message's class declares.
+In them, `self` is annotated with the kind of message, from which a checker reads the result's type.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ M_co = TypeVar("M_co", bound=Message, covariant=True)
 
 
 class Publishable(Protocol):
-    """A message that is no event, command or query."""
+    """A message that is not an event, command or query."""
 
     def __publishable__(self) -> Literal[True]: ...
 
 
 class Unstated:
-    """The result of no query: only one that states no result passes for a query of this."""
+    """A type that is no query's result, so that it matches only queries that declare none."""
 
 
 class DeclaresCommand(Generic[M_co]):
@@ -43,7 +43,7 @@ class DeclaresCommand(Generic[M_co]):
 
 
 class DeclaresQuery(Generic[M_co]):
-    """The decorator of a query's handler; the function comes back as it is."""
+    """The decorator of a query's handler, which returns the function as it is."""
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # where both fit, the first is meant

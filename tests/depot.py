@@ -213,11 +213,6 @@ def seen(client: redis.Redis, subscription: str, id: str) -> list[int]:
     return [int(version) for version in found]
 
 
-def in_flight(client: redis.Redis) -> list[bytes]:
-    """Return the keys of whatever consumers hold."""
-    return list(client.scan_iter("cq:flight:*"))
-
-
 if "DEPOT_URL" in os.environ:
     app = client(
         os.environ.get("DEPOT_BROKER") or os.environ["DEPOT_URL"],

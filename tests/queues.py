@@ -40,6 +40,14 @@ def leftovers(client: Any) -> list[str]:
     return sorted(name for name in names if not name.startswith(MAY_STAY))
 
 
+def in_flight(client: Any) -> list[bytes]:
+    """Return the keys of whatever consumers hold.
+
+    By KEYS, which sees all at one moment: SCAN may miss what recovery renames meanwhile.
+    """
+    return list(client.keys("*cq:flight:*"))
+
+
 def make_due(queue: ReliableQueue, *, is_by_name: bool = False) -> None:
     """Let everything that is delayed be due now, in the order of its times, or else of its names.
 

@@ -28,6 +28,7 @@ from cqrs_celery.queue.reliable_queue import ReliableQueue
 from cqrs_celery.queue.values import Destination
 from tests import grist
 from tests.nodes import RedisNode, WorkerNode
+from tests.queues import in_flight
 from tests.waiting import wait_until
 
 QUEUE = "grist.commands"
@@ -173,9 +174,7 @@ class Mill:
             ),
         )
         assert self.worker.pid == self._pid, "the worker was started anew"
-        wait_until(
-            lambda: not list(self.data.scan_iter("cq:flight:*")), deadline_s, "nothing in flight"
-        )
+        wait_until(lambda: not in_flight(self.data), deadline_s, "nothing in flight")
         assert not self.queue.count(QUEUE).ready
 
     def settle_accounts(self) -> Counter[str]:

@@ -19,6 +19,7 @@ from tests.chaos import till
 from tests.chaos.lab import ALONE
 from tests.nodes import RedisNode, WorkerNode
 from tests.postgres import PostgresNode
+from tests.queues import in_flight
 from tests.waiting import wait_until
 
 #: Commands sent at a time, in the middle of which a worker is killed.
@@ -252,7 +253,7 @@ def running(
 
 def _kill(worker: WorkerNode, client: Any) -> int:
     """Kill a worker in the middle of its work, start it again; return what it held."""
-    keys = list(client.scan_iter("cq:flight:*"))
+    keys = in_flight(client)
     held = sum(client.hlen(key) for key in keys)
     worker.kill()
     # What it took since it was asked counts too: a fetch brings as much again at most.

@@ -12,6 +12,7 @@ from cqrs_celery.queue.reliable_queue import ReliableQueue
 from tests import depot
 from tests.depot import Ring
 from tests.integration.conftest import WorkerFactory
+from tests.queues import in_flight
 from tests.waiting import wait_until
 
 FLOOD = 2_000
@@ -65,5 +66,5 @@ def test_of_fifty_queues_one_is_flooded_and_the_others_are_served_meanwhile(
         # and so were those that came in the middle, before another quarter was
         late = max(n for n, bell in enumerate(rung) if bell.startswith("late"))
         assert rung[before:late].count("flood") < FLOOD / 4
-        wait_until(lambda: not depot.in_flight(data), 10, "nothing to be in flight")
+        wait_until(lambda: not in_flight(data), 10, "nothing to be in flight")
         assert not any(any(ReliableQueue(data).count(queue)) for queue in QUEUES)

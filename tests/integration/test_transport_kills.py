@@ -10,6 +10,7 @@ import pytest
 
 from tests.chaos.killing import kill_around_takes, kill_publishers
 from tests.chaos.lab import QUEUE, Lab
+from tests.queues import in_flight
 from tests.waiting import wait_until
 
 
@@ -158,7 +159,7 @@ def test_what_was_done_before_a_deadly_message_is_not_buried_in_its_place(tmp_pa
         for _ in range(12):
             worker.start()
             wait_until(lambda: worker.status == "exited", 20, "the worker's death")
-            wait_until(lambda: not list(lab.client.scan_iter("cq:flight:*")), 20, "the recovery")
+            wait_until(lambda: not in_flight(lab.client), 20, "the recovery")
             if lab.count().dead:
                 break
         # then that is the deadly one, and each of the others is done

@@ -14,6 +14,7 @@ from cqrs_celery.transport import TRANSPORT
 from tests.conftest import RedisFactory
 from tests.integration.conftest import WorkerFactory
 from tests.nodes import WorkerNode
+from tests.queues import in_flight
 from tests.waiting import wait_until
 
 WORKER = """
@@ -106,7 +107,7 @@ def test_what_runs_ends_what_was_prefetched_goes_back_and_others_go_on(
     queue.resume(["stop"])
     wait_until(lambda: len(listed(data, "ended")) == 8, 20, worker.log_tail)
     assert listed(data, "ended") == ["1", "a", "b", "c", "2", "3", "4", "5"]
-    wait_until(lambda: not list(data.scan_iter("cq:flight:*")), 10, "nothing in flight")
+    wait_until(lambda: not in_flight(data), 10, "nothing in flight")
     # and the worker can prefetch as much as before
     send(sender, "stop", "6", waits=True)
     wait_until(lambda: listed(data, "began")[-1] == "6", 20, worker.log_tail)

@@ -15,6 +15,7 @@ from tests.integration.conftest import WorkerFactory
 from tests.mill import Grind
 from tests.milling import letters, seen, start, tried, wait_for
 from tests.nodes import WorkerNode
+from tests.queues import in_flight
 from tests.waiting import wait_until
 
 LEDGER = "mill.ledger"
@@ -68,7 +69,7 @@ def test_what_waits_is_handled_many_at_once_and_in_order(
     assert max(sizes(data)) <= 100
     assert len(sizes(data)) <= 25
     wait_until(lambda: not any(queue.count(LEDGER)), 10, "nothing to be left")
-    wait_until(lambda: not list(data.scan_iter("cq:flight:*")), 10, "nothing in flight")
+    wait_until(lambda: not in_flight(data), 10, "nothing in flight")
 
 
 def test_the_bad_one_is_found_and_holds_up_its_own_sack_alone(

@@ -26,6 +26,7 @@ from tests.conftest import require_server
 from tests.depot import EmptyBox, FillBox, RefuseBox, Ring
 from tests.integration.conftest import WorkerFactory
 from tests.nodes import REPOSITORY, ProcessNode, RedisNode, WorkerNode, free_port
+from tests.queues import in_flight
 from tests.waiting import wait_until
 
 #: Saves the second in which a starting worker looks for others.
@@ -153,7 +154,7 @@ def assert_handled_in_order(cqrs: CQRS, data: redis.Redis, ids: list[str], times
     )
     assert {name: depot.seen(data, "shelf", name) for name in ids} == dict.fromkeys(ids, wanted)
     assert {name: counts(cqrs, name) for name in ids} == dict.fromkeys(ids, wanted)
-    wait_until(lambda: not depot.in_flight(data), 5, "nothing to be in flight")
+    wait_until(lambda: not in_flight(data), 5, "nothing to be in flight")
 
 
 def test_commands_to_one_aggregate_are_handled_in_order_by_two_processes(

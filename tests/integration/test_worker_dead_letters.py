@@ -21,6 +21,7 @@ from tests import depot
 from tests.depot import EmptyBox, FillBox, FillBoxTooSlowly, KillWorker, RefuseBox
 from tests.integration.conftest import WorkerFactory
 from tests.nodes import WorkerNode
+from tests.queues import in_flight
 from tests.waiting import wait_until
 
 APPLICATION = "from tests.depot import app"
@@ -76,7 +77,7 @@ def assert_goes_on(cqrs: CQRS, data: redis.Redis, worker: WorkerNode) -> None:
     result = cqrs.send_command(FillBox(id="good", count=2)).get(timeout=20)
     assert result["value"] == 2
     wait_until(lambda: depot.seen(data, "shelf", "good") == [1], 10, "the event of a good command")
-    wait_until(lambda: not depot.in_flight(data), 10, "nothing to be in flight")
+    wait_until(lambda: not in_flight(data), 10, "nothing to be in flight")
     assert worker.status == "running"
 
 

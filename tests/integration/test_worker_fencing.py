@@ -17,6 +17,7 @@ from tests.depot import FillBox, FillBoxSlowly
 from tests.integration.conftest import WorkerFactory
 from tests.nodes import RedisNode, WorkerNode
 from tests.proxy import Proxy
+from tests.queues import in_flight
 from tests.telling import Said, read_said
 from tests.waiting import wait_until
 
@@ -118,7 +119,7 @@ def check_told(worker: WorkerNode, task_id: str) -> None:
 def check_once(cqrs: CQRS, data: redis.Redis, *names: str) -> None:
     """Check that each box was filled once, and that nothing is left to do."""
     wait_until(lambda: not any(ReliableQueue(data).count(QUEUE)), 20, "the queue to be empty")
-    wait_until(lambda: not depot.in_flight(data), 20, "nothing to be in flight")
+    wait_until(lambda: not in_flight(data), 20, "nothing to be in flight")
     assert {name: fillings(cqrs, name) for name in names} == dict.fromkeys(names, 1)
 
 
@@ -199,7 +200,7 @@ def test_what_the_server_has_forgotten_to_have_given_is_begun_with_again_in_its_
     worker = start_worker(pool="solo")
     wait_until(lambda: starts(data) == 1, 10, "the task to start")
     # when the server comes back without its last writes, as after a power cut
-    data.delete(*depot.in_flight(data))
+    data.delete(*in_flight(data))
     for key, dumped in before.items():
         assert dumped is not None
         data.restore(key, 0, dumped, replace=True)

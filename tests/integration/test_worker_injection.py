@@ -13,9 +13,9 @@ from cqrs_celery import CQRS
 from cqrs_celery.queue.reliable_queue import ReliableQueue
 from tests import bureau
 from tests.bureau import Blot, BlotSoon, Write, WriteSoon
-from tests.depot import in_flight
 from tests.integration.conftest import WorkerFactory
 from tests.nodes import WorkerNode
+from tests.queues import in_flight
 from tests.waiting import wait_until
 
 #: How many commands of each kind are sent.

@@ -19,6 +19,7 @@ from tests import depot
 from tests.depot import FillBox, FillBoxSlowly
 from tests.integration.conftest import WorkerFactory
 from tests.nodes import RedisNode, WorkerNode
+from tests.queues import in_flight
 from tests.waiting import wait_until
 
 #: Seconds; a dead worker's messages come back within this and ten more.
@@ -80,7 +81,7 @@ def wait_until_nothing_is_left(data: redis.Redis) -> None:
         return {name: found for name in names if any(found := queue.count(name))}
 
     wait_until(lambda: not left(), 20, lambda: f"the end of {left()}")
-    wait_until(lambda: not depot.in_flight(data), 10, "nothing to be in flight")
+    wait_until(lambda: not in_flight(data), 10, "nothing to be in flight")
 
 
 def test_a_worker_waits_for_a_server_that_is_away_at_its_start(

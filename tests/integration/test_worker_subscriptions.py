@@ -12,6 +12,7 @@ from tests import mill
 from tests.integration.conftest import WorkerFactory
 from tests.mill import Grind
 from tests.milling import POOLS, start, wait_for
+from tests.queues import in_flight
 from tests.waiting import wait_until
 
 #: What sees every event: a sync function and an async one, which gets the decoded event.
@@ -39,7 +40,7 @@ def test_the_decoded_event_arrives_and_nothing_is_left_in_flight(
 
     for subscription in SUBSCRIPTIONS:
         wait_for(data, subscription, "one", [1, 2, 3, 4, 5])
-    wait_until(lambda: not list(data.scan_iter("cq:flight:*")), 10, "nothing in flight")
+    wait_until(lambda: not in_flight(data), 10, "nothing in flight")
     assert not any(any(queue.count(name)) for name in queue.queues())
 
 
@@ -76,7 +77,7 @@ def test_a_subscription_is_registered_once_however_often_workers_start(
     cqrs.send_command(Grind(id="one")).get(timeout=20)
     wait_for(data, "flour", "one", [1])
     wait_for(data, "echo:1", "one", [1])
-    wait_until(lambda: not list(data.scan_iter("cq:flight:*")), 10, "nothing in flight")
+    wait_until(lambda: not in_flight(data), 10, "nothing in flight")
     assert data.llen("seen:flour:one") == data.llen("seen:echo:1:one") == 1
 
 

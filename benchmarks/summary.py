@@ -50,8 +50,18 @@ WITH_PEER = {"decoding", "snapshots", "event_store"}
 
 #: A commit that changes one of these may change what was measured.
 HOT_PATHS = tuple(
-    f"cqrs_celery/{room}"
-    for room in ("queue", "transport", "workers", "dispatch", "session", "backends", "messages")
+    f"cqrs_celery/{package}"
+    for package in (
+        "queue",
+        "transport",
+        "workers",
+        "dispatch",
+        "session",
+        "backends",
+        "messages",
+        "store",
+        "domain",
+    )
 )
 
 #: Seconds after which a benchmark is ended, and those that it gets to end its servers.

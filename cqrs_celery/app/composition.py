@@ -15,6 +15,7 @@ from ..messages.serializer import Serializer
 from ..session.repository import Repository
 from ..store.events import StoredEvent
 from ..store.ports import EventStore, SnapshotStore
+from .broker import check_broker, has_reliable_queue
 from .caching import open_cache
 from .delivery import refusing_undelivered
 from .first_sends import open_first_sends
@@ -22,7 +23,7 @@ from .locks import open_locks
 from .no_store import NoEventStore
 from .relay_opening import open_relay
 from .relaying import RelayParts
-from .settings import BROKER, Settings, check_broker
+from .settings import BROKER, Settings
 from .snapshots import open_snapshots
 from .stores import open_store
 from .topics import open_subscriptions
@@ -115,12 +116,3 @@ def open_store_or_none(
             # An application that names no store may need none.
             return NoEventStore(error)
     return open_store(app, settings, deliver=deliver)
-
-
-def has_reliable_queue(app: celery.Celery) -> bool:
-    """Return whether the broker of an application is the reliable queue."""
-    try:
-        check_broker(app)
-    except InvalidSetting:
-        return False
-    return True

@@ -47,7 +47,8 @@ from ..store.capabilities import check_capabilities
 from ..store.events import StoredEvent
 from ..store.ports import EventStore, SnapshotStore
 from ..transport.envelope import BODY
-from .composition import compose, has_reliable_queue, open_store_or_none
+from .broker import has_reliable_queue
+from .composition import compose, open_store_or_none
 from .current import CurrentApplication
 from .delivery import check_delivery
 from .discovery import import_from

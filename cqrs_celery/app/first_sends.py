@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final
 
@@ -16,8 +17,9 @@ import celery
 
 from ..queue.inspection import QueueInspector
 from ..queue.reliable_queue import ReliableQueue
-from ..transport import TRANSPORT, Transport
+from ..transport import TRANSPORT
 from ..transport.clients import BrokerClient
+from .broker import has_reliable_queue, transport_of
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 ANSWER_S: Final = 1.0
 
 
-class FirstSends:
+class FirstSends(ABC):
     """The queues that this process has sent commands to.
 
     Each queue is checked once, after the first command, in a thread of its own. A sender waits for
@@ -62,8 +64,9 @@ class FirstSends:
             return
         self._warn(queue, name, is_consumed=is_consumed)
 
+    @abstractmethod
     def _warn(self, queue: str, name: str, *, is_consumed: bool) -> None:
-        raise NotImplementedError
+        """Warn if something is amiss with a queue that a worker consumes, or that none does."""
 
 
 class UnconsumedQueues(FirstSends):
@@ -124,8 +127,6 @@ def open_first_sends(app: celery.Celery, *, is_reliable: bool) -> FirstSends | N
 
 
 def _is_stock_redis(app: celery.Celery) -> bool:
-    try:
-        transport = app.connection_for_write().get_transport_cls()
-    except (AttributeError, ImportError, KeyError):
-        return False  # connecting raises this error
-    return transport.driver_type == "redis" and not issubclass(transport, Transport)
+    transport = transport_of(app)
+    is_redis = transport is not None and transport.driver_type == "redis"
+    return is_redis and not has_reliable_queue(app)

@@ -17,9 +17,9 @@ from ..store.ports import EventStore
 from ..store.relay_ports import Outbox
 from ..transport.clients import BrokerClient
 from ..transport.envelope import BODY
+from .broker import check_confirms
 from .celery_destination import CeleryDestination
 from .relaying import Destination, RelayParts
-from .settings import check_confirms
 
 #: Seconds to wait for the server to accept a wake-up; no commit waits for it.
 WAKE_ANSWER_S: Final = 0.2

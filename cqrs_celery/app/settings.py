@@ -15,8 +15,6 @@ from ..errors import InvalidSetting
 from ..messages.compression import ALGORITHMS, THRESHOLD_BYTES, Compression
 from ..messages.serializer import MAX_MESSAGE_BYTES
 from ..store.events import DeadLetterPolicy
-from ..transport import TRANSPORT, is_reliable
-from ..transport.transport import SCHEMES
 from ..whole_numbers import is_whole
 
 #: 14 days, in seconds.
@@ -275,58 +273,6 @@ def _invalid(name: str, value: Any, accepted: str) -> InvalidSetting:
     return InvalidSetting(
         f"the setting {name} is {value!r}; accepted: {accepted}", setting=name, accepted=accepted
     )
-
-
-def check_broker(app: celery.Celery) -> None:
-    """Check that the broker is the reliable queue, which the Redis event store delivers into.
-
-    Raises:
-        InvalidSetting: the broker is not the reliable queue.
-    """
-    conf, schemes = app.conf, SCHEMES.values()
-    url = str(conf.broker_write_url or conf.broker_url or "")
-    # If a scheme has a plus, as redis+socket, Kombu uses its first part as the transport, whatever
-    # else is set.
-    scheme, plus, _ = url.partition("://")[0].partition("+")
-    named = conf.broker_transport
-    if scheme in schemes or (named and not plus and is_reliable(named)):
-        return
-    found = url.partition("://")[0] or named or "nothing"
-    raise InvalidSetting(
-        f"the event store is the broker's own Redis (cqrs_event_store = {BROKER!r}), so the broker"
-        f" must be the reliable queue; found the transport {found!r}. Set"
-        f" broker_transport = {TRANSPORT!r} next to a redis:// URL, or begin broker_url with one of"
-        f" {', '.join(f'{scheme}://' for scheme in schemes)}",
-        setting="broker_transport",
-        accepted=TRANSPORT,
-    )
-
-
-def check_confirms(app: celery.Celery) -> None:
-    """Check that publisher confirms are on if RabbitMQ is the broker.
-
-    Without them, a message that is sent while the connection breaks is lost unnoticed: a command,
-    or an event that the relay counts as sent. They are not turned on here silently, since they cost
-    each of the application's own messages a round trip.
-
-    Raises:
-        InvalidSetting: RabbitMQ is the broker, and publisher confirms are off.
-    """
-    connection = app.connection_for_write()
-    try:
-        is_amqp = connection.get_transport_cls().driver_type == "amqp"
-    except ImportError:
-        return  # connecting raises this error
-    options = app.conf.broker_transport_options or {}
-    if is_amqp and options.get("confirm_publish") is not True:
-        raise InvalidSetting(
-            "commands and events are sent over RabbitMQ, which does not confirm them"
-            f" (broker_transport_options has confirm_publish = {options.get('confirm_publish')!r}):"
-            " what is sent while a connection breaks would be lost unnoticed. Set"
-            " broker_transport_options = {'confirm_publish': True}, in addition to what is there",
-            setting="broker_transport_options['confirm_publish']",
-            accepted="True",
-        )
 
 
 def check_tasks(app: celery.Celery) -> None:

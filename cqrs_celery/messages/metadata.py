@@ -28,6 +28,8 @@ class _Context(dict[str, str]):
 
 def frozen(context: Mapping[str, str]) -> Mapping[str, str]:
     """Return a context that nobody can change."""
+    if type(context) is _Context:
+        return context
     return _Context(context) if context else _NO_CONTEXT
 
 

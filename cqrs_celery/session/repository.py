@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from ..domain.aggregate import Aggregate, PendingEvent
@@ -195,7 +195,7 @@ class Repository:
         lease: Lease | None = None,
         expected_version: int | None = None,
         transaction: StoreTransaction | None = None,
-        unchanged: Iterable[Aggregate] = (),
+        unchanged: Collection[Aggregate] = (),
     ) -> Committed | None:
         """Append the pending events of aggregates, all or none, and clear what was pending.
 
@@ -225,7 +225,7 @@ class Repository:
         if not changed:
             self._commit_rows(transaction, unchanged, command, lease)
             return None
-        appends = [*self._appends(changed, metadata), *self._checks(unchanged, changed)]
+        appends = self._appends(changed, metadata, unchanged)
         try:
             committed = (transaction or self._store).append(appends, command=command, lease=lease)
         except SubscriptionFailed as error:
@@ -240,16 +240,15 @@ class Repository:
     def _commit_rows(
         self,
         transaction: StoreTransaction | None,
-        unchanged: Iterable[Aggregate],
+        unchanged: Collection[Aggregate],
         command: CommandRecord | None,
         lease: Lease | None,
     ) -> None:
         """Commit what was written in a transaction, if there is one."""
         if transaction is None:
             return
-        checks = self._checks(unchanged, {})
-        if checks:
-            transaction.append(checks, command=command, lease=lease)
+        if unchanged:
+            transaction.append(self._checks(unchanged, {}), command=command, lease=lease)
         else:
             transaction.commit(command=command, lease=lease)
 
@@ -291,9 +290,12 @@ class Repository:
         return changed
 
     def _appends(
-        self, changed: Mapping[StreamName, Aggregate], metadata: Metadata
+        self,
+        changed: Mapping[StreamName, Aggregate],
+        metadata: Metadata,
+        unchanged: Collection[Aggregate],
     ) -> list[StreamAppend]:
-        return [
+        appends = [
             StreamAppend(
                 stream,
                 aggregate.version,
@@ -301,6 +303,9 @@ class Repository:
             )
             for stream, aggregate in changed.items()
         ]
+        if unchanged:
+            appends += self._checks(unchanged, changed)
+        return appends
 
     def get_newest(self, cls: type[A], id: str) -> A:
         """Return an aggregate as `get` does, but never from a replica, which may lag behind.
@@ -325,7 +330,7 @@ class Repository:
         # What is read in a transaction that the session does not end may never be committed.
         return self._enclosing is None or not self._enclosing.is_in_transaction
 
-    def check_can_check(self) -> None:
+    def check_version_checks(self) -> None:
         """Check that the store can check the version of a stream that gets no events.
 
         Raises:

@@ -230,7 +230,7 @@ class Session:
                 store can't check this.
         """
         self._check_open()
-        self._repository.check_can_check()
+        self._repository.check_version_checks()
         stream = self._repository.stream_of(type(aggregate), aggregate.id)
         if self._tracked.get(stream) is not aggregate or aggregate.version == 0:
             raise not_read(aggregate)

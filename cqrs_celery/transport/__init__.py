@@ -10,16 +10,13 @@ channels, acknowledgements and an event loop.
 
 from __future__ import annotations
 
-from typing import Any
-
 import kombu.connection
 import kombu.transport
-from kombu.transport import get_transport_cls
 
 from .channel import Channel
 from .transport import SCHEMES, SentinelTransport, Transport
 
-__all__ = ["TRANSPORT", "Channel", "SentinelTransport", "Transport", "is_reliable"]
+__all__ = ["TRANSPORT", "Channel", "SentinelTransport", "Transport"]
 
 #: The value of the setting `broker_transport`.
 TRANSPORT = "cqrs_celery.transport:Transport"
@@ -30,16 +27,3 @@ for _stock, _ours in SCHEMES.items():
     # Tools such as Flower look at the resolved name to know that LLEN answers.
     kombu.connection.resolve_aliases[_ours] = "redis"
 kombu.connection.resolve_aliases[TRANSPORT] = "redis"
-
-
-def is_reliable(transport: Any) -> bool:
-    """Return whether a value of the setting `broker_transport` is a transport of this package.
-
-    Args:
-        transport: a class, or its name in any of the forms that Kombu accepts.
-    """
-    try:
-        found: Any = get_transport_cls(transport)
-    except (KeyError, ImportError, AttributeError, ValueError):
-        return False  # whoever connects gets Kombu's error
-    return isinstance(found, type) and issubclass(found, Transport)

@@ -27,8 +27,8 @@ from typing import Any, Final
 
 from celery import bootsteps
 
+from ..app.broker import check_confirms
 from ..app.relaying import CONFLICT_S, WAIT_S, RelayParts, leads_elsewhere
-from ..app.settings import check_confirms
 from ..dispatch.runtime import runtime_of
 from ..errors import CQRSError, StoreError, StoreWentBack
 from ..store.events import START, Place

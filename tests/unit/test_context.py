@@ -7,8 +7,10 @@ import copy
 import pickle
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from celery import Celery, chain
 
@@ -24,6 +26,7 @@ from cqrs_celery import (
     command_handler,
     subscribes,
 )
+from cqrs_celery.dispatch.attempts import Attempt
 from cqrs_celery.dispatch.context import MOST_ENTRIES, current_metadata
 from cqrs_celery.dispatch.envelope import with_context_of
 from cqrs_celery.errors import InvalidText
@@ -221,3 +224,18 @@ def test_nobody_can_change_what_other_messages_carry(cqrs: CQRS) -> None:
     for copied in (copy.deepcopy(metadata), pickle.loads(pickle.dumps(metadata))):
         assert copied == metadata
     assert {**metadata.context, "role": "porter"} == {"user_id": "u7", "role": "porter"}
+
+
+def test_a_batch_has_the_context_of_its_first_event_and_each_event_its_own() -> None:
+    events = [
+        RecordedEvent(Opened(), f"e{n}", "gatehouse", "Gate", "1", n, n, datetime.now(UTC), trace)
+        for n, trace in enumerate([Metadata(context=USER), Metadata(context={"user_id": "u8"})], 1)
+    ]
+    attempt = Attempt.for_batch(events)
+    assert attempt.metadata.context == USER
+    assert [one.metadata.context["user_id"] for one in attempt.message] == ["u7", "u8"]
+
+
+def test_what_a_later_release_adds_to_metadata_is_ignored() -> None:
+    later = {"correlation_id": "c", "context": USER, "later": {"a": [1]}}
+    assert msgspec.convert(later, Metadata) == Metadata(correlation_id="c", context=USER)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from cqrs_celery.app.composition import has_reliable_queue
+from cqrs_celery.app.broker import has_reliable_queue
 from cqrs_celery.transport import SentinelTransport, Transport
 
 

@@ -133,7 +133,7 @@ MUTANTS = (
     Mutant("forms", "elif has_own or _is_compared(one.type, []):", "elif has_own:"),
     Mutant("forms", "elif has_own or _is_compared", "elif _is_compared"),
     Mutant("forms", "if not has_own and _is_moment(one.type):", "if False:"),
-    Mutant("forms", "and all(one.compare for one in fields)", ""),
+    Mutant("forms", ' == {"__class__", *(one.name for one in fields)}', ""),
     Mutant("forms", 'and code.co_filename == "<string>"', ""),
     Mutant("forms", "if nested.__struct_config__.omit_defaults:", "if False:"),
     Mutant("forms", 'if getattr(nested, "__keeps_unknown__", False):', "if False:"),

@@ -81,7 +81,7 @@ MUTANTS = (
         "call('LPUSH', seq_key(queue, seq), id)",
         "call('RPUSH', seq_key(queue, seq), id)",
     ),
-    Mutant("_counts", "seq, 'r' .. pri) == 1 then", "seq, 'r' .. pri) >= 0 then"),
+    Mutant("_counts", "if call('HSETNX', seqs, seq, 'r' .. pri) == 1 then", "if true then"),
     Mutant("_common", "element) == 1 then wake(queue) end", "element) == 0 then wake(queue) end"),
     Mutant("publish", "1, 'NX', 'PX', ARGV[3])", "1, 'PX', ARGV[3])"),
     Mutant("publish", "if due then delay(", "if false then delay("),

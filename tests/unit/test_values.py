@@ -25,6 +25,8 @@ from cqrs_celery.errors import (
     UnwritableMessage,
 )
 from cqrs_celery.messages.codec import codec_of
+from cqrs_celery.messages.forms import form_of
+from cqrs_celery.messages.markers import has_marked_object
 from cqrs_celery.messages.message import (
     Command,
     Event,
@@ -32,7 +34,7 @@ from cqrs_celery.messages.message import (
     Query,
     unknown_fields_of,
 )
-from cqrs_celery.messages.sameness import difference
+from cqrs_celery.messages.sameness import Difference, difference
 from cqrs_celery.messages.serializer import Serializer
 from cqrs_celery.testing.given_when_then import given, when
 from cqrs_celery.testing.scenario import in_memory
@@ -683,3 +685,76 @@ def test_the_fields_that_a_message_lacks_are_compared_too() -> None:
 def test_a_key_that_is_no_text_makes_a_message_that_comes_malformed() -> None:
     with pytest.raises(MalformedMessage, match="surrogates"):
         Serializer("values").convert_all("event", made(int).__registered__.name, 1, {"\ud800": 1})
+
+
+@pytest.mark.parametrize("around", ["{}", "[{}]", '{{"a": [[{}]]}}', '[1, {{"b": {}}}]'])
+def test_an_object_that_celery_s_json_would_read_as_its_own_is_found_at_any_depth(
+    around: str,
+) -> None:
+    assert has_marked_object(around.format('{"__type__": "t", "__value__": 1}').encode())
+    assert not has_marked_object(
+        around.format('{"__type__": "t", "__value__": 1, "more": 2}').encode()
+    )
+
+
+def test_a_number_s_name_comes_back_as_the_number_and_nothing_else_of_it() -> None:
+    # given a member of an IntEnum in the place of an int
+    assert difference(Level.LOW, 1) is None
+    assert difference([Level.LOW], [1]) is None
+    # but not another number, nor a member that is no number
+    assert difference(Level.LOW, 2) == Difference("", Level.LOW, 2)
+    assert difference(Mixed.NUMBER, 1) == Difference("", Mixed.NUMBER, 1)
+    assert difference(Level.LOW, 1, exact=True) == Difference("", Level.LOW, 1)
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_a_set_that_comes_back_with_more_or_fewer_members_is_another(kind: Any) -> None:
+    for sent, back in (({1}, {1, 2}), ({1, 2}, {1}), (set(), {1})):
+        assert difference(kind(sent), kind(back)) == Difference("", kind(sent), kind(back))
+    assert difference(kind({1, 2}), kind({2, 1})) is None
+
+
+def test_of_each_field_is_known_whether_equal_values_may_differ() -> None:
+    class ValuesTimed(Event):
+        number: int
+        at: datetime
+        until: datetime | None
+        day: date
+        hours: list[time]
+
+    # a moment is compared by its zone and offset alone; what holds times, part by part
+    form = form_of(ValuesTimed)
+    assert (form.times, form.compared) == (("at", "until"), ("hours",))
+
+    class ValuesAlike(Event):
+        number: int
+        at: datetime
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None  # type: ignore[assignment]
+
+    # an equality of the class's own may pass over any field, so each is compared
+    form = form_of(ValuesAlike)
+    assert (form.times, form.compared) == ((), ("number", "at"))
+
+
+@dataclasses.dataclass
+class Whole:
+    number: int
+    note: str
+
+
+@dataclasses.dataclass
+class Partly:
+    number: int
+    note: str = dataclasses.field(compare=False)
+
+
+def test_a_dataclass_that_leaves_a_field_out_of_its_equality_is_compared_part_by_part() -> None:
+    class ValuesOfDataclasses(Event):
+        whole: Whole
+        partly: Partly
+
+    assert form_of(ValuesOfDataclasses).compared == ("partly",)

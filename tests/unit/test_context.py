@@ -41,15 +41,15 @@ class Told(Message, name="gatehouse.told"):
     pass
 
 
-class Gate(Aggregate, name="Gate"):
+class Gatehouse(Aggregate, name="Gatehouse"):
     pass
 
 
-class Open(Command, name="gatehouse.open", aggregate=Gate, key="id"):
+class Open(Command, name="gatehouse.open", aggregate=Gatehouse, key="id"):
     id: str
 
 
-class OpenNext(Command, name="gatehouse.open_next", aggregate=Gate, key="id"):
+class OpenNext(Command, name="gatehouse.open_next", aggregate=Gatehouse, key="id"):
     id: str
 
 
@@ -59,7 +59,7 @@ seen: list[tuple[str, Metadata]] = []
 @command_handler(Open)
 def open_gate(command: Open, session: Session, metadata: Metadata) -> None:
     seen.append(("open", metadata))
-    session.get_or_create(Gate, command.id).record(Opened())
+    session.get_or_create(Gatehouse, command.id).record(Opened())
 
 
 @command_handler(OpenNext)
@@ -113,7 +113,7 @@ def test_what_a_command_records_and_causes_carries_what_was_said(cqrs: CQRS, how
     # then handler, event and subscription have the user and the request
     traces = dict(seen)
     assert [name for name, _ in seen] == ["open", "recorded", "open_next"]
-    (stored,) = cqrs.store.read_stream(StreamName("gatehouse", "Gate", "1"))
+    (stored,) = cqrs.store.read_stream(StreamName("gatehouse", "Gatehouse", "1"))
     assert traces["open"].context == traces["recorded"].context == USER
     assert stored.event.metadata.context == USER
     # and the second command what the subscription has added
@@ -128,8 +128,8 @@ def test_messages_and_sessions_carry_what_was_said(cqrs: CQRS) -> None:
     with cqrs.context(user_id="u7") as metadata:
         cqrs.publish(Told())
         with cqrs.session() as session:
-            session.get_or_create(Gate, "2").record(Opened())
-    (stored,) = cqrs.store.read_stream(StreamName("gatehouse", "Gate", "2"))
+            session.get_or_create(Gatehouse, "2").record(Opened())
+    (stored,) = cqrs.store.read_stream(StreamName("gatehouse", "Gatehouse", "2"))
     told = dict(seen)["told"]
     assert stored.event.metadata.context == told.context == USER
     # and one trace, which begins here
@@ -228,7 +228,9 @@ def test_nobody_can_change_what_other_messages_carry(cqrs: CQRS) -> None:
 
 def test_a_batch_has_the_context_of_its_first_event_and_each_event_its_own() -> None:
     events = [
-        RecordedEvent(Opened(), f"e{n}", "gatehouse", "Gate", "1", n, n, datetime.now(UTC), trace)
+        RecordedEvent(
+            Opened(), f"e{n}", "gatehouse", "Gatehouse", "1", n, n, datetime.now(UTC), trace
+        )
         for n, trace in enumerate([Metadata(context=USER), Metadata(context={"user_id": "u8"})], 1)
     ]
     attempt = Attempt.for_batch(events)
